@@ -1,0 +1,1 @@
+"""Image captioners that attend to regions of a picture: the library that the stages call."""

@@ -1,0 +1,1 @@
+"""Captions: from any source format to records, and from records to token ids."""

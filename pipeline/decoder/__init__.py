@@ -1,0 +1,1 @@
+"""The attention LSTM: its step, its training and its search."""

@@ -1,0 +1,1 @@
+"""Scores of generated captions, and how they are shown."""

@@ -1,0 +1,1 @@
+"""Features: from image files to stored grids of region features."""

@@ -1,0 +1,116 @@
+"""Artefacts that are whole or absent: fingerprints, atomic writes, locked work folders, publication.
+
+A stage works in `data/.work/<stage>/<fingerprint>/`, which survives kills and is ignored by git and DVC, and shows
+its result under its final name only when that is complete.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def fingerprint(**parts: Any) -> str:
+    """Digest named JSON values into 16 hexadecimal digits that name a piece of work."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a file so that a crash leaves either the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    _sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically, in a form that is the same for the same value. NaN is refused."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, text + "\n")
+
+
+@contextmanager
+def work_folder(root: Path, stage: str, name: str) -> Iterator[Path]:
+    """Open the work folder of one stage and fingerprint, with this process its only writer.
+
+    A second process waits, after saying whom it waits for: the first may be the child of a killed `dvc`.
+    """
+    folder = root / stage / name
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder.with_name(f"{name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(lock, 32, 0).decode() or "unknown"
+            print(f"{stage}: waiting for process {holder}, which works in {folder}", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        yield folder
+    finally:
+        os.close(lock)
+
+
+def publish(source: Path, target: Path) -> None:
+    """Show the finished file or folder `source` as `target`, replacing what stands there, in one rename.
+
+    Files are hard-linked, so `source` stays, at no cost in space, for the run that comes after a kill; they are
+    copied where the file system allows no links.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staged = target.with_name(f".{target.name}.staged")
+    retired = target.with_name(f".{target.name}.retired")
+    _remove(staged)
+    _link_tree(source, staged)
+    _remove(retired)
+    if target.is_dir() and not target.is_symlink():
+        os.replace(target, retired)
+    os.replace(staged, target)
+    _sync_folder(target.parent)
+    _remove(retired)
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    if source.is_dir():
+        target.mkdir()
+        for entry in sorted(source.iterdir()):
+            _link_tree(entry, target / entry.name)
+        _sync_folder(target)
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
