@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, TypeVar, cast, dataclass_transform
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -22,8 +22,7 @@ def section(cls: type[T]) -> type[T]:
     The sentence under a field is its documentation: it gives the unit and the effect.
     """
     config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
-    decorated: type[T] = pydantic_dataclass(cls, frozen=True, kw_only=True, config=config)
-    return decorated
+    return cast(type[T], pydantic_dataclass(cls, frozen=True, kw_only=True, config=config))
 
 
 def load(path: Path, name: str, into: type[T]) -> T:
@@ -63,6 +62,11 @@ def check(values: Any, name: str, into: type[T], source: str) -> T:
         return TypeAdapter(into).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         raise UserError(f"{source}: " + "; ".join(_sentence(name, fault) for fault in error.errors())) from None
+
+
+def plain(values: Any) -> Any:
+    """Turn a section back into plain values, as they stand in the file: for fingerprints and for writing down."""
+    return TypeAdapter(type(values)).dump_python(values, mode="json")
 
 
 def _sentence(name: str, fault: Mapping[str, Any]) -> str:

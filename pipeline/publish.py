@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,17 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def code_digest() -> str:
+    """Digest the sources of all modules of this library that the process has loaded.
+
+    For the fingerprint of work whose result depends on them: interrupted work is not taken up by changed code.
+    """
+    modules = {name: module for name, module in sys.modules.items() if name.startswith("pipeline.")}
+    return fingerprint(
+        **{name: file_digest(Path(str(module.__file__))) for name, module in modules.items() if module.__file__}
+    )
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -67,6 +79,14 @@ def work_folder(root: Path, stage: str, name: str) -> Iterator[Path]:
         yield folder
     finally:
         os.close(lock)
+
+
+@contextmanager
+def fresh_folder(target: Path) -> Iterator[Path]:
+    """Make an empty folder beside `target` for work that is quick to do again; it is gone afterwards."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        yield Path(folder)
 
 
 def publish(source: Path, target: Path) -> None:

@@ -1,1 +1,1 @@
-"""The embedded dataset: rendered scenes, their captions, and the facts that captions can be checked against."""
+"""The embedded dataset: rendered scenes, their captions, and facts to check captions against."""

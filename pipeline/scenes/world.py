@@ -1,17 +1,44 @@
 """The world of the embedded dataset: what a scene may hold, and how one is drawn at random.
 
-The ground is the plane y = 0 with x to the right and z away from the camera; lengths are in units of about the
-height of a large object.
+The ground is the plane y = 0 with x to the right and z away from the camera; lengths are in units of about
+the height of a large object.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from math import sqrt
+from typing import Literal, get_args
+
+import numpy as np
 
 Shape = Literal["sphere", "cube", "cylinder", "cone", "ring", "pyramid"]
 Colour = Literal["red", "orange", "yellow", "green", "blue", "purple", "white", "black"]
 Size = Literal["small", "large"]
 Texture = Literal["matte", "shiny", "striped", "spotted"]
 Floor = Literal["wooden", "tiled", "sandy", "grassy", "carpeted"]
+
+SHAPES: tuple[Shape, ...] = get_args(Shape)
+COLOURS: tuple[Colour, ...] = get_args(Colour)
+SIZES: tuple[Size, ...] = get_args(Size)
+TEXTURES: tuple[Texture, ...] = get_args(Texture)
+FLOORS: tuple[Floor, ...] = get_args(Floor)
+
+# Bodies are seen whole where NEAREST <= z <= FARTHEST and |x| <= SPREAD * z - FRAME_MARGIN[size].
+NEAREST, FARTHEST = 4.9, 9.2
+SPREAD = 0.27
+FRAME_MARGIN: dict[Size, float] = {"small": 0.15, "large": 0.45}
+
+FOOTPRINT: dict[Size, float] = {"small": 0.33, "large": 0.6}
+"""Radius of a circle on the ground that holds any body of the size, however it is turned."""
+GAP = 0.15
+"""Least room between the footprints of two bodies."""
+
+_COUNT_WEIGHTS = (0.12, 0.33, 0.33, 0.22)
+"""For scenes of one body, of two, and so on."""
+_TEXTURE_WEIGHTS = (0.4, 0.2, 0.2, 0.2)
+"""One for each of `TEXTURES`."""
+_REPEAT_CHANCE = 0.35
+"""Of a scene with more than one body: that some are alike; of all scenes about 0.3."""
+_PLACINGS_TRIED = 50
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,3 +70,105 @@ class Scene:
     camera_height: float
     camera_tilt: float
     """Fall of the line of sight for each unit of z."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Look:
+    """What bodies that are alike share."""
+
+    shape: Shape
+    colour: Colour
+    size: Size
+    texture: Texture
+
+
+def draw_scene(
+    rng: np.random.Generator,
+    *,
+    forbidden: frozenset[tuple[Colour, Shape]],
+    required: tuple[Colour, Shape] | None,
+) -> Scene:
+    """Draw a scene at random.
+
+    Bodies stand apart and whole inside the frame; those of one colour and shape are alike in all. No body is
+    a `forbidden` pair, except that at least one is the `required` pair, forbidden or not. At least four pairs
+    must stay allowed.
+
+    Only exact arithmetic is used, so one generator state gives one scene on every machine.
+    """
+    camera_height = rng.uniform(2.2, 3.2)
+    return Scene(
+        bodies=_placed(rng, _looks(rng, forbidden, required)),
+        floor=FLOORS[rng.integers(len(FLOORS))],
+        hue_shift=(rng.uniform(0.88, 1.12), rng.uniform(0.88, 1.12), rng.uniform(0.88, 1.12)),
+        light=_unit(rng.uniform(-0.7, 0.7), 1.0, rng.uniform(-0.9, -0.2)),
+        brightness=rng.uniform(0.85, 1.15),
+        camera_height=camera_height,
+        # Looks at a point 0.4 above the middle of the ground, give or take.
+        camera_tilt=(camera_height - 0.4) / 7 + rng.uniform(-0.015, 0.015),
+    )
+
+
+def _looks(
+    rng: np.random.Generator,
+    forbidden: frozenset[tuple[Colour, Shape]],
+    required: tuple[Colour, Shape] | None,
+) -> list[_Look]:
+    count = 1 + int(rng.choice(len(_COUNT_WEIGHTS), p=_COUNT_WEIGHTS))
+    alike = int(rng.integers(2, min(count, 3) + 1)) if count > 1 and rng.random() < _REPEAT_CHANCE else 1
+    kinds = count - alike + 1
+
+    allowed = [
+        (colour, shape)
+        for colour in COLOURS
+        for shape in SHAPES
+        if (colour, shape) not in forbidden and (colour, shape) != required
+    ]
+    pairs = [allowed[i] for i in rng.permutation(len(allowed))[:kinds]]
+    if required is not None:
+        pairs[rng.integers(kinds)] = required
+    looks = [
+        _Look(
+            shape=shape,
+            colour=colour,
+            size=SIZES[rng.integers(len(SIZES))],
+            texture=TEXTURES[rng.choice(len(TEXTURES), p=_TEXTURE_WEIGHTS)],
+        )
+        for colour, shape in pairs
+    ]
+    return [looks[0]] * (alike - 1) + looks
+
+
+def _placed(rng: np.random.Generator, looks: list[_Look]) -> tuple[Body, ...]:
+    bodies: list[Body] = []
+    while len(bodies) < len(looks):
+        look = looks[len(bodies)]
+        for _ in range(_PLACINGS_TRIED):
+            z = rng.uniform(NEAREST, FARTHEST)
+            reach = SPREAD * z - FRAME_MARGIN[look.size]
+            body = Body(
+                shape=look.shape,
+                colour=look.colour,
+                size=look.size,
+                texture=look.texture,
+                x=rng.uniform(-reach, reach),
+                z=z,
+                turn=rng.random(),
+            )
+            if all(_apart(body, other) for other in bodies):
+                bodies.append(body)
+                break
+        else:
+            bodies.clear()
+    return tuple(bodies)
+
+
+def _apart(one: Body, other: Body) -> bool:
+    room = FOOTPRINT[one.size] + FOOTPRINT[other.size] + GAP
+    x, z = one.x - other.x, one.z - other.z
+    return x * x + z * z >= room * room
+
+
+def _unit(x: float, y: float, z: float) -> tuple[float, float, float]:
+    length = sqrt(x * x + y * y + z * z)
+    return (x / length, y / length, z / length)

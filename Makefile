@@ -1,0 +1,29 @@
+# The newcomer's way in: `make repro` runs the pipeline, `make test` the tests; both set up .venv when needed.
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: repro test lint bench clean
+
+repro: $(INSTALLED)
+	dvc repro $(STAGE)
+
+test: $(INSTALLED)
+	python -m pytest $(TESTS)
+
+lint: $(INSTALLED)
+	ruff check .
+	ruff format --check .
+	mypy
+
+bench: $(INSTALLED)
+	python -m benchmarks
+
+clean:
+	rm -rf data/.work
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,128 @@
+"""The decoder of Show, Attend and Tell (Xu et al. 2015, arXiv:1502.03044), with soft attention.
+
+Shapes: `B` images, `K` captions an image (or beams), `T` words, `P` regions, `C` channels, `V` words known,
+`A` attention, `E` embedding, `H` state.
+
+One `step` looks at the regions and predicts one word. Training runs the same weights through `forward`, which takes
+out of the loop over words whatever does not depend on the state: region keys, input gates and the vocabulary product.
+The captions of an image share its regions and keys.
+"""
+
+from typing import Annotated, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipeline.decoder.energy import energies
+from pipeline.params import section
+
+
+@section
+class DecoderParams:
+    """Sizes of the decoder."""
+
+    embedding: Annotated[int, Field(ge=1)]
+    """Numbers that stand for a word, and width of the layer before the vocabulary."""
+    state: Annotated[int, Field(ge=1)]
+    """Numbers in the LSTM's hidden state, and in its cell."""
+    attention: Annotated[int, Field(ge=1)]
+    """Numbers in which the state and a region are compared."""
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    """Share of numbers zeroed in training, in embedded words and before the vocabulary."""
+
+
+class Regions(NamedTuple):
+    """What the decoder may look at, prepared once an image."""
+
+    values: Tensor
+    """[B, P, C], normalised over channels."""
+    keys: Tensor
+    """[B, P, A]"""
+
+
+class State(NamedTuple):
+    """What the decoder remembers between words."""
+
+    hidden: Tensor
+    """[B, K, H]"""
+    cell: Tensor
+    """[B, K, H]"""
+
+
+class AttentionDecoder(nn.Module):
+    """An LSTM that chooses, before each word, where to look.
+
+    Differs from the paper in two points: regions are layer-normalised over channels, which removes the scale of the
+    encoder's activations, and the energies come from a rectifier in place of a hyperbolic tangent.
+    """
+
+    def __init__(self, params: DecoderParams, channels: int, words: int) -> None:
+        super().__init__()
+        self._sizes = [params.attention, 1, 4 * params.state]
+        self.normalise = nn.LayerNorm(channels, elementwise_affine=False)
+        self.key = nn.Linear(channels, params.attention)
+        self.energy = nn.Parameter(torch.empty(params.attention).uniform_(-1, 1) / params.attention**0.5)
+        self.first_hidden = nn.Linear(channels, params.state)
+        self.first_cell = nn.Linear(channels, params.state)
+        self.embedding = nn.Embedding(words, params.embedding)
+        self.word_gates = nn.Linear(params.embedding, 4 * params.state)
+        self.context_gates = nn.Linear(channels, 4 * params.state, bias=False)
+        self.from_state = nn.Linear(params.state, sum(self._sizes))
+        self.state_output = nn.Linear(params.state, params.embedding)
+        self.context_output = nn.Linear(channels, params.embedding, bias=False)
+        self.vocabulary = nn.Linear(params.embedding, words)
+        self.dropout = nn.Dropout(params.dropout)
+
+    def look(self, grids: Tensor) -> Regions:
+        """Prepare grids [B, P, C] of any float type."""
+        values = self.normalise(grids.to(self.key.weight.dtype))
+        return Regions(values, self.key(values))
+
+    def start(self, regions: Regions, captions: int) -> State:
+        """The state before the first word of `captions` captions an image: made from the mean region."""
+        mean = regions.values.mean(dim=1, keepdim=True)  # [B, 1, C]
+        hidden = torch.tanh(self.first_hidden(mean)).expand(-1, captions, -1)
+        cell = torch.tanh(self.first_cell(mean)).expand(-1, captions, -1)
+        return State(hidden, cell)
+
+    def step(self, words: Tensor, state: State, regions: Regions) -> tuple[Tensor, State, Tensor]:
+        """Read one word a caption and predict the next.
+
+        Takes ids [B, K]; returns logits [B, K, V], the new state, and the attention [B, K, P], which sums to 1.
+        """
+        embedded = self.dropout(self.embedding(words))
+        state, context, attention = self._advance(self.word_gates(embedded), state, regions)
+        return self._logits(embedded, state.hidden, context), state, attention
+
+    def forward(self, grids: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+        """Read whole captions and predict each next word, as `step` would one by one.
+
+        Takes grids [B, P, C] and ids [B, K, T]; returns logits [B, K, T, V] and attention [B, K, T, P].
+        """
+        regions = self.look(grids)
+        state = self.start(regions, words.shape[1])
+        embedded = self.dropout(self.embedding(words))  # [B, K, T, E]
+        hiddens, contexts, attentions = [], [], []
+        for gates in self.word_gates(embedded).unbind(dim=2):
+            state, context, attention = self._advance(gates, state, regions)
+            hiddens.append(state.hidden)
+            contexts.append(context)
+            attentions.append(attention)
+        logits = self._logits(embedded, torch.stack(hiddens, dim=2), torch.stack(contexts, dim=2))
+        return logits, torch.stack(attentions, dim=2)
+
+    def _advance(self, word_gates: Tensor, state: State, regions: Regions) -> tuple[State, Tensor, Tensor]:
+        query, gate, state_gates = self.from_state(state.hidden).split(self._sizes, dim=-1)
+        attention = energies(regions.keys, query, self.energy).softmax(dim=-1)  # [B, K, P]
+        context = gate.sigmoid() * torch.bmm(attention, regions.values)  # [B, K, C]
+        gates = word_gates + state_gates + self.context_gates(context)
+        entry, forget, candidate, output = gates.chunk(4, dim=-1)
+        cell = forget.sigmoid() * state.cell + entry.sigmoid() * candidate.tanh()
+        hidden = output.sigmoid() * cell.tanh()
+        return State(hidden, cell), context, attention
+
+    def _logits(self, embedded: Tensor, hidden: Tensor, context: Tensor) -> Tensor:
+        deep = torch.tanh(embedded + self.state_output(hidden) + self.context_output(context))
+        logits: Tensor = self.vocabulary(self.dropout(deep))
+        return logits

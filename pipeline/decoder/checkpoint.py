@@ -1,0 +1,83 @@
+"""Checkpoints: everything a training run needs to go on to the same bits, in one safetensors file.
+
+Nothing is unpickled: tensors are stored as tensors, the rest as JSON in the file's header.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import UserError
+from pipeline.publish import write_atomically
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Where a run stands."""
+
+    epoch: int = 0
+    """Epochs finished."""
+    step: int = 0
+    """Batches finished of the epoch under way."""
+    loss_sum: float = 0.0
+    """Sum of the cross-entropies of those batches."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """One row of metrics an epoch finished."""
+    best_score: float | None = None
+    best_epoch: int = 0
+    """Epoch, counted from 1, of the best score; 0 where none is finished."""
+
+
+def save_checkpoint(
+    path: Path,
+    progress: Progress,
+    decoder: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    best: dict[str, Tensor],
+) -> None:
+    """Write the state of a run, with the state of the CPU and CUDA random generators, atomically."""
+    tensors = {f"decoder.{name}": tensor for name, tensor in decoder.state_dict().items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
+    for number, slots in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{number}.{slot}": tensor for slot, tensor in slots.items()}
+    tensors["random.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    content = safetensors.torch.save(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        metadata={"progress": json.dumps(asdict(progress))},
+    )
+    write_atomically(path, content)
+
+
+def load_checkpoint(
+    path: Path, decoder: nn.Module, optimiser: torch.optim.Optimizer
+) -> tuple[Progress, dict[str, Tensor]]:
+    """Bring decoder, optimiser and random generators to the state of a checkpoint; returns progress and best weights.
+
+    Raises `UserError`, naming the file, where it is damaged.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            progress = Progress(**json.loads(file.metadata()["progress"]))
+            parts: dict[str, dict[str, Tensor]] = {"decoder": {}, "best": {}, "optimiser": {}, "random": {}}
+            for name in file.keys():  # noqa: SIM118
+                part, rest = name.split(".", 1)
+                parts[part][rest] = file.get_tensor(name)
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: is no checkpoint ({error}); delete it to train from the start") from error
+    decoder.load_state_dict(parts["decoder"])
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in parts["optimiser"].items():
+        number, slot = name.split(".")
+        slots.setdefault(int(number), {})[slot] = tensor
+    optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
+    torch.set_rng_state(parts["random"]["cpu"])
+    if "cuda" in parts["random"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(parts["random"]["cuda"])
+    return progress, parts["best"]

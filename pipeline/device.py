@@ -1,0 +1,23 @@
+"""Where tensors are computed: chosen by a flag, since it is the machine's affair and no param."""
+
+import os
+
+import torch
+
+from pipeline.errors import UserError
+
+
+def open_device(name: str) -> torch.device:
+    """Choose `cpu`, `cuda` (`cuda:1`, ...) or `auto`, and make PyTorch compute the same bits on every run.
+
+    Raises `UserError` for a device that this machine lacks.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: this machine cannot use it ({error}); choose cpu or auto") from error

@@ -1,0 +1,212 @@
+"""The frozen image encoder: a torchvision ResNet, cut after one of its layers.
+
+B images, S side of the picture in px, C channels, H and W grid height and width, P = H * W regions, by rows.
+"""
+
+import hashlib
+import pickle
+import re
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.torch
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from pipeline.errors import UserError
+from pipeline.features.images import Pixels, normalise
+from pipeline.params import section
+
+Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+Layer = Literal["layer2", "layer3", "layer4"]
+Precision = Literal["float32", "bfloat16"]
+
+STRIDES: dict[Layer, int] = {"layer2": 8, "layer3": 16, "layer4": 32}
+
+
+@section
+class EncodeParams:
+    """Section `encode`: what the frozen encoder is and how it sees a picture."""
+
+    architecture: Architecture
+    """ResNet of torchvision; the deeper, the better and the slower."""
+    layer: Layer
+    """Last layer kept; its grid has a cell every 8, 16 or 32 px (layer2, layer3, layer4)."""
+    weights: str
+    """torchvision's name of a set of weights, such as `IMAGENET1K_V2`, or a path that ends in .safetensors,
+    .pth or .pt."""
+    watch: str
+    """File or folder that DVC watches for changes: the path of the weights; any existing path where they are named."""
+    image_size: int
+    """Side in px of the square that the whole picture is resized to; a multiple of the layer's 8, 16 or
+    32 px, so that grid cells map linearly on the picture."""
+    precision: Precision
+    """Arithmetic inside the ResNet; bfloat16 is faster and less exact. Grids are float16 either way."""
+
+    def __post_init__(self) -> None:
+        stride = STRIDES[self.layer]
+        if self.image_size < stride or self.image_size % stride:
+            raise ValueError(
+                f"image_size must be a multiple of {stride} with {self.layer}, got {self.image_size}"
+            )
+
+
+class GridEncoder(nn.Module):
+    """A ResNet up to and with `layer`: pictures [B, 3, S, S], normalised, to grids [B, C, H, W].
+
+    Its parameters have torchvision's names. He et al. 2016, Deep Residual Learning for Image Recognition.
+    """
+
+    def __init__(self, architecture: Architecture, layer: Layer) -> None:
+        super().__init__()
+        for name, child in torchvision.models.get_model(architecture, weights=None).named_children():
+            self.add_module(name, child)
+            if name == layer:
+                break
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return [child for child in self.modules() if isinstance(child, nn.BatchNorm2d)][-1].num_features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalised pictures [B, 3, S, S] to grids [B, C, H, W]."""
+        for child in self.children():
+            images = child(images)
+        return images
+
+
+def load_encoder(params: EncodeParams) -> GridEncoder:
+    """Build the encoder that `encode` describes, frozen, in eval mode, channels last, on the CPU.
+
+    Raises `UserError`, naming file and tensors, where the weights are missing, unreachable, damaged, or do
+    not cover the layers kept; tensors of other layers are ignored.
+    """
+    path = _weights_path(params)
+    # On `meta` nothing is filled with random numbers only to be replaced.
+    with torch.device("meta"):
+        encoder = GridEncoder(params.architecture, params.layer)
+    encoder.load_state_dict(_matching(read_weights(path), encoder, path, params), assign=True)
+    encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return encoder.eval().requires_grad_(False)
+
+
+def weights_digest(encoder: GridEncoder) -> str:
+    """SHA-256 over names, shapes and float32 values, in hexadecimal: the same whatever file they came in."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_weighing(encoder).items()):
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@torch.inference_mode()
+def encode_grids(encoder: GridEncoder, pictures: Pixels, precision: Precision) -> npt.NDArray[np.float16]:
+    """Encode pictures, uint8 [B, S, S, 3], to grids, float16 [B, P, C], on the device that holds the encoder.
+
+    Raises `UserError` where a value is NaN or beyond float16, which only foreign weights bring about.
+    """
+    device = next(encoder.parameters()).device
+    images = normalise(torch.from_numpy(pictures).to(device))
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+        grids = encoder(images)  # [B, C, H, W]
+    regions = grids.flatten(2).transpose(1, 2).half().contiguous()  # [B, P, C]
+    if not regions.isfinite().all():
+        raise UserError("encode.weights give features that are NaN or beyond float16; use other weights")
+    return np.asarray(regions.cpu().numpy(), dtype=np.float16)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from a .safetensors, .pth or .pt file; nothing in it can run code.
+
+    Raises `UserError`, naming the file, where it is missing, damaged or holds anything but tensors.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; mend encode.weights in params.yaml")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        content = torch.load(path, weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: holds more than tensors, or is damaged, and is not loaded, since such a file can run"
+            " code; save a plain state dict as .safetensors"
+        ) from error
+    except (safetensors.SafetensorError, OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
+        raise UserError(f"{path}: is no weights file, or is damaged; fetch it again") from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path}: is no state dict (names with tensors); save the encoder's `state_dict()`")
+    return content
+
+
+def fetch_weights(url: str) -> Path:
+    """Give the path of a weights file in PyTorch's hub cache, downloaded from `url` where it is not there.
+
+    Raises `UserError`, saying where to put the file, where it cannot be downloaded whole.
+    """
+    name = url.rsplit("/", 1)[-1]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if path.is_file():
+        return path
+    digest = re.search(r"-([0-9a-f]{8,})\.", name)  # torchvision's names end in a part of the SHA-256
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), digest and digest[1], progress=False)
+    except Exception as error:  # The network fails in many ways, and none leaves the file.
+        raise UserError(
+            f"{path}: no such file, and it cannot be downloaded ({error}); put {name} there, or set"
+            " encode.weights in params.yaml to a path that ends in .safetensors or .pth"
+        ) from error
+    return path
+
+
+def _weights_path(params: EncodeParams) -> Path:
+    if params.weights.endswith((".safetensors", ".pth", ".pt")):
+        return Path(params.weights)
+    known = torchvision.models.get_model_weights(params.architecture)
+    if params.weights not in known.__members__:
+        raise UserError(
+            f"encode.weights: torchvision has no {params.weights!r} for {params.architecture}; use"
+            f" {' or '.join(known.__members__)}, or a path that ends in .safetensors, .pth or .pt"
+        )
+    return fetch_weights(known[params.weights].url)
+
+
+def _matching(
+    found: dict[str, Tensor], encoder: GridEncoder, path: Path, params: EncodeParams
+) -> dict[str, Tensor]:
+    wanted = _weighing(encoder)
+    missing = [name for name in wanted if name not in found]
+    misshapen = [name for name in wanted if name in found and found[name].shape != wanted[name].shape]
+    if missing or misshapen:
+        faults = [f"lacks {_listed(missing)}"] if missing else []
+        if misshapen:
+            first = misshapen[0]
+            faults.append(
+                f"has other shapes for {_listed(misshapen)}"
+                f" ({list(found[first].shape)}, not {list(wanted[first].shape)})"
+            )
+        raise UserError(
+            f"{path}: does not fit {params.architecture} up to {params.layer}: {'; '.join(faults)}; mend"
+            " encode.weights, encode.architecture or encode.layer in params.yaml"
+        )
+    # Batch norm's counter matters to training alone, and converters leave it out.
+    counters = {
+        name: torch.zeros((), dtype=torch.long) for name in encoder.state_dict() if name not in wanted
+    }
+    return {name: found[name].float() for name in wanted} | counters
+
+
+def _weighing(encoder: GridEncoder) -> dict[str, Tensor]:
+    return {n: tensor for n, tensor in encoder.state_dict().items() if not n.endswith("num_batches_tracked")}
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

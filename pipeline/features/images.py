@@ -1,0 +1,97 @@
+"""Images as the encoder sees them: any file that Pillow reads, as upright RGB squares, normalised.
+
+B images, S side of the square in px.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import ExifTags, Image
+
+from pipeline.errors import UserError
+
+Pixels = npt.NDArray[np.uint8]
+
+# Decoding takes three bytes a pixel and more, in every thread, and a small file can claim any size.
+MAX_PIXELS = 80_000_000
+
+# Of all pictures in ImageNet, by channel; torchvision's weights expect them.
+MEAN = (0.485, 0.456, 0.406)
+STANDARD_DEVIATION = (0.229, 0.224, 0.225)
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_image(source: Path | bytes, size: int, name: str = "image") -> Pixels:
+    """Read a picture and resize all of it to a square, whatever its shape: uint8 RGB [size, size, 3].
+
+    The EXIF orientation is applied, transparency shows white, the first frame stands for an animation. `name`
+    is what an error calls a picture given as bytes. Raises `UserError`, naming the file, where it is missing,
+    truncated, no picture, or has more than `MAX_PIXELS` pixels.
+    """
+    if isinstance(source, Path):
+        return read_image(read_bytes(source), size, str(source))
+    try:
+        with Image.open(io.BytesIO(source)) as image:
+            # A JPEG decodes faster at a half or a quarter of its size. While twice the size needed remains,
+            # the square stays the same to 52 dB (median over COCO photographs); with less, to 41 dB.
+            image.draft(None, (2 * size, 2 * size))
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(
+                    f"{image.width} x {image.height} px, more than {MAX_PIXELS // 10**6} million in all"
+                )
+            orientation = _orientation(image)
+            square = _to_rgb(image).resize((size, size), Image.Resampling.BICUBIC)
+    except Exception as error:  # Pillow's readers meet broken files with errors of every kind.
+        raise UserError(
+            f"{name}: cannot be read as a picture ({' '.join(str(error).split())}); replace the file"
+        ) from error
+    return np.array(square.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else square)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read an image file whole. Raises `UserError`, naming it, where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); restore it or name another file"
+        ) from error
+
+
+def normalise(batch: torch.Tensor) -> torch.Tensor:
+    """Scale pictures, uint8 [B, S, S, 3], by ImageNet's mean and deviation: float32 [B, 3, S, S]."""
+    mean = torch.tensor(MEAN, device=batch.device)
+    deviation = torch.tensor(STANDARD_DEVIATION, device=batch.device)
+    return ((batch.float() / 255 - mean) / deviation).permute(0, 3, 1, 2)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Cameras write broken EXIF blocks; like any viewer, take the picture as it is stored.
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # 16-bit grey; Pillow's own conversion clips at 255 instead of scaling.
+        deep = np.asarray(image).astype(np.int64).clip(0, 0xFFFF)
+        return Image.fromarray((deep // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known white; store 8-bit colours")
+    if image.has_transparency_data:
+        layers = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
+    return image.convert("RGB")

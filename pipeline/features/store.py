@@ -1,0 +1,318 @@
+"""The feature store: a folder of immutable HDF5 shards and an index. This module alone reads and writes them.
+
+B images, P = H * W regions of a grid, by rows, C channels.
+"""
+
+import json
+import os
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.errors import UserError
+from pipeline.publish import file_digest, fingerprint, write_atomically
+
+SCHEMA = "gridcap.features"
+# Raise it when shards change, and when the way from an image file to a row changes: no old row is used again.
+SCHEMA_VERSION = 1
+INDEX_FILE = "index.json"
+
+Grids = npt.NDArray[np.float16]
+
+# One handle a shard: all of COCO in shards of 128 would meet the usual limit of 1,024 files a process.
+_HANDLES = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """The encoder setting that all rows of a store share: stores of one setting agree about every image."""
+
+    architecture: str
+    """torchvision's name of the ResNet."""
+    layer: str
+    """Last layer kept."""
+    weights_digest: str
+    """SHA-256 over the encoder's tensors, in hexadecimal."""
+    image_size: int
+    """Side in px of the square that the whole picture was resized to."""
+    precision: Literal["float32", "bfloat16"]
+    """Arithmetic inside the ResNet."""
+    grid_height: int
+    """Rows of the grid; region `r` is in row `r // grid_width`."""
+    grid_width: int
+    """Columns of the grid."""
+    channels: int
+    """Numbers that describe one region."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What names the setting, with the schema version, in 16 hexadecimal digits."""
+        return fingerprint(schema_version=SCHEMA_VERSION, **asdict(self))
+
+    @property
+    def grid_shape(self) -> tuple[int, int]:
+        """(P, C)."""
+        return self.grid_height * self.grid_width, self.channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A whole shard in the work folder."""
+
+    path: Path
+    digest: str
+    """SHA-256 of the file."""
+    contents: tuple[str, ...]
+    """For each row, the SHA-256 of the image file that it describes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ShardEntry:
+    file: str
+    sha256: str
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Index:
+    schema: str
+    schema_version: int
+    fingerprint: str
+    setting: Setting
+    shards: tuple[_ShardEntry, ...]
+    images: dict[int, tuple[int, int]]
+
+
+def write_shard(
+    folder: Path, setting: Setting, image_ids: Sequence[int], contents: Sequence[str], grids: Grids
+) -> Shard:
+    """Write a shard, atomically, and after it its digest, without which `whole_shards` does not trust it.
+
+    Row `i` holds `grids[i]`, float16 [P, C], of the image file whose SHA-256 is `contents[i]` and which was
+    `image_ids[i]` when it was encoded. The file's name and bytes depend on these arguments alone.
+    """
+    # Built in memory, where HDF5 cannot meet a full disk: after a failed write it cannot even close the file.
+    with h5py.File("shard.h5", "w", driver="core", backing_store=False) as file:
+        file.attrs.update(
+            {
+                "schema": SCHEMA,
+                "schema_version": SCHEMA_VERSION,
+                "fingerprint": setting.fingerprint,
+                **asdict(setting),
+            }
+        )
+        grid = file.create_dataset("grid", data=grids, dtype="<f2", chunks=(1, *setting.grid_shape))
+        grid.attrs["description"] = (
+            "the encoder's grid of each image: [row, region, channel]; region r is in row r // grid_width and"
+            " column r % grid_width of the picture resized to a square"
+        )
+        image_id = file.create_dataset("image_id", data=np.asarray(image_ids, dtype="<i8"))
+        image_id.attrs["description"] = (
+            f"the image's id when it was encoded; {INDEX_FILE} says which images the row stands for now"
+        )
+        content = file.create_dataset("content", data=np.asarray(contents, dtype="S64"))
+        content.attrs["description"] = "SHA-256 of the image file's bytes, in hexadecimal"
+        file.flush()
+        image = file.id.get_file_image()
+    name = sha256("\n".join(contents).encode()).hexdigest()[:16]
+    shard = Shard(
+        path=folder / f"shard-{name}.h5", digest=sha256(image).hexdigest(), contents=tuple(contents)
+    )
+    write_atomically(shard.path, image)
+    write_atomically(_digest_path(shard.path), shard.digest + "\n")
+    return shard
+
+
+def whole_shards(folder: Path) -> list[Shard]:
+    """Find the shards of a work folder whose bytes are as they were written, and delete the others.
+
+    The folder must hold shards of one setting.
+    """
+    for leftover in folder.glob(".shard-*.partial"):
+        leftover.unlink()
+    shards = []
+    for path in sorted(folder.glob("shard-*.h5")):
+        digest = file_digest(path)
+        if _digest_path(path).is_file() and _digest_path(path).read_text() == digest + "\n":
+            with h5py.File(path, "r") as file:
+                contents = tuple(content.decode() for content in file["content"][:].tolist())
+            shards.append(Shard(path=path, digest=digest, contents=contents))
+        else:
+            print(f"{path}: is unfinished or damaged; its images are encoded again", file=sys.stderr)
+            path.unlink()
+    return shards
+
+
+def write_index(folder: Path, setting: Setting, shards: Sequence[Shard], contents: dict[int, str]) -> None:
+    """Write the index that turns a folder with these shards into a store.
+
+    `contents` maps image ids to the SHA-256 of their files; each must have a row in one of the shards.
+    """
+    rows = {
+        content: (number, row)
+        for number, shard in enumerate(shards)
+        for row, content in enumerate(shard.contents)
+    }
+    index = _Index(
+        schema=SCHEMA,
+        schema_version=SCHEMA_VERSION,
+        fingerprint=setting.fingerprint,
+        setting=setting,
+        shards=tuple(
+            _ShardEntry(file=shard.path.name, sha256=shard.digest, rows=len(shard.contents))
+            for shard in shards
+        ),
+        images={image_id: rows[contents[image_id]] for image_id in sorted(contents)},
+    )
+    write_atomically(folder / INDEX_FILE, json.dumps(asdict(index), separators=(",", ":")) + "\n")
+
+
+class FeatureStore:
+    """Reads the grids of a published store by image id.
+
+    It may be pickled, inherited across fork and used from many threads: each process opens shards for itself.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str | None = None) -> None:
+        """Read the index; with `fingerprint`, insist on that encoder setting.
+
+        Raises `UserError`, naming the file, where the index is missing, damaged, of another schema version or
+        of another setting.
+        """
+        self._folder = folder
+        self._index = _read_index(folder / INDEX_FILE)
+        if fingerprint not in (None, self.fingerprint):
+            raise UserError(
+                f"{folder / INDEX_FILE}: holds features of encoder setting {self.fingerprint}, but"
+                f" {fingerprint} is needed; restore section encode of params.yaml and run `dvc repro encode`,"
+                " or train again"
+            )
+        self._start_process()
+
+    @property
+    def setting(self) -> Setting:
+        """The encoder setting that made the grids."""
+        return self._index.setting
+
+    @property
+    def fingerprint(self) -> str:
+        """What names the encoder setting."""
+        return self._index.fingerprint
+
+    @property
+    def grid_shape(self) -> tuple[int, int]:
+        """(P, C)."""
+        return self.setting.grid_shape
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.setting.channels
+
+    @property
+    def image_ids(self) -> tuple[int, ...]:
+        """Ids of all images in the store, ascending."""
+        return tuple(self._index.images)
+
+    def grid(self, image_id: int) -> Grids:
+        """Read one image's grid, float16 [P, C]. Raises `UserError` as `grids` does."""
+        grid: Grids = self.grids([image_id])[0]
+        return grid
+
+    def grids(self, image_ids: Iterable[int]) -> Grids:
+        """Read the grids of images, in the order given: float16 [B, P, C].
+
+        Raises `UserError`, naming the file, for an image that the index lacks and for a shard that is missing
+        or damaged.
+        """
+        places = [self._place(image_id) for image_id in image_ids]
+        if os.getpid() != self._process:
+            # Inherited by fork: HDF5 would go on with descriptors whose position both processes share.
+            for grid in self._open_shards.values():
+                grid.file.close()
+            self._start_process()
+        grids = np.empty((len(places), *self.grid_shape), dtype=np.float16)
+        with self._lock:
+            # One by one: h5py's selection of 64 rows at once takes 18 times as long.
+            for place, (shard, row) in enumerate(places):
+                grids[place] = self._read(shard, row)
+        return grids
+
+    def _place(self, image_id: int) -> tuple[int, int]:
+        try:
+            return self._index.images[image_id]
+        except KeyError:
+            raise UserError(
+                f"{self._folder / INDEX_FILE}: has no image {image_id}; run `dvc repro encode`"
+            ) from None
+
+    def _read(self, shard: int, row: int) -> Grids:
+        path = self._folder / self._index.shards[shard].file
+        try:
+            if shard in self._open_shards:
+                self._open_shards.move_to_end(shard)
+            else:
+                self._open_shards[shard] = self._open(path)
+                if len(self._open_shards) > _HANDLES:
+                    self._open_shards.popitem(last=False)[1].file.close()
+            grid: Grids = self._open_shards[shard][row]
+        except (OSError, LookupError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); run `dvc repro -f encode`") from error
+        return grid
+
+    def _open(self, path: Path) -> h5py.Dataset:
+        # Shards never change: a lock would only fail, on file systems that have none. HDF5's own cache of
+        # chunks would copy every grid once more, and take twice as long.
+        file = h5py.File(path, "r", locking=False, rdcc_nbytes=0)
+        found = file.attrs.get("fingerprint")
+        if found != self.fingerprint:
+            file.close()
+            raise ValueError(f"it is of encoder setting {found}, not {self.fingerprint}")
+        return file["grid"]
+
+    def _start_process(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._open_shards: OrderedDict[int, h5py.Dataset] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_folder": self._folder, "_index": self._index}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start_process()
+
+
+def _digest_path(shard: Path) -> Path:
+    return shard.with_suffix(".sha256")
+
+
+def _read_index(path: Path) -> _Index:
+    try:
+        document = json.loads(path.read_bytes())
+        found = document["schema"], document["schema_version"]
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; run `dvc repro encode`") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: is no index of features; run `dvc repro -f encode`") from error
+    if found != (SCHEMA, SCHEMA_VERSION):
+        raise UserError(
+            f"{path}: has schema {found[0]} version {found[1]}, this gridcap reads {SCHEMA} version"
+            f" {SCHEMA_VERSION}; run `dvc repro -f encode`, or use the version that wrote it"
+        )
+    try:
+        return TypeAdapter(_Index).validate_python(document)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(str(part) for part in fault["loc"])
+        raise UserError(f"{path}: is damaged ({place}: {fault['msg']}); run `dvc repro -f encode`") from error

@@ -1,0 +1,106 @@
+"""The decoder against the equations of the paper, written out one word at a time in float64."""
+
+import torch
+from torch import Tensor
+
+from pipeline.decoder.attention import AttentionDecoder, DecoderParams
+from pipeline.decoder.objective import objective
+
+SIZES = DecoderParams(embedding=7, state=6, attention=5, dropout=0.0)
+B, K, T, P, C, V = 3, 2, 4, 9, 8, 11
+
+
+def decoder() -> AttentionDecoder:
+    torch.manual_seed(1)
+    return AttentionDecoder(SIZES, channels=C, words=V).double()
+
+
+def example() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    grids = torch.rand(B, P, C, generator=generator, dtype=torch.float64)
+    return grids, torch.randint(0, V, (B, K, T), generator=generator)
+
+
+def textbook(model: AttentionDecoder, grid: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+    """One caption [T] of one grid [P, C]: keys anew at every word, gates one by one."""
+    attention_size, state_size = SIZES.attention, SIZES.state
+    query_w, beta_w, gates_w = model.from_state.weight.split([attention_size, 1, 4 * state_size])
+    query_b, beta_b, gates_b = model.from_state.bias.split([attention_size, 1, 4 * state_size])
+    regions = [model.normalise(region) for region in grid]
+    mean = torch.stack(regions).mean(0)
+    h, c = torch.tanh(model.first_hidden(mean)), torch.tanh(model.first_cell(mean))
+    logits, attentions = [], []
+    for word in words:
+        y = model.embedding.weight[word]
+        energies = [
+            (model.energy * torch.relu(model.key(a) + query_w @ h + query_b)).sum() for a in regions
+        ]
+        alpha = torch.stack(energies).softmax(0)
+        beta = torch.sigmoid(beta_w @ h + beta_b)
+        z = beta * sum(weight * a for weight, a in zip(alpha, regions, strict=True))
+        i, f, g, o = (
+            model.word_gates(y) + gates_w @ h + gates_b + model.context_gates.weight @ z
+        ).chunk(4)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = torch.sigmoid(o) * torch.tanh(c)
+        deep = torch.tanh(y + model.state_output(h) + model.context_output.weight @ z)
+        logits.append(model.vocabulary(deep))
+        attentions.append(alpha)
+    return torch.stack(logits), torch.stack(attentions)
+
+
+def test_teacher_forcing_follows_the_equations() -> None:
+    model, (grids, words) = decoder(), example()
+    logits, attention = model(grids, words)
+    for image in range(B):
+        for caption in range(K):
+            expected = textbook(model, grids[image], words[image, caption])
+            torch.testing.assert_close(logits[image, caption], expected[0], rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(attention[image, caption], expected[1], rtol=1e-10, atol=1e-12)
+
+
+def test_gradients_follow_the_equations() -> None:
+    model, (grids, words) = decoder(), example()
+    logits, attention = model(grids, words)
+    objective(logits, attention, words, 0.5).total.backward()
+    fast = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    slow = [
+        [textbook(model, grids[image], words[image, caption]) for caption in range(K)] for image in range(B)
+    ]
+    logits = torch.stack([torch.stack([pair[0] for pair in row]) for row in slow])
+    attention = torch.stack([torch.stack([pair[1] for pair in row]) for row in slow])
+    objective(logits, attention, words, 0.5).total.backward()
+    for mine, parameter in zip(fast, model.parameters(), strict=True):
+        torch.testing.assert_close(mine, parameter.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_steps_and_teacher_forcing_agree() -> None:
+    model, (grids, words) = decoder(), example()
+    logits, attention = model(grids, words)
+    regions = model.look(grids)
+    state = model.start(regions, K)
+    for place in range(T):
+        one, state, looked = model.step(words[:, :, place], state, regions)
+        torch.testing.assert_close(one, logits[:, :, place])
+        torch.testing.assert_close(looked, attention[:, :, place])
+
+
+def test_attention_is_a_distribution_over_regions() -> None:
+    model, (grids, words) = decoder(), example()
+    attention = model(grids, words)[1]
+    assert attention.min() > 0
+    torch.testing.assert_close(attention.sum(-1), torch.ones(B, K, T, dtype=torch.float64))
+
+
+def test_a_caption_does_not_depend_on_its_neighbours_or_on_later_words() -> None:
+    model, (grids, words) = decoder(), example()
+    logits = model(grids, words)[0]
+    alone = model(grids[1:2], words[1:2, :1, :2])[0]
+    torch.testing.assert_close(alone[0, 0], logits[1, 0, :2])
+
+
+def test_float16_grids_are_taken_as_they_are_stored() -> None:
+    grids, words = example()
+    model = AttentionDecoder(SIZES, channels=C, words=V)
+    assert model(grids.half(), words)[0].dtype == torch.float32

@@ -1,0 +1,224 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner, Result
+
+from pipeline.captions.sources.dataset import DatasetParams
+from pipeline.cli import app
+from pipeline.errors import UserError
+from pipeline.params import load, read_yaml
+from pipeline.presets import find_preset, use
+
+REPOSITORY = Path(__file__).parents[1]
+
+PARAMS = """\
+# How gridcap is set up
+dataset:  # what is read
+  format: coco
+  root: data/scenes/rendered   # tracked by DVC
+  images: images
+  captions:
+    - {file: captions_train.json, folder: ".", split: train}
+  splits: null
+  missing_images: error
+  bad_captions: error    # be strict
+
+# --- the decoder ---
+train:
+  rate: 1e-4   # step of Adam
+  seed:
+  milestones:
+  - 3
+  - 5
+
+  # how it stops
+  stop: {patience: 3, metric: cider}
+  note: "a: b"
+"""
+
+OVERLAY = """\
+train:
+  rate: 2.5e-4
+  stop:
+    patience: 5
+"""
+
+
+@pytest.fixture
+def params(tmp_path: Path) -> Path:
+    path = tmp_path / "params.yaml"
+    path.write_text(PARAMS)
+    return path
+
+
+def overlay(folder: Path, text: str) -> Path:
+    path = folder / "overlay.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_mappings_are_merged_and_every_other_byte_stays(params: Path) -> None:
+    use(overlay(params.parent, OVERLAY), [], params)
+    expected = PARAMS.replace("rate: 1e-4 ", "rate: 0.00025 ").replace("patience: 3", "patience: 5")
+    assert params.read_text() == expected
+
+
+@pytest.mark.parametrize(
+    ("assignment", "old", "new"),
+    [
+        ("train.rate=3e-4", "rate: 1e-4   #", "rate: 0.0003   #"),
+        ("train.seed=7", "seed:\n", "seed: 7\n"),
+        ("train.milestones=[1, 2]", "  - 3\n  - 5\n\n  # how", "   [1, 2]\n\n  # how"),
+        ("train.stop.metric='a, b: c'", "metric: cider", 'metric: "a, b: c"'),
+        ("train.stop={x: [1, null]}", "{patience: 3, metric: cider}", "{x: [1, null]}"),
+        ("train.note=", '"a: b"', "null"),
+        ("train.note='7'", '"a: b"', '"7"'),
+        ("dataset.root=../a-b/c", "data/scenes/rendered   #", "../a-b/c   #"),
+        ("dataset.root=a=b", "data/scenes/rendered   #", '"a=b"   #'),
+    ],
+)
+def test_an_assignment_changes_its_value_alone(params: Path, assignment: str, old: str, new: str) -> None:
+    assert PARAMS.count(old) == 1
+    use(overlay(params.parent, "train: {rate: 1e-4}"), [assignment], params)
+    assert params.read_text() == PARAMS.replace("1e-4", "0.0001").replace(old.replace("1e-4", "0.0001"), new)
+
+
+TEXT = st.text(st.characters(categories=["L", "N", "P", "Zs"]), max_size=8)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["rate", "seed", "milestones", "stop", "note"]), VALUES), max_size=4)
+)
+def test_assigned_values_read_back(
+    tmp_path_factory: pytest.TempPathFactory, values: list[tuple[str, object]]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "params.yaml"
+    path.write_text(PARAMS)
+    expected = read_yaml(path)
+    expected["train"] |= {"rate": 2.5e-4, "stop": {"patience": 5, "metric": "cider"}} | dict(values)
+    assignments = [f"train.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values]
+    use(overlay(path.parent, OVERLAY), assignments, path)
+    assert read_yaml(path) == expected
+    assert "# --- the decoder ---" in path.read_text()
+
+
+@pytest.mark.parametrize("name", ["scenes", "flickr8k", "coco"])
+def test_the_dataset_of_each_preset_replaces_the_old_one_whole(params: Path, name: str) -> None:
+    preset = REPOSITORY / "presets" / f"{name}.yaml"
+    use(preset, [], params)
+    assert load(params, "dataset", DatasetParams) == load(preset, "dataset", DatasetParams)
+    before, after = (
+        PARAMS.split("\n\n# --- the decoder")[1],
+        params.read_text().split("\n\n# --- the decoder")[1],
+    )
+    assert after == before
+    assert params.read_text().startswith("# How gridcap is set up\ndataset:")
+    assert "tracked by DVC" not in params.read_text()
+
+
+def test_one_preset_after_another_is_as_the_last_alone(params: Path) -> None:
+    use(REPOSITORY / "presets" / "scenes.yaml", [], params)
+    once = params.read_text()
+    use(
+        REPOSITORY / "presets" / "coco.yaml",
+        ["dataset.splits={by: seed, seed: 1, val: 0.1, test: 0.9}"],
+        params,
+    )
+    assert load(params, "dataset", DatasetParams) != load(
+        REPOSITORY / "presets" / "coco.yaml", "dataset", DatasetParams
+    )
+    use(REPOSITORY / "presets" / "scenes.yaml", [], params)
+    assert params.read_text() == once
+
+
+@pytest.mark.parametrize(
+    ("text", "assignment", "message"),
+    [
+        (
+            "train: {rat: 1}",
+            "train.seed=1",
+            r"overlay\.yaml: .*params\.yaml has no key 'train\.rat'; known keys there: rate,",
+        ),
+        ("decoder: {x: 1}", "train.seed=1", r"has no key 'decoder'; known keys there: dataset, train$"),
+        (
+            "train: {rate: 1}",
+            "train.rate.x=1",
+            r"'train\.rate\.x=1': .* has no key 'train\.rate\.x'; .*: none$",
+        ),
+        ("train: {rate: 1}", "train.seed", r"'train\.seed': wanted KEY=VALUE"),
+        ("train: {rate: 1}", "=1", r"'=1': wanted KEY=VALUE"),
+        (
+            "train: {rate: 1}",
+            "train.seed=.nan",
+            r"train\.seed must be null, a number, text, a list .* got nan",
+        ),
+        ("train: {rate: 1}", "train.seed=[1", r"'train\.seed=\[1': the value is no valid YAML"),
+        ("train: {rate: 1}", "dataset.format=voc", r"\(left unchanged\): dataset\.format must be 'coco'"),
+        ("dataset: {format: coco}", "train.seed=1", r"\(left unchanged\): dataset\.root is missing"),
+        ("dataset: null", "train.seed=1", r"\(left unchanged\): dataset "),
+        ("- 1", "train.seed=1", r"overlay\.yaml: must hold a mapping of sections"),
+    ],
+)
+def test_a_fault_leaves_the_params_as_they_were(
+    params: Path, text: str, assignment: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        use(overlay(params.parent, text), [assignment], params)
+    assert params.read_text() == PARAMS
+
+
+def test_presets_are_found_by_name_and_by_path(tmp_path: Path) -> None:
+    own = overlay(tmp_path, OVERLAY)
+    assert find_preset(str(own), REPOSITORY / "presets") == own
+    assert find_preset("coco", REPOSITORY / "presets") == REPOSITORY / "presets" / "coco.yaml"
+    with pytest.raises(
+        UserError, match=r"flickr9k\.yaml: no such preset; .*\['coco', 'flickr8k', 'scenes'\]"
+    ):
+        find_preset("flickr9k", REPOSITORY / "presets")
+
+
+def run_cli(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments)
+
+
+def test_the_command_writes_preset_and_assignments(params: Path) -> None:
+    (params.parent / "presets").symlink_to(REPOSITORY / "presets")
+    done = run_cli("use", "flickr8k", "dataset.root=../shared/real/flickr", "--params", str(params))
+    assert done.exit_code == 0, done.output
+    assert read_yaml(params)["dataset"]["root"] == "../shared/real/flickr"
+    assert "flickr8k.yaml" in done.output
+
+
+def test_the_command_tells_a_fault_without_a_traceback(params: Path) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        "from pipeline.cli import main; main()",
+        "use",
+        "nothing",
+        "--params",
+        str(params),
+    ]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "nothing.yaml: no such preset" in done.stderr
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = ["torch", "numpy", "h5py", "spacy", "dvc", "matplotlib", "pydantic"]
+    script = f"import sys, pipeline.cli; sys.exit(str([m for m in {heavy} if m in sys.modules] or ''))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.stderr.strip() == ""
