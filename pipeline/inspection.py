@@ -34,9 +34,7 @@ def describe(path: Path) -> Iterator[str]:
     elif path.is_dir():
         yield from _describe_folder(path)
     else:
-        raise UserError(
-            f"{path}: no such file or folder; name an artefact, such as data/tokens or data/features"
-        )
+        raise UserError(f"{path}: no such file or folder; name an artefact, such as data/tokens or data/features")
 
 
 def _describe_folder(folder: Path) -> Iterator[str]:
@@ -103,9 +101,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
             yield file
     # Data that was cut off shows only when it is read, and as any of these.
     except (OSError, LookupError, RuntimeError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path}: is damaged ({error}); restore it with `dvc checkout` or make it again"
-        ) from error
+        raise UserError(f"{path}: is damaged ({error}); restore it with `dvc checkout` or make it again") from error
 
 
 def _schema(path: Path) -> str:
@@ -176,9 +172,7 @@ def _grid(file: h5py.File) -> Iterator[str]:
         shares = (norms - norms.min()) / max(float(np.ptp(norms)), np.finfo(np.float32).tiny)
     for row in shares:
         # Two characters a region: a character is about twice as high as it is wide.
-        shades = (
-            _SHADES[round(float(share) * (len(_SHADES) - 1))] if np.isfinite(share) else "?" for share in row
-        )
+        shades = (_SHADES[round(float(share) * (len(_SHADES) - 1))] if np.isfinite(share) else "?" for share in row)
         yield "    |" + "".join(shade * 2 for shade in shades) + "|"
 
 
@@ -238,9 +232,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path}: is no JSON ({error}); restore it with `dvc checkout`") from error
     if not isinstance(document, dict):
-        raise UserError(
-            f"{path}: wanted a JSON object, got {_plain(document)}; restore it with `dvc checkout`"
-        )
+        raise UserError(f"{path}: wanted a JSON object, got {_plain(document)}; restore it with `dvc checkout`")
     return document
 
 

@@ -24,6 +24,10 @@ _REPLACED_WHOLE = "dataset"
 _TYPED_SECTIONS = {
     "dataset": ("pipeline.captions.sources.dataset", "DatasetParams"),
     "tokenize": ("pipeline.captions.tokens", "TokenizeParams"),
+    "encode": ("pipeline.features.encoder", "EncodeParams"),
+    "train": ("pipeline.decoder.trainer", "TrainParams"),
+    "generate": ("pipeline.decoder.captioning", "GenerateParams"),
+    "evaluate": ("pipeline.evaluation.results", "EvaluateParams"),
 }
 
 _PLAIN = re.compile(r"[A-Za-z_./][\w./-]*")
@@ -74,9 +78,7 @@ def _parse(assignment: str) -> tuple[_Key, Any, str]:
     try:
         return tuple(key.split(".")), YAML(typ="safe", pure=True).load(value), f"'{assignment}'"
     except YAMLError as error:
-        raise UserError(
-            f"'{assignment}': the value is no valid YAML: {' '.join(str(error).split())}"
-        ) from error
+        raise UserError(f"'{assignment}': the value is no valid YAML: {' '.join(str(error).split())}") from error
 
 
 def _leaves(overlay: dict[str, Any], above: _Key = ()) -> Iterator[tuple[_Key, Any]]:
@@ -114,9 +116,7 @@ def _find(text: str, path: _Key, params: Path, source: str) -> tuple[Node, Node]
         children = {child[0].value: child for child in node.value} if isinstance(node, MappingNode) else {}
         if name not in children:
             known = ", ".join(children) or "none"
-            raise UserError(
-                f"{source}: {params} has no key '{'.'.join(path[: depth + 1])}'; known keys there: {known}"
-            )
+            raise UserError(f"{source}: {params} has no key '{'.'.join(path[: depth + 1])}'; known keys there: {known}")
         key, node = children[name]
     return key, node
 

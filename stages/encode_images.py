@@ -20,9 +20,7 @@ def main(
     prepared: Annotated[Path, typer.Option(help="Folder that holds records.jsonl.")],
     images: Annotated[Path, typer.Option(help="Folder that the records' files are below.")],
     out: Annotated[Path, typer.Option(help="Folder of the feature store, replaced when all is done.")],
-    work: Annotated[
-        Path, typer.Option(help="Folder for finished shards, which outlive kills and changed params.")
-    ],
+    work: Annotated[Path, typer.Option(help="Folder for finished shards, which outlive kills and changed params.")],
     metrics: Annotated[Path, typer.Option(help="JSON file for the store's figures.")],
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: the GPU where there is one.")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="Threads that decode images.")] = os.cpu_count() or 1,

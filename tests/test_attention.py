@@ -32,15 +32,11 @@ def textbook(model: AttentionDecoder, grid: Tensor, words: Tensor) -> tuple[Tens
     logits, attentions = [], []
     for word in words:
         y = model.embedding.weight[word]
-        energies = [
-            (model.energy * torch.relu(model.key(a) + query_w @ h + query_b)).sum() for a in regions
-        ]
+        energies = [(model.energy * torch.relu(model.key(a) + query_w @ h + query_b)).sum() for a in regions]
         alpha = torch.stack(energies).softmax(0)
         beta = torch.sigmoid(beta_w @ h + beta_b)
         z = beta * sum(weight * a for weight, a in zip(alpha, regions, strict=True))
-        i, f, g, o = (
-            model.word_gates(y) + gates_w @ h + gates_b + model.context_gates.weight @ z
-        ).chunk(4)
+        i, f, g, o = (model.word_gates(y) + gates_w @ h + gates_b + model.context_gates.weight @ z).chunk(4)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         h = torch.sigmoid(o) * torch.tanh(c)
         deep = torch.tanh(y + model.state_output(h) + model.context_output.weight @ z)
@@ -65,9 +61,7 @@ def test_gradients_follow_the_equations() -> None:
     objective(logits, attention, words, 0.5).total.backward()
     fast = [parameter.grad for parameter in model.parameters()]
     model.zero_grad()
-    slow = [
-        [textbook(model, grids[image], words[image, caption]) for caption in range(K)] for image in range(B)
-    ]
+    slow = [[textbook(model, grids[image], words[image, caption]) for caption in range(K)] for image in range(B)]
     logits = torch.stack([torch.stack([pair[0] for pair in row]) for row in slow])
     attention = torch.stack([torch.stack([pair[1] for pair in row]) for row in slow])
     objective(logits, attention, words, 0.5).total.backward()

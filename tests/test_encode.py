@@ -56,9 +56,7 @@ class Dataset:
             for path in sorted(self.images.iterdir())
         ]
 
-    def encode(
-        self, work: str = "work", out: str = "features", threads: int = 2, **params: object
-    ) -> Encoded:
+    def encode(self, work: str = "work", out: str = "features", threads: int = 2, **params: object) -> Encoded:
         return encode(
             self.records(),
             self.images,
@@ -102,7 +100,7 @@ def make(tmp_path, weights) -> Callable[[int], Dataset]:
         for image_id in range(pictures):
             paint(tmp_path / "images" / f"{image_id:04}.jpg", image_id)
         params = EncodeParams(
-            architecture="resnet18", layer="layer3", weights=str(weights), image_size=32, precision="float32"
+            architecture="resnet18", layer="layer3", weights=str(weights), watch="", image_size=32, precision="float32"
         )
         return Dataset(tmp_path, params)
 
@@ -274,9 +272,7 @@ def test_killed_at_any_moment_the_stage_goes_on_to_the_same_bytes(make):
     command, work = dataset.stage(), dataset.folder / "work" / "encode"
 
     def kill_when(shown: Callable[[], object]) -> bool:
-        with subprocess.Popen(
-            command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL
-        ) as process:
+        with subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL) as process:
             while process.poll() is None and not shown():
                 time.sleep(0.0005)
             if alive := process.poll() is None:
@@ -325,6 +321,7 @@ def test_real_photographs_go_through_real_weights(tmp_path):
         architecture="resnet18",
         layer="layer3",
         weights=str(REAL / "weights" / "resnet18-imagenet-to-layer3.pth"),
+        watch="",
         image_size=224,
         precision="float32",
     )

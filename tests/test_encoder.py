@@ -29,7 +29,7 @@ REAL = Path(__file__).parents[2] / "shared" / "real"
 
 
 def params(weights: Path | str, **changes: object) -> EncodeParams:
-    values = {"architecture": "resnet18", "layer": "layer2", "image_size": 64, "precision": "float32"}
+    values = {"architecture": "resnet18", "layer": "layer2", "image_size": 64, "precision": "float32", "watch": ""}
     return EncodeParams(**(values | {"weights": str(weights)} | changes))
 
 
@@ -109,9 +109,7 @@ def test_equal_weights_have_one_digest_in_every_container(resnet, weights, tmp_p
 
 
 def test_half_precision_weights_are_computed_in_single(resnet, tmp_path):
-    save_file(
-        {name: tensor.half() for name, tensor in resnet.state_dict().items()}, tmp_path / "half.safetensors"
-    )
+    save_file({name: tensor.half() for name, tensor in resnet.state_dict().items()}, tmp_path / "half.safetensors")
 
     encoder = load_encoder(params(tmp_path / "half.safetensors"))
 
@@ -124,9 +122,7 @@ def test_the_digest_sees_one_changed_value(resnet, weights, tmp_path):
     state["layer2.1.bn2.running_mean"][5] += 1e-3
     save_file(state, tmp_path / "other.safetensors")
 
-    digests = [
-        weights_digest(load_encoder(params(path))) for path in (weights, tmp_path / "other.safetensors")
-    ]
+    digests = [weights_digest(load_encoder(params(path))) for path in (weights, tmp_path / "other.safetensors")]
 
     assert digests[0] != digests[1]
 
@@ -150,9 +146,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(resnet, tmp_path):
 
 def test_weights_of_a_shallower_cut_lack_the_next_layer(resnet, tmp_path):
     path = tmp_path / "to-layer2.safetensors"
-    save_file(
-        {n: t for n, t in resnet.state_dict().items() if not n.startswith(("layer3", "layer4", "fc"))}, path
-    )
+    save_file({n: t for n, t in resnet.state_dict().items() if not n.startswith(("layer3", "layer4", "fc"))}, path)
 
     with pytest.raises(UserError, match=r"lacks layer3\.0\.conv1\.weight, .* and \d+ more"):
         load_encoder(params(path, layer="layer3"))
@@ -210,9 +204,7 @@ def test_a_missing_file_and_an_unknown_name_are_told(tmp_path):
 
 
 def test_image_size_is_a_multiple_of_the_layers_stride(tmp_path):
-    section = (
-        "encode: {architecture: resnet18, layer: layer3, weights: a.pth, image_size: 200, precision: float32}"
-    )
+    section = "encode: {architecture: resnet18, layer: layer3, weights: a, watch: a, image_size: 200, precision: float32}"
     (tmp_path / "params.yaml").write_text(section)
 
     with pytest.raises(UserError, match="image_size must be a multiple of 16 with layer3, got 200"):

@@ -68,9 +68,7 @@ def test_chance_is_how_often_a_peak_at_random_lies_in_the_box():
 
 
 @given(
-    arrays.arrays(np.float32, (3, 5), elements=st.floats(0.0, 1.0, width=32)).filter(
-        lambda grid: grid.sum() > 0.01
-    ),
+    arrays.arrays(np.float32, (3, 5), elements=st.floats(0.0, 1.0, width=32)).filter(lambda grid: grid.sum() > 0.01),
     st.floats(0.0, 1.0),
     st.floats(0.0, 1.0),
 )

@@ -119,9 +119,7 @@ def test_the_first_frame_stands_for_an_animation():
 def test_a_large_jpeg_decoded_at_reduced_scale_looks_the_same():
     ramp = np.linspace(0, 255, 512)
     waves = 127 + 120 * np.sin(np.arange(512) / 9)
-    scene = np.stack(
-        [np.add.outer(ramp, waves) / 2, np.add.outer(waves, ramp) / 2, np.outer(ramp, ramp) / 255], -1
-    )
+    scene = np.stack([np.add.outer(ramp, waves) / 2, np.add.outer(waves, ramp) / 2, np.outer(ramp, ramp) / 255], -1)
     file = encoded(Image.fromarray(scene.astype(np.uint8)), "JPEG", quality=95)
     whole = Image.open(io.BytesIO(file)).resize((64, 64), Image.Resampling.BICUBIC)
 
@@ -196,9 +194,7 @@ def test_normalise_gives_imagenet_units():
     assert images.shape == (2, 3, 4, 4)
     assert images.dtype == torch.float32
     assert images.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(
-        images[0, :, 0, 0], torch.tensor([-2.1179, -2.0357, -1.8044]), rtol=0, atol=1e-4
-    )
+    torch.testing.assert_close(images[0, :, 0, 0], torch.tensor([-2.1179, -2.0357, -1.8044]), rtol=0, atol=1e-4)
     torch.testing.assert_close(images[1, :, 3, 3], torch.tensor([2.2489, 2.4286, 2.6400]), rtol=0, atol=1e-4)
 
 

@@ -58,9 +58,7 @@ def write_features(folder: Path) -> Path:
         store.write_shard(folder, SETTING, [1, 2], contents[:2], grids[:2]),
         store.write_shard(folder, SETTING, [3, 4], contents[2:], grids[2:]),
     ]
-    store.write_index(
-        folder, SETTING, shards, {number + 1: content for number, content in enumerate(contents)}
-    )
+    store.write_index(folder, SETTING, shards, {number + 1: content for number, content in enumerate(contents)})
     return folder
 
 
@@ -135,9 +133,7 @@ def test_a_folder_is_told_in_order_without_hidden_and_foreign_files(tmp_path: Pa
 
 def test_an_unknown_schema_is_told_by_its_numbers(tmp_path: Path) -> None:
     path = tmp_path / "attention.h5"
-    with write_foreign(
-        path, schema="gridcap.attention", schema_version=3, note="a\x1b[31m" + "b" * 200
-    ) as file:
+    with write_foreign(path, schema="gridcap.attention", schema_version=3, note="a\x1b[31m" + "b" * 200) as file:
         maps = file.create_dataset("8/maps", data=np.array([[0.25, 0.75], [0, 1]], dtype=np.float32))
         maps.attrs["description"] = "weights of the regions by word"
         file.create_dataset("8/words", data=["a", "cube"], dtype=h5py.string_dtype())
@@ -218,9 +214,7 @@ def tokens_without_tokens(path: Path) -> None:
         (tokens_without_tokens, "is damaged"),
     ],
 )
-def test_what_cannot_be_read_is_told_in_a_sentence(
-    tmp_path: Path, make: Callable[[Path], None], message: str
-) -> None:
+def test_what_cannot_be_read_is_told_in_a_sentence(tmp_path: Path, make: Callable[[Path], None], message: str) -> None:
     path = tmp_path / "artefact.h5"
     make(path)
     with pytest.raises(UserError) as error:

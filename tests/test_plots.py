@@ -83,9 +83,7 @@ def test_panel_is_lit_where_attention_lies(tmp_path):
     assert plain[0] == pytest.approx(plain[1])
 
 
-@pytest.mark.parametrize(
-    ("words", "across", "down"), [(0, 1, 1), (2, 3, 1), (5, 6, 1), (6, 6, 2), (12, 6, 3)]
-)
+@pytest.mark.parametrize(("words", "across", "down"), [(0, 1, 1), (2, 3, 1), (5, 6, 1), (6, 6, 2), (12, 6, 3)])
 def test_strip_grows_to_six_panels_a_row(tmp_path, words, across, down):
     one, many = tmp_path / "one.png", tmp_path / "many.png"
     attention_strip(PICTURE, [], one_map(), one)

@@ -96,12 +96,8 @@ VALUES = st.recursive(
 )
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from(["rate", "seed", "milestones", "stop", "note"]), VALUES), max_size=4)
-)
-def test_assigned_values_read_back(
-    tmp_path_factory: pytest.TempPathFactory, values: list[tuple[str, object]]
-) -> None:
+@given(st.lists(st.tuples(st.sampled_from(["rate", "seed", "milestones", "stop", "note"]), VALUES), max_size=4))
+def test_assigned_values_read_back(tmp_path_factory: pytest.TempPathFactory, values: list[tuple[str, object]]) -> None:
     path = tmp_path_factory.getbasetemp() / "params.yaml"
     path.write_text(PARAMS)
     expected = read_yaml(path)
@@ -169,9 +165,7 @@ def test_one_preset_after_another_is_as_the_last_alone(params: Path) -> None:
         ("- 1", "train.seed=1", r"overlay\.yaml: must hold a mapping of sections"),
     ],
 )
-def test_a_fault_leaves_the_params_as_they_were(
-    params: Path, text: str, assignment: str, message: str
-) -> None:
+def test_a_fault_leaves_the_params_as_they_were(params: Path, text: str, assignment: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         use(overlay(params.parent, text), [assignment], params)
     assert params.read_text() == PARAMS
@@ -181,9 +175,7 @@ def test_presets_are_found_by_name_and_by_path(tmp_path: Path) -> None:
     own = overlay(tmp_path, OVERLAY)
     assert find_preset(str(own), REPOSITORY / "presets") == own
     assert find_preset("coco", REPOSITORY / "presets") == REPOSITORY / "presets" / "coco.yaml"
-    with pytest.raises(
-        UserError, match=r"flickr9k\.yaml: no such preset; .*\['coco', 'flickr8k', 'scenes'\]"
-    ):
+    with pytest.raises(UserError, match=r"flickr9k\.yaml: no such preset; .*\['coco', 'flickr8k', 'scenes'\]"):
         find_preset("flickr9k", REPOSITORY / "presets")
 
 
@@ -218,7 +210,5 @@ def test_the_command_tells_a_fault_without_a_traceback(params: Path) -> None:
 def test_help_imports_nothing_heavy() -> None:
     heavy = ["torch", "numpy", "h5py", "spacy", "dvc", "matplotlib", "pydantic"]
     script = f"import sys, pipeline.cli; sys.exit(str([m for m in {heavy} if m in sys.modules] or ''))"
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.stderr.strip() == ""

@@ -59,9 +59,12 @@ def test_what_a_killed_publication_left_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_fresh_folder_is_gone_after_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), fresh_folder(tmp_path / "out") as folder:
+    def fail(folder: Path) -> None:
         (folder / "half").write_text("half")
         raise RuntimeError
+
+    with pytest.raises(RuntimeError), fresh_folder(tmp_path / "out") as folder:
+        fail(folder)
     assert list(tmp_path.iterdir()) == []
 
 

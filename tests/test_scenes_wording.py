@@ -110,9 +110,7 @@ def test_a_captioner_that_sees_all_scores_high_and_annotators_agree_in_part() ->
         hypotheses.append(" ".join(words(canonical_caption(scene, across(scene)))))
         references.append([" ".join(words(caption)) for caption in captions(scene, rng, across(scene))])
     assert 0.75 < bleu4(hypotheses, references) < 0.86
-    among = np.mean(
-        [bleu4([r[k] for r in references], [r[:k] + r[k + 1 :] for r in references]) for k in range(5)]
-    )
+    among = np.mean([bleu4([r[k] for r in references], [r[:k] + r[k + 1 :] for r in references]) for k in range(5)])
     assert 0.55 < among < 0.70
 
     told = Counter(word for five in references for caption in five for word in caption.split())

@@ -115,14 +115,10 @@ def test_bleu_of_many_resamples_at_once():
     [
         pytest.param([("a b c d", "a b c d"), ("e f g h", "e f g h")], [10, 10], id="the same"),
         pytest.param([("e f g h", "a b c d"), ("a b c d", "e f g h")], [0, 0], id="no match"),
-        pytest.param(
-            [("", "a b c d"), ("e", "e")], [0, 10 / 4], id="empty hypothesis; one word has no 2-grams"
-        ),
+        pytest.param([("", "a b c d"), ("e", "e")], [0, 10 / 4], id="empty hypothesis; one word has no 2-grams"),
         pytest.param([("a b c d", "a b c d")], [0], id="nothing sets a single image apart"),
         pytest.param([("a b", "a b", "c"), ("x", "y")], [10 / 4, 0], id="mean over references and orders"),
-        pytest.param(
-            [("a", "a", ""), ("", "x", "y", "z")], [10 / 8, 0], id="unlike numbers, empty reference"
-        ),
+        pytest.param([("a", "a", ""), ("", "x", "y", "z")], [10 / 8, 0], id="unlike numbers, empty reference"),
     ],
 )
 def test_cider_and_cider_d_agree_where_nothing_is_repeated_and_lengths_are_alike(images, wanted):
@@ -244,9 +240,7 @@ def test_meteor_stops_java_that_does_not_answer(monkeypatch, tmp_path):
         pytest.param([2, 1], [1, 2], (0, 0, 0), id="all wrong"),
         # F1 of class 0: right 2, predicted 3, targets 3; class 1: right 1, predicted 1, targets 2.
         pytest.param([0, 0, 1, 0, 7], [0, 0, 1, 1, 0], (3 / 5, 2 / 3, 2 / 3), id="class 7 only predicted"),
-        pytest.param(
-            [0, 0, 0, 0], [0, 0, 0, 1], (3 / 4, (6 / 7) / 2, (6 / 7) * 3 / 4), id="rare class missed"
-        ),
+        pytest.param([0, 0, 0, 0], [0, 0, 0, 1], (3 / 4, (6 / 7) / 2, (6 / 7) * 3 / 4), id="rare class missed"),
     ],
 )
 def test_token_scores(predicted, target, wanted):
@@ -254,9 +248,7 @@ def test_token_scores(predicted, target, wanted):
     assert (scores.accuracy, scores.macro_f1, scores.weighted_f1) == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize(
-    ("predicted", "target"), [([], []), ([1], [1, 2]), ([[1]], [[1]]), ([-1], [0])], ids=str
-)
+@pytest.mark.parametrize(("predicted", "target"), [([], []), ([1], [1, 2]), ([[1]], [[1]]), ([-1], [0])], ids=str)
 def test_token_scores_refuse_what_is_no_pair_of_flat_arrays(predicted, target):
     with pytest.raises(ValueError, match=r"flat arrays|>= 0"):
         token_scores(np.array(predicted, dtype=np.int64), np.array(target, dtype=np.int64))

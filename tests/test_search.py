@@ -101,9 +101,7 @@ def test_a_beam_as_wide_as_all_sentences_finds_the_best_of_all(seed: int) -> Non
     def probability(sentence: tuple[int, ...]) -> float:
         return math.prod(table[a][b] for a, b in itertools.pairwise((1, *sentence)))
 
-    sentences = [
-        (*body, END) for length in range(4) for body in itertools.product((A, B, C), repeat=length)
-    ]
+    sentences = [(*body, END) for length in range(4) for body in itertools.product((A, B, C), repeat=length)]
     cut = list(itertools.product((A, B, C), repeat=4))
     everything = {sentence: probability(sentence) for sentence in [*sentences, *cut]}
     best = max(everything, key=everything.__getitem__)

@@ -60,8 +60,7 @@ FOUR_CAPTIONS = "image,caption\na.jpg,A dog .\nb.jpg,A cat .\nc.jpg,A cow .\nd.j
 
 def coco_file(path: Path, images: list[dict[str, Any]], captions: list[tuple[int, str]]) -> None:
     annotations = [
-        {"id": number, "image_id": image_id, "caption": caption}
-        for number, (image_id, caption) in enumerate(captions)
+        {"id": number, "image_id": image_id, "caption": caption} for number, (image_id, caption) in enumerate(captions)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"info": {}, "licenses": [], "images": images, "annotations": annotations}))
@@ -70,12 +69,8 @@ def coco_file(path: Path, images: list[dict[str, Any]], captions: list[tuple[int
 def three_coco_files(root: Path) -> dict[str, Any]:
     for number, split in enumerate(("train", "val", "test"), start=1):
         touch(root, f"{split}/{number}.jpg")
-        coco_file(
-            root / f"{split}.json", [{"id": number, "file_name": f"{number}.jpg"}], [(number, "A dog.")]
-        )
-    captions = [
-        {"file": f"{split}.json", "folder": split, "split": split} for split in ("train", "val", "test")
-    ]
+        coco_file(root / f"{split}.json", [{"id": number, "file_name": f"{number}.jpg"}], [(number, "A dog.")])
+    captions = [{"file": f"{split}.json", "folder": split, "split": split} for split in ("train", "val", "test")]
     return {"format": "coco", "captions": captions, "splits": None}
 
 
@@ -152,9 +147,7 @@ def test_ids_come_from_names_alone() -> None:
 def test_two_files_with_one_id_are_both_named(tmp_path: Path) -> None:
     touch(tmp_path, "5_a.jpg", "5_b.jpg")
     (tmp_path / "captions.txt").write_text("image,caption\n5_a.jpg,A\n5_b.jpg,B\n")
-    with pytest.raises(
-        UserError, match=r"one image id: 5 of 5_a\.jpg \(.*line 2\) and of 5_b\.jpg \(.*line 3\)"
-    ):
+    with pytest.raises(UserError, match=r"one image id: 5 of 5_a\.jpg \(.*line 2\) and of 5_b\.jpg \(.*line 3\)"):
         prepared(tmp_path)
 
 
@@ -390,9 +383,7 @@ def test_the_stage_writes_the_same_bytes_for_any_order_of_rows(tmp_path: Path) -
         write_numbered(data, order)
         done = run_stage(tmp_path, params)
         assert done.returncode == 0, done.stderr
-        outputs.append(
-            [(tmp_path / name).read_bytes() for name in ("prepared/records.jsonl", "prepare.json")]
-        )
+        outputs.append([(tmp_path / name).read_bytes() for name in ("prepared/records.jsonl", "prepare.json")])
     assert outputs[0] == outputs[1]
     assert json.loads(outputs[0][1])["images"] == {"train": 6, "val": 3, "test": 3}
     assert {path.name for path in tmp_path.iterdir()} == {"data", "params.yaml", "prepared", "prepare.json"}

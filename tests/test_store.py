@@ -50,9 +50,7 @@ def grids(image_ids: list[int]) -> np.ndarray:
 
 
 def shard(folder: Path, image_ids: list[int]) -> Shard:
-    return write_shard(
-        folder, SETTING, image_ids, [content(image_id) for image_id in image_ids], grids(image_ids)
-    )
+    return write_shard(folder, SETTING, image_ids, [content(image_id) for image_id in image_ids], grids(image_ids))
 
 
 @pytest.fixture
@@ -154,9 +152,7 @@ def damage_by_a_kill_before_the_digest(path: Path) -> None:
     path.with_suffix(".sha256").unlink()
 
 
-@pytest.mark.parametrize(
-    "damage", [damage_by_truncation, damage_by_one_bit, damage_by_a_kill_before_the_digest]
-)
+@pytest.mark.parametrize("damage", [damage_by_truncation, damage_by_one_bit, damage_by_a_kill_before_the_digest])
 def test_a_damaged_shard_is_not_reused(tmp_path, capsys, damage):
     good, bad = shard(tmp_path, [1, 2]), shard(tmp_path, [3, 4])
     damage(bad.path)
@@ -207,9 +203,7 @@ def test_a_missing_store_is_named(tmp_path):
 
 
 def test_a_missing_truncated_or_foreign_shard_is_named(folder):
-    first, second = (
-        folder / entry["file"] for entry in json.loads((folder / INDEX_FILE).read_text())["shards"]
-    )
+    first, second = (folder / entry["file"] for entry in json.loads((folder / INDEX_FILE).read_text())["shards"])
     first.unlink()
     second.write_bytes(second.read_bytes()[:500])
 
@@ -270,9 +264,7 @@ def test_threads_share_a_store_with_fewer_handles_than_shards(tmp_path, monkeypa
     def read(order: list[int]) -> None:
         same.extend(np.array_equal(store.grids(order), wanted[order]) for _ in range(5))
 
-    threads = [
-        threading.Thread(target=read, args=(image_ids[turn:] + image_ids[:turn],)) for turn in (0, 7, 15)
-    ]
+    threads = [threading.Thread(target=read, args=(image_ids[turn:] + image_ids[:turn],)) for turn in (0, 7, 15)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -89,7 +89,7 @@ def test_tokens_come_back_from_their_file_and_the_file_describes_itself(tmp_path
     np.testing.assert_array_equal(read.length, dataset.splits["train"].length)
     assert read.captions == dataset.splits["train"].captions
     assert references(read) == {
-        3: [["a", "dog", "runs"], "two dogs run over the wet grass".split()],
+        3: [["a", "dog", "runs"], ["two", "dogs", "run", "over", "the", "wet", "grass"]],
         5: [["a", "cat"]],
     }
     with h5py.File(path) as file:

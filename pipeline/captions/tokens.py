@@ -128,7 +128,10 @@ def _counts(
     wordless: int,
 ) -> dict[str, int | float]:
     known = frozenset(vocabulary.words)
-    counts: dict[str, int | float] = {"words_known": len(vocabulary) - len(SPECIALS), "captions_without_words": wordless}
+    counts: dict[str, int | float] = {
+        "words_known": len(vocabulary) - len(SPECIALS),
+        "captions_without_words": wordless,
+    }
     for split, rows in captions.items():
         words = sum(len(words) for _, words in rows)
         unknown = sum(word not in known for _, words in rows for word in words)

@@ -32,9 +32,7 @@ class Generated:
     """[T, P]: where the decoder looked for each word; region r is in row r // grid_width of the picture."""
 
 
-def write_generated(
-    folder: Path, captions: list[Generated], grid: tuple[int, int], fingerprint: str
-) -> None:
+def write_generated(folder: Path, captions: list[Generated], grid: tuple[int, int], fingerprint: str) -> None:
     """Write both files into `folder`; `grid` is the height and width whose product is P."""
     results = [{"image_id": caption.image_id, "caption": " ".join(caption.words)} for caption in captions]
     write_json(folder / CAPTIONS_FILE, results)

@@ -50,9 +50,7 @@ class SavedModel:
     config: ModelConfig
 
 
-def write_model(
-    folder: Path, weights: dict[str, Tensor], vocabulary: Vocabulary, config: ModelConfig
-) -> None:
+def write_model(folder: Path, weights: dict[str, Tensor], vocabulary: Vocabulary, config: ModelConfig) -> None:
     """Write the three files of a model folder."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / WEIGHTS_FILE, safetensors.torch.save(weights))
@@ -90,9 +88,7 @@ def _read_config(path: Path) -> ModelConfig:
         document = json.loads(path.read_text(encoding="utf-8"))
         found = (document.pop("schema"), document.pop("schema_version"))
         if found != (SCHEMA, SCHEMA_VERSION):
-            raise UserError(
-                f"{path}: has schema {found[0]} {found[1]}, this version reads {SCHEMA} {SCHEMA_VERSION}"
-            )
+            raise UserError(f"{path}: has schema {found[0]} {found[1]}, this version reads {SCHEMA} {SCHEMA_VERSION}")
         return TypeAdapter(ModelConfig).validate_python(document)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; run `dvc repro train`") from error

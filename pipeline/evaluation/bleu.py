@@ -64,9 +64,7 @@ def _count(hypothesis: Words, references: Sequence[Words]) -> list[int]:
     for ngram, limit in limits.items():
         matched[len(ngram) - 1] += min(proposed[ngram], limit)
     length = len(hypothesis)
-    closest = min(
-        (len(reference) for reference in references), key=lambda other: (abs(other - length), other)
-    )
+    closest = min((len(reference) for reference in references), key=lambda other: (abs(other - length), other))
     return [*matched, *(max(length - order, 0) for order in range(ORDERS)), closest]
 
 

@@ -77,9 +77,7 @@ def cider(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) ->
 def _ngrams(sentences: Sequence[Words], length: Ints) -> Iterator[tuple[Ints, Ints]]:
     """For each order, of every n-gram in the corpus: its sentence, and a number for its words."""
     numbers: dict[str, int] = {}
-    word = np.array(
-        [numbers.setdefault(word, len(numbers)) for words in sentences for word in words], dtype=np.int64
-    )
+    word = np.array([numbers.setdefault(word, len(numbers)) for words in sentences for word in words], dtype=np.int64)
     sentence = np.repeat(np.arange(len(sentences)), length)
     end = np.cumsum(length)[sentence]
     start, ngram = np.arange(len(word)), word

@@ -13,7 +13,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from pipeline.captions.records import Record, Split, read_records
-from pipeline.captions.tokens import TOKENS_FILE, CaptionTokens, read_tokens, references, tokens_protocol
+from pipeline.captions.tokens import TOKENS_FILE, read_tokens, references, tokens_protocol
 from pipeline.decoder.batches import CaptionBatches
 from pipeline.decoder.forcing import teacher_forced
 from pipeline.decoder.generated import Generated, read_generated
@@ -97,9 +97,7 @@ def evaluate(
     _draw(records, generated, grid, params, inputs.images, plots / "attention")
 
 
-def _check_same_images(
-    records: Sequence[Record], generated: Mapping[int, Generated], folder: Path
-) -> None:
+def _check_same_images(records: Sequence[Record], generated: Mapping[int, Generated], folder: Path) -> None:
     wanted = {record.image_id for record in records}
     if wanted != generated.keys():
         raise UserError(

@@ -37,16 +37,13 @@ def score_scenes(
     whole = _score(known, generated, grid)
     subsets = sorted({record.subset for record in known if record.subset is not None})
     apart = {
-        subset: _score([record for record in known if record.subset == subset], generated, grid)
-        for subset in subsets
+        subset: _score([record for record in known if record.subset == subset], generated, grid) for subset in subsets
     }
     protocol = {"names": NAMES_PROTOCOL, "relations": RELATIONS_PROTOCOL, "attention": ATTENTION_PROTOCOL}
     return {"protocol": protocol, **whole, **({"subsets": apart} if apart else {})}
 
 
-def _score(
-    records: Sequence[Record], generated: Mapping[int, Generated], grid: tuple[int, int]
-) -> dict[str, Any]:
+def _score(records: Sequence[Record], generated: Mapping[int, Generated], grid: tuple[int, int]) -> dict[str, Any]:
     verdicts = [names_rightly(generated[record.image_id].words, record.things) for record in records]
     stated = [relations(generated[record.image_id].words, record.things) for record in records]
     statements = sum(total for _, total in stated)

@@ -38,9 +38,7 @@ def token_scores(predicted: npt.NDArray[np.integer], target: npt.NDArray[np.inte
     Raises `ValueError` where the shapes differ, are not flat or are empty, or an id is negative.
     """
     if predicted.shape != target.shape or target.ndim != 1 or target.size == 0:
-        raise ValueError(
-            f"want two flat arrays of one length, got shapes {predicted.shape} and {target.shape}"
-        )
+        raise ValueError(f"want two flat arrays of one length, got shapes {predicted.shape} and {target.shape}")
     if min(predicted.min(), target.min()) < 0:
         raise ValueError("token ids must be >= 0")
     classes = int(max(predicted.max(), target.max())) + 1

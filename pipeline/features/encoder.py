@@ -50,9 +50,7 @@ class EncodeParams:
     def __post_init__(self) -> None:
         stride = STRIDES[self.layer]
         if self.image_size < stride or self.image_size % stride:
-            raise ValueError(
-                f"image_size must be a multiple of {stride} with {self.layer}, got {self.image_size}"
-            )
+            raise ValueError(f"image_size must be a multiple of {stride} with {self.layer}, got {self.image_size}")
 
 
 class GridEncoder(nn.Module):
@@ -178,9 +176,7 @@ def _weights_path(params: EncodeParams) -> Path:
     return fetch_weights(known[params.weights].url)
 
 
-def _matching(
-    found: dict[str, Tensor], encoder: GridEncoder, path: Path, params: EncodeParams
-) -> dict[str, Tensor]:
+def _matching(found: dict[str, Tensor], encoder: GridEncoder, path: Path, params: EncodeParams) -> dict[str, Tensor]:
     wanted = _weighing(encoder)
     missing = [name for name in wanted if name not in found]
     misshapen = [name for name in wanted if name in found and found[name].shape != wanted[name].shape]
@@ -197,9 +193,7 @@ def _matching(
             " encode.weights, encode.architecture or encode.layer in params.yaml"
         )
     # Batch norm's counter matters to training alone, and converters leave it out.
-    counters = {
-        name: torch.zeros((), dtype=torch.long) for name in encoder.state_dict() if name not in wanted
-    }
+    counters = {name: torch.zeros((), dtype=torch.long) for name in encoder.state_dict() if name not in wanted}
     return {name: found[name].float() for name in wanted} | counters
 
 

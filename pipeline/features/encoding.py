@@ -203,9 +203,7 @@ def _encode_shard(
     return write_shard(folder, setting, image_ids, [picture.content for picture in pictures], grids)
 
 
-def _publish(
-    staged: Path, setting: Setting, shards: Sequence[Shard], contents: dict[int, str], out: Path
-) -> None:
+def _publish(staged: Path, setting: Setting, shards: Sequence[Shard], contents: dict[int, str], out: Path) -> None:
     shutil.rmtree(staged, ignore_errors=True)
     for shard in shards:
         publish(shard.path, staged / shard.path.name)

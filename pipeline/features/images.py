@@ -48,9 +48,7 @@ def read_image(source: Path | bytes, size: int, name: str = "image") -> Pixels:
             # the square stays the same to 52 dB (median over COCO photographs); with less, to 41 dB.
             image.draft(None, (2 * size, 2 * size))
             if image.width * image.height > MAX_PIXELS:
-                raise ValueError(
-                    f"{image.width} x {image.height} px, more than {MAX_PIXELS // 10**6} million in all"
-                )
+                raise ValueError(f"{image.width} x {image.height} px, more than {MAX_PIXELS // 10**6} million in all")
             orientation = _orientation(image)
             square = _to_rgb(image).resize((size, size), Image.Resampling.BICUBIC)
     except Exception as error:  # Pillow's readers meet broken files with errors of every kind.
@@ -65,9 +63,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); restore it or name another file"
-        ) from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); restore it or name another file") from error
 
 
 def normalise(batch: torch.Tensor) -> torch.Tensor:

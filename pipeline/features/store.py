@@ -125,9 +125,7 @@ def write_shard(
         file.flush()
         image = file.id.get_file_image()
     name = sha256("\n".join(contents).encode()).hexdigest()[:16]
-    shard = Shard(
-        path=folder / f"shard-{name}.h5", digest=sha256(image).hexdigest(), contents=tuple(contents)
-    )
+    shard = Shard(path=folder / f"shard-{name}.h5", digest=sha256(image).hexdigest(), contents=tuple(contents))
     write_atomically(shard.path, image)
     write_atomically(_digest_path(shard.path), shard.digest + "\n")
     return shard
@@ -158,19 +156,14 @@ def write_index(folder: Path, setting: Setting, shards: Sequence[Shard], content
 
     `contents` maps image ids to the SHA-256 of their files; each must have a row in one of the shards.
     """
-    rows = {
-        content: (number, row)
-        for number, shard in enumerate(shards)
-        for row, content in enumerate(shard.contents)
-    }
+    rows = {content: (number, row) for number, shard in enumerate(shards) for row, content in enumerate(shard.contents)}
     index = _Index(
         schema=SCHEMA,
         schema_version=SCHEMA_VERSION,
         fingerprint=setting.fingerprint,
         setting=setting,
         shards=tuple(
-            _ShardEntry(file=shard.path.name, sha256=shard.digest, rows=len(shard.contents))
-            for shard in shards
+            _ShardEntry(file=shard.path.name, sha256=shard.digest, rows=len(shard.contents)) for shard in shards
         ),
         images={image_id: rows[contents[image_id]] for image_id in sorted(contents)},
     )
@@ -252,9 +245,7 @@ class FeatureStore:
         try:
             return self._index.images[image_id]
         except KeyError:
-            raise UserError(
-                f"{self._folder / INDEX_FILE}: has no image {image_id}; run `dvc repro encode`"
-            ) from None
+            raise UserError(f"{self._folder / INDEX_FILE}: has no image {image_id}; run `dvc repro encode`") from None
 
     def _read(self, shard: int, row: int) -> Grids:
         path = self._folder / self._index.shards[shard].file

@@ -1,4 +1,4 @@
-"""What the floors are made of: patterns in two directions, with their detail faded where pixels cannot hold it.
+"""What the floors are made of: patterns whose detail fades where the picture cannot hold it.
 
 `R` points; `u` and `v` are their places on the floor, float32 [R], in the world's unit of length.
 """
@@ -23,7 +23,7 @@ class FloorMaterial:
     colour: Vector
     """Share of red, green and blue light that it throws back on the whole."""
     relief: Callable[[Reals, Reals, Reals], Reals]
-    """Factor [R] on the colour at `u` and `v`, where one subsample of the picture covers `footprint` [R] of floor."""
+    """Factor [R] on the colour at `u` and `v`, where one subsample covers `footprint` [R] of floor."""
 
 
 def _wooden(u: Reals, v: Reals, footprint: Reals) -> Reals:
@@ -35,16 +35,16 @@ def _wooden(u: Reals, v: Reals, footprint: Reals) -> Reals:
     fibre = 0.22 * noise(u * 42.0, v * 2.6) * _kept(0.05, footprint)
     across, along = u - plank * _PLANK_WIDTH, v - piece * _PLANK_LENGTH
     edge = np.minimum(_from_edges(across, _PLANK_WIDTH), _from_edges(along, _PLANK_LENGTH))
-    seam = np.clip(1.4 - edge / 0.012, 0.0, 1.0) * _kept(0.06, footprint)
+    seam = np.clip(1.4 - edge * 83.0, 0.0, 1.0) * _kept(0.06, footprint)
     relief: Reals = (0.62 + 0.34 * tone + grain + fibre) * (1.0 - 0.55 * seam)
     return relief
 
 
 def _tiled(u: Reals, v: Reals, footprint: Reals) -> Reals:
-    across, along = np.floor(u / _TILE), np.floor(v / _TILE)
+    across, along = np.floor(u * (1 / _TILE)), np.floor(v * (1 / _TILE))
     edge = np.minimum(_from_edges(u - across * _TILE, _TILE), _from_edges(v - along * _TILE, _TILE))
-    grout = np.clip(1.6 - edge / 0.016, 0.0, 1.0) * _kept(0.06, footprint)
-    clouds = 0.12 * noise(u * 3.1, v * 3.1) + 0.06 * noise(u * 9.0, v * 9.0)
+    grout = _kept(0.06, footprint) * np.clip(1.6 - edge * 62.0, 0.0, 1.0)
+    clouds: Reals = 0.12 * noise(u * 3.1, v * 3.1) + 0.06 * noise(u * 9.0, v * 9.0)
     relief: Reals = (0.84 + 0.14 * hashed(across, along) + clouds) * (1.0 - 0.5 * grout)
     return relief
 
@@ -95,7 +95,7 @@ def linear(red: float, green: float, blue: float) -> Vector:
 
 MATERIALS: Mapping[Floor, FloorMaterial] = {
     "wooden": FloorMaterial(colour=linear(0.63, 0.46, 0.31), relief=_wooden),
-    "tiled": FloorMaterial(colour=linear(0.62, 0.67, 0.70), relief=_tiled),
+    "tiled": FloorMaterial(colour=linear(0.53, 0.58, 0.62), relief=_tiled),
     "sandy": FloorMaterial(colour=linear(0.80, 0.71, 0.55), relief=_sandy),
     "grassy": FloorMaterial(colour=linear(0.42, 0.52, 0.27), relief=_grassy),
     "carpeted": FloorMaterial(colour=linear(0.56, 0.47, 0.52), relief=_carpeted),

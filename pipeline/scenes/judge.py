@@ -48,10 +48,7 @@ _WORDS: dict[str, dict[str, tuple[str, ...]]] = {
 _SINGULAR_SHAPES = {word: ("shape", shape) for shape, words in _WORDS["shape"].items() for word in words}
 _PLURAL_SHAPES = {word + "s": meaning for word, meaning in _SINGULAR_SHAPES.items()}
 WORD_KINDS: dict[str, tuple[str, str]] = _PLURAL_SHAPES | {
-    word: (kind, value)
-    for kind, values in _WORDS.items()
-    for value, words in values.items()
-    for word in words
+    word: (kind, value) for kind, values in _WORDS.items() for value, words in values.items() for word in words
 }
 """Kind and canonical value of each word that tells of the picture: `ball` means `("shape", "sphere")`."""
 
@@ -218,9 +215,7 @@ def _stands(subject: Mention, relation: str, other: Mention, things: Sequence[Th
                 return _foot(things[one]) < _foot(things[place])
 
     others = matches(other, things)
-    standing = [
-        one for one in matches(subject, things) if sum(stands(one, place) for place in others) >= other.count
-    ]
+    standing = [one for one in matches(subject, things) if sum(stands(one, place) for place in others) >= other.count]
     return len(standing) >= subject.count
 
 

@@ -1,17 +1,17 @@
 """Pictures of scenes: a small ray tracer whose pixels are the same bytes on every machine.
 
-One soft lamp, the sky and the light that the floor throws back shine on the bodies; shiny ones mirror each other
-and the floor. Pixels pass only through operations that IEEE 754 defines exactly (`+ - * /`, square root, floor,
-comparison) and through hashed integers: no sine, power or matrix product, whose last bit depends on the library
-and the processor.
+One soft lamp, the sky and the light that the floor throws back shine on the bodies; shiny ones mirror each
+other and the floor. Pixels pass only through operations that IEEE 754 defines exactly (`+ - * /`, square
+root, floor, comparison) and through hashed integers: no sine, power or matrix product, whose last bit depends
+on the library and the processor.
 
 The camera stands at (0, `camera_height`, 0) and looks along +z with a focal length of 1.8 image widths (31
 degrees). With `camera_tilt` near (`camera_height` - 0.4) / 7 the frame holds whole bodies on the ground from
-z = 4.9 to z = 9.2, as far to each side as |x| = 0.27 z - 0.45 (large) or 0.27 z - 0.15 (small); there a large body
-is 42 to 24 pixels high in a picture of 128, a small one 23 to 13.
+z = 4.9 to z = 9.2, as far to each side as |x| = 0.27 z - 0.45 (large) or 0.27 z - 0.15 (small); there a large
+body is 42 to 24 pixels high in a picture of 128, a small one 23 to 13.
 
-`R` rays or points in a flat array, `S` subsamples along a side of the picture. Points, directions and colours are
-float32 [3, R]; colours are linear light, and 1 is the brightest that the picture can show.
+`R` rays or points in a flat array, `S` subsamples along a side of the picture. Points, directions and colours
+are float32 [3, R]; colours are linear light, and 1 is the brightest that the picture can show.
 """
 
 import math
@@ -29,7 +29,9 @@ from pipeline.scenes.world import Colour, Scene
 FOCAL_LENGTH = 1.8
 """In widths of the picture."""
 
-_SUPERSAMPLING = 2
+_SUPERSAMPLING = 2  # A side; _develop averages exactly four subsamples.
+_RAYS_AT_ONCE = 16384
+"""Few enough to keep intermediate results in the cache of a processor: a tenth faster than all rays at once."""
 _HORIZON = -0.02
 """Upward part of the flattest rays that still look for the floor."""
 _FADE_FROM, _FADE_TO = 10.0, 26.0
@@ -38,8 +40,8 @@ _LIT_BEST_Z = 7.0
 _LAMP_FALL_OFF = 60.0
 
 _LAMP, _LAMP_POWER = (1.0, 0.97, 0.91), 0.95
-_SKY, _ZENITH, _SKY_POWER = linear(0.78, 0.84, 0.92), linear(0.97, 0.98, 1.0), 0.22
-_BOUNCE_POWER = 0.30
+_SKY, _ZENITH, _SKY_POWER = linear(0.78, 0.84, 0.92), linear(0.97, 0.98, 1.0), 0.24
+_BOUNCE_POWER = 0.40
 _WALL_LOW, _WALL_HIGH = linear(0.66, 0.67, 0.69), linear(0.44, 0.47, 0.52)
 
 # The second is the paint of stripes and spots: a tint of the first, so that the body keeps its colour's name.
@@ -83,7 +85,8 @@ def render(scene: Scene, size: int) -> Rendering:
     directions = camera.directions(0, camera.side, 0, camera.side)
     colour = np.empty_like(directions)
     bare = np.flatnonzero(owner < 0)
-    colour[:, bare] = _shade_behind(scene, camera, solids, directions[:, bare])
+    for part in np.array_split(bare, len(bare) // _RAYS_AT_ONCE + 1):
+        colour[:, part] = _shade_behind(scene, camera, solids, directions[:, part])
     for number, solid in enumerate(solids):
         seen = np.flatnonzero(owner == number)
         rays = directions[:, seen]
@@ -94,9 +97,7 @@ def render(scene: Scene, size: int) -> Rendering:
     return Rendering(
         image=_develop(colour, size),
         boxes=tuple(_box(mask) for mask in masks),
-        visible=tuple(
-            int(np.count_nonzero(mask)) / whole for mask, whole in zip(masks, silhouettes, strict=True)
-        ),
+        visible=tuple(int(np.count_nonzero(mask)) / whole for mask, whole in zip(masks, silhouettes, strict=True)),
     )
 
 
@@ -116,7 +117,7 @@ class _Camera:
         return cls(height=scene.camera_height, forward=forward, up=up, side=side)
 
     def frame(self, solid: Solid) -> tuple[int, int, int, int]:
-        """Subsamples from top to bottom and left to right that a solid can cover, in the frame or out of it."""
+        """Top, bottom, left and right subsamples that a solid may cover, in the frame or out of it."""
         x, y, z = solid.centre[0], solid.centre[1] - self.height, solid.centre[2]
         far = y * self.forward[1] + z * self.forward[2]
         right, down = FOCAL_LENGTH * x / far, -FOCAL_LENGTH * (y * self.up[1] + z * self.up[2]) / far
@@ -128,9 +129,9 @@ class _Camera:
 
     def directions(self, top: int, bottom: int, left: int, right: int) -> Reals:
         """Directions through a rectangle of subsamples, row by row; it may reach out of the frame."""
-        across = (np.arange(left, right, dtype=np.float32) + 0.5) / self.side - 0.5
-        rise = 0.5 - (np.arange(top, bottom, dtype=np.float32) + 0.5) / self.side
-        x = across / FOCAL_LENGTH
+        across = (np.arange(left, right, dtype=np.float32) + 0.5) * (1 / self.side) - 0.5
+        rise = 0.5 - (np.arange(top, bottom, dtype=np.float32) + 0.5) * (1 / self.side)
+        x = across * (1 / FOCAL_LENGTH)
         y = self.forward[1] + rise * (self.up[1] / FOCAL_LENGTH)
         z = self.forward[2] + rise * (self.up[2] / FOCAL_LENGTH)
         norm = np.sqrt((x * x)[None, :] + (y * y + z * z)[:, None])
@@ -176,7 +177,7 @@ def _develop(colour: Reals, size: int) -> NDArray[np.uint8]:
 def _shade_body(
     scene: Scene, solids: list[Solid], solid: Solid, points: Reals, directions: Reals, *, mirrors: bool
 ) -> Reals:
-    """Light that points of a body send back along the rays which meet it; `mirrors` lets a shiny one reflect."""
+    """Light that points of a body send back along rays; `mirrors` lets a shiny body reflect."""
     others = [other for other in solids if other is not solid]
     local = solid.local(points)
     normals = solid.normals(local)
@@ -191,7 +192,7 @@ def _shade_body(
     lift = np.clip(points[1] / (0.35 * solid.scale), 0.0, 1.0)
     openness = 0.4 + 0.6 * lift * (2.0 - lift)
     skyward = 0.5 + 0.5 * normals[1]
-    ambient = openness * (0.2 + 0.8 * skyward) * _SKY_POWER
+    ambient = openness * (0.45 + 0.55 * skyward) * _SKY_POWER
     bounce = openness * (1.0 - skyward) * (_BOUNCE_POWER * scene.brightness)
     light = direct * column(_LAMP) + ambient * column(_SKY) + bounce * _floor_colour(scene)
     if solid.body.texture != "shiny" or not mirrors:
@@ -204,7 +205,8 @@ def _shade_body(
     mirrored = unit(directions + bulging * (2.0 * towards))
     gleam = np.maximum(dot(mirrored, scene.light), 0.0)
     highlight = (1.8 * _power(gleam, 6) + 0.12 * _power(gleam, 3)) * reaching
-    # More is mirrored at a grazing view (Schlick, "An inexpensive BRDF model for physically-based rendering", 1994).
+    # More is mirrored at a grazing view: Schlick, "An inexpensive BRDF model for physically-based rendering",
+    # Computer Graphics Forum 13, 1994.
     away = 1.0 - towards
     gloss = 0.06 + 0.4 * _power(away, 2) * away + 0.8 * paint
     reflection = _surround(scene, others, points, mirrored)
@@ -244,9 +246,7 @@ def _surround(scene: Scene, others: list[Solid], points: Reals, directions: Real
         seen = np.flatnonzero(met < nearest)
         nearest[seen] = met[seen]
         rays = directions[:, seen]
-        colour[:, seen] = _shade_body(
-            scene, others, other, points[:, seen] + rays * met[seen], rays, mirrors=False
-        )
+        colour[:, seen] = _shade_body(scene, others, other, points[:, seen] + rays * met[seen], rays, mirrors=False)
     return colour
 
 

@@ -111,7 +111,7 @@ class Solid:
     def light_past(self, points: Reals, lamp: Vector) -> Reals:
         """Share [R] of the lamp's light that reaches world points in spite of this body.
 
-        A point lies the deeper in half shadow the closer, seen from there, its ray to the lamp passes the body.
+        The closer a point's ray to the lamp passes the body, seen from that point, the deeper its half shadow.
         """
         passed = np.ones(points.shape[1], dtype=np.float32)
         origin, heading = self.local(points), self._turned_in(column(lamp))

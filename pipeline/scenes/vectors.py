@@ -50,7 +50,8 @@ def eased(share: Reals) -> Reals:
 
 def hashed(u: Reals, v: Reals) -> Reals:
     """A value [R] in [0, 1) for each whole-numbered place; places repeat every 256."""
-    return _LATTICE[((v.astype(np.int32) & 255) << 8) | (u.astype(np.int32) & 255)]
+    value: Reals = _LATTICE[((v.astype(np.int32) & 255) << 8) | (u.astype(np.int32) & 255)]
+    return value
 
 
 def noise(u: Reals, v: Reals) -> Reals:

@@ -247,9 +247,7 @@ def _left(these: Sequence[_Group], those: Sequence[_Group]) -> bool:
 
 
 def _before(these: Sequence[_Group], those: Sequence[_Group]) -> bool:
-    return max(z for group in these for z in group.z) + CLEARLY_BEHIND < min(
-        z for group in those for z in group.z
-    )
+    return max(z for group in these for z in group.z) + CLEARLY_BEHIND < min(z for group in those for z in group.z)
 
 
 def _yes(choose: Choose, weight: float) -> bool:

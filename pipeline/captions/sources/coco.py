@@ -77,9 +77,7 @@ def _entry(path: Path, folder: str, image: _Image, annotations: list[_Annotation
 def _thing(place: str, image: _Image, thing: _Thing) -> Thing:
     width, height = image.get("width", 0), image.get("height", 0)
     if width <= 0 or height <= 0:
-        raise UserError(
-            f"{place}: has boxes but its size is {width} x {height}; give width and height in pixels"
-        )
+        raise UserError(f"{place}: has boxes but its size is {width} x {height}; give width and height in pixels")
     x, y, w, h = thing["box"]
     return Thing(attributes=thing["attributes"], box=(x / width, y / height, w / width, h / height))
 

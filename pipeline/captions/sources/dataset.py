@@ -84,9 +84,7 @@ def prepare(params: DatasetParams) -> tuple[list[Record], Counts]:
     images = params.root / params.images
     for folder in (params.root, images):
         if not folder.is_dir():
-            raise UserError(
-                f"{folder}: no such folder; put the dataset there, or mend dataset.root and dataset.images"
-            )
+            raise UserError(f"{folder}: no such folder; put the dataset there, or mend dataset.root and dataset.images")
     entries, strays = _read(params)
     _refuse_names_that_lead_out(entries)
     _refuse_repeats(entries, lambda entry: entry.image_id, "image id")
@@ -94,12 +92,8 @@ def prepare(params: DatasetParams) -> tuple[list[Record], Counts]:
     division = divide(entries, params.splits, params.root)
     used = [entry for entry in entries if entry.file in division.split]
 
-    missing = {
-        entry.file: f"{entry.file} ({entry.place})" for entry in used if not (images / entry.file).is_file()
-    }
-    _allow(
-        params.missing_images, list(missing.values()), f"{images}: images not found", "dataset.missing_images"
-    )
+    missing = {entry.file: f"{entry.file} ({entry.place})" for entry in used if not (images / entry.file).is_file()}
+    _allow(params.missing_images, list(missing.values()), f"{images}: images not found", "dataset.missing_images")
     empty, bare, records = [], list(division.strangers), []
     for entry in used:
         if entry.file in missing:
@@ -109,9 +103,7 @@ def prepare(params: DatasetParams) -> tuple[list[Record], Counts]:
             records.append(record)
         else:
             bare.append(f"{entry.file} ({entry.place})")
-    _allow(
-        params.bad_captions, strays, "captions of images that the file does not list", "dataset.bad_captions"
-    )
+    _allow(params.bad_captions, strays, "captions of images that the file does not list", "dataset.bad_captions")
     _allow(params.bad_captions, empty, "empty captions", "dataset.bad_captions")
     _allow(params.bad_captions, bare, "images without captions", "dataset.bad_captions")
     counts = Counts(
@@ -179,8 +171,7 @@ def _refuse_repeats(entries: Sequence[Entry], key: Callable[[Entry], int | str],
 def _allow(policy: Policy, faults: Sequence[str], what: str, key: str) -> None:
     if faults and policy == "error":
         raise UserError(
-            f"{what}, {len(faults)} in all: {some(faults)}; "
-            f"mend the dataset, or set {key} to 'skip' to leave them out"
+            f"{what}, {len(faults)} in all: {some(faults)}; mend the dataset, or set {key} to 'skip' to leave them out"
         )
 
 

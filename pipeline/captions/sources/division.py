@@ -100,9 +100,7 @@ def divide(entries: Sequence[Entry], params: Splits | None, root: Path) -> Divis
             split |= {file: one for file, one, _ in listed}
             known = {entry.file for entry in entries}
             strangers = [f"{file} ({place})" for file, _, place in listed if file not in known]
-            return Division(
-                split={file: one for file, one in split.items() if file in known}, strangers=strangers
-            )
+            return Division(split={file: one for file, one in split.items() if file in known}, strangers=strangers)
 
 
 def _draw(entries: Sequence[Entry], params: SeededSplits) -> dict[str, Split]:

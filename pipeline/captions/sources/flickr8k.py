@@ -74,9 +74,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[_Row]:
     except csv.Error as error:
         raise UserError(f"{path}, line {line}: is no CSV row: {error}; mend its quotes") from error
     if faults:
-        raise UserError(
-            f"{path}: wanted 2 columns, image and caption, but {some(faults)}; quote captions with commas"
-        )
+        raise UserError(f"{path}: wanted 2 columns, image and caption, but {some(faults)}; quote captions with commas")
 
 
 def _token_rows(path: Path, text: str) -> Iterator[_Row]:

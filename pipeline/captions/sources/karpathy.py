@@ -37,9 +37,7 @@ def read(path: Path, folder: str) -> Source:
     where the file has another form.
     """
     images = read_json(path, _Dataset, "Karpathy dataset file")["images"]
-    return Source(
-        entries=[_entry(path, folder, number, image) for number, image in enumerate(images)], strays=[]
-    )
+    return Source(entries=[_entry(path, folder, number, image) for number, image in enumerate(images)], strays=[])
 
 
 def _entry(path: Path, folder: str, number: int, image: _Image) -> Entry:
@@ -52,7 +50,6 @@ def _entry(path: Path, folder: str, number: int, image: _Image) -> Entry:
         place=place,
         split=split,
         captions=tuple(
-            Caption(sentence["raw"], f"{place}.sentences[{index}]")
-            for index, sentence in enumerate(image["sentences"])
+            Caption(sentence["raw"], f"{place}.sentences[{index}]") for index, sentence in enumerate(image["sentences"])
         ),
     )
