@@ -133,7 +133,7 @@ def test_a_run_stopped_after_any_steps_goes_on_to_the_same_bytes(
 
 
 PARAMS_YAML = """
-train: {seed: 3, decoder: {embedding: 8, state: 12, attention: 8, dropout: 0.2}, images_a_batch: 5, epochs: 40,
+train: {seed: 3, decoder: {embedding: 8, state: 12, attention: 8, dropout: 0.2}, images_a_batch: 5, epochs: 14,
   learning_rate: 0.01, warm_up: 2, decay: cosine, clip_norm: 5.0, coverage_weight: 0.1, select_by: cider, patience: 99,
   max_words: 6}
 """
@@ -169,7 +169,7 @@ def test_the_stage_goes_on_after_a_signal_to_the_same_bytes(data: Path, tmp_path
 
 
 def test_it_learns_which_region_tells_the_colour(data: Path, tmp_path: Path) -> None:
-    folder = run(data, tmp_path / "run", params(epochs=40, coverage_weight=0.0))
+    folder = run(data, tmp_path / "run", params(epochs=25, coverage_weight=0.0))
     history = json.loads((folder / "history.json").read_text())
     assert history[-1]["train_loss"] < history[0]["train_loss"] / 2
     assert history[-1]["val_cider"] > 1
@@ -183,7 +183,7 @@ def test_training_stops_when_nothing_gets_better(data: Path, tmp_path: Path) -> 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the loss is (nan|inf) in epoch \d+, step \d+, at a learning rate of"):
-        run(data, tmp_path / "run", params(learning_rate=1e38, clip_norm=1e38, warm_up=0))
+        run(data, tmp_path / "run", params(learning_rate=1e30, clip_norm=1e30, warm_up=0))
 
 
 def test_a_damaged_checkpoint_is_named(data: Path, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def _read_config(path: Path) -> ModelConfig:
         found = (document.pop("schema"), document.pop("schema_version"))
         if found != (SCHEMA, SCHEMA_VERSION):
             raise UserError(f"{path}: has schema {found[0]} {found[1]}, this version reads {SCHEMA} {SCHEMA_VERSION}")
-        return TypeAdapter(ModelConfig).validate_python(document)
+        return TypeAdapter(ModelConfig).validate_json(json.dumps(document))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; run `dvc repro train`") from error
     except (json.JSONDecodeError, KeyError, AttributeError, ValidationError) as error:

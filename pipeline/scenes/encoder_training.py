@@ -115,10 +115,6 @@ class Pupil(nn.Module):
         self.floor = nn.Linear(self.encoder.channels, len(FLOORS))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, images: Tensor) -> tuple[Sequence[Tensor], Tensor]:
-        """Answer for normalised pictures [B, 3, S, S] as `answers` does."""
-        return self.answers(self.encoder(images).flatten(2).transpose(1, 2))
-
     def answers(self, regions: Tensor) -> tuple[Sequence[Tensor], Tensor]:
         """Logits for regions [B, P, C]: of each attribute [B, P, classes], and of the floor [B, floors]."""
         return torch.split(self.cells(regions), _CLASS_COUNTS, dim=-1), self.floor(regions.mean(dim=1))
@@ -196,14 +192,15 @@ def objective(
     sphere.
     """
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        answers, floor = pupil(images)
-    logits = {name: answer.float() for name, answer in zip(ATTRIBUTES, answers, strict=True)}  # [B, P, classes]
+        grids = pupil.encoder(images)  # [B, C, H, W]
+    answers, floor = pupil.answers(grids.float().flatten(2).transpose(1, 2))
+    logits = dict(zip(ATTRIBUTES, answers, strict=True))  # [B, P, classes]
     wanted = dict(zip(ATTRIBUTES, classes.long().flatten(2).unbind(dim=1), strict=True))  # [B, P]
     known = {name: indices.clamp(min=NOTHING) for name, indices in wanted.items()}
     logits["shape"] = logits["shape"].masked_fill(unseen[known["colour"]], -math.inf)
     logits["colour"] = logits["colour"].masked_fill(unseen.T[known["shape"]], -math.inf)
 
-    loss = F.cross_entropy(floor.float(), floors)
+    loss = F.cross_entropy(floor, floors)
     for name, answer in logits.items():
         weights = torch.ones(answer.shape[-1])
         weights[NOTHING] = nothing_weight

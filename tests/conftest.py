@@ -1,0 +1,3 @@
+"""Before anything loads PyTorch: the same treatment of waiting threads as in the stages."""
+
+import stages  # noqa: F401
