@@ -31,7 +31,7 @@ def main(
     store = FeatureStore(features, fingerprint=trained.config.encoder["fingerprint"])
     image_ids = [record.image_id for record in read_records(prepared, settings.split)]
     captions = caption_images(trained, store, image_ids, settings.search, images_a_batch, open_device(device))
-    grid = (store.setting.grid_height, store.setting.grid_width)
+    grid = store.setting.grid
     with fresh_folder(out) as folder:
         write_generated(folder, captions, grid, trained.config.fingerprint)
         publish(folder, out)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pipeline.decoder.attention import AttentionDecoder, DecoderParams
+from pipeline.decoder.attention import AttentionDecoder, DecoderParams, places
 from pipeline.decoder.objective import objective
 
 SIZES = DecoderParams(embedding=7, state=6, attention=5, dropout=0.0)
@@ -12,7 +12,7 @@ B, K, T, P, C, V = 3, 2, 4, 9, 8, 11
 
 def decoder() -> AttentionDecoder:
     torch.manual_seed(1)
-    return AttentionDecoder(SIZES, channels=C, words=V).double()
+    return AttentionDecoder(SIZES, grid=(3, 3), channels=C, words=V).double()
 
 
 def example() -> tuple[Tensor, Tensor]:
@@ -26,7 +26,10 @@ def textbook(model: AttentionDecoder, grid: Tensor, words: Tensor) -> tuple[Tens
     attention_size, state_size = SIZES.attention, SIZES.state
     query_w, beta_w, gates_w = model.from_state.weight.split([attention_size, 1, 4 * state_size])
     query_b, beta_b, gates_b = model.from_state.bias.split([attention_size, 1, 4 * state_size])
-    regions = [model.normalise(region) for region in grid]
+    regions = [
+        torch.cat([(region - region.mean()) / torch.sqrt(region.var(correction=0) + 1e-5), place])
+        for region, place in zip(grid, places(3, 3).double(), strict=True)
+    ]
     mean = torch.stack(regions).mean(0)
     h, c = torch.tanh(model.first_hidden(mean)), torch.tanh(model.first_cell(mean))
     logits, attentions = [], []
@@ -96,5 +99,13 @@ def test_a_caption_does_not_depend_on_its_neighbours_or_on_later_words() -> None
 
 def test_float16_grids_are_taken_as_they_are_stored() -> None:
     grids, words = example()
-    model = AttentionDecoder(SIZES, channels=C, words=V)
+    model = AttentionDecoder(SIZES, grid=(3, 3), channels=C, words=V)
     assert model(grids.half(), words)[0].dtype == torch.float32
+
+
+def test_no_two_regions_have_the_same_place_and_neighbours_have_like_ones() -> None:
+    table = places(7, 5)
+    distances = torch.cdist(table, table)
+    assert distances.shape == (35, 35)
+    assert (distances + 9 * torch.eye(35)).min() > 0.3
+    assert distances[0, 1] < distances[0, 2] < distances[0, 34]

@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 from pipeline.features.encoder import EncodeParams, encode_grids, load_encoder
 from pipeline.features.images import normalise
 from pipeline.params import load
+from pipeline.publish import file_digest
 from pipeline.scenes.dataset import RenderParams
 from pipeline.scenes.encoder_training import (
     LAYER,
@@ -184,7 +185,7 @@ def test_the_whole_run_publishes_weights_that_load(tmp_path):
     render = RenderParams(seed=1, size=64, train=1, val=1, test=1, held_out=HELD_OUT)
     out = tmp_path / "encoder.safetensors"
     figures = train_scene_encoder(replace(PARAMS, epochs=1), render, tmp_path / "work", out, workers=1)
-    assert figures["bytes"] == out.stat().st_size
+    assert figures["weights"] == file_digest(out)
     assert figures["bodies"]["held_out"]["count"] >= 2
     assert encoder_of(out, 64).channels == 256
 
@@ -206,7 +207,7 @@ def test_the_shipped_encoder_is_small_and_its_features_tell_shape_and_colour():
 
 def test_the_shipped_figures_are_those_of_the_shipped_file():
     figures = json.loads((SCENES / "encoder.json").read_text(encoding="utf-8"))
-    assert figures["bytes"] == (SCENES / "encoder.safetensors").stat().st_size
+    assert figures["weights"] == file_digest(SCENES / "encoder.safetensors")
     assert figures["bodies"]["seen"]["shape_and_colour"] >= 0.97
 
 

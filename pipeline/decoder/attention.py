@@ -8,11 +8,13 @@ out of the loop over words whatever does not depend on the state: region keys, i
 The captions of an image share its regions and keys.
 """
 
+import math
 from typing import Annotated, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pipeline.decoder.energy import energies
 from pipeline.params import section
@@ -32,11 +34,26 @@ class DecoderParams:
     """Share of numbers zeroed in training, in embedded words and before the vocabulary."""
 
 
+PLACE_CHANNELS = 16
+
+
+def places(height: int, width: int) -> Tensor:
+    """Describe where each region of a grid lies: [P, 16].
+
+    Sines and cosines of x and y, between 0 and 1, at 1/4, 1/2, 1 and 2 periods a picture (after Vaswani et al. 2017;
+    in two dimensions as in Carion et al. 2020).
+    """
+    x = ((torch.arange(width) + 0.5) / width).expand(height, width)
+    y = ((torch.arange(height) + 0.5) / height).unsqueeze(1).expand(height, width)
+    turns = torch.stack([x, y], dim=-1).reshape(-1, 2, 1) * torch.tensor([0.25, 0.5, 1.0, 2.0])  # [P, 2, 4]
+    return torch.cat([(2 * math.pi * turns).sin(), (2 * math.pi * turns).cos()], dim=-1).flatten(1)
+
+
 class Regions(NamedTuple):
     """What the decoder may look at, prepared once an image."""
 
     values: Tensor
-    """[B, P, C], normalised over channels."""
+    """[B, P, C + 16]: the grid, normalised over channels, and each region's place."""
     keys: Tensor
     """[B, P, A]"""
 
@@ -53,14 +70,19 @@ class State(NamedTuple):
 class AttentionDecoder(nn.Module):
     """An LSTM that chooses, before each word, where to look.
 
-    Differs from the paper in two points: regions are layer-normalised over channels, which removes the scale of the
-    encoder's activations, and the energies come from a rectifier in place of a hyperbolic tangent.
+    Differs from the paper in three points: regions are layer-normalised over channels, which removes the scale of the
+    encoder's activations; each region is told its place, without which left and right look alike; and the energies
+    come from a rectifier in place of a hyperbolic tangent.
     """
 
-    def __init__(self, params: DecoderParams, channels: int, words: int) -> None:
+    places: Tensor
+
+    def __init__(self, params: DecoderParams, grid: tuple[int, int], channels: int, words: int) -> None:
         super().__init__()
+        self.register_buffer("places", places(*grid), persistent=False)
+        self._channels = channels
+        channels += PLACE_CHANNELS
         self._sizes = [params.attention, 1, 4 * params.state]
-        self.normalise = nn.LayerNorm(channels, elementwise_affine=False)
         self.key = nn.Linear(channels, params.attention)
         self.energy = nn.Parameter(torch.empty(params.attention).uniform_(-1, 1) / params.attention**0.5)
         self.first_hidden = nn.Linear(channels, params.state)
@@ -76,7 +98,8 @@ class AttentionDecoder(nn.Module):
 
     def look(self, grids: Tensor) -> Regions:
         """Prepare grids [B, P, C] of any float type."""
-        values = self.normalise(grids.to(self.key.weight.dtype))
+        normalised = F.layer_norm(grids.to(self.key.weight.dtype), [self._channels])
+        values = torch.cat([normalised, self.places.expand(len(grids), -1, -1)], dim=-1)
         return Regions(values, self.key(values))
 
     def start(self, regions: Regions, captions: int) -> State:

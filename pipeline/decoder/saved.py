@@ -29,6 +29,8 @@ class ModelConfig:
     fingerprint: str
     """Of the training run: params, inputs, code and versions."""
     decoder: DecoderParams
+    grid: tuple[int, int]
+    """Height and width of the grids it reads, in regions."""
     channels: int
     """Channels of the grids it reads."""
     vocabulary_digest: str
@@ -71,7 +73,7 @@ def read_model(folder: Path) -> SavedModel:
             f"{folder}: vocabulary.json has digest {vocabulary.digest}, but the decoder was trained with "
             f"{config.vocabulary_digest}; restore the folder as `train` wrote it"
         )
-    decoder = AttentionDecoder(config.decoder, config.channels, len(vocabulary))
+    decoder = AttentionDecoder(config.decoder, config.grid, config.channels, len(vocabulary))
     try:
         decoder.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_FILE))
     except FileNotFoundError as error:

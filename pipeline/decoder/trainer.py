@@ -103,6 +103,7 @@ def train(
     config = ModelConfig(
         fingerprint=folder.name,
         decoder=params.decoder,
+        grid=store.setting.grid,
         channels=store.channels,
         vocabulary_digest=vocabulary.digest,
         encoder={"fingerprint": store.fingerprint, **asdict(store.setting)},
@@ -139,7 +140,7 @@ class Trainer:
         self._references = references(val)
         self._checkpoint = folder / CHECKPOINT_FILE
         torch.manual_seed(params.seed)
-        self.decoder = AttentionDecoder(params.decoder, store.channels, len(vocabulary)).to(device)
+        self.decoder = AttentionDecoder(params.decoder, store.setting.grid, store.channels, len(vocabulary)).to(device)
         self._optimiser = torch.optim.Adam(self.decoder.parameters(), lr=params.learning_rate)
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}

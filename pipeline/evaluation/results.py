@@ -88,7 +88,7 @@ def evaluate(
     batches = CaptionBatches(captions, store, images_a_batch)
     write_json(metrics / "teacher_forcing.json", _teacher_forcing(model, batches, device))
 
-    grid = (store.setting.grid_height, store.setting.grid_width)
+    grid = store.setting.grid
     write_json(metrics / "scenes.json", score_scenes(records, generated, grid))
 
     history = json.loads((inputs.model / HISTORY_FILE).read_text(encoding="utf-8"))

@@ -60,6 +60,11 @@ class Setting:
         return fingerprint(schema_version=SCHEMA_VERSION, **asdict(self))
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width in regions."""
+        return self.grid_height, self.grid_width
+
+    @property
     def grid_shape(self) -> tuple[int, int]:
         """(P, C)."""
         return self.grid_height * self.grid_width, self.channels

@@ -36,7 +36,7 @@ from pipeline.features.encoder import (
 )
 from pipeline.features.images import normalise
 from pipeline.params import plain, section
-from pipeline.publish import code_digest, fingerprint, publish, work_folder, write_atomically
+from pipeline.publish import code_digest, file_digest, fingerprint, publish, work_folder, write_atomically
 from pipeline.scenes.dataset import RenderParams
 from pipeline.scenes.lessons import (
     ATTRIBUTES,
@@ -136,8 +136,8 @@ def train_scene_encoder(
     syllabus = Syllabus(seed=params.seed, size=render.size, stride=STRIDE, held_out=render.held_out)
     name = fingerprint(params=plain(params), syllabus=asdict(syllabus), code=code_digest(), torch=torch.__version__)
     with work_folder(work, STAGE, name) as folder:
-        lessons = _drawn(syllabus, "train", params.train, workers)
-        pupil = teach(params, stack(lessons, render.held_out), folder / CHECKPOINT_FILE)
+        lessons = stack(_drawn(syllabus, "train", params.train, workers), render.held_out)
+        pupil = teach(params, lessons, folder / CHECKPOINT_FILE)
         weights = folder / WEIGHTS_FILE
         write_weights(pupil.encoder, weights)
         figures = examine(pupil, weights, _drawn(syllabus, "test", params.test, workers), syllabus)
@@ -250,10 +250,10 @@ def examine(pupil: Pupil, weights: Path, lessons: Sequence[Lesson], syllabus: Sy
                     right["seen_small_patterned"].append(answers)
     return {
         "protocol": "share of right answers from the one cell that the centre of a body's box lies in",
-        "bodies": {group: _shares_right(answers) for group, answers in right.items()},
+        "bodies": {group: _shares_right(answers) for group, answers in right.items() if answers},
         "cells": {group: _rounded(np.mean(answers)) for group, answers in cells.items()},
         "floor": _rounded(np.mean(floors)),
-        "bytes": weights.stat().st_size,
+        "weights": file_digest(weights),
     }
 
 

@@ -37,7 +37,7 @@ _LEAST_VISIBLE = 0.55
 _LEAST_COVER, _MOST_GRAZED = 0.25, 0.05
 """Shares of a cell from which on, and up to which, it counts as a body's or as empty."""
 _STREAM: Mapping[Purpose, int] = {"train": 1, "test": 2}
-"""Last word of a seed. The dataset seeds with three, so that none of its scenes is drawn here, whatever the seed."""
+"""Last word of a seed. The dataset seeds with three, so that none of its scenes is drawn here."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,197 @@
+"""The pipeline as its users run it: `dvc repro` in a repository of its own, on a small embedded dataset."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ["pipeline", "stages", "presets", "data/weights", "dvc.yaml", "params.yaml", ".dvcignore", ".dvc/config"]
+SOURCES += [f"data/scenes/{name}" for name in ("dvc.yaml", "dvc.lock", "params.yaml", "encoder.json")]
+SOURCES += ["data/scenes/encoder.safetensors"]
+STAGES = ["data/scenes/dvc.yaml:render", "prepare", "tokenize", "encode", "train", "generate", "evaluate"]
+
+
+class Repository:
+    """A small copy of the project, with git and DVC set up."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in SOURCES:
+            source, target = ROOT / name, folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, target)
+        self.edit("data/scenes/params.yaml", render={"train": 24, "val": 6, "test": 9})
+        decoder = {"embedding": 16, "state": 16, "attention": 16, "dropout": 0.1}
+        self.edit("params.yaml", train={"epochs": 3, "decoder": decoder}, evaluate={"meteor": False, "pictures": 1})
+        subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+        (folder / ".gitignore").write_text("/data/.work\n")
+
+    def edit(self, file: str, **sections: dict[str, object]) -> None:
+        yaml = YAML()
+        document = yaml.load(self.folder / file)
+        for section, values in sections.items():
+            document[section].update(values)
+        yaml.dump(document, self.folder / file)
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        return subprocess.Popen(
+            [sys.executable, "-m", "dvc", *words],
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def dvc(self, *words: str) -> str:
+        with self.start(*words) as process:
+            output = process.communicate()[0]
+        assert process.returncode == 0, output
+        return output
+
+    def repro(self) -> list[str]:
+        """Run `dvc repro`; returns the stages that ran."""
+        return re.findall(r"Running stage '([^']+)'", self.dvc("repro"))
+
+    def changed(self) -> list[str]:
+        """Stages that `dvc repro` would begin with."""
+        return sorted(json.loads(self.dvc("status", "--json")))
+
+    def locks(self) -> dict[str, str]:
+        return {name: (self.folder / name).read_text() for name in ("dvc.lock", "data/scenes/dvc.lock")}
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    """A repository in which everything has run once, undisturbed."""
+    repository = Repository(tmp_path_factory.mktemp("undisturbed"))
+    assert repository.repro() == STAGES
+    return repository
+
+
+def test_what_comes_out_is_there_and_tells_what_it_is(repository: Repository) -> None:
+    data = repository.folder / "data"
+    captions = json.loads((data / "generated" / "captions.json").read_text())
+    assert len(captions) == 9
+    assert all(set(row) == {"image_id", "caption"} for row in captions)
+    for path in [*data.glob("features/*.h5"), data / "tokens" / "tokens.h5", data / "generated" / "attention.h5"]:
+        with h5py.File(path) as file:
+            assert {"schema", "schema_version", "fingerprint"} <= set(file.attrs)
+    scores = json.loads((repository.folder / "results/metrics/scores.json").read_text())
+    assert 0 <= scores["BLEU-4"]["value"] <= 1
+    assert any("closest" in line for line in scores["BLEU-4"]["protocol"])
+    assert scores["METEOR"] == {"unavailable": ["evaluate.meteor is false in params.yaml"]}
+    assert scores["held-out"]["images"] + scores["seen"]["images"] == 9
+    plots = repository.folder / "results/plots"
+    assert {"training.json", "loss.png", "accuracy.png", "bleu4.png"} <= {path.name for path in plots.iterdir()}
+    assert len(list((plots / "attention").glob("*.png"))) == 1
+
+
+def test_dvc_shows_metrics_and_plots(repository: Repository) -> None:
+    shown = json.loads(repository.dvc("metrics", "show", "--json"))[""]["data"]
+    assert shown["results/metrics/scores.json"]["data"]["BLEU-4"]["value"] >= 0
+    repository.dvc("plots", "show")
+    page = (repository.folder / "dvc_plots" / "index.html").read_text()
+    assert "val_bleu4" in page
+    assert "<img" in page
+
+
+def test_a_second_run_runs_nothing(repository: Repository) -> None:
+    assert repository.repro() == []
+    assert repository.changed() == []
+
+
+@pytest.mark.parametrize(
+    ("file", "section", "values", "stages"),
+    [
+        ("data/scenes/params.yaml", "render", {"seed": 5}, ["data/scenes/dvc.yaml:render"]),
+        ("params.yaml", "dataset", {"missing_images": "skip"}, ["prepare"]),
+        ("params.yaml", "tokenize", {"min_count": 3}, ["tokenize"]),
+        ("params.yaml", "encode", {"precision": "bfloat16"}, ["encode"]),
+        ("params.yaml", "train", {"seed": 2}, ["train"]),
+        ("params.yaml", "generate", {"search": {}}, ["generate"]),
+        ("params.yaml", "evaluate", {"seed": 2}, ["evaluate"]),
+    ],
+)
+def test_a_param_touches_the_stage_that_reads_it(
+    repository: Repository, file: str, section: str, values: dict[str, object], stages: list[str]
+) -> None:
+    before = (repository.folder / file).read_bytes()
+    try:
+        repository.edit(file, **{section: values})
+        assert repository.changed() == stages
+    finally:
+        (repository.folder / file).write_bytes(before)
+
+
+@pytest.mark.parametrize("metric", ["bleu", "cider", "rouge", "meteor", "grounding", "tokens"])
+def test_a_change_in_the_code_of_a_metric_touches_evaluate_alone(repository: Repository, metric: str) -> None:
+    module = repository.folder / "pipeline" / "evaluation" / f"{metric}.py"
+    before = module.read_bytes()
+    try:
+        module.write_bytes(before + b"\n# changed\n")
+        assert repository.changed() == ["evaluate"]
+    finally:
+        module.write_bytes(before)
+
+
+def test_a_changed_search_runs_generate_and_evaluate_and_going_back_runs_nothing(repository: Repository) -> None:
+    before = (repository.folder / "params.yaml").read_bytes()
+    locks = repository.locks()
+    search = {"beam": 1, "max_words": 10, "length_penalty": "none", "allow_unknown": True}
+    repository.edit("params.yaml", generate={"search": search})
+    assert repository.repro() == ["generate", "evaluate"]
+    (repository.folder / "params.yaml").write_bytes(before)
+    output = repository.dvc("repro")
+    assert "is cached - skipping run" in output
+    assert repository.locks() == locks
+
+
+def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(repository: Repository, tmp_path: Path) -> None:
+    """SIGKILL to everything, and once to `dvc` alone: its child goes on and meets the next run."""
+    killed = Repository(tmp_path)
+    for stage in STAGES:
+        with killed.start("repro") as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if f"Running stage '{stage}'" in line:
+                    break
+            else:
+                pytest.fail(f"{stage} did not run")
+            time.sleep(2)
+            if stage == "train":
+                process.kill()
+            else:
+                os.killpg(process.pid, signal.SIGKILL)
+    killed.repro()
+    assert killed.locks() == repository.locks()
+
+
+def test_a_wrong_param_ends_with_one_sentence_and_harms_nothing(repository: Repository) -> None:
+    before = (repository.folder / "params.yaml").read_bytes()
+    repository.edit("params.yaml", train={"clip_norm": -1})
+    try:
+        with repository.start("repro") as process:
+            output = process.communicate()[0]
+    finally:
+        (repository.folder / "params.yaml").write_bytes(before)
+    assert process.returncode != 0
+    assert "error: params.yaml: train.clip_norm must be greater than 0, got -1" in output
+    assert "Traceback" not in output
+    assert repository.repro() == []
+    assert (repository.folder / "data" / "model" / "config.json").is_file()
