@@ -83,7 +83,7 @@ def _parse(assignment: str) -> tuple[_Key, Any, str]:
 
 def _leaves(overlay: dict[str, Any], above: _Key = ()) -> Iterator[tuple[_Key, Any]]:
     for name, value in overlay.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict):
             yield from _leaves(value, (*above, str(name)))
         else:
             yield (*above, str(name)), value

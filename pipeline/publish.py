@@ -92,8 +92,8 @@ def fresh_folder(target: Path) -> Iterator[Path]:
 def publish(source: Path, target: Path) -> None:
     """Show the finished file or folder `source` as `target`, replacing what stands there, in one rename.
 
-    Files are hard-linked, so `source` stays, at no cost in space, for the run that comes after a kill; they are
-    copied where the file system allows no links.
+    Files are hard-linked, so `source` stays for the run that comes after a kill; they are copied where the file system
+    allows no links.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     staged = target.with_name(f".{target.name}.staged")

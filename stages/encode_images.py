@@ -22,7 +22,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of the feature store, replaced when all is done.")],
     work: Annotated[Path, typer.Option(help="Folder for finished shards, which outlive kills and changed params.")],
     metrics: Annotated[Path, typer.Option(help="JSON file for the store's figures.")],
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: the GPU where there is one.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.", envvar="GRIDCAP_DEVICE")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="Threads that decode images.")] = os.cpu_count() or 1,
 ) -> None:
     """Encode the images of the dataset; go on where an earlier run was killed."""

@@ -24,8 +24,9 @@ def example() -> tuple[Tensor, Tensor]:
 def textbook(model: AttentionDecoder, grid: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
     """One caption [T] of one grid [P, C]: keys anew at every word, gates one by one."""
     attention_size, state_size = SIZES.attention, SIZES.state
-    query_w, beta_w, gates_w = model.from_state.weight.split([attention_size, 1, 4 * state_size])
-    query_b, beta_b, gates_b = model.from_state.bias.split([attention_size, 1, 4 * state_size])
+    parts = [attention_size, 1, 1, 4 * state_size]
+    query_w, beta_w, seek_w, gates_w = model.from_state.weight.split(parts)
+    query_b, beta_b, seek_b, gates_b = model.from_state.bias.split(parts)
     regions = [
         torch.cat([(region - region.mean()) / torch.sqrt(region.var(correction=0) + 1e-5), place])
         for region, place in zip(grid, places(3, 3).double(), strict=True)
@@ -33,10 +34,12 @@ def textbook(model: AttentionDecoder, grid: Tensor, words: Tensor) -> tuple[Tens
     mean = torch.stack(regions).mean(0)
     h, c = torch.tanh(model.first_hidden(mean)), torch.tanh(model.first_cell(mean))
     logits, attentions = [], []
+    seen = torch.zeros(P, dtype=torch.float64)
     for word in words:
         y = model.embedding.weight[word]
         energies = [(model.energy * torch.relu(model.key(a) + query_w @ h + query_b)).sum() for a in regions]
-        alpha = torch.stack(energies).softmax(0)
+        alpha = (torch.stack(energies) + (seek_w @ h + seek_b) * seen).softmax(0)
+        seen = seen + alpha
         beta = torch.sigmoid(beta_w @ h + beta_b)
         z = beta * sum(weight * a for weight, a in zip(alpha, regions, strict=True))
         i, f, g, o = (model.word_gates(y) + gates_w @ h + gates_b + model.context_gates.weight @ z).chunk(4)

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ dataset:  # what is read
   bad_captions: error    # be strict
 
 # --- the decoder ---
-train:
+demo:
   rate: 1e-4   # step of Adam
   seed:
   milestones:
@@ -42,7 +43,7 @@ train:
 """
 
 OVERLAY = """\
-train:
+demo:
   rate: 2.5e-4
   stop:
     patience: 5
@@ -54,6 +55,11 @@ def params(tmp_path: Path) -> Path:
     path = tmp_path / "params.yaml"
     path.write_text(PARAMS)
     return path
+
+
+@pytest.fixture
+def real_params(tmp_path: Path) -> Path:
+    return Path(shutil.copy(REPOSITORY / "params.yaml", tmp_path))
 
 
 def overlay(folder: Path, text: str) -> Path:
@@ -71,20 +77,20 @@ def test_mappings_are_merged_and_every_other_byte_stays(params: Path) -> None:
 @pytest.mark.parametrize(
     ("assignment", "old", "new"),
     [
-        ("train.rate=3e-4", "rate: 1e-4   #", "rate: 0.0003   #"),
-        ("train.seed=7", "seed:\n", "seed: 7\n"),
-        ("train.milestones=[1, 2]", "  - 3\n  - 5\n\n  # how", "   [1, 2]\n\n  # how"),
-        ("train.stop.metric='a, b: c'", "metric: cider", 'metric: "a, b: c"'),
-        ("train.stop={x: [1, null]}", "{patience: 3, metric: cider}", "{x: [1, null]}"),
-        ("train.note=", '"a: b"', "null"),
-        ("train.note='7'", '"a: b"', '"7"'),
+        ("demo.rate=3e-4", "rate: 1e-4   #", "rate: 0.0003   #"),
+        ("demo.seed=7", "seed:\n", "seed: 7\n"),
+        ("demo.milestones=[1, 2]", "  - 3\n  - 5\n\n  # how", "   [1, 2]\n\n  # how"),
+        ("demo.stop.metric='a, b: c'", "metric: cider", 'metric: "a, b: c"'),
+        ("demo.stop={x: [1, null]}", "{patience: 3, metric: cider}", "{x: [1, null]}"),
+        ("demo.note=", '"a: b"', "null"),
+        ("demo.note='7'", '"a: b"', '"7"'),
         ("dataset.root=../a-b/c", "data/scenes/rendered   #", "../a-b/c   #"),
         ("dataset.root=a=b", "data/scenes/rendered   #", '"a=b"   #'),
     ],
 )
 def test_an_assignment_changes_its_value_alone(params: Path, assignment: str, old: str, new: str) -> None:
     assert PARAMS.count(old) == 1
-    use(overlay(params.parent, "train: {rate: 1e-4}"), [assignment], params)
+    use(overlay(params.parent, "demo: {rate: 1e-4}"), [assignment], params)
     assert params.read_text() == PARAMS.replace("1e-4", "0.0001").replace(old.replace("1e-4", "0.0001"), new)
 
 
@@ -101,68 +107,66 @@ def test_assigned_values_read_back(tmp_path_factory: pytest.TempPathFactory, val
     path = tmp_path_factory.getbasetemp() / "params.yaml"
     path.write_text(PARAMS)
     expected = read_yaml(path)
-    expected["train"] |= {"rate": 2.5e-4, "stop": {"patience": 5, "metric": "cider"}} | dict(values)
-    assignments = [f"train.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values]
+    expected["demo"] |= {"rate": 2.5e-4, "stop": {"patience": 5, "metric": "cider"}} | dict(values)
+    assignments = [f"demo.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values]
     use(overlay(path.parent, OVERLAY), assignments, path)
     assert read_yaml(path) == expected
     assert "# --- the decoder ---" in path.read_text()
 
 
 @pytest.mark.parametrize("name", ["scenes", "flickr8k", "coco"])
-def test_the_dataset_of_each_preset_replaces_the_old_one_whole(params: Path, name: str) -> None:
+def test_the_dataset_of_each_preset_replaces_the_old_one_whole(real_params: Path, name: str) -> None:
     preset = REPOSITORY / "presets" / f"{name}.yaml"
-    use(preset, [], params)
-    assert load(params, "dataset", DatasetParams) == load(preset, "dataset", DatasetParams)
-    before, after = (
-        PARAMS.split("\n\n# --- the decoder")[1],
-        params.read_text().split("\n\n# --- the decoder")[1],
-    )
-    assert after == before
-    assert params.read_text().startswith("# How gridcap is set up\ndataset:")
-    assert "tracked by DVC" not in params.read_text()
+    before = real_params.read_text()
+    use(preset, [], real_params)
+    after = real_params.read_text()
+    assert load(real_params, "dataset", DatasetParams) == load(preset, "dataset", DatasetParams)
+    assert after.split("\n\nevaluate:")[1] == before.split("\n\nevaluate:")[1]
+    assert after.split("\n\ndataset:")[0] == before.split("\n\ndataset:")[0]
+    assert "DVC watches it" not in after
 
 
-def test_one_preset_after_another_is_as_the_last_alone(params: Path) -> None:
-    use(REPOSITORY / "presets" / "scenes.yaml", [], params)
-    once = params.read_text()
-    use(
-        REPOSITORY / "presets" / "coco.yaml",
-        ["dataset.splits={by: seed, seed: 1, val: 0.1, test: 0.9}"],
-        params,
-    )
-    assert load(params, "dataset", DatasetParams) != load(
-        REPOSITORY / "presets" / "coco.yaml", "dataset", DatasetParams
-    )
-    use(REPOSITORY / "presets" / "scenes.yaml", [], params)
-    assert params.read_text() == once
+def test_one_preset_after_another_is_as_the_last_alone(real_params: Path) -> None:
+    use(REPOSITORY / "presets" / "scenes.yaml", [], real_params)
+    once = real_params.read_text()
+    use(REPOSITORY / "presets" / "coco.yaml", ["dataset.splits={by: seed, seed: 1, val: 0.1, test: 0.9}"], real_params)
+    assert real_params.read_text() != once
+    use(REPOSITORY / "presets" / "scenes.yaml", [], real_params)
+    assert real_params.read_text() == once
+
+
+def test_the_preset_of_the_scenes_is_what_params_yaml_holds(real_params: Path) -> None:
+    before = read_yaml(real_params)
+    use(REPOSITORY / "presets" / "scenes.yaml", [], real_params)
+    assert read_yaml(real_params) == before
 
 
 @pytest.mark.parametrize(
     ("text", "assignment", "message"),
     [
         (
-            "train: {rat: 1}",
-            "train.seed=1",
-            r"overlay\.yaml: .*params\.yaml has no key 'train\.rat'; known keys there: rate,",
+            "demo: {rat: 1}",
+            "demo.seed=1",
+            r"overlay\.yaml: .*params\.yaml has no key 'demo\.rat'; known keys there: rate,",
         ),
-        ("decoder: {x: 1}", "train.seed=1", r"has no key 'decoder'; known keys there: dataset, train$"),
+        ("decoder: {x: 1}", "demo.seed=1", r"has no key 'decoder'; known keys there: dataset, demo$"),
         (
-            "train: {rate: 1}",
-            "train.rate.x=1",
-            r"'train\.rate\.x=1': .* has no key 'train\.rate\.x'; .*: none$",
+            "demo: {rate: 1}",
+            "demo.rate.x=1",
+            r"'demo\.rate\.x=1': .* has no key 'demo\.rate\.x'; .*: none$",
         ),
-        ("train: {rate: 1}", "train.seed", r"'train\.seed': wanted KEY=VALUE"),
-        ("train: {rate: 1}", "=1", r"'=1': wanted KEY=VALUE"),
+        ("demo: {rate: 1}", "demo.seed", r"'demo\.seed': wanted KEY=VALUE"),
+        ("demo: {rate: 1}", "=1", r"'=1': wanted KEY=VALUE"),
         (
-            "train: {rate: 1}",
-            "train.seed=.nan",
-            r"train\.seed must be null, a number, text, a list .* got nan",
+            "demo: {rate: 1}",
+            "demo.seed=.nan",
+            r"demo\.seed must be null, a number, text, a list .* got nan",
         ),
-        ("train: {rate: 1}", "train.seed=[1", r"'train\.seed=\[1': the value is no valid YAML"),
-        ("train: {rate: 1}", "dataset.format=voc", r"\(left unchanged\): dataset\.format must be 'coco'"),
-        ("dataset: {format: coco}", "train.seed=1", r"\(left unchanged\): dataset\.root is missing"),
-        ("dataset: null", "train.seed=1", r"\(left unchanged\): dataset "),
-        ("- 1", "train.seed=1", r"overlay\.yaml: must hold a mapping of sections"),
+        ("demo: {rate: 1}", "demo.seed=[1", r"'demo\.seed=\[1': the value is no valid YAML"),
+        ("demo: {rate: 1}", "dataset.format=voc", r"\(left unchanged\): dataset\.format must be 'coco'"),
+        ("dataset: {format: coco}", "demo.seed=1", r"\(left unchanged\): dataset\.root is missing"),
+        ("dataset: null", "demo.seed=1", r"\(left unchanged\): dataset "),
+        ("- 1", "demo.seed=1", r"overlay\.yaml: must hold a mapping of sections"),
     ],
 )
 def test_a_fault_leaves_the_params_as_they_were(params: Path, text: str, assignment: str, message: str) -> None:
@@ -183,11 +187,11 @@ def run_cli(*arguments: str) -> Result:
     return CliRunner().invoke(app, arguments)
 
 
-def test_the_command_writes_preset_and_assignments(params: Path) -> None:
-    (params.parent / "presets").symlink_to(REPOSITORY / "presets")
-    done = run_cli("use", "flickr8k", "dataset.root=../shared/real/flickr", "--params", str(params))
+def test_the_command_writes_preset_and_assignments(real_params: Path) -> None:
+    (real_params.parent / "presets").symlink_to(REPOSITORY / "presets")
+    done = run_cli("use", "flickr8k", "dataset.root=../shared/real/flickr", "--params", str(real_params))
     assert done.exit_code == 0, done.output
-    assert read_yaml(params)["dataset"]["root"] == "../shared/real/flickr"
+    assert read_yaml(real_params)["dataset"]["root"] == "../shared/real/flickr"
     assert "flickr8k.yaml" in done.output
 
 

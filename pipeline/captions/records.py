@@ -73,5 +73,5 @@ def _parse(path: Path) -> Iterator[Record]:
                 fault = error.errors()[0]
                 place = ".".join(str(part) for part in fault["loc"])
                 raise UserError(
-                    f"{path}, line {number}: is no record ({place}: {fault['msg']}); run `dvc repro -f prepare`"
+                    f"{path}, line {number}: is no record ({place}: {fault['msg']}); run `dvc repro -f -s prepare`"
                 ) from error

@@ -194,7 +194,7 @@ def read_tokens(path: Path, split: Split) -> CaptionTokens:
                 captions=tuple(group["caption"].asstr()[:]),
             )
     except (OSError, KeyError) as error:
-        raise UserError(f"{path}: cannot be read as {SCHEMA} ({error}); run `dvc repro -f tokenize`") from error
+        raise UserError(f"{path}: cannot be read as {SCHEMA} ({error}); run `dvc repro -f -s tokenize`") from error
 
 
 def tokens_protocol(path: Path) -> str:

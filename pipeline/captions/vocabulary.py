@@ -83,7 +83,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; run `dvc repro tokenize`") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: is no vocabulary ({error}); run `dvc repro -f tokenize`") from error
+        raise UserError(f"{path}: is no vocabulary ({error}); run `dvc repro -f -s tokenize`") from error
     if found != (SCHEMA, SCHEMA_VERSION):
         raise UserError(f"{path}: has schema {found[0]} {found[1]}, this version reads {SCHEMA} {SCHEMA_VERSION}")
     if vocabulary.digest != digest:

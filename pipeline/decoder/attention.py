@@ -65,14 +65,17 @@ class State(NamedTuple):
     """[B, K, H]"""
     cell: Tensor
     """[B, K, H]"""
+    seen: Tensor
+    """[B, K, P], the attention of all words so far, summed."""
 
 
 class AttentionDecoder(nn.Module):
     """An LSTM that chooses, before each word, where to look.
 
-    Differs from the paper in three points: regions are layer-normalised over channels, which removes the scale of the
-    encoder's activations; each region is told its place, without which left and right look alike; and the energies
-    come from a rectifier in place of a hyperbolic tangent.
+    Differs from the paper in four points: regions are layer-normalised over channels, which removes the scale of the
+    encoder's activations; each region is told its place, without which left and right look alike; the state chooses
+    how much to seek or shun what was looked at before (a coverage, after Tu et al. 2016), without which things are
+    named twice; and the energies come from a rectifier in place of a hyperbolic tangent.
     """
 
     places: Tensor
@@ -82,7 +85,7 @@ class AttentionDecoder(nn.Module):
         self.register_buffer("places", places(*grid), persistent=False)
         self._channels = channels
         channels += PLACE_CHANNELS
-        self._sizes = [params.attention, 1, 4 * params.state]
+        self._sizes = [params.attention, 1, 1, 4 * params.state]
         self.key = nn.Linear(channels, params.attention)
         self.energy = nn.Parameter(torch.empty(params.attention).uniform_(-1, 1) / params.attention**0.5)
         self.first_hidden = nn.Linear(channels, params.state)
@@ -107,7 +110,7 @@ class AttentionDecoder(nn.Module):
         mean = regions.values.mean(dim=1, keepdim=True)  # [B, 1, C]
         hidden = torch.tanh(self.first_hidden(mean)).expand(-1, captions, -1)
         cell = torch.tanh(self.first_cell(mean)).expand(-1, captions, -1)
-        return State(hidden, cell)
+        return State(hidden, cell, mean.new_zeros(len(mean), captions, regions.values.shape[1]))
 
     def step(self, words: Tensor, state: State, regions: Regions) -> tuple[Tensor, State, Tensor]:
         """Read one word a caption and predict the next.
@@ -136,14 +139,15 @@ class AttentionDecoder(nn.Module):
         return logits, torch.stack(attentions, dim=2)
 
     def _advance(self, word_gates: Tensor, state: State, regions: Regions) -> tuple[State, Tensor, Tensor]:
-        query, gate, state_gates = self.from_state(state.hidden).split(self._sizes, dim=-1)
-        attention = energies(regions.keys, query, self.energy).softmax(dim=-1)  # [B, K, P]
+        query, gate, return_, state_gates = self.from_state(state.hidden).split(self._sizes, dim=-1)
+        energy = energies(regions.keys, query, self.energy) + return_ * state.seen
+        attention = energy.softmax(dim=-1)  # [B, K, P]
         context = gate.sigmoid() * torch.bmm(attention, regions.values)  # [B, K, C]
         gates = word_gates + state_gates + self.context_gates(context)
         entry, forget, candidate, output = gates.chunk(4, dim=-1)
         cell = forget.sigmoid() * state.cell + entry.sigmoid() * candidate.tanh()
         hidden = output.sigmoid() * cell.tanh()
-        return State(hidden, cell), context, attention
+        return State(hidden, cell, state.seen + attention), context, attention
 
     def _logits(self, embedded: Tensor, hidden: Tensor, context: Tensor) -> Tensor:
         deep = torch.tanh(embedded + self.state_output(hidden) + self.context_output(context))

@@ -43,7 +43,7 @@ def _choose(state: State, beams: Tensor) -> State:
     def pick(values: Tensor) -> Tensor:
         return values.gather(1, beams.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
 
-    return State(pick(state.hidden), pick(state.cell))
+    return State(*map(pick, state))
 
 
 def caption_images(

@@ -96,7 +96,7 @@ def read_generated(folder: Path) -> list[Generated]:
                 )
             return list(_rows(file))
     except (OSError, KeyError) as error:
-        raise UserError(f"{path}: cannot be read as {SCHEMA} ({error}); run `dvc repro -f generate`") from error
+        raise UserError(f"{path}: cannot be read as {SCHEMA} ({error}); run `dvc repro -f -s generate`") from error
 
 
 def _rows(file: h5py.File) -> Iterator[Generated]:

@@ -80,7 +80,7 @@ def read_model(folder: Path) -> SavedModel:
         raise UserError(f"{folder / WEIGHTS_FILE}: no such file; run `dvc repro train`") from error
     except (RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(
-            f"{folder / WEIGHTS_FILE}: does not fit {CONFIG_FILE} beside it ({error}); run `dvc repro -f train`"
+            f"{folder / WEIGHTS_FILE}: does not fit {CONFIG_FILE} beside it ({error}); run `dvc repro -f -s train`"
         ) from error
     return SavedModel(decoder=decoder.eval(), vocabulary=vocabulary, config=config)
 
@@ -95,4 +95,4 @@ def _read_config(path: Path) -> ModelConfig:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; run `dvc repro train`") from error
     except (json.JSONDecodeError, KeyError, AttributeError, ValidationError) as error:
-        raise UserError(f"{path}: is no model configuration ({error}); run `dvc repro -f train`") from error
+        raise UserError(f"{path}: is no model configuration ({error}); run `dvc repro -f -s train`") from error

@@ -263,7 +263,7 @@ class FeatureStore:
                     self._open_shards.popitem(last=False)[1].file.close()
             grid: Grids = self._open_shards[shard][row]
         except (OSError, LookupError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); run `dvc repro -f encode`") from error
+            raise UserError(f"{path}: cannot be read ({error}); run `dvc repro -f -s encode`") from error
         return grid
 
     def _open(self, path: Path) -> h5py.Dataset:
@@ -300,15 +300,15 @@ def _read_index(path: Path) -> _Index:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; run `dvc repro encode`") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: is no index of features; run `dvc repro -f encode`") from error
+        raise UserError(f"{path}: is no index of features; run `dvc repro -f -s encode`") from error
     if found != (SCHEMA, SCHEMA_VERSION):
         raise UserError(
             f"{path}: has schema {found[0]} version {found[1]}, this gridcap reads {SCHEMA} version"
-            f" {SCHEMA_VERSION}; run `dvc repro -f encode`, or use the version that wrote it"
+            f" {SCHEMA_VERSION}; run `dvc repro -f -s encode`, or use the version that wrote it"
         )
     try:
         return TypeAdapter(_Index).validate_python(document)
     except ValidationError as error:
         fault = error.errors()[0]
         place = ".".join(str(part) for part in fault["loc"])
-        raise UserError(f"{path}: is damaged ({place}: {fault['msg']}); run `dvc repro -f encode`") from error
+        raise UserError(f"{path}: is damaged ({place}: {fault['msg']}); run `dvc repro -f -s encode`") from error
