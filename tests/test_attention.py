@@ -6,7 +6,7 @@ from torch import Tensor
 from pipeline.decoder.attention import AttentionDecoder, DecoderParams, places
 from pipeline.decoder.objective import objective
 
-SIZES = DecoderParams(embedding=7, state=6, attention=5, dropout=0.0)
+SIZES = DecoderParams(embedding=7, state=6, attention=5, dropout=0.0, word_dropout=0.0)
 B, K, T, P, C, V = 3, 2, 4, 9, 8, 11
 
 
@@ -26,6 +26,7 @@ def textbook(model: AttentionDecoder, grid: Tensor, words: Tensor) -> tuple[Tens
     attention_size, state_size = SIZES.attention, SIZES.state
     parts = [attention_size, 1, 1, 4 * state_size]
     query_w, beta_w, seek_w, gates_w = model.from_state.weight.split(parts)
+    query_y, beta_y, seek_y, gates_y = model.from_word.weight.split(parts)
     query_b, beta_b, seek_b, gates_b = model.from_state.bias.split(parts)
     regions = [
         torch.cat([(region - region.mean()) / torch.sqrt(region.var(correction=0) + 1e-5), place])
@@ -37,12 +38,12 @@ def textbook(model: AttentionDecoder, grid: Tensor, words: Tensor) -> tuple[Tens
     seen = torch.zeros(P, dtype=torch.float64)
     for word in words:
         y = model.embedding.weight[word]
-        energies = [(model.energy * torch.relu(model.key(a) + query_w @ h + query_b)).sum() for a in regions]
-        alpha = (torch.stack(energies) + (seek_w @ h + seek_b) * seen).softmax(0)
+        energies = [(model.energy * torch.relu(model.key(a) + query_w @ h + query_y @ y + query_b)).sum() for a in regions]
+        alpha = (torch.stack(energies) + (seek_w @ h + seek_y @ y + seek_b) * seen).softmax(0)
         seen = seen + alpha
-        beta = torch.sigmoid(beta_w @ h + beta_b)
+        beta = torch.sigmoid(beta_w @ h + beta_y @ y + beta_b)
         z = beta * sum(weight * a for weight, a in zip(alpha, regions, strict=True))
-        i, f, g, o = (model.word_gates(y) + gates_w @ h + gates_b + model.context_gates.weight @ z).chunk(4)
+        i, f, g, o = (gates_y @ y + gates_w @ h + gates_b + model.context_gates.weight @ z).chunk(4)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         h = torch.sigmoid(o) * torch.tanh(c)
         deep = torch.tanh(y + model.state_output(h) + model.context_output.weight @ z)

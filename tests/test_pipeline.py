@@ -34,7 +34,7 @@ class Repository:
             else:
                 shutil.copy(source, target)
         self.edit("data/scenes/params.yaml", render={"train": 24, "val": 6, "test": 9})
-        decoder = {"embedding": 16, "state": 16, "attention": 16, "dropout": 0.1}
+        decoder = {"embedding": 16, "state": 16, "attention": 16, "dropout": 0.1, "word_dropout": 0.1}
         self.edit("params.yaml", train={"epochs": 3, "decoder": decoder}, evaluate={"meteor": False, "pictures": 1})
         subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
         (folder / ".gitignore").write_text("/data/.work\n")

@@ -40,7 +40,7 @@ SETTING = Setting(
 def params(**changes: object) -> TrainParams:
     values: dict[str, object] = {
         "seed": 3,
-        "decoder": DecoderParams(embedding=8, state=12, attention=8, dropout=0.2),
+        "decoder": DecoderParams(embedding=8, state=12, attention=8, dropout=0.2, word_dropout=0.1),
         "images_a_batch": 5,
         "epochs": 3,
         "learning_rate": 0.01,
@@ -133,7 +133,7 @@ def test_a_run_stopped_after_any_steps_goes_on_to_the_same_bytes(
 
 
 PARAMS_YAML = """
-train: {seed: 3, decoder: {embedding: 8, state: 12, attention: 8, dropout: 0.2}, images_a_batch: 5, epochs: 14,
+train: {seed: 3, decoder: {embedding: 8, state: 12, attention: 8, dropout: 0.2, word_dropout: 0.1}, images_a_batch: 5, epochs: 14,
   learning_rate: 0.01, warm_up: 2, decay: cosine, clip_norm: 5.0, coverage_weight: 0.1, select_by: cider, patience: 99,
   max_words: 6}
 """
