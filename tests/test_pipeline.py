@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ["pipeline", "stages", "presets", "data/weights", "dvc.yaml", "params.yaml", ".dvcignore", ".dvc/config"]
-SOURCES += [f"data/scenes/{name}" for name in ("dvc.yaml", "dvc.lock", "params.yaml", "encoder.json")]
+SOURCES += [f"data/scenes/{name}" for name in ("dvc.yaml", "params.yaml", "encoder.json")]
 SOURCES += ["data/scenes/encoder.safetensors"]
 STAGES = ["data/scenes/dvc.yaml:render", "prepare", "tokenize", "encode", "train", "generate", "evaluate"]
 
@@ -70,7 +70,8 @@ class Repository:
 
     def changed(self) -> list[str]:
         """Stages that `dvc repro` would begin with."""
-        return sorted(json.loads(self.dvc("status", "--json")))
+        output = self.dvc("status", "--json")  # a warning of the frozen stage comes first
+        return sorted(json.loads(output[output.index("{") :]))
 
     def locks(self) -> dict[str, str]:
         return {name: (self.folder / name).read_text() for name in ("dvc.lock", "data/scenes/dvc.lock")}
