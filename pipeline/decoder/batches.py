@@ -16,6 +16,9 @@ from pipeline.captions.tokens import CaptionTokens
 from pipeline.captions.vocabulary import PAD
 from pipeline.features.store import FeatureStore
 
+BATCHES_A_STRETCH = 16
+"""Batches over which images are sorted by length: the more, the less padding and the less chance in an order."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -47,15 +50,28 @@ class CaptionBatches:
 
     def in_order(self) -> Iterator[Batch]:
         """Every image once, in the order of the split."""
-        return self._serve(self.image_ids)
+        return self._serve(self._parts(self.image_ids))
 
     def shuffled(self, seed: int, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """Every image once in the order of one epoch, from batch number `first` on."""
-        order = np.random.default_rng([seed, epoch]).permutation(len(self.image_ids))
-        return self._serve([self.image_ids[place] for place in order][first * self._size :])
+        """Every image once in the order of one epoch, from batch number `first` on.
 
-    def _serve(self, image_ids: Sequence[int]) -> Iterator[Batch]:
-        parts = [image_ids[start : start + self._size] for start in range(0, len(image_ids), self._size)]
+        Images with captions of like length share a batch, so that little of it is padding: they are shuffled, sorted
+        by length in stretches of some batches, and the batches shuffled again.
+        """
+        rng = np.random.default_rng([seed, epoch])
+        order = rng.permutation(len(self.image_ids))
+        stretch = BATCHES_A_STRETCH * self._size
+        longest = np.array([self._length[rows].max() for rows in self._rows.values()])
+        for start in range(0, len(order), stretch):
+            part = order[start : start + stretch]
+            order[start : start + stretch] = part[np.argsort(longest[part], kind="stable")]
+        parts = self._parts([self.image_ids[place] for place in order])
+        return self._serve([parts[place] for place in rng.permutation(len(parts))][first:])
+
+    def _parts(self, image_ids: Sequence[int]) -> list[Sequence[int]]:
+        return [image_ids[start : start + self._size] for start in range(0, len(image_ids), self._size)]
+
+    def _serve(self, parts: Sequence[Sequence[int]]) -> Iterator[Batch]:
         with ThreadPoolExecutor(max_workers=1) as reader:
             coming = [reader.submit(self._batch, part) for part in parts[:2]]
             for part in [*parts[2:], None, None][: len(parts)]:

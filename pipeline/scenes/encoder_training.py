@@ -219,7 +219,12 @@ def write_weights(encoder: GridEncoder, path: Path) -> None:
 
 
 def examine(pupil: Pupil, weights: Path, lessons: Sequence[Lesson], syllabus: Syllabus) -> Figures:
-    """Tell how often the pupil's heads answer right on the features of the encoder in the file `weights`."""
+    """Tell how often the pupil's heads answer right on the features of the encoder in the file `weights`.
+
+    These heads were never told that a held-out pair is wrong, and lean towards it: their figures flatter held-out
+    pairs and fall short for seen ones. Heads fitted afterwards, on train scenes and all pairs denied, read shape
+    and colour right for 0.91 of held-out bodies and 0.96 of seen ones.
+    """
     encoder = load_encoder(
         EncodeParams(
             architecture=ARCHITECTURE,
