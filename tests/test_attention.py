@@ -38,7 +38,9 @@ def textbook(model: AttentionDecoder, grid: Tensor, words: Tensor) -> tuple[Tens
     seen = torch.zeros(P, dtype=torch.float64)
     for word in words:
         y = model.embedding.weight[word]
-        energies = [(model.energy * torch.relu(model.key(a) + query_w @ h + query_y @ y + query_b)).sum() for a in regions]
+        energies = [
+            (model.energy * torch.relu(model.key(a) + query_w @ h + query_y @ y + query_b)).sum() for a in regions
+        ]
         alpha = (torch.stack(energies) + (seek_w @ h + seek_y @ y + seek_b) * seen).softmax(0)
         seen = seen + alpha
         beta = torch.sigmoid(beta_w @ h + beta_y @ y + beta_b)

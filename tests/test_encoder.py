@@ -204,7 +204,9 @@ def test_a_missing_file_and_an_unknown_name_are_told(tmp_path):
 
 
 def test_image_size_is_a_multiple_of_the_layers_stride(tmp_path):
-    section = "encode: {architecture: resnet18, layer: layer3, weights: a, watch: a, image_size: 200, precision: float32}"
+    section = (
+        "encode: {architecture: resnet18, layer: layer3, weights: a, watch: a, image_size: 200, precision: float32}"
+    )
     (tmp_path / "params.yaml").write_text(section)
 
     with pytest.raises(UserError, match="image_size must be a multiple of 16 with layer3, got 200"):

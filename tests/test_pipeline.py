@@ -154,7 +154,7 @@ def test_a_change_in_the_code_of_a_metric_touches_evaluate_alone(repository: Rep
 def test_a_changed_search_runs_generate_and_evaluate_and_going_back_runs_nothing(repository: Repository) -> None:
     before = (repository.folder / "params.yaml").read_bytes()
     locks = repository.locks()
-    search = {"beam": 1, "max_words": 10, "length_penalty": "none", "allow_unknown": True}
+    search = {"beam": 1, "max_words": 10, "length_exponent": 0.5, "allow_unknown": True}
     repository.edit("params.yaml", generate={"search": search})
     assert repository.repro() == ["generate", "evaluate"]
     (repository.folder / "params.yaml").write_bytes(before)

@@ -45,7 +45,7 @@ def settings(beam: int, max_words: int = 9, average: bool = False, unknown: bool
     return SearchParams(
         beam=beam,
         max_words=max_words,
-        length_penalty="average" if average else "none",
+        length_exponent=1.0 if average else 0.0,
         allow_unknown=unknown,
     )
 

@@ -5,7 +5,7 @@ Shapes: `B` images, `W` beams, `T` words, `P` regions, `V` words known.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 import torch
 from pydantic import Field
@@ -30,8 +30,8 @@ class SearchParams:
     """Captions that are kept in view for each image; 1 is greedy search."""
     max_words: Annotated[int, Field(ge=1)]
     """Words at which a caption ends, if it has not ended by itself."""
-    length_penalty: Literal["none", "average"]
-    """Ranks finished captions by the sum of their words' log-probabilities, or by the mean."""
+    length_exponent: Annotated[float, Field(ge=0, le=1)]
+    """Captions are ranked by log-probability divided by length to this power: 0 favours short ones, 1 long ones."""
     allow_unknown: bool
     """Whether `<unk>` may stand in a caption."""
 
@@ -45,7 +45,7 @@ class Hypothesis:
     log_probability: float
     """Sum over the words, and `<end>` where it was reached, in nats."""
     score: float
-    """What captions are ranked by: `log_probability` after the length penalty."""
+    """What captions are ranked by: `log_probability` divided by a power of the length, `<end>` included."""
     attention: Tensor
     """[T, P]: where the decoder looked for each of the words."""
 
@@ -100,12 +100,11 @@ def _ranked(sentence: Tensor, totals: Tensor, looked: Tensor, params: SearchPara
                 continue
             length = row.index(END) if END in row else len(row)
             steps = min(length + 1, len(row))
-            score = total / steps if params.length_penalty == "average" else total
             beams.append(
                 Hypothesis(
                     words=tuple(row[:length]),
                     log_probability=total,
-                    score=score,
+                    score=total / steps**params.length_exponent,
                     attention=attention[:length],
                 )
             )

@@ -240,7 +240,7 @@ class Trainer:
     def _validate(self) -> dict[str, float]:
         """Loss and accuracy under teacher forcing, BLEU-4 and CIDEr-D of captions generated freely."""
         self.decoder.eval()
-        greedy = SearchParams(beam=1, max_words=self._params.max_words, length_penalty="none", allow_unknown=False)
+        greedy = SearchParams(beam=1, max_words=self._params.max_words, length_exponent=0.0, allow_unknown=False)
         forced = teacher_forced(self.decoder, self._val, self._device)
         generated: dict[int, list[str]] = {}
         for batch in self._val.in_order():

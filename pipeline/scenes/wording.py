@@ -24,22 +24,22 @@ Choose = Callable[[Mapping[str, float]], str]
 """Picks one of several wordings, given with their weights."""
 
 _SYNONYMS: dict[str, dict[str, float]] = {
-    "sphere": {"ball": 0.75, "sphere": 0.25},
-    "cube": {"cube": 0.75, "block": 0.25},
-    "small": {"small": 0.7, "little": 0.2, "tiny": 0.1},
-    "large": {"large": 0.7, "big": 0.3},
-    "shiny": {"shiny": 0.75, "metallic": 0.25},
-    "spotted": {"spotted": 0.75, "dotted": 0.25},
+    "sphere": {"ball": 0.85, "sphere": 0.15},
+    "cube": {"cube": 0.85, "block": 0.15},
+    "small": {"small": 0.75, "little": 0.15, "tiny": 0.1},
+    "large": {"large": 0.75, "big": 0.25},
+    "shiny": {"shiny": 0.8, "metallic": 0.2},
+    "spotted": {"spotted": 0.8, "dotted": 0.2},
 }
 _FLOORS: dict[str, dict[str, float]] = {
-    "wooden": {"on a wooden floor": 0.65, "on the wooden floor": 0.2, "on wooden boards": 0.15},
-    "tiled": {"on a tiled floor": 0.65, "on the tiles": 0.2, "on a floor of tiles": 0.15},
-    "sandy": {"on the sand": 0.65, "on sand": 0.2, "on sandy ground": 0.15},
-    "grassy": {"on the grass": 0.65, "on grass": 0.2, "on a lawn": 0.15},
-    "carpeted": {"on a carpet": 0.65, "on the carpet": 0.2, "on a carpeted floor": 0.15},
+    "wooden": {"on a wooden floor": 0.8, "on the wooden floor": 0.1, "on wooden boards": 0.1},
+    "tiled": {"on a tiled floor": 0.8, "on the tiles": 0.1, "on a floor of tiles": 0.1},
+    "sandy": {"on the sand": 0.8, "on sand": 0.1, "on sandy ground": 0.1},
+    "grassy": {"on the grass": 0.8, "on grass": 0.1, "on a lawn": 0.1},
+    "carpeted": {"on a carpet": 0.8, "on the carpet": 0.1, "on a carpeted floor": 0.1},
 }
-_VERBS = {"stand": 0.6, "sit": 0.15, "rest": 0.15, "be": 0.1}
-_LEFT_OF = {"to the left of": 0.8, "on the left of": 0.2}
+_VERBS = {"stand": 0.8, "sit": 0.1, "rest": 0.05, "be": 0.05}
+_LEFT_OF = {"to the left of": 0.85, "on the left of": 0.15}
 _COUNTS = {2: "two", 3: "three", 4: "four"}
 
 
@@ -109,8 +109,8 @@ def _caption(scene: Scene, across: Sequence[float], choose: Choose) -> str:
         verb=choose(_VERBS),
         left_of=choose(_LEFT_OF),
         floor=floor,
-        floor_or_none=choose({floor: 0.85, "": 0.15}),
-        nearest_first=_yes(choose, 0.15),
+        floor_or_none=choose({floor: 0.95, "": 0.05}),
+        nearest_first=_yes(choose, 0.1),
     )
     frames = (_frames_of_one, _frames_of_two, _frames_of_three, _frames_of_four)[len(groups) - 1]
     sentence = choose(frames(style, *groups))
@@ -127,9 +127,9 @@ def _groups(scene: Scene, across: Sequence[float], choose: Choose) -> list[_Grou
     words = {name: choose(tastes) for name, tastes in _SYNONYMS.items()}
     crowded = len(members) > 3
     sizes_differ = len({body.size for body in scene.bodies}) > 1
-    pattern, shine = _yes(choose, 0.25 if crowded else 0.8), not crowded and _yes(choose, 0.65)
+    pattern, shine = _yes(choose, 0.15 if crowded else 0.9), not crowded and _yes(choose, 0.7)
     said = {
-        "size": not crowded and _yes(choose, 0.75 if sizes_differ else 0.15),
+        "size": not crowded and _yes(choose, 0.85 if sizes_differ else 0.05),
         "striped": pattern,
         "spotted": pattern,
         "shiny": shine,
