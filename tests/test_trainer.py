@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from pipeline.captions.records import Record, Split
 from pipeline.captions.tokens import TOKENS_FILE, VOCABULARY_FILE, TokenizeParams, tokenize, write_tokens
 from pipeline.captions.vocabulary import write_vocabulary
 from pipeline.decoder.attention import DecoderParams
+from pipeline.decoder.batches import Batch
 from pipeline.decoder.saved import CONFIG_FILE, WEIGHTS_FILE, read_model
 from pipeline.decoder.trainer import CHECKPOINT_FILE, Trainer, TrainParams, train
 from pipeline.errors import UserError
@@ -106,6 +108,21 @@ class _Killed(BaseException):
     """Stands for the end of the process: nothing after it is run."""
 
 
+def _stopping(stop: int) -> Callable[[Trainer, Batch], float]:
+    taken = 0
+    step = Trainer._step
+
+    def stopping(trainer: Trainer, batch: Batch) -> float:
+        nonlocal taken
+        if taken == stop:
+            trainer._save()
+            raise _Killed
+        taken += 1
+        return step(trainer, batch)
+
+    return stopping
+
+
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.integers(min_value=1, max_value=12), min_size=1, max_size=2))
 def test_a_run_stopped_after_any_steps_goes_on_to_the_same_bytes(
@@ -114,17 +131,7 @@ def test_a_run_stopped_after_any_steps_goes_on_to_the_same_bytes(
     folder = tmp_path_factory.mktemp("stopped") / "run"
     for stop in steps:
         with pytest.MonkeyPatch.context() as patch:
-            taken = [0]
-            step = Trainer._step
-
-            def stopping(trainer: Trainer, batch: object, taken: list[int] = taken, stop: int = stop) -> float:
-                if taken[0] == stop:
-                    trainer._save()
-                    raise _Killed
-                taken[0] += 1
-                return step(trainer, batch)  # type: ignore[arg-type]
-
-            patch.setattr(Trainer, "_step", stopping)
+            patch.setattr(Trainer, "_step", _stopping(stop))
             try:
                 run(data, folder, params())
             except _Killed:
@@ -133,9 +140,9 @@ def test_a_run_stopped_after_any_steps_goes_on_to_the_same_bytes(
 
 
 PARAMS_YAML = """
-train: {seed: 3, decoder: {embedding: 8, state: 12, attention: 8, dropout: 0.2, word_dropout: 0.1}, images_a_batch: 5, epochs: 14,
-  learning_rate: 0.01, warm_up: 2, decay: cosine, clip_norm: 5.0, coverage_weight: 0.1, select_by: cider, patience: 99,
-  max_words: 6}
+train: {seed: 3, decoder: {embedding: 8, state: 12, attention: 8, dropout: 0.2, word_dropout: 0.1}, images_a_batch: 5,
+  epochs: 14, learning_rate: 0.01, warm_up: 2, decay: cosine, clip_norm: 5.0, coverage_weight: 0.1, select_by: cider,
+  patience: 99, max_words: 6}
 """
 
 
