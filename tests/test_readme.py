@@ -67,13 +67,12 @@ def test_the_table_of_stages_is_that_of_the_graph() -> None:
 
 
 def test_the_table_of_results_holds_what_the_default_run_gave() -> None:
-    metrics = ROOT / "results/metrics"
-    if not (metrics / "scenes.json").is_file():
-        pytest.skip("results/metrics/scenes.json is not there; `make repro` writes it")
-    if table_of_params(read_yaml(ROOT / "params.yaml")) not in README:
-        pytest.skip("params.yaml is not at the defaults that README.md shows the results of")
-    table = table_of_results(*(json.loads((metrics / f"{name}.json").read_text()) for name in ("scores", "scenes")))
-    assert table in README, f"results/metrics of the default settings make this table in README.md:\n\n{table}\n"
+    # The committed results: another machine rounds otherwise, and whoever tries other settings has other ones.
+    shown = [git("show", f"HEAD:results/metrics/{name}.json") for name in ("scores", "scenes")]
+    if not all(shown):
+        pytest.skip("no git history that holds results/metrics")
+    table = table_of_results(*map(json.loads, shown))
+    assert table in README, f"the committed results/metrics make this table in README.md:\n\n{table}\n"
 
 
 def test_no_figure_is_left_open() -> None:
