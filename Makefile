@@ -4,7 +4,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro test lint scene-encoder clean
+.PHONY: repro test lint bench scene-encoder clean
 
 repro: $(INSTALLED)
 	dvc repro $(STAGE)
@@ -16,6 +16,9 @@ lint: $(INSTALLED)
 	ruff check .
 	ruff format --check .
 	mypy
+
+bench: $(INSTALLED)
+	python -m benchmarks
 
 # The embedded dataset's encoder lies in git; this trains it anew, in about a quarter of an hour.
 scene-encoder: $(INSTALLED)
