@@ -100,7 +100,12 @@ def make(tmp_path, weights) -> Callable[[int], Dataset]:
         for image_id in range(pictures):
             paint(tmp_path / "images" / f"{image_id:04}.jpg", image_id)
         params = EncodeParams(
-            architecture="resnet18", layer="layer3", weights=str(weights), watch="", image_size=32, precision="float32"
+            architecture="resnet18",
+            layer="layer3",
+            weights=str(weights),
+            watch="data",
+            image_size=32,
+            precision="float32",
         )
         return Dataset(tmp_path, params)
 
@@ -321,7 +326,7 @@ def test_real_photographs_go_through_real_weights(tmp_path):
         architecture="resnet18",
         layer="layer3",
         weights=str(REAL / "weights" / "resnet18-imagenet-to-layer3.pth"),
-        watch="",
+        watch="data",
         image_size=224,
         precision="float32",
     )

@@ -29,7 +29,7 @@ REAL = Path(__file__).parents[2] / "shared" / "real"
 
 
 def params(weights: Path | str, **changes: object) -> EncodeParams:
-    values = {"architecture": "resnet18", "layer": "layer2", "image_size": 64, "precision": "float32", "watch": ""}
+    values = {"architecture": "resnet18", "layer": "layer2", "image_size": 64, "precision": "float32", "watch": "data"}
     return EncodeParams(**(values | {"weights": str(weights)} | changes))
 
 

@@ -176,7 +176,9 @@ def test_the_stage_goes_on_after_a_signal_to_the_same_bytes(data: Path, tmp_path
 
 
 def test_it_learns_which_region_tells_the_colour(data: Path, tmp_path: Path) -> None:
-    folder = run(data, tmp_path / "run", params(epochs=25, coverage_weight=0.0))
+    decoder = DecoderParams(embedding=8, state=12, attention=8, dropout=0.0, word_dropout=0.0)
+    settings_of_run = params(epochs=60, patience=99, coverage_weight=0.0, decoder=decoder)
+    folder = run(data, tmp_path / "run", settings_of_run)
     history = json.loads((folder / "history.json").read_text())
     assert history[-1]["train_loss"] < history[0]["train_loss"] / 2
     assert history[-1]["val_cider"] > 1
