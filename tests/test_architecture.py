@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "evaluation": {"captions", "decoder", "features", "scenes.judge"},
     "scenes": {"captions.records", "features.encoder", "features.images"},
 }
-GROUND_FLOOR = {"pipeline", "pipeline.errors", "pipeline.params", "pipeline.publish", "pipeline.device"}
+GROUND_FLOOR = {f"pipeline.{name}" for name in ("device", "errors", "hdf5", "params", "publish")} | {"pipeline"}
 
 
 def modules() -> dict[str, Path]:

@@ -13,6 +13,7 @@ from pydantic import Field
 from pipeline.captions.records import SPLITS, Record, Split
 from pipeline.captions.vocabulary import END, PAD, SPECIALS, START, Vocabulary
 from pipeline.errors import UserError
+from pipeline.hdf5 import open_artefact
 from pipeline.params import section
 
 SCHEMA = "gridcap.tokens"
@@ -177,29 +178,22 @@ def read_tokens(path: Path, split: Split) -> CaptionTokens:
 
     Raises `UserError`, naming the file, where it is missing, no HDF5 file or of another schema.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; run `dvc repro tokenize`")
-    try:
-        with h5py.File(path, "r") as file:
-            found = (file.attrs.get("schema"), file.attrs.get("schema_version"))
-            if found != (SCHEMA, SCHEMA_VERSION):
-                raise UserError(
-                    f"{path}: has schema {found[0]} {found[1]}, this version reads {SCHEMA} {SCHEMA_VERSION}"
-                )
-            group = file[split]
-            return CaptionTokens(
-                tokens=group["tokens"][:],
-                length=group["length"][:],
-                image_id=group["image_id"][:],
-                captions=tuple(group["caption"].asstr()[:]),
-            )
-    except (OSError, KeyError) as error:
-        raise UserError(f"{path}: cannot be read as {SCHEMA} ({error}); run `dvc repro -f -s tokenize`") from error
+    with open_artefact(path, SCHEMA, SCHEMA_VERSION, "tokenize") as file:
+        group = file[split]
+        return CaptionTokens(
+            tokens=group["tokens"][:],
+            length=group["length"][:],
+            image_id=group["image_id"][:],
+            captions=tuple(group["caption"].asstr()[:]),
+        )
 
 
 def tokens_protocol(path: Path) -> str:
-    """How the captions of a `tokens.h5` became words, in a phrase to store beside scores."""
-    with h5py.File(path, "r") as file:
+    """How the captions of a `tokens.h5` became words, in a phrase to store beside scores.
+
+    Raises `UserError` as `read_tokens` does.
+    """
+    with open_artefact(path, SCHEMA, SCHEMA_VERSION, "tokenize") as file:
         case = "lower-cased" if file.attrs["lowercase"] else "as written"
         punctuation = "dropped" if file.attrs["punctuation"] == "drop" else "kept"
         return f"{file.attrs['tokeniser']}, {case}, punctuation {punctuation}"

@@ -13,7 +13,7 @@ from pipeline.captions.records import Split
 from pipeline.decoder.attention import AttentionDecoder, State
 from pipeline.decoder.generated import Generated
 from pipeline.decoder.saved import SavedModel
-from pipeline.decoder.search import Hypothesis, SearchParams, search
+from pipeline.decoder.search import Hypothesis, SearchParams, of_beams, search
 from pipeline.features.store import FeatureStore
 from pipeline.params import section
 
@@ -36,14 +36,10 @@ def caption(decoder: AttentionDecoder, grids: Tensor, params: SearchParams) -> l
     def step(words: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
         return decoder.step(words, state, regions)
 
-    return search(step, _choose, decoder.start(regions, 1), len(grids), params, grids.device)
+    def choose(state: State, beams: Tensor) -> State:
+        return State(*(of_beams(values, beams) for values in state))
 
-
-def _choose(state: State, beams: Tensor) -> State:
-    def pick(values: Tensor) -> Tensor:
-        return values.gather(1, beams.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
-
-    return State(*map(pick, state))
+    return search(step, choose, decoder.start(regions, 1), len(grids), params, grids.device)
 
 
 def caption_images(

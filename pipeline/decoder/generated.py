@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import UserError
+from pipeline.hdf5 import open_artefact
 from pipeline.publish import write_json
 
 SCHEMA = "gridcap.attention"
@@ -84,19 +84,8 @@ def read_generated(folder: Path) -> list[Generated]:
 
     Raises `UserError`, naming the file, where one is missing, damaged or of another schema.
     """
-    path = folder / ATTENTION_FILE
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; run `dvc repro generate`")
-    try:
-        with h5py.File(path, "r") as file:
-            found = (file.attrs.get("schema"), file.attrs.get("schema_version"))
-            if found != (SCHEMA, SCHEMA_VERSION):
-                raise UserError(
-                    f"{path}: has schema {found[0]} {found[1]}, this version reads {SCHEMA} {SCHEMA_VERSION}"
-                )
-            return list(_rows(file))
-    except (OSError, KeyError) as error:
-        raise UserError(f"{path}: cannot be read as {SCHEMA} ({error}); run `dvc repro -f -s generate`") from error
+    with open_artefact(folder / ATTENTION_FILE, SCHEMA, SCHEMA_VERSION, "generate") as file:
+        return list(_rows(file))
 
 
 def _rows(file: h5py.File) -> Iterator[Generated]:

@@ -77,18 +77,19 @@ def search(
         words = places % logits.shape[-1]
         ended = ended.gather(1, parents) | (words == END)
         state = choose(state, parents)
-        sentence = torch.cat([_of(sentence, parents), words.unsqueeze(-1)], dim=-1)
+        sentence = torch.cat([of_beams(sentence, parents), words.unsqueeze(-1)], dim=-1)
         seen = attention.unsqueeze(2)
-        looked = _of(seen if looked is None else torch.cat([looked, seen], dim=2), parents)
+        looked = of_beams(seen if looked is None else torch.cat([looked, seen], dim=2), parents)
         if bool(ended.all()):
             break
     assert looked is not None
     return _ranked(sentence.cpu(), totals.cpu(), looked.float().cpu(), params)
 
 
-def _of(history: Tensor, parents: Tensor) -> Tensor:
-    index = parents.view(*parents.shape, *[1] * (history.dim() - 2)).expand(-1, -1, *history.shape[2:])
-    return history.gather(1, index)
+def of_beams(values: Tensor, beams: Tensor) -> Tensor:
+    """Pick the values [B, W, ...] of the beams numbered [B, W']: [B, W', ...]."""
+    index = beams.view(*beams.shape, *[1] * (values.dim() - 2)).expand(-1, -1, *values.shape[2:])
+    return values.gather(1, index)
 
 
 def _ranked(sentence: Tensor, totals: Tensor, looked: Tensor, params: SearchParams) -> list[list[Hypothesis]]:

@@ -137,7 +137,9 @@ class Trainer:
         self._device = device
         self._train = CaptionBatches(train, store, params.images_a_batch)
         self._val = CaptionBatches(val, store, params.images_a_batch)
-        self._references = references(val)
+        self._references = {
+            image_id: [" ".join(words) for words in captions] for image_id, captions in references(val).items()
+        }
         self._checkpoint = folder / CHECKPOINT_FILE
         torch.manual_seed(params.seed)
         self.decoder = AttentionDecoder(params.decoder, store.setting.grid, store.channels, len(vocabulary)).to(device)
@@ -247,12 +249,11 @@ class Trainer:
             beams = caption(self.decoder, batch.grids.to(self._device), greedy)
             for image_id, (best, *_) in zip(batch.image_ids, beams, strict=True):
                 generated[image_id] = [" ".join(self._vocabulary.decode(best.words))]
-        wanted = {image: [" ".join(caption) for caption in own] for image, own in self._references.items()}
         return {
             "val_loss": forced.loss,
             "val_accuracy": float((forced.predicted == forced.target).mean()),
-            "val_bleu4": float(Bleu(4).compute_score(wanted, generated, verbose=0)[0][3]),
-            "val_cider": float(Cider().compute_score(wanted, generated)[0]),
+            "val_bleu4": float(Bleu(4).compute_score(self._references, generated, verbose=0)[0][3]),
+            "val_cider": float(Cider().compute_score(self._references, generated)[0]),
         }
 
     def _save(self) -> None:

@@ -32,7 +32,8 @@ from pipeline.scenes.world import Colour, Scene, Shape, draw_scene
 
 STAGE = "render"
 
-_LEAST_VISIBLE = 0.55
+LEAST_VISIBLE = 0.55
+"""Share of every body that must show."""
 _LEAST_SIDE = 10 / 128
 """Of a box, as a fraction of the picture's side."""
 _HELD_OUT_EVERY = 3
@@ -150,12 +151,12 @@ def _make(params: RenderParams, task: _Task) -> _Made:
         },
         "captions": captions(scene, rng, across),
     }
-    return _Made(task=task, jpeg=_jpeg(rendering), facts=facts)
+    return _Made(task=task, jpeg=jpeg(rendering), facts=facts)
 
 
 def _clear(rendering: Rendering, size: int) -> bool:
     """Whether a person could name every body."""
-    return min(rendering.visible) >= _LEAST_VISIBLE and all(
+    return min(rendering.visible) >= LEAST_VISIBLE and all(
         min(width, height) >= _LEAST_SIDE * size for _, _, width, height in rendering.boxes
     )
 
@@ -175,7 +176,8 @@ def _things(scene: Scene, rendering: Rendering) -> list[dict[str, Any]]:
     ]
 
 
-def _jpeg(rendering: Rendering) -> bytes:
+def jpeg(rendering: Rendering) -> bytes:
+    """Store a picture as the dataset stores it."""
     file = io.BytesIO()
     Image.fromarray(rendering.image).save(file, "JPEG", quality=95, subsampling="4:4:4")
     return file.getvalue()

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pipeline.scenes.dataset import LEAST_VISIBLE, jpeg
 from pipeline.scenes.render import Rendering, render
 from pipeline.scenes.world import COLOURS, SHAPES, SIZES, TEXTURES, Body, Colour, Scene, Shape, draw_scene
 
@@ -32,8 +33,6 @@ NOTHING = 0
 UNCOUNTED = -1
 """Class of a cell that bodies only graze, where neither answer would be wrong."""
 
-_LEAST_VISIBLE = 0.55
-"""Share of a body that must show, as in the dataset."""
 _LEAST_COVER, _MOST_GRAZED = 0.25, 0.05
 """Shares of a cell from which on, and up to which, it counts as a body's or as empty."""
 _STREAM: Mapping[Purpose, int] = {"train": 1, "test": 2}
@@ -80,7 +79,7 @@ def draw_lesson(syllabus: Syllabus, purpose: Purpose, index: int) -> Lesson:
     while True:
         scene = draw_scene(rng, forbidden=frozenset(syllabus.held_out), required=required)
         rendering = render(scene, syllabus.size)
-        if min(rendering.visible) >= _LEAST_VISIBLE:
+        if min(rendering.visible) >= LEAST_VISIBLE:
             break
     return Lesson(
         picture=_from_jpeg(rendering),
@@ -102,9 +101,7 @@ def centre_cell(box: Box, stride: int) -> tuple[int, int]:
 
 
 def _from_jpeg(rendering: Rendering) -> npt.NDArray[np.uint8]:
-    file = io.BytesIO()
-    Image.fromarray(rendering.image).save(file, "JPEG", quality=95, subsampling="4:4:4")
-    return np.array(Image.open(file))
+    return np.array(Image.open(io.BytesIO(jpeg(rendering))))
 
 
 def _classes(scene: Scene, boxes: tuple[Box, ...], syllabus: Syllabus) -> npt.NDArray[np.int8]:
