@@ -1,4 +1,4 @@
-"""The user's commands: `gridcap use`, `gridcap inspect`.
+"""The user's commands: `gridcap use`, `gridcap inspect`, `gridcap mend`.
 
 What is heavy to import is imported inside the command that needs it: `gridcap --help` answers at once.
 """
@@ -49,3 +49,14 @@ def inspect(
 
     for line in describe(path):
         print(line)
+
+
+@app.command()
+def mend(
+    repository: Annotated[Path, typer.Argument(help="The repository, in which no `dvc` runs.")] = Path(),
+) -> None:
+    """Put right what a kill left half written of DVC's own lock files; `make repro` does this first."""
+    from pipeline import mending
+
+    for path in mending.mend(repository):
+        print(f"{path} had been cut by a kill; `dvc repro` finds again what it had recorded")

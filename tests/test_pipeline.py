@@ -14,6 +14,8 @@ import h5py
 import pytest
 from ruamel.yaml import YAML
 
+from pipeline.mending import mend
+
 ROOT = Path(__file__).parents[1]
 SOURCES = ["pipeline", "stages", "presets", "data/weights", "dvc.yaml", "params.yaml", ".dvcignore", ".dvc/config"]
 SOURCES += [f"data/scenes/{name}" for name in ("dvc.yaml", "params.yaml", "encoder.json")]
@@ -62,6 +64,12 @@ class Repository:
         with self.start(*words) as process:
             output = process.communicate()[0]
         assert process.returncode == 0, output
+        return output
+
+    def dvc_fails(self, *words: str) -> str:
+        with self.start(*words) as process:
+            output = process.communicate()[0]
+        assert process.returncode != 0, output
         return output
 
     def repro(self) -> list[str]:
@@ -168,6 +176,7 @@ def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(repository: Repo
     killed = Repository(tmp_path)
     killed_in = []
     for stage in STAGES:
+        mend(killed.folder)
         with killed.start("repro") as process:
             assert process.stdout is not None
             # A stage may have ended while the one before it was being killed.
@@ -180,19 +189,52 @@ def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(repository: Repo
                 os.killpg(process.pid, signal.SIGKILL)
             killed_in.append(stage)
     assert {"encode", "train", "generate", "evaluate"} <= set(killed_in)
+    mend(killed.folder)
     killed.repro()
     assert killed.locks() == repository.locks()
+
+
+def test_lock_files_cut_by_a_kill_are_mended_and_no_stage_runs_again(repository: Repository) -> None:
+    locks = repository.locks()
+    folder = repository.folder
+    assert mend(folder) == []
+    cut = [folder / "dvc.lock", folder / "data/scenes/dvc.lock", folder / ".dvc/tmp/rwlock"]
+    try:
+        (folder / "dvc.lock").write_bytes(b"")
+        (folder / "data/scenes/dvc.lock").write_text(locks["data/scenes/dvc.lock"].partition("cmd")[0])
+        (folder / ".dvc/tmp/rwlock").write_text('{"read": {')
+        assert "dvc.lock' validation failed" in repository.dvc_fails("repro")
+        assert mend(folder) == cut
+        assert repository.repro() == []
+        assert repository.locks() == locks
+    finally:
+        for name, text in locks.items():
+            (folder / name).write_text(text)
+
+
+def test_a_cut_lock_file_goes_back_to_what_git_holds(tmp_path: Path) -> None:
+    for words in (["init"], ["config", "user.name", "A"], ["config", "user.email", "a@b.c"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    whole = "schema: '2.0'\nstages:\n  prepare:\n    cmd: 'true'\n"
+    (tmp_path / "data" / "own").mkdir(parents=True)
+    for path in (lock := tmp_path / "dvc.lock", other := tmp_path / "data" / "own" / "dvc.lock"):
+        path.write_text(whole)
+    subprocess.run(["git", "add", "."], cwd=tmp_path, check=True)
+    subprocess.run(["git", "commit", "--quiet", "-m", "locks"], cwd=tmp_path, check=True)
+    other.write_text("schema: '2.0'\nstages:\n  prep")
+    lock.write_text(new := whole + "  tokenize:\n    cmd: 'true'\n")
+    assert mend(tmp_path) == [other]
+    assert other.read_text() == whole
+    assert lock.read_text() == new
 
 
 def test_a_wrong_param_ends_with_one_sentence_and_harms_nothing(repository: Repository) -> None:
     before = (repository.folder / "params.yaml").read_bytes()
     repository.edit("params.yaml", train={"clip_norm": -1})
     try:
-        with repository.start("repro") as process:
-            output = process.communicate()[0]
+        output = repository.dvc_fails("repro")
     finally:
         (repository.folder / "params.yaml").write_bytes(before)
-    assert process.returncode != 0
     assert "error: params.yaml: train.clip_norm must be greater than 0, got -1" in output
     assert "Traceback" not in output
     assert repository.repro() == []
