@@ -176,13 +176,13 @@ def test_a_loss_that_is_not_finite_names_the_knob(lessons, tmp_path):
 
 
 def test_pictures_must_divide_into_cells(tmp_path):
-    render = RenderParams(seed=1, size=72, train=1, val=1, test=1, held_out=HELD_OUT)
+    render = RenderParams(seed=1, size=72, train=1, val=1, test=1, alike=0.3, held_out=HELD_OUT)
     with pytest.raises(UserError, match=r"render.size must be a multiple of 16 for the encoder, got 72"):
         train_scene_encoder(PARAMS, render, tmp_path / "work", tmp_path / "out", workers=1)
 
 
 def test_the_whole_run_publishes_weights_that_load(tmp_path):
-    render = RenderParams(seed=1, size=64, train=1, val=1, test=1, held_out=HELD_OUT)
+    render = RenderParams(seed=1, size=64, train=1, val=1, test=1, alike=0.3, held_out=HELD_OUT)
     out = tmp_path / "encoder.safetensors"
     figures = train_scene_encoder(replace(PARAMS, epochs=1), render, tmp_path / "work", out, workers=1)
     assert figures["weights"] == file_digest(out)
@@ -220,6 +220,8 @@ def encoder_of(path, size):
             watch=str(path),
             image_size=size,
             precision="float32",
+            compile=False,
+            views=("whole",),
         )
     )
 
@@ -228,7 +230,7 @@ def read_cells(encoder, syllabus, purpose, count, *, at_centres):
     """Features [cells, 257], the last of them 1, and classes [cells, A] of cells with a body."""
     features, classes = [], []
     lessons = [draw_lesson(syllabus, purpose, index) for index in range(count)]
-    grids = encode_grids(encoder, np.stack([lesson.picture for lesson in lessons]), "float32")
+    grids = encode_grids(encoder, np.stack([lesson.picture for lesson in lessons]))
     for lesson, grid in zip(lessons, grids, strict=True):
         side = lesson.classes.shape[-1]
         if at_centres:

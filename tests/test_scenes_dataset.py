@@ -17,6 +17,7 @@ from pipeline.scenes.dataset import RenderParams, write_dataset
 ROOT = Path(__file__).parent.parent
 SETTINGS = {
     "seed": 3,
+    "alike": 0.35,
     "size": 64,
     "train": 6,
     "val": 2,

@@ -46,7 +46,7 @@ def seen(body: Body) -> Thing:
 def drawn(seed: int) -> tuple[Scene, list[Thing], list[list[str]]]:
     """Draw a scene, its things, and the words of its five captions and its canonical one."""
     rng = np.random.default_rng(seed)
-    scene = draw_scene(rng, forbidden=frozenset(), required=None)
+    scene = draw_scene(rng, forbidden=frozenset(), required=None, alike=0.35)
     across = [0.5 + 1.8 * body.x / body.z for body in scene.bodies]
     told = [*captions(scene, rng, across), canonical_caption(scene, across)]
     return scene, [seen(body) for body in scene.bodies], [words(caption) for caption in told]

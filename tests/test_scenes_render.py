@@ -125,7 +125,7 @@ def test_the_frame_hides_what_lies_outside():
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_bodies_of_drawn_scenes_fit_the_frame_and_are_large_enough_to_name(seed: int):
-    scene = draw_scene(np.random.default_rng(seed), forbidden=frozenset(), required=None)
+    scene = draw_scene(np.random.default_rng(seed), forbidden=frozenset(), required=None, alike=0.35)
     for body in scene.bodies:
         alone = render(replace(scene, bodies=(body,)), 64)
         # The corner of a cube may just pass the edge.

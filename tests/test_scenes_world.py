@@ -33,7 +33,7 @@ def drawn(
     forbidden: frozenset[tuple[Colour, Shape]] = frozenset(),
     required: tuple[Colour, Shape] | None = None,
 ) -> Scene:
-    return draw_scene(np.random.default_rng(seed), forbidden=forbidden, required=required)
+    return draw_scene(np.random.default_rng(seed), forbidden=forbidden, required=required, alike=0.35)
 
 
 def pairs(scene: Scene) -> list[tuple[Colour, Shape]]:

@@ -55,6 +55,8 @@ class RenderParams:
     """Pictures to choose the best epoch by."""
     test: Annotated[int, Field(ge=1, le=_IDS_A_SPLIT)]
     """Pictures to score; every third shows a held-out pair."""
+    alike: Annotated[float, Field(ge=0, le=1)]
+    """Share of the pictures with more than one thing in which some are alike, and captions count them."""
     held_out: Annotated[tuple[tuple[Colour, Shape], ...], Field(min_length=1)]
     """Pairs of colour and shape that train and val never show; each colour and shape keeps other pairs."""
 
@@ -134,7 +136,7 @@ def _make(params: RenderParams, task: _Task) -> _Made:
     asked = task.split == "test" and task.index % _HELD_OUT_EVERY == 0
     required = params.held_out[task.index // _HELD_OUT_EVERY % len(params.held_out)] if asked else None
     while True:
-        scene = draw_scene(rng, forbidden=held_out, required=required)
+        scene = draw_scene(rng, forbidden=held_out, required=required, alike=params.alike)
         rendering = render(scene, params.size)
         if _clear(rendering, params.size):
             break

@@ -233,6 +233,8 @@ def examine(pupil: Pupil, weights: Path, lessons: Sequence[Lesson], syllabus: Sy
             watch=str(weights),
             image_size=syllabus.size,
             precision="float32",
+            compile=False,
+            views=("whole",),
         )
     )
     right: dict[str, list[npt.NDArray[np.bool_]]] = {"seen": [], "seen_small_patterned": [], "held_out": []}
@@ -315,7 +317,7 @@ def _answers(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Classes told, [B, A, H, W], and floors told, [B]."""
     pictures = np.stack([lesson.picture for lesson in lessons])
-    answers, floors = pupil.answers(torch.from_numpy(encode_grids(encoder, pictures, "float32")).float())
+    answers, floors = pupil.answers(torch.from_numpy(encode_grids(encoder, pictures)).float())
     classes = torch.stack([logits.argmax(dim=-1) for logits in answers], dim=1)  # [B, A, P]
     return classes.view(len(lessons), *lessons[0].classes.shape).numpy(), floors.argmax(dim=-1).numpy()
 

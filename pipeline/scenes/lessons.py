@@ -22,6 +22,9 @@ Box = tuple[float, float, float, float]
 Pair = tuple[Colour, Shape]
 Purpose = Literal["train", "test"]
 
+_ALIKE = 0.35
+"""Share of scenes with more than one body in which some are alike."""
+
 ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
     "shape": SHAPES,
     "colour": COLOURS,
@@ -77,7 +80,7 @@ def draw_lesson(syllabus: Syllabus, purpose: Purpose, index: int) -> Lesson:
     asked = purpose == "test" and index % 2 == 1
     required = syllabus.held_out[index // 2 % len(syllabus.held_out)] if asked else None
     while True:
-        scene = draw_scene(rng, forbidden=frozenset(syllabus.held_out), required=required)
+        scene = draw_scene(rng, forbidden=frozenset(syllabus.held_out), required=required, alike=_ALIKE)
         rendering = render(scene, syllabus.size)
         if min(rendering.visible) >= LEAST_VISIBLE:
             break

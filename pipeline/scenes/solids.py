@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.scenes.vectors import Reals, Vector, column, dot, eased, length, unit
 from pipeline.scenes.world import Body, Shape, Size
 
-SCALES: Mapping[Size, float] = {"small": 0.55, "large": 1.0}
+SCALES: Mapping[Size, float] = {"small": 0.64, "large": 1.0}
 
 _HIT = 0.002
 _TRACE_STEPS = 48

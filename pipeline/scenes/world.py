@@ -25,9 +25,9 @@ FLOORS: tuple[Floor, ...] = get_args(Floor)
 # Bodies are seen whole where NEAREST <= z <= FARTHEST and |x| <= SPREAD * z - FRAME_MARGIN[size].
 NEAREST, FARTHEST = 4.9, 9.2
 SPREAD = 0.27
-FRAME_MARGIN: dict[Size, float] = {"small": 0.15, "large": 0.45}
+FRAME_MARGIN: dict[Size, float] = {"small": 0.21, "large": 0.45}
 
-FOOTPRINT: dict[Size, float] = {"small": 0.33, "large": 0.6}
+FOOTPRINT: dict[Size, float] = {"small": 0.385, "large": 0.6}
 """Radius of a circle on the ground that holds any body of the size, however it is turned."""
 GAP = 0.15
 """Least room between the footprints of two bodies."""
@@ -36,8 +36,6 @@ _COUNT_WEIGHTS = (0.12, 0.33, 0.33, 0.22)
 """For scenes of one body, of two, and so on."""
 _TEXTURE_WEIGHTS = (0.4, 0.2, 0.2, 0.2)
 """One for each of `TEXTURES`."""
-_REPEAT_CHANCE = 0.35
-"""Of a scene with more than one body: that some are alike; of all scenes about 0.3."""
 _PLACINGS_TRIED = 50
 
 
@@ -87,18 +85,19 @@ def draw_scene(
     *,
     forbidden: frozenset[tuple[Colour, Shape]],
     required: tuple[Colour, Shape] | None,
+    alike: float,
 ) -> Scene:
     """Draw a scene at random.
 
-    Bodies stand apart and whole inside the frame; those of one colour and shape are alike in all. No body is
-    a `forbidden` pair, except that at least one is the `required` pair, forbidden or not. At least four pairs
-    must stay allowed.
+    Bodies stand apart and whole inside the frame; those of one colour and shape are alike in all, as some are in a
+    share `alike` of the scenes with more than one body. No body is a `forbidden` pair, except that at least one is
+    the `required` pair, forbidden or not. At least four pairs must stay allowed.
 
     Only exact arithmetic is used, so one generator state gives one scene on every machine.
     """
     camera_height = rng.uniform(2.2, 3.2)
     return Scene(
-        bodies=_placed(rng, _looks(rng, forbidden, required)),
+        bodies=_placed(rng, _looks(rng, forbidden, required, alike)),
         floor=FLOORS[rng.integers(len(FLOORS))],
         hue_shift=(rng.uniform(0.88, 1.12), rng.uniform(0.88, 1.12), rng.uniform(0.88, 1.12)),
         light=_unit(rng.uniform(-0.7, 0.7), 1.0, rng.uniform(-0.9, -0.2)),
@@ -113,10 +112,11 @@ def _looks(
     rng: np.random.Generator,
     forbidden: frozenset[tuple[Colour, Shape]],
     required: tuple[Colour, Shape] | None,
+    alike: float,
 ) -> list[_Look]:
     count = 1 + int(rng.choice(len(_COUNT_WEIGHTS), p=_COUNT_WEIGHTS))
-    alike = int(rng.integers(2, min(count, 3) + 1)) if count > 1 and rng.random() < _REPEAT_CHANCE else 1
-    kinds = count - alike + 1
+    repeats = int(rng.integers(2, min(count, 3) + 1)) if count > 1 and rng.random() < alike else 1
+    kinds = count - repeats + 1
 
     allowed = [
         (colour, shape)
@@ -136,7 +136,7 @@ def _looks(
         )
         for colour, shape in pairs
     ]
-    return [looks[0]] * (alike - 1) + looks
+    return [looks[0]] * (repeats - 1) + looks
 
 
 def _placed(rng: np.random.Generator, looks: list[_Look]) -> tuple[Body, ...]:
