@@ -43,12 +43,39 @@ def use(
 @app.command()
 def inspect(
     path: Annotated[Path, typer.Argument(help="An HDF5 file of the pipeline, or a folder with such files.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare every shard of a feature store with its index, instead.")
+    ] = False,
+    image: Annotated[
+        int | None,
+        typer.Option(metavar="ID", help="Draw this image of a feature store beside its grid, instead; needs --out."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="PNG file for the image and its grid.")] = None,
+    prepared: Annotated[Path, typer.Option(help="Folder whose records.jsonl names the image's file.")] = Path(
+        "data/prepared"
+    ),
+    params: Annotated[Path, typer.Option(help="Params file whose section dataset names the images' folder.")] = Path(
+        "params.yaml"
+    ),
 ) -> None:
     """Show what an artefact holds: its attributes, its datasets and a few rows, decoded."""
-    from pipeline.inspection import describe
+    from pipeline import inspection
 
-    for line in describe(path):
-        print(line)
+    if (image is None) != (out is None):
+        raise errors.UserError("--image and --out go together; name an image's id and a PNG file for its grid")
+    if verify:
+        print(inspection.verify(path))
+    if image is not None and out is not None:
+        from pipeline.captions.sources.dataset import DatasetParams
+        from pipeline.features.viewing import draw_grid
+        from pipeline.params import load
+
+        dataset = load(params, "dataset", DatasetParams)
+        title = draw_grid(inspection.open_store(path), image, prepared, dataset.root / dataset.images, out)
+        print(f"{out}: {inspection.plain(title, limit=1000)}")
+    if not verify and image is None:
+        for line in inspection.describe(path):
+            print(line)
 
 
 @app.command()

@@ -10,6 +10,8 @@ from pipeline.errors import UserError
 def open_device(name: str) -> torch.device:
     """Choose `cpu`, `cuda` (`cuda:1`, ...) or `auto`, and make PyTorch compute the same bits on every run.
 
+    `auto` is the CPU where there is no GPU, and under `torchrun` each process's own GPU.
+
     Raises `UserError` for a device that this machine lacks.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -19,7 +21,7 @@ def open_device(name: str) -> torch.device:
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:

@@ -1,4 +1,4 @@
-"""What `gridcap inspect` prints of HDF5 artefacts: attributes, datasets and a few rows, decoded."""
+"""What `gridcap inspect` tells of HDF5 artefacts: attributes, datasets, a few rows, and whether shards are whole."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +21,8 @@ _ROWS_SHOWN = 5
 # A shard of features is small, but any file may be inspected: statistics look at this many numbers at most.
 _NUMBERS_READ = 2**22
 _SHADES = " .:-=+*#%@"
+# The grids of Xu et al. 2015, in PyTorch's own numbers: what features are compared with.
+_USUAL_SIDE, _USUAL_TYPE = 14, np.float32
 
 
 def describe(path: Path) -> Iterator[str]:
@@ -35,6 +37,36 @@ def describe(path: Path) -> Iterator[str]:
         yield from _describe_folder(path)
     else:
         raise UserError(f"{path}: no such file or folder; name an artefact, such as data/tokens or data/features")
+
+
+def open_store(folder: Path) -> store.FeatureStore:
+    """Open the feature store in a folder.
+
+    Raises `UserError` where the folder is none, and as `FeatureStore` does.
+    """
+    _store_index(folder)
+    return store.FeatureStore(folder)
+
+
+def verify(folder: Path) -> str:
+    """Compare all shards of a feature store with its index; returns what was found as a line to print.
+
+    Raises `UserError` where the folder is no feature store, and one that names each shard that is missing or altered.
+    """
+    index = _store_index(folder)
+    store.FeatureStore(folder).verify()
+    return f"{folder}: shards compared with {store.INDEX_FILE}: {len(index['shards']):,}, all as they were written"
+
+
+def _store_index(folder: Path) -> dict[str, Any]:
+    path = folder / store.INDEX_FILE
+    index = _read_json(path) if path.is_file() else {}
+    if index.get("schema") != store.SCHEMA:
+        raise UserError(
+            f"{folder}: is no feature store (it has no {store.INDEX_FILE} of schema {store.SCHEMA}); name the folder"
+            " of one, such as data/features"
+        )
+    return index
 
 
 def _describe_folder(folder: Path) -> Iterator[str]:
@@ -58,7 +90,8 @@ def _describe_folder(folder: Path) -> Iterator[str]:
         for other in others:
             yield f"{other}: {schema}, {_rows(other):,} rows, {other.stat().st_size:,} bytes"
         if others or schema == store.SCHEMA:
-            yield _total(place, [first, *others])
+            each = _size_an_image(first) if schema == store.SCHEMA else ""
+            yield _total(place, [first, *others]) + each
             yield ""
 
 
@@ -69,6 +102,22 @@ def _total(folder: Path, files: Sequence[Path]) -> str:
     return f"{folder}: {len(files):,} files, {rows:,} rows, {size:,} bytes{each}"
 
 
+def _size_an_image(shard: Path) -> str:
+    """What a shard's grids take an image, beside what is usual; nothing where no index says of how many views."""
+    index = shard.with_name(store.INDEX_FILE)
+    views = len(_read_json(index).get("views", ())) if index.is_file() else 0
+    if not views:
+        return ""
+    with _opened(shard) as file:
+        regions, channels = file["grid"].shape[1:]
+        size = views * regions * channels * file["grid"].dtype.itemsize
+    usual = views * _USUAL_SIDE**2 * channels * np.dtype(_USUAL_TYPE).itemsize
+    return (
+        f"; {size:,} bytes an image; {_USUAL_SIDE} x {_USUAL_SIDE} grids of the same channels in"
+        f" {np.dtype(_USUAL_TYPE)} would take {usual:,} bytes an image, {usual / size:.1f} times as much"
+    )
+
+
 def _describe_file(path: Path) -> Iterator[str]:
     with _opened(path) as file:
         attributes = dict(file.attrs)
@@ -76,7 +125,7 @@ def _describe_file(path: Path) -> Iterator[str]:
         yield f"{path}: {schema}, version {attributes.pop('schema_version', 'unknown')}"
         yield f"  fingerprint {attributes.pop('fingerprint', 'unknown')}, {path.stat().st_size:,} bytes"
         for name, value in sorted(attributes.items()):
-            yield f"  {name}: {_plain(value)}"
+            yield f"  {name}: {plain(value)}"
         datasets = _datasets(file)
         yield from _table(datasets)
         match schema:
@@ -135,7 +184,7 @@ def _table(datasets: dict[str, h5py.Dataset]) -> Iterator[str]:
             "string" if h5py.check_string_dtype(dataset.dtype) else str(dataset.dtype),
             _by(dataset.chunks),
             f"{dataset.id.get_storage_size():,}",
-            _plain(dataset.attrs.get("description", "-")),
+            plain(dataset.attrs.get("description", "-")),
         )
         for name, dataset in datasets.items()
     ]
@@ -156,7 +205,7 @@ def _captions(file: h5py.File, vocabulary: Vocabulary | None) -> Iterator[str]:
         for row in range(min(_ROWS_SHOWN, len(image_ids))):
             ids = group["tokens"][row, : lengths[row]].tolist()
             words = vocabulary.decode(ids) if vocabulary else map(str, ids)
-            yield f"    image {image_ids[row]}: {_plain(' '.join(words), limit=1000)}"
+            yield f"    image {image_ids[row]}: {plain(' '.join(words), limit=1000)}"
 
 
 def _grid(file: h5py.File) -> Iterator[str]:
@@ -187,7 +236,7 @@ def _statistics(datasets: dict[str, h5py.Dataset]) -> Iterator[str]:
             read = "" if values.size == dataset.size else f" (of the first {len(values):,} rows)"
             yield f"  {name}: {_summary(values)}{read}"
         if values.ndim < 2:
-            yield f"  {name}: {', '.join(_plain(value) for value in values.ravel()[:_ROWS_SHOWN])}"
+            yield f"  {name}: {', '.join(plain(value) for value in values.ravel()[:_ROWS_SHOWN])}"
 
 
 def _first(dataset: h5py.Dataset) -> NDArray[Any]:
@@ -218,12 +267,12 @@ def _is_index(path: Path) -> bool:
 
 def _describe_index(path: Path) -> Iterator[str]:
     document = _read_json(path)
-    yield f"{path}: {_plain(document.pop('schema'))}, version {document.pop('schema_version', 'unknown')}"
+    yield f"{path}: {plain(document.pop('schema'))}, version {document.pop('schema_version', 'unknown')}"
     for name, value in document.items():
         if isinstance(value, dict | list):
-            yield f"  {name}: {len(value):,} entries: {_plain(json.dumps(value, ensure_ascii=False))}"
+            yield f"  {name}: {len(value):,} entries: {plain(json.dumps(value, ensure_ascii=False))}"
         else:
-            yield f"  {name}: {_plain(value)}"
+            yield f"  {name}: {plain(value)}"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -232,12 +281,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path}: is no JSON ({error}); restore it with `dvc checkout`") from error
     if not isinstance(document, dict):
-        raise UserError(f"{path}: wanted a JSON object, got {_plain(document)}; restore it with `dvc checkout`")
+        raise UserError(f"{path}: wanted a JSON object, got {plain(document)}; restore it with `dvc checkout`")
     return document
 
 
-def _plain(value: object, limit: int = 120) -> str:
-    """A value on one line, short, without characters that could steer a terminal."""
+def plain(value: object, limit: int = 120) -> str:
+    """Put a value on one line, short, without characters that could steer a terminal."""
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
     text = "".join(character if character.isprintable() else " " for character in text)
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -13,6 +13,7 @@ from pipeline.features.encoder import EncodeParams
 from pipeline.features.encoding import encode
 from pipeline.params import load
 from pipeline.publish import write_json
+from pipeline.ranks import open_ranks
 
 
 def main(
@@ -25,18 +26,13 @@ def main(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.", envvar="GRIDCAP_DEVICE")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="Threads that decode images.")] = os.cpu_count() or 1,
 ) -> None:
-    """Encode the images of the dataset; go on where an earlier run was killed."""
-    result = encode(
-        read_records(prepared),
-        images,
-        load(params, "encode", EncodeParams),
-        work,
-        out,
-        open_device(device),
-        threads,
-    )
-    print(f"encode: {result.encoded} encoded, {result.reused} reused, {result.removed} removed")
-    write_json(metrics, result.figures)
+    """Encode the images of the dataset; go on where an earlier run was killed. Under torchrun, processes share."""
+    encode_params = load(params, "encode", EncodeParams)
+    with open_ranks() as ranks:
+        result = encode(read_records(prepared), images, encode_params, work, out, open_device(device), threads, ranks)
+        if ranks.first:
+            print(f"encode: {result.counts}")
+            write_json(metrics, result.figures)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 import hashlib
 import pickle
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from pipeline.features.encoder import (
     GridEncoder,
     encode_grids,
     fetch_weights,
+    for_inference,
     load_encoder,
     weights_digest,
 )
@@ -30,6 +32,7 @@ REAL = Path(__file__).parents[2] / "shared" / "real"
 
 def params(weights: Path | str, **changes: object) -> EncodeParams:
     values = {"architecture": "resnet18", "layer": "layer2", "image_size": 64, "precision": "float32", "watch": "data"}
+    values |= {"compile": False, "views": ("whole",)}
     return EncodeParams(**(values | {"weights": str(weights)} | changes))
 
 
@@ -205,7 +208,8 @@ def test_a_missing_file_and_an_unknown_name_are_told(tmp_path):
 
 def test_image_size_is_a_multiple_of_the_layers_stride(tmp_path):
     section = (
-        "encode: {architecture: resnet18, layer: layer3, weights: a, watch: a, image_size: 200, precision: float32}"
+        "encode: {architecture: resnet18, layer: layer3, weights: a, watch: a, image_size: 200, precision: float32,"
+        " compile: false, views: [whole]}"
     )
     (tmp_path / "params.yaml").write_text(section)
 
@@ -219,7 +223,7 @@ def test_regions_go_by_rows(weights):
     pictures[1] = pictures[0]
     pictures[1, 40:48, 16:24] = 0
 
-    grids = encode_grids(encoder, pictures, "float32").reshape(2, 8, 8, 128)
+    grids = encode_grids(encoder, pictures).reshape(2, 8, 8, 128)
 
     assert grids.dtype == np.float16
     change = np.abs(grids[0].astype(float) - grids[1].astype(float)).sum(-1)
@@ -230,9 +234,57 @@ def test_bfloat16_is_near_float32_and_not_equal(weights):
     encoder = load_encoder(params(weights))
     pictures = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
 
-    exact, rough = (encode_grids(encoder, pictures, kind).astype(float) for kind in ("float32", "bfloat16"))
+    cpu = torch.device("cpu")
+    exact, rough = (
+        encode_grids(for_inference(encoder, kind, False, cpu), pictures).astype(float)
+        for kind in ("float32", "bfloat16")
+    )
 
     assert 0 < np.abs(rough - exact).mean() < 0.02 * np.abs(exact).mean()
+
+
+def test_the_faster_network_computes_the_same(weights):
+    encoder = load_encoder(params(weights))
+    # Statistics as of a trained network: a fold that forgets one of them shows.
+    for norm in (module for module in encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        norm.running_mean.uniform_(-0.1, 0.1)
+        norm.running_var.uniform_(0.5, 2)
+        norm.weight.data.uniform_(0.5, 1.5)
+        norm.bias.data.uniform_(-0.2, 0.2)
+    before = weights_digest(encoder)
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+
+    network = for_inference(encoder, "float32", False, torch.device("cpu"))
+
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+    np.testing.assert_allclose(
+        encode_grids(network, pictures).astype(float),
+        encode_grids(encoder, pictures).astype(float),
+        atol=2e-3,
+        rtol=2e-3,
+    )
+    assert weights_digest(encoder) == before
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compilation needs g++")
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-3), ("bfloat16", 2e-2)])
+def test_the_compiled_network_computes_the_same(weights, precision, tolerance):
+    encoder = load_encoder(params(weights))
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+
+    plain, compiled = (
+        encode_grids(for_inference(encoder, precision, compiled, torch.device("cpu")), pictures).astype(float)
+        for compiled in (False, True)
+    )
+
+    assert np.abs(compiled - plain).mean() < tolerance * np.abs(plain).mean()
+
+
+def test_without_a_compiler_the_param_is_named(weights, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"encode\.compile needs the C\+\+ compiler"):
+        for_inference(load_encoder(params(weights)), "float32", True, torch.device("cpu"))
 
 
 def test_features_beyond_float16_are_an_error(resnet, tmp_path):
@@ -243,7 +295,7 @@ def test_features_beyond_float16_are_an_error(resnet, tmp_path):
     pictures = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
 
     with pytest.raises(UserError, match="beyond float16"):
-        encode_grids(encoder, pictures, "float32")
+        encode_grids(encoder, pictures)
 
 
 class Quiet(SimpleHTTPRequestHandler):

@@ -15,7 +15,7 @@ from pipeline.captions.vocabulary import write_vocabulary
 from pipeline.cli import app
 from pipeline.errors import UserError
 from pipeline.features import store
-from pipeline.inspection import describe
+from pipeline.inspection import describe, verify
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -25,6 +25,7 @@ SETTING = store.Setting(
     weights_digest="ab",
     image_size=64,
     precision="float32",
+    compiled=False,
     grid_height=2,
     grid_width=3,
     channels=4,
@@ -54,11 +55,14 @@ def write_features(folder: Path) -> Path:
     grids[:, 0, 0] = 3
     grids[:, 5, :2] = (3, 4)
     contents = [f"{number:064x}" for number in range(4)]
+    keys = [(content, "whole") for content in contents]
     shards = [
-        store.write_shard(folder, SETTING, [1, 2], contents[:2], grids[:2]),
-        store.write_shard(folder, SETTING, [3, 4], contents[2:], grids[2:]),
+        store.write_shard(folder, SETTING, [1, 2], keys[:2], grids[:2]),
+        store.write_shard(folder, SETTING, [3, 4], keys[2:], grids[2:]),
     ]
-    store.write_index(folder, SETTING, shards, {number + 1: content for number, content in enumerate(contents)})
+    store.write_index(
+        folder, SETTING, ("whole",), shards, {number + 1: content for number, content in enumerate(contents)}
+    )
     return folder
 
 
@@ -96,13 +100,16 @@ def test_a_grid_is_summed_up_and_drawn(tmp_path: Path) -> None:
     assert "min 0, mean 0.4167, max 4, standard deviation 1.115, zeros 87.5%" in text
     assert "norm by region, 2 x 3, from 0 (blank) to 5 (@)" in text
     assert "    |++    |\n    |    @@|" in text
-    assert "1 x 6 x 4" in text
+    row = next(line for line in text.splitlines() if line.startswith("  grid "))
+    assert row.split()[1:8] == ["2", "x", "6", "x", "4", "float16", "-"]
+    view = next(line for line in text.splitlines() if line.startswith("  view "))
+    assert view.split()[1:3] == ["2", "string"]
 
 
 def test_a_grid_that_is_not_finite_is_told_all_the_same(tmp_path: Path) -> None:
     grids = np.full((1, 6, 4), np.inf, dtype=np.float16)
     grids[0, 1, 1] = np.nan
-    text = told(store.write_shard(tmp_path, SETTING, [1], ["0" * 64], grids).path)
+    text = told(store.write_shard(tmp_path, SETTING, [1], [("0" * 64, "whole")], grids).path)
     assert "no finite number" in text
     assert "|??????|" in text
 
@@ -112,11 +119,23 @@ def test_a_folder_of_features_is_added_up(tmp_path: Path) -> None:
     text = told(folder)
     first, second = sorted(folder.glob("*.h5"))
     size = first.stat().st_size + second.stat().st_size
-    assert f"{folder}: 2 files, 4 rows, {size:,} bytes, {size / 4:,.0f} bytes a row" in text
+    assert f"{folder}: 2 files, 4 rows, {size:,} bytes, {size / 4:,.0f} bytes a row; 48 bytes an image; " in text
     assert f"{second}: gridcap.features, 2 rows, {second.stat().st_size:,} bytes" in text
     assert text.count("norm by region") == 1
-    assert "index.json: gridcap.features, version 1" in text
+    assert "index.json: gridcap.features, version 2" in text
     assert "images: 4 entries" in text
+
+
+def test_what_an_image_takes_is_told_beside_what_is_usual(tmp_path: Path) -> None:
+    keys = [("0" * 64, "whole"), ("0" * 64, "centre")]
+    shard = store.write_shard(tmp_path, SETTING, [1, 1], keys, np.zeros((2, 6, 4), dtype=np.float16))
+    assert "bytes an image" not in told(tmp_path)
+    store.write_index(tmp_path, SETTING, ("whole", "centre"), [shard], {1: "0" * 64, 2: "0" * 64})
+    # Two views of 6 regions, and of 196, of 4 channels in 2, and in 4, bytes.
+    assert (
+        "; 96 bytes an image; 14 x 14 grids of the same channels in float32 would take 6,272 bytes an image,"
+        " 65.3 times as much" in told(tmp_path)
+    )
 
 
 def test_a_folder_is_told_in_order_without_hidden_and_foreign_files(tmp_path: Path) -> None:
@@ -228,19 +247,55 @@ def test_a_damaged_index_is_told_in_a_sentence(tmp_path: Path) -> None:
         told(tmp_path)
 
 
+def test_whole_shards_are_counted(tmp_path: Path) -> None:
+    folder = write_features(tmp_path / "features")
+    (folder / "shard-of-another-run.h5").touch()
+    done = CliRunner().invoke(app, ["inspect", str(folder), "--verify"])
+    assert done.exit_code == 0, done.output
+    assert done.output == f"{folder}: shards compared with index.json: 2, all as they were written\n"
+
+
+def test_an_altered_and_a_missing_shard_are_named_and_end_the_command_with_2(tmp_path: Path) -> None:
+    folder = write_features(tmp_path / "features")
+    altered, missing = sorted(folder.glob("*.h5"))
+    content = bytearray(altered.read_bytes())
+    content[-1] ^= 1
+    altered.write_bytes(content)
+    missing.unlink()
+    failed = run_command("inspect", str(folder), "--verify")
+    assert failed.returncode == 2
+    assert failed.stdout == ""
+    assert failed.stderr.startswith("error: ")
+    assert f"{altered}: its bytes are not those that were written" in failed.stderr
+    assert f"{missing}: cannot be read" in failed.stderr
+
+
+@pytest.mark.parametrize("make", [nothing, text_file, empty_folder, write_token_folder])
+def test_only_a_feature_store_can_be_verified(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    path = tmp_path / "artefact"
+    make(path)
+    with pytest.raises(UserError) as error:
+        verify(path)
+    assert str(error.value).startswith(f"{path}: is no feature store")
+
+
+def test_an_index_of_something_else_is_no_feature_store(tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text('{"schema": "gridcap.attention", "schema_version": 2}')
+    with pytest.raises(UserError, match="is no feature store"):
+        verify(tmp_path)
+
+
 def test_the_command_prints_and_ends_with_2_on_a_fault(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["inspect", str(write_token_folder(tmp_path / "tokens"))])
     assert done.exit_code == 0, done.output
     assert "a cube and a cone" in done.output
     text_file(tmp_path / "x.h5")
-    command = [
-        sys.executable,
-        "-c",
-        "from pipeline.cli import main; main()",
-        "inspect",
-        str(tmp_path / "x.h5"),
-    ]
-    failed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    failed = run_command("inspect", str(tmp_path / "x.h5"))
     assert failed.returncode == 2
     assert failed.stderr.startswith("error: ")
     assert "Traceback" not in failed.stderr
+
+
+def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from pipeline.cli import main; main()", *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)

@@ -32,10 +32,12 @@ SETTING = Setting(
     weights_digest="ab" * 32,
     image_size=96,
     precision="float32",
+    compiled=False,
     grid_height=3,
     grid_width=3,
     channels=16,
 )
+WHOLE = ("whole",)
 PYTHON = [sys.executable, "-c"]
 IMAGE_IDS = [3, 10, 11, 2**40, 2**40 + 1]
 
@@ -50,14 +52,16 @@ def grids(image_ids: list[int]) -> np.ndarray:
 
 
 def shard(folder: Path, image_ids: list[int]) -> Shard:
-    return write_shard(folder, SETTING, image_ids, [content(image_id) for image_id in image_ids], grids(image_ids))
+    return write_shard(
+        folder, SETTING, image_ids, [(content(image_id), "whole") for image_id in image_ids], grids(image_ids)
+    )
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A store of five images in two shards."""
     shards = [shard(tmp_path, IMAGE_IDS[:3]), shard(tmp_path, IMAGE_IDS[3:])]
-    write_index(tmp_path, SETTING, shards, {image_id: content(image_id) for image_id in IMAGE_IDS})
+    write_index(tmp_path, SETTING, WHOLE, shards, {image_id: content(image_id) for image_id in IMAGE_IDS})
     return tmp_path
 
 
@@ -80,15 +84,15 @@ def test_any_hdf5_tool_can_read_a_shard_and_learn_what_it_holds(folder):
 
     with h5py.File(path, "r") as file:
         assert file.attrs["schema"] == "gridcap.features"
-        assert file.attrs["schema_version"] == 1
+        assert file.attrs["schema_version"] == 2
         assert file.attrs["fingerprint"] == SETTING.fingerprint
         assert (file.attrs["architecture"], file.attrs["layer"]) == ("resnet18", "layer4")
         assert (file.attrs["grid_height"], file.attrs["grid_width"], file.attrs["channels"]) == (3, 3, 16)
         assert (file.attrs["weights_digest"], file.attrs["precision"]) == ("ab" * 32, "float32")
         assert file.attrs["image_size"] == 96
-        assert set(file) == {"grid", "image_id", "content"}
+        assert set(file) == {"grid", "image_id", "content", "view"}
         assert file["grid"].dtype == np.float16
-        assert file["grid"].chunks == (1, 9, 16)
+        assert file["grid"].chunks is None
         assert file["image_id"][:].tolist() == IMAGE_IDS[:3]
         assert file["content"].dtype == "S64"
         assert all(len(file[name].attrs["description"]) > 20 for name in file)
@@ -101,7 +105,7 @@ def test_the_index_describes_the_shards(folder):
     assert [entry["rows"] for entry in index["shards"]] == [3, 2]
     for entry in index["shards"]:
         assert sha256((folder / entry["file"]).read_bytes()).hexdigest() == entry["sha256"]
-    assert index["images"]["10"] == [0, 1]
+    assert index["images"]["10"] == [[0, 1]]
 
 
 def test_equal_rows_make_equal_files(tmp_path):
@@ -117,7 +121,7 @@ def test_equal_rows_make_equal_files(tmp_path):
 
 
 def test_two_images_may_share_a_row(tmp_path):
-    write_index(tmp_path, SETTING, [shard(tmp_path, [3])], {3: content(3), 4: content(3)})
+    write_index(tmp_path, SETTING, WHOLE, [shard(tmp_path, [3])], {3: content(3), 4: content(3)})
 
     store = FeatureStore(tmp_path)
 
@@ -132,7 +136,7 @@ def test_what_is_written_is_read_however_it_is_sharded(tmp_path_factory, sizes, 
     image_ids = rng.choice(10_000, sum(sizes), replace=False).tolist()
     parts = np.split(np.array(image_ids), np.cumsum(sizes)[:-1])
     shards = [shard(folder, part.tolist()) for part in parts]
-    write_index(folder, SETTING, shards, {image_id: content(image_id) for image_id in image_ids})
+    write_index(folder, SETTING, WHOLE, shards, {image_id: content(image_id) for image_id in image_ids})
 
     assert sorted(whole_shards(folder), key=str) == sorted(shards, key=str)
     assert np.array_equal(FeatureStore(folder).grids(image_ids), grids(image_ids))
@@ -176,9 +180,9 @@ def test_a_foreign_setting_is_refused_naming_both(folder):
 
 def test_another_schema_version_is_refused_naming_both(folder):
     index = json.loads((folder / INDEX_FILE).read_text())
-    (folder / INDEX_FILE).write_text(json.dumps(index | {"schema_version": 2, "images": []}))
+    (folder / INDEX_FILE).write_text(json.dumps(index | {"schema_version": 3, "images": []}))
 
-    with pytest.raises(UserError, match=r"version 2, this gridcap reads gridcap\.features version 1"):
+    with pytest.raises(UserError, match=r"version 3, this gridcap reads gridcap\.features version 2"):
         FeatureStore(folder)
 
 
@@ -187,7 +191,7 @@ def test_another_schema_version_is_refused_naming_both(folder):
     [
         ("", "is no index of features"),
         ("[]", "is no index of features"),
-        ('{"schema": "gridcap.features", "schema_version": 1}', "is damaged"),
+        ('{"schema": "gridcap.features", "schema_version": 2}', "is damaged"),
     ],
 )
 def test_a_damaged_index_is_named(folder, text, told):
@@ -237,7 +241,7 @@ class Images(torch.utils.data.Dataset[np.ndarray]):
         return self.store.grid(IMAGE_IDS[place % len(IMAGE_IDS)])
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_workers_of_a_data_loader_share_a_store(folder, method):
     store = FeatureStore(folder)
     store.grids(IMAGE_IDS)
@@ -257,7 +261,7 @@ def test_threads_share_a_store_with_fewer_handles_than_shards(tmp_path, monkeypa
     monkeypatch.setattr(store_module, "_HANDLES", 2)
     image_ids = list(range(24))
     shards = [shard(tmp_path, [image_id]) for image_id in image_ids]
-    write_index(tmp_path, SETTING, shards, {image_id: content(image_id) for image_id in image_ids})
+    write_index(tmp_path, SETTING, WHOLE, shards, {image_id: content(image_id) for image_id in image_ids})
     store, wanted = FeatureStore(tmp_path), grids(image_ids)
     same: list[bool] = []
 

@@ -3,11 +3,15 @@
 B images, S side of the picture in px, C channels, H and W grid height and width, P = H * W regions, by rows.
 """
 
+import copy
 import hashlib
+import os
 import pickle
 import re
+import shutil
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +20,10 @@ import safetensors.torch
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pipeline.errors import UserError
-from pipeline.features.images import Pixels, normalise
+from pipeline.features.images import Pixels, View, normalise
 from pipeline.params import section
 
 Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
@@ -46,8 +51,15 @@ class EncodeParams:
     32 px, so that grid cells map linearly on the picture."""
     precision: Precision
     """Arithmetic inside the ResNet; bfloat16 is faster and less exact. Grids are float16 either way."""
+    compile: bool
+    """Whether PyTorch compiles the ResNet: faster after a start of half a minute, and rounds otherwise."""
+    views: tuple[View, ...]
+    """What is stored of each picture: `whole`, parts of 7/8 of its sides such as `top_left` or `centre`, and
+    these mirrored, such as `whole_flipped`. Captions are generated from the first."""
 
     def __post_init__(self) -> None:
+        if not self.views or len(set(self.views)) < len(self.views):
+            raise ValueError(f"views must name at least one view, and none twice, got {list(self.views)}")
         stride = STRIDES[self.layer]
         if self.image_size < stride or self.image_size % stride:
             raise ValueError(f"image_size must be a multiple of {stride} with {self.layer}, got {self.image_size}")
@@ -102,16 +114,29 @@ def weights_digest(encoder: GridEncoder) -> str:
     return digest.hexdigest()
 
 
+def for_inference(encoder: GridEncoder, precision: Precision, compiled: bool, device: torch.device) -> nn.Module:
+    """Copy a frozen encoder to a device as a network that computes the same faster, to rounding.
+
+    Each batch norm is folded into the convolution before it. Raises `UserError` where a compiled one is asked for
+    and cannot be had.
+    """
+    network = _folded(copy.deepcopy(encoder)).to(device, torch.bfloat16 if precision == "bfloat16" else torch.float32)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if not compiled:
+        return network
+    if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise UserError("encode.compile needs the C++ compiler g++; install it or set encode.compile to false")
+    return cast(nn.Module, torch.compile(network, dynamic=False, options={"freezing": device.type == "cpu"}))
+
+
 @torch.inference_mode()
-def encode_grids(encoder: GridEncoder, pictures: Pixels, precision: Precision) -> npt.NDArray[np.float16]:
-    """Encode pictures, uint8 [B, S, S, 3], to grids, float16 [B, P, C], on the device that holds the encoder.
+def encode_grids(network: nn.Module, pictures: Pixels) -> npt.NDArray[np.float16]:
+    """Encode pictures, uint8 [B, S, S, 3], to grids, float16 [B, P, C], on the network's device, in its precision.
 
     Raises `UserError` where a value is NaN or beyond float16, which only foreign weights bring about.
     """
-    device = next(encoder.parameters()).device
-    images = normalise(torch.from_numpy(pictures).to(device))
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-        grids = encoder(images)  # [B, C, H, W]
+    weight = next(network.parameters())
+    grids = network(normalise(torch.from_numpy(pictures).to(weight.device)).to(weight.dtype))  # [B, C, H, W]
     regions = grids.flatten(2).transpose(1, 2).half().contiguous()  # [B, P, C]
     if not regions.isfinite().all():
         raise UserError("encode.weights give features that are NaN or beyond float16; use other weights")
@@ -195,6 +220,18 @@ def _matching(found: dict[str, Tensor], encoder: GridEncoder, path: Path, params
     # Batch norm's counter matters to training alone, and converters leave it out.
     counters = {name: torch.zeros((), dtype=torch.long) for name in encoder.state_dict() if name not in wanted}
     return {name: found[name].float() for name in wanted} | counters
+
+
+def _folded(module: nn.Module) -> nn.Module:
+    """Fold the batch norms of a module in eval mode, and of all its children, into the convolutions before them."""
+    children = list(module.named_children())
+    for (place, before), (name, child) in pairwise(children):
+        if isinstance(before, nn.Conv2d) and isinstance(child, nn.BatchNorm2d):
+            setattr(module, place, fuse_conv_bn_eval(before, child))
+            setattr(module, name, nn.Identity())
+    for _, child in children:
+        _folded(child)
+    return module
 
 
 def _weighing(encoder: GridEncoder) -> dict[str, Tensor]:

@@ -1,20 +1,29 @@
 """All images of a dataset through the encoder, once: a run takes up every row that earlier ones finished.
 
+Images are told apart by their bytes. A run first digests all of them and plans shards of what no finished shard
+holds; the plan, and so every byte of a shard, is the same whichever process of how many encodes it, and when.
+
 B pictures a batch, S side of the picture in px, P regions of a grid, C channels.
 """
 
 import errno
+import json
 import shutil
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from pipeline.captions.records import Record
@@ -24,34 +33,52 @@ from pipeline.features.encoder import (
     EncodeParams,
     GridEncoder,
     encode_grids,
+    for_inference,
     load_encoder,
     weights_digest,
 )
-from pipeline.features.images import Pixels, read_bytes, read_image
-from pipeline.features.store import Setting, Shard, whole_shards, write_index, write_shard
-from pipeline.publish import publish, work_folder
+from pipeline.features.images import Pixels, View, read_bytes, read_views
+from pipeline.features.store import Key, Setting, Shard, whole_shards, write_index, write_shard
+from pipeline.publish import file_digest, publish, work_folder
+from pipeline.ranks import ALONE, Ranks
 
 STAGE = "encode"
-# What a kill may cost, and, as it decides which images share a file, part of the published bytes.
-IMAGES_A_SHARD = 128
+RUNS_FILE = "runs.jsonl"
+# What a kill may cost, and, as it decides which rows share a file, part of the published bytes.
+ROWS_A_SHARD = 128
 # Fixed, and the last batch padded, since convolutions may round otherwise for another batch size.
-IMAGES_A_BATCH = 16
+PICTURES_A_BATCH = 16
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FAULTS_TOLD = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What one run did."""
+
+    encoded: int
+    """Images that went through the ResNet."""
+    reused: int
+    """Images all of whose rows earlier runs, or an equal file, had made."""
+    removed: int
+    """Rows of earlier runs that no image needs any more."""
+    failed: int
+    """Images that could not be read."""
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count} {what}" for what, count in asdict(self).items())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
     """What a run did, and what it published."""
 
-    encoded: int
-    """Images that went through the ResNet in this run."""
-    reused: int
-    """Images that took a row of an earlier run, or of an equal file."""
-    removed: int
-    """Rows of earlier runs that no image needs any more."""
+    counts: Counts
+    images: int
     shards: int
     """Files published."""
+    views: tuple[View, ...]
     setting: Setting
 
     @property
@@ -59,22 +86,33 @@ class Encoded:
         """What describes the store, however many runs it took."""
         regions, channels = self.setting.grid_shape
         return {
-            "images": self.encoded + self.reused,
+            "images": self.images,
+            "views": len(self.views),
             "shards": self.shards,
             "grid_height": self.setting.grid_height,
             "grid_width": self.setting.grid_width,
             "channels": channels,
-            "bytes_an_image": regions * channels * np.dtype(np.float16).itemsize,
+            "bytes_an_image": len(self.views) * regions * channels * np.dtype(np.float16).itemsize,
         }
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Picture:
+class _Image:
+    """An image file of which rows are missing."""
+
     image_id: int
+    path: Path
     content: str
-    """SHA-256 of the file's bytes."""
-    pixels: Pixels | None
-    """uint8 [S, S, 3]; none where a row of this content is stored."""
+    """SHA-256 of its bytes."""
+    views: tuple[View, ...]
+    """Those that are missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Picture:
+    image: _Image
+    pixels: Pixels
+    """uint8 [views, S, S, 3]."""
 
 
 def encode(
@@ -85,21 +123,26 @@ def encode(
     out: Path,
     device: torch.device,
     threads: int,
+    ranks: Ranks = ALONE,
 ) -> Encoded:
     """Encode the records' images below the folder `images` and publish them as a feature store at `out`.
 
-    Finished shards stay in a folder of `work`, where a run after a kill, or of a changed dataset, finds them.
-    A row depends on the image's bytes and the encoder setting alone. `threads` decode images ahead of the
-    encoder.
+    Finished shards stay in a folder of `work`, where a run after a kill, or of a changed dataset, finds them; what
+    each run did is a line of `RUNS_FILE` there. A row depends on the image's bytes, the view and the encoder
+    setting alone. `threads` read and decode images ahead of the encoder. All `ranks` call this with the same
+    arguments and folders; the first publishes.
 
-    Raises `UserError` for weights that do not fit, for an image that is missing or unreadable and for a full
-    disk; what stood at `out` then stands there still.
+    Raises `UserError` for weights that do not fit, for a full disk, and, when all else is encoded, for images that
+    are missing or unreadable; what stood at `out` then stands there still.
     """
-    encoder = load_encoder(params).to(device)
+    encoder = load_encoder(params)
     setting = encoder_setting(encoder, params)
+    network = for_inference(encoder, params.precision, params.compile, device)
+    folder = work / STAGE / setting.fingerprint
     try:
-        with work_folder(work, STAGE, setting.fingerprint) as folder:
-            return _encode(records, images, encoder, setting, folder, out, threads)
+        # The first rank holds the lock for all.
+        with work_folder(work, STAGE, setting.fingerprint) if ranks.first else nullcontext():
+            return _Run(folder, setting, params.views, network, threads, ranks).encode(records, images, out)
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
@@ -118,94 +161,179 @@ def encoder_setting(encoder: GridEncoder, params: EncodeParams) -> Setting:
         weights_digest=weights_digest(encoder),
         image_size=params.image_size,
         precision=params.precision,
+        compiled=params.compile,
         grid_height=side,
         grid_width=side,
         channels=encoder.channels,
     )
 
 
-def _encode(
-    records: Sequence[Record],
-    images: Path,
-    encoder: GridEncoder,
-    setting: Setting,
-    folder: Path,
-    out: Path,
-    threads: int,
-) -> Encoded:
-    shards = whole_shards(folder)
-    stored = {content for shard in shards for content in shard.contents}
-    contents: dict[int, str] = {}
-    group: dict[str, _Picture] = {}
-    reused = 0
-    with tqdm(total=len(records), desc=STAGE, unit="image", disable=None) as bar:
-        for picture in _read_ahead(records, images, setting.image_size, frozenset(stored), threads):
-            contents[picture.image_id] = picture.content
-            if picture.content in stored or picture.content in group:
-                reused += 1
-                bar.set_postfix(reused=reused, refresh=False)
+class _Run:
+    """One run of all ranks, in the work folder of one encoder setting."""
+
+    def __init__(
+        self,
+        folder: Path,
+        setting: Setting,
+        views: tuple[View, ...],
+        network: nn.Module,
+        threads: int,
+        ranks: Ranks,
+    ) -> None:
+        self._folder = folder
+        self._setting = setting
+        self._views = views
+        self._network = network
+        self._threads = threads
+        self._ranks = ranks
+
+    def encode(self, records: Sequence[Record], images: Path, out: Path) -> Encoded:
+        began = time.monotonic()
+        records = sorted(records, key=lambda record: record.image_id)
+        shards = self._ranks.from_first(whole_shards(self._folder) if self._ranks.first else [])
+        stored = {key for shard in shards for key in shard.keys}
+        contents = self._digests(records, images)
+        plan = self._plan(records, images, contents, stored)
+        planned = sum(map(len, plan))
+        if self._ranks.first:
+            print(f"{STAGE}: {len(records) - planned} of {len(records)} images are stored already", flush=True)
+        made, faults = self._encode_shards(plan)
+        shards += made
+        needed = {(content, view) for content in contents.values() for view in self._views}
+        new = {key for shard in made for key in shard.keys}
+        counts = Counts(
+            encoded=sum(all((image.content, view) in new for view in image.views) for group in plan for image in group),
+            reused=len(records) - planned,
+            removed=len(stored - needed),
+            failed=len(faults),
+        )
+        used = sorted((s for s in shards if not needed.isdisjoint(s.keys)), key=lambda shard: shard.path.name)
+        if self._ranks.first:
+            self._record(counts, time.monotonic() - began)
+            if not faults:
+                self._publish(used, contents, out)
+        if faults:
+            raise UserError(_told(faults, counts))
+        return Encoded(counts=counts, images=len(records), shards=len(used), views=self._views, setting=self._setting)
+
+    def _digests(self, records: Sequence[Record], images: Path) -> dict[int, str]:
+        """SHA-256 of each image's file; a name of its own for one that cannot be read."""
+
+        def digest(record: Record) -> tuple[int, str]:
+            try:
+                return record.image_id, file_digest(images / record.file)
+            except OSError:
+                return record.image_id, f"unreadable {record.image_id}"
+
+        own = records[self._ranks.rank :: self._ranks.size]
+        with ThreadPoolExecutor(self._threads) as pool, self._bar("digests", len(own), "image") as bar:
+            found = {}
+            for image_id, content in pool.map(digest, own):
+                found[image_id] = content
                 bar.update()
+        return {image_id: content for part in self._ranks.gather(found) for image_id, content in part.items()}
+
+    def _plan(
+        self, records: Sequence[Record], images: Path, contents: Mapping[int, str], stored: Set[Key]
+    ) -> list[list[_Image]]:
+        """For each shard to write its images, by ascending id; of equal files the first stands for all."""
+        plan: list[list[_Image]] = []
+        rows = ROWS_A_SHARD
+        planned: set[str] = set()
+        for record in records:
+            content = contents[record.image_id]
+            views = tuple(view for view in self._views if (content, view) not in stored)
+            if not views or content in planned:
                 continue
-            group[picture.content] = picture
-            if len(group) == IMAGES_A_SHARD:
-                shards.append(_encode_shard(list(group.values()), encoder, setting, folder, bar))
-                stored.update(group)
-                group.clear()
-        if group:
-            shards.append(_encode_shard(list(group.values()), encoder, setting, folder, bar))
-    needed = set(contents.values())
-    used = sorted((s for s in shards if not needed.isdisjoint(s.contents)), key=lambda shard: shard.path.name)
-    _publish(folder / "published", setting, used, contents, out)
-    return Encoded(
-        encoded=len(contents) - reused,
-        reused=reused,
-        removed=len(stored - needed),
-        shards=len(used),
-        setting=setting,
-    )
+            planned.add(content)
+            if rows >= ROWS_A_SHARD:
+                plan.append([])
+                rows = 0
+            plan[-1].append(_Image(image_id=record.image_id, path=images / record.file, content=content, views=views))
+            rows += len(views)
+        return plan
 
+    def _encode_shards(self, plan: Sequence[Sequence[_Image]]) -> tuple[list[Shard], list[str]]:
+        """Write the plan's shards, each rank its share; returns those of all, and a sentence for each bad image.
 
-def _read_ahead(
-    records: Sequence[Record], images: Path, size: int, stored: frozenset[str], threads: int
-) -> Iterator[_Picture]:
-    """Read the images by ascending id, decoded where they are not stored, a shard ahead of the encoder."""
+        A shard of which an image cannot be read is left for the next run: mended, it is what it would have been.
+        """
+        own = plan[self._ranks.rank :: self._ranks.size]
+        shards, faults = [], []
+        with (
+            ThreadPoolExecutor(self._threads) as pool,
+            self._bar("grids", sum(len(image.views) for group in own for image in group), "grid") as bar,
+        ):
+            pictures = self._read_ahead(pool, [image for group in own for image in group])
+            for group in own:
+                read = list(islice(pictures, len(group)))
+                bad = [str(result) for result in read if isinstance(result, UserError)]
+                if bad:
+                    faults += bad
+                else:
+                    shards.append(self._encode_shard([p for p in read if isinstance(p, _Picture)], bar))
+        gathered = self._ranks.gather((shards, faults))
+        return [shard for part, _ in gathered for shard in part], [fault for _, part in gathered for fault in part]
 
-    def read(record: Record) -> _Picture:
-        path = images / record.file
-        file = read_bytes(path)
-        content = sha256(file).hexdigest()
-        pixels = None if content in stored else read_image(file, size, str(path))
-        return _Picture(image_id=record.image_id, content=content, pixels=pixels)
-
-    with ThreadPoolExecutor(threads) as pool:
-        coming: deque[Future[_Picture]] = deque()
-        for record in sorted(records, key=lambda record: record.image_id):
-            coming.append(pool.submit(read, record))
-            if len(coming) > IMAGES_A_SHARD:
+    def _read_ahead(self, pool: ThreadPoolExecutor, images: Iterable[_Image]) -> Iterator[_Picture | UserError]:
+        """Read and decode images, in order, about a shard ahead of the encoder."""
+        coming: deque[Future[_Picture | UserError]] = deque()
+        ahead = ROWS_A_SHARD // len(self._views) + self._threads
+        for image in images:
+            coming.append(pool.submit(_read, image, self._setting.image_size))
+            if len(coming) > ahead:
                 yield coming.popleft().result()
         while coming:
             yield coming.popleft().result()
 
+    def _encode_shard(self, pictures: Sequence[_Picture], bar: "tqdm[NoReturn]") -> Shard:
+        squares = np.concatenate([picture.pixels for picture in pictures])
+        grids = np.empty((len(squares), *self._setting.grid_shape), dtype=np.float16)
+        for start in range(0, len(squares), PICTURES_A_BATCH):
+            batch = squares[start : start + PICTURES_A_BATCH]
+            padded = np.zeros((PICTURES_A_BATCH, *batch.shape[1:]), dtype=np.uint8)
+            padded[: len(batch)] = batch
+            grids[start : start + len(batch)] = encode_grids(self._network, padded)[: len(batch)]
+            bar.update(len(batch))
+        image_ids = [picture.image.image_id for picture in pictures for _ in picture.image.views]
+        keys = [(picture.image.content, view) for picture in pictures for view in picture.image.views]
+        return write_shard(self._folder, self._setting, image_ids, keys, grids)
 
-def _encode_shard(
-    pictures: Sequence[_Picture], encoder: GridEncoder, setting: Setting, folder: Path, bar: "tqdm[NoReturn]"
-) -> Shard:
-    grids = np.empty((len(pictures), *setting.grid_shape), dtype=np.float16)
-    for start in range(0, len(pictures), IMAGES_A_BATCH):
-        batch = pictures[start : start + IMAGES_A_BATCH]
-        padded = np.zeros((IMAGES_A_BATCH, setting.image_size, setting.image_size, 3), dtype=np.uint8)
-        for place, picture in enumerate(batch):
-            assert picture.pixels is not None
-            padded[place] = picture.pixels
-        grids[start : start + len(batch)] = encode_grids(encoder, padded, setting.precision)[: len(batch)]
-        bar.update(len(batch))
-    image_ids = [picture.image_id for picture in pictures]
-    return write_shard(folder, setting, image_ids, [picture.content for picture in pictures], grids)
+    def _publish(self, shards: Sequence[Shard], contents: Mapping[int, str], out: Path) -> None:
+        staged = self._folder / "published"
+        shutil.rmtree(staged, ignore_errors=True)
+        for shard in shards:
+            publish(shard.path, staged / shard.path.name)
+        write_index(staged, self._setting, self._views, shards, contents)
+        publish(staged, out)
+
+    def _record(self, counts: Counts, seconds: float) -> None:
+        line = {
+            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+            "fingerprint": self._setting.fingerprint,
+            **asdict(counts),
+            "seconds": round(seconds, 1),
+            "processes": self._ranks.size,
+        }
+        with (self._folder.parent / RUNS_FILE).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _bar(self, what: str, total: int, unit: str) -> "tqdm[NoReturn]":
+        return tqdm(total=total, desc=f"{STAGE}, {what}", unit=unit, disable=None if self._ranks.first else True)
 
 
-def _publish(staged: Path, setting: Setting, shards: Sequence[Shard], contents: dict[int, str], out: Path) -> None:
-    shutil.rmtree(staged, ignore_errors=True)
-    for shard in shards:
-        publish(shard.path, staged / shard.path.name)
-    write_index(staged, setting, shards, contents)
-    publish(staged, out)
+def _read(image: _Image, size: int) -> _Picture | UserError:
+    try:
+        file = read_bytes(image.path)
+        if sha256(file).hexdigest() != image.content:
+            return UserError(f"{image.path}: has changed since the run began; run again")
+        return _Picture(image=image, pixels=read_views(file, size, image.views, str(image.path)))
+    except UserError as error:
+        return error
+
+
+def _told(faults: Sequence[str], counts: Counts) -> str:
+    more = [f"and {len(faults) - _FAULTS_TOLD} more"] if len(faults) > _FAULTS_TOLD else []
+    return (
+        "; ".join([*faults[:_FAULTS_TOLD], *more]) + f" (nothing is published; what could be encoded is kept: {counts})"
+    )

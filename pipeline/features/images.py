@@ -4,7 +4,9 @@ B images, S side of the square in px.
 """
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,33 @@ from PIL import ExifTags, Image
 from pipeline.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
+
+View = Literal[
+    "whole",
+    "top_left",
+    "top_right",
+    "bottom_left",
+    "bottom_right",
+    "centre",
+    "whole_flipped",
+    "top_left_flipped",
+    "top_right_flipped",
+    "bottom_left_flipped",
+    "bottom_right_flipped",
+    "centre_flipped",
+]
+"""What a row shows of a picture: all of it or a part, the second six mirrored left to right."""
+
+# Of its width and of its height: what a view of a part takes of the picture.
+PART = 7 / 8
+# Where in the rest the part begins, as shares of the room to the left of it and above it.
+_CORNERS = {
+    "top_left": (0.0, 0.0),
+    "top_right": (1.0, 0.0),
+    "bottom_left": (0.0, 1.0),
+    "bottom_right": (1.0, 1.0),
+    "centre": (0.5, 0.5),
+}
 
 # Decoding takes three bytes a pixel and more, in every thread, and a small file can claim any size.
 MAX_PIXELS = 80_000_000
@@ -36,12 +65,21 @@ _UPRIGHT = {
 def read_image(source: Path | bytes, size: int, name: str = "image") -> Pixels:
     """Read a picture and resize all of it to a square, whatever its shape: uint8 RGB [size, size, 3].
 
+    Raises `UserError` as `read_views` does.
+    """
+    pixels: Pixels = read_views(source, size, ("whole",), name)[0]
+    return pixels
+
+
+def read_views(source: Path | bytes, size: int, views: Sequence[View], name: str = "image") -> Pixels:
+    """Read a picture and resize views of it to squares: uint8 RGB [views, size, size, 3].
+
     The EXIF orientation is applied, transparency shows white, the first frame stands for an animation. `name`
     is what an error calls a picture given as bytes. Raises `UserError`, naming the file, where it is missing,
     truncated, no picture, or has more than `MAX_PIXELS` pixels.
     """
     if isinstance(source, Path):
-        return read_image(read_bytes(source), size, str(source))
+        return read_views(read_bytes(source), size, views, str(source))
     try:
         with Image.open(io.BytesIO(source)) as image:
             # A JPEG decodes faster at a half or a quarter of its size. While twice the size needed remains,
@@ -50,12 +88,24 @@ def read_image(source: Path | bytes, size: int, name: str = "image") -> Pixels:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} px, more than {MAX_PIXELS // 10**6} million in all")
             orientation = _orientation(image)
-            square = _to_rgb(image).resize((size, size), Image.Resampling.BICUBIC)
+            picture = _to_rgb(image)
+            if orientation in _UPRIGHT:
+                picture = picture.transpose(_UPRIGHT[orientation])
+            return np.stack([_view(picture, size, view) for view in views])
     except Exception as error:  # Pillow's readers meet broken files with errors of every kind.
         raise UserError(
             f"{name}: cannot be read as a picture ({' '.join(str(error).split())}); replace the file"
         ) from error
-    return np.array(square.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else square)
+
+
+def _view(picture: Image.Image, size: int, view: View) -> Pixels:
+    part = view.removesuffix("_flipped")
+    box = None
+    if part in _CORNERS:
+        left, top = (share * (1 - PART) * side for share, side in zip(_CORNERS[part], picture.size, strict=True))
+        box = (left, top, left + PART * picture.width, top + PART * picture.height)
+    square = picture.resize((size, size), Image.Resampling.BICUBIC, box)
+    return np.array(square if view == part else square.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
 
 
 def read_bytes(path: Path) -> bytes:

@@ -1,5 +1,7 @@
 """The feature store: a folder of immutable HDF5 shards and an index. This module alone reads and writes them.
 
+docs/features.md describes the form for those who read the files without this module.
+
 B images, P = H * W regions of a grid, by rows, C channels.
 """
 
@@ -8,9 +10,11 @@ import os
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,16 +22,19 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter, ValidationError
+from tqdm import tqdm
 
 from pipeline.errors import UserError
 from pipeline.publish import file_digest, fingerprint, write_atomically
 
 SCHEMA = "gridcap.features"
 # Raise it when shards change, and when the way from an image file to a row changes: no old row is used again.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 INDEX_FILE = "index.json"
 
 Grids = npt.NDArray[np.float16]
+Key = tuple[str, str]
+"""What a row is found by: the SHA-256 of an image file, in hexadecimal, and the name of a view of it."""
 
 # One handle a shard: all of COCO in shards of 128 would meet the usual limit of 1,024 files a process.
 _HANDLES = 512
@@ -44,9 +51,11 @@ class Setting:
     weights_digest: str
     """SHA-256 over the encoder's tensors, in hexadecimal."""
     image_size: int
-    """Side in px of the square that the whole picture was resized to."""
+    """Side in px of the square that the picture was resized to."""
     precision: Literal["float32", "bfloat16"]
     """Arithmetic inside the ResNet."""
+    compiled: bool
+    """Whether the ResNet was compiled, which rounds otherwise."""
     grid_height: int
     """Rows of the grid; region `r` is in row `r // grid_width`."""
     grid_width: int
@@ -77,8 +86,8 @@ class Shard:
     path: Path
     digest: str
     """SHA-256 of the file."""
-    contents: tuple[str, ...]
-    """For each row, the SHA-256 of the image file that it describes."""
+    keys: tuple[Key, ...]
+    """What each row describes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,16 +103,24 @@ class _Index:
     schema_version: int
     fingerprint: str
     setting: Setting
+    views: tuple[str, ...]
     shards: tuple[_ShardEntry, ...]
-    images: dict[int, tuple[int, int]]
+    images: dict[int, tuple[tuple[int, int], ...]]
 
 
-def write_shard(
-    folder: Path, setting: Setting, image_ids: Sequence[int], contents: Sequence[str], grids: Grids
-) -> Shard:
+@dataclass(frozen=True, kw_only=True)
+class _OpenShard:
+    """Where the rows lie in an open file: HDF5 is asked once, since it takes longer to find a row than to read it."""
+
+    descriptor: int
+    offset: int
+    """Byte at which row 0 begins; the others follow."""
+
+
+def write_shard(folder: Path, setting: Setting, image_ids: Sequence[int], keys: Sequence[Key], grids: Grids) -> Shard:
     """Write a shard, atomically, and after it its digest, without which `whole_shards` does not trust it.
 
-    Row `i` holds `grids[i]`, float16 [P, C], of the image file whose SHA-256 is `contents[i]` and which was
+    Row `i` holds `grids[i]`, float16 [P, C], of the image file and view `keys[i]`, which was image
     `image_ids[i]` when it was encoded. The file's name and bytes depend on these arguments alone.
     """
     # Built in memory, where HDF5 cannot meet a full disk: after a failed write it cannot even close the file.
@@ -116,21 +133,23 @@ def write_shard(
                 **asdict(setting),
             }
         )
-        grid = file.create_dataset("grid", data=grids, dtype="<f2", chunks=(1, *setting.grid_shape))
+        grid = file.create_dataset("grid", data=grids, dtype="<f2")
         grid.attrs["description"] = (
-            "the encoder's grid of each image: [row, region, channel]; region r is in row r // grid_width and"
-            " column r % grid_width of the picture resized to a square"
+            "the encoder's grid of an image's view: [row, region, channel]; region r is in row r // grid_width"
+            " and column r % grid_width of the view resized to a square"
         )
         image_id = file.create_dataset("image_id", data=np.asarray(image_ids, dtype="<i8"))
         image_id.attrs["description"] = (
             f"the image's id when it was encoded; {INDEX_FILE} says which images the row stands for now"
         )
-        content = file.create_dataset("content", data=np.asarray(contents, dtype="S64"))
+        content = file.create_dataset("content", data=np.array([content for content, _ in keys], dtype="S64"))
         content.attrs["description"] = "SHA-256 of the image file's bytes, in hexadecimal"
+        view = file.create_dataset("view", data=np.array([view for _, view in keys], dtype="S24"))
+        view.attrs["description"] = "what the row shows of the upright picture: all or a part of it, mirrored or not"
         file.flush()
         image = file.id.get_file_image()
-    name = sha256("\n".join(contents).encode()).hexdigest()[:16]
-    shard = Shard(path=folder / f"shard-{name}.h5", digest=sha256(image).hexdigest(), contents=tuple(contents))
+    name = sha256("\n".join(f"{content} {view}" for content, view in keys).encode()).hexdigest()[:16]
+    shard = Shard(path=folder / f"shard-{name}.h5", digest=sha256(image).hexdigest(), keys=tuple(keys))
     write_atomically(shard.path, image)
     write_atomically(_digest_path(shard.path), shard.digest + "\n")
     return shard
@@ -143,34 +162,42 @@ def whole_shards(folder: Path) -> list[Shard]:
     """
     for leftover in folder.glob(".shard-*.partial"):
         leftover.unlink()
+    paths = sorted(folder.glob("shard-*.h5"))
+    with ThreadPoolExecutor() as pool:
+        digests = list(
+            tqdm(pool.map(file_digest, paths), f"{folder}", len(paths), unit="shard", disable=None, leave=False)
+        )
     shards = []
-    for path in sorted(folder.glob("shard-*.h5")):
-        digest = file_digest(path)
+    for path, digest in zip(paths, digests, strict=True):
         if _digest_path(path).is_file() and _digest_path(path).read_text() == digest + "\n":
-            with h5py.File(path, "r") as file:
-                contents = tuple(content.decode() for content in file["content"][:].tolist())
-            shards.append(Shard(path=path, digest=digest, contents=contents))
+            with h5py.File(path, "r", locking=False) as file:
+                contents, views = (file[name].asstr()[:].tolist() for name in ("content", "view"))
+            shards.append(Shard(path=path, digest=digest, keys=tuple(zip(contents, views, strict=True))))
         else:
             print(f"{path}: is unfinished or damaged; its images are encoded again", file=sys.stderr)
             path.unlink()
     return shards
 
 
-def write_index(folder: Path, setting: Setting, shards: Sequence[Shard], contents: dict[int, str]) -> None:
+def write_index(
+    folder: Path, setting: Setting, views: Sequence[str], shards: Sequence[Shard], contents: Mapping[int, str]
+) -> None:
     """Write the index that turns a folder with these shards into a store.
 
-    `contents` maps image ids to the SHA-256 of their files; each must have a row in one of the shards.
+    `contents` maps image ids to the SHA-256 of their files; each must have, in one of the shards, a row for each
+    of the views.
     """
-    rows = {content: (number, row) for number, shard in enumerate(shards) for row, content in enumerate(shard.contents)}
+    rows = {key: (number, row) for number, shard in enumerate(shards) for row, key in enumerate(shard.keys)}
     index = _Index(
         schema=SCHEMA,
         schema_version=SCHEMA_VERSION,
         fingerprint=setting.fingerprint,
         setting=setting,
-        shards=tuple(
-            _ShardEntry(file=shard.path.name, sha256=shard.digest, rows=len(shard.contents)) for shard in shards
-        ),
-        images={image_id: rows[contents[image_id]] for image_id in sorted(contents)},
+        views=tuple(views),
+        shards=tuple(_ShardEntry(file=shard.path.name, sha256=shard.digest, rows=len(shard.keys)) for shard in shards),
+        images={
+            image_id: tuple(rows[content, view] for view in views) for image_id, content in sorted(contents.items())
+        },
     )
     write_atomically(folder / INDEX_FILE, json.dumps(asdict(index), separators=(",", ":")) + "\n")
 
@@ -197,6 +224,29 @@ class FeatureStore:
             )
         self._start_process()
 
+    def verify(self) -> None:
+        """Read every shard and compare it with the index.
+
+        Raises `UserError` that names each shard which is missing or whose bytes are not those that were written.
+        """
+        shards = self._index.shards
+        with ThreadPoolExecutor() as pool:
+            found = tqdm(pool.map(self._fault, shards), f"{self._folder}", len(shards), unit="shard", disable=None)
+            faults = [fault for fault in found if fault is not None]
+        if faults:
+            raise UserError(
+                "; ".join(faults) + "; put them back with `dvc checkout`, or encode just their images again with"
+                " `dvc repro -f -s encode`"
+            )
+
+    def _fault(self, shard: _ShardEntry) -> str | None:
+        path = self._folder / shard.file
+        try:
+            digest = file_digest(path)
+        except OSError as error:
+            return f"{path}: cannot be read ({error.strerror})"
+        return None if digest == shard.sha256 else f"{path}: its bytes are not those that were written"
+
     @property
     def setting(self) -> Setting:
         """The encoder setting that made the grids."""
@@ -222,37 +272,41 @@ class FeatureStore:
         """Ids of all images in the store, ascending."""
         return tuple(self._index.images)
 
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Views that every image has a grid of; the first is the one that captions are generated from."""
+        return self._index.views
+
     def grid(self, image_id: int) -> Grids:
-        """Read one image's grid, float16 [P, C]. Raises `UserError` as `grids` does."""
+        """Read the grid of one image's first view, float16 [P, C]. Raises `UserError` as `grids` does."""
         grid: Grids = self.grids([image_id])[0]
         return grid
 
-    def grids(self, image_ids: Iterable[int]) -> Grids:
+    def grids(self, image_ids: Iterable[int], views: Iterable[int] | None = None) -> Grids:
         """Read the grids of images, in the order given: float16 [B, P, C].
+
+        `views` gives for each image the place of a view in `self.views`; without it, all are of the first.
 
         Raises `UserError`, naming the file, for an image that the index lacks and for a shard that is missing
         or damaged.
         """
-        places = [self._place(image_id) for image_id in image_ids]
+        rows = [self._rows(image_id) for image_id in image_ids]
+        places = [own[view] for own, view in zip(rows, repeat(0) if views is None else views, strict=False)]
         if os.getpid() != self._process:
-            # Inherited by fork: HDF5 would go on with descriptors whose position both processes share.
-            for grid in self._open_shards.values():
-                grid.file.close()
-            self._start_process()
+            self._forget_shards()
         grids = np.empty((len(places), *self.grid_shape), dtype=np.float16)
         with self._lock:
-            # One by one: h5py's selection of 64 rows at once takes 18 times as long.
-            for place, (shard, row) in enumerate(places):
-                grids[place] = self._read(shard, row)
+            for grid, (shard, row) in zip(grids, places, strict=True):
+                self._read(shard, row, grid)
         return grids
 
-    def _place(self, image_id: int) -> tuple[int, int]:
+    def _rows(self, image_id: int) -> tuple[tuple[int, int], ...]:
         try:
             return self._index.images[image_id]
         except KeyError:
             raise UserError(f"{self._folder / INDEX_FILE}: has no image {image_id}; run `dvc repro encode`") from None
 
-    def _read(self, shard: int, row: int) -> Grids:
+    def _read(self, shard: int, row: int, into: Grids) -> None:
         path = self._folder / self._index.shards[shard].file
         try:
             if shard in self._open_shards:
@@ -260,26 +314,34 @@ class FeatureStore:
             else:
                 self._open_shards[shard] = self._open(path)
                 if len(self._open_shards) > _HANDLES:
-                    self._open_shards.popitem(last=False)[1].file.close()
-            grid: Grids = self._open_shards[shard][row]
+                    os.close(self._open_shards.popitem(last=False)[1].descriptor)
+            opened = self._open_shards[shard]
+            if os.preadv(opened.descriptor, [into.data], opened.offset + row * into.nbytes) < into.nbytes:
+                raise ValueError("it ends early")
         except (OSError, LookupError, ValueError) as error:
             raise UserError(f"{path}: cannot be read ({error}); run `dvc repro -f -s encode`") from error
-        return grid
 
-    def _open(self, path: Path) -> h5py.Dataset:
-        # Shards never change: a lock would only fail, on file systems that have none. HDF5's own cache of
-        # chunks would copy every grid once more, and take twice as long.
-        file = h5py.File(path, "r", locking=False, rdcc_nbytes=0)
-        found = file.attrs.get("fingerprint")
-        if found != self.fingerprint:
-            file.close()
-            raise ValueError(f"it is of encoder setting {found}, not {self.fingerprint}")
-        return file["grid"]
+    def _open(self, path: Path) -> _OpenShard:
+        # Shards never change: a lock would only fail, on file systems that have none.
+        with h5py.File(path, "r", locking=False) as file:
+            found = file.attrs.get("fingerprint")
+            if found != self.fingerprint:
+                raise ValueError(f"it is of encoder setting {found}, not {self.fingerprint}")
+            grid = file["grid"]
+            if grid.shape[1:] != self.grid_shape or grid.dtype != np.dtype("<f2") or grid.id.get_offset() is None:
+                raise ValueError("its grids are not laid out as this version writes them")
+            return _OpenShard(descriptor=os.open(path, os.O_RDONLY | os.O_CLOEXEC), offset=grid.id.get_offset())
 
     def _start_process(self) -> None:
         self._process = os.getpid()
         self._lock = threading.Lock()
-        self._open_shards: OrderedDict[int, h5py.Dataset] = OrderedDict()
+        self._open_shards: OrderedDict[int, _OpenShard] = OrderedDict()
+
+    def _forget_shards(self) -> None:
+        """Begin anew in a process made by fork, whose lock another thread may have held."""
+        for shard in self._open_shards.values():
+            os.close(shard.descriptor)
+        self._start_process()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_folder": self._folder, "_index": self._index}
