@@ -1,12 +1,15 @@
 """The decoder against the equations of the paper, written out one word at a time in float64."""
 
+import pytest
 import torch
 from torch import Tensor
 
+from pipeline.captions.vocabulary import PAD
 from pipeline.decoder.attention import AttentionDecoder, DecoderParams, places
 from pipeline.decoder.objective import objective
+from tests.textbook import Textbook, renamed
 
-SIZES = DecoderParams(embedding=7, state=6, attention=5, dropout=0.0, word_dropout=0.0)
+SIZES = DecoderParams(embedding=7, state=6, attention=5, dropout=0.0, region_dropout=0.0, word_dropout=0.0)
 B, K, T, P, C, V = 3, 2, 4, 9, 8, 11
 
 
@@ -67,15 +70,39 @@ def test_teacher_forcing_follows_the_equations() -> None:
 def test_gradients_follow_the_equations() -> None:
     model, (grids, words) = decoder(), example()
     logits, attention = model(grids, words)
-    objective(logits, attention, words, 0.5).total.backward()
+    loss = objective(logits, attention, words)
+    loss.total(loss.counts, 0.5).backward()
     fast = [parameter.grad for parameter in model.parameters()]
     model.zero_grad()
     slow = [[textbook(model, grids[image], words[image, caption]) for caption in range(K)] for image in range(B)]
     logits = torch.stack([torch.stack([pair[0] for pair in row]) for row in slow])
     attention = torch.stack([torch.stack([pair[1] for pair in row]) for row in slow])
-    objective(logits, attention, words, 0.5).total.backward()
+    loss = objective(logits, attention, words)
+    loss.total(loss.counts, 0.5).backward()
     for mine, parameter in zip(fast, model.parameters(), strict=True):
-        torch.testing.assert_close(mine, parameter.grad, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(mine, parameter.grad, rtol=1e-10, atol=1e-13)
+
+
+def test_loss_and_gradients_are_those_of_the_textbook() -> None:
+    torch.manual_seed(3)
+    sizes = DecoderParams(embedding=24, state=20, attention=16, dropout=0.0, region_dropout=0.0, word_dropout=0.0)
+    ours = AttentionDecoder(sizes, grid=(3, 3), channels=32, words=40).double()
+    its = Textbook(ours)
+    grids = torch.rand(4, 9, 32, dtype=torch.float64)
+    words = torch.randint(PAD + 1, 40, (4, 3, 7))
+    for number, length in enumerate([7, 4, 6, 2, 5, 7, 3, 7, 6, 0, 4, 5]):
+        words[number // 3, number % 3, length:] = PAD
+    losses = []
+    for model in (ours, its):
+        loss = objective(*model(grids, words[:, :, :-1]), words[:, :, 1:], label_smoothing=0.1)
+        losses.append(loss.total(loss.counts, 0.5))
+        losses[-1].backward()
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-10, atol=0)
+    gradients = renamed({name: weights.grad for name, weights in ours.named_parameters()})
+    learnt = {name: weights.grad for name, weights in its.named_parameters() if weights.requires_grad}
+    assert gradients.keys() - learnt.keys() == {"cell.bias_hh"}
+    for name, expected in learnt.items():
+        assert (gradients[name] - expected).norm() < 1e-10 * expected.norm(), name
 
 
 def test_steps_and_teacher_forcing_agree() -> None:
@@ -107,6 +134,29 @@ def test_float16_grids_are_taken_as_they_are_stored() -> None:
     grids, words = example()
     model = AttentionDecoder(SIZES, grid=(3, 3), channels=C, words=V)
     assert model(grids.half(), words)[0].dtype == torch.float32
+
+
+def test_bfloat16_computes_the_same_roughly() -> None:
+    torch.manual_seed(1)
+    sizes = DecoderParams(embedding=64, state=64, attention=64, dropout=0.0, region_dropout=0.0, word_dropout=0.0)
+    model = AttentionDecoder(sizes, grid=(3, 3), channels=C, words=V)
+    grids, words = example()
+
+    def loss_and_gradient() -> tuple[float, Tensor]:
+        model.zero_grad()
+        logits, attention = model(grids.float(), words)
+        loss = objective(logits, attention, words)
+        loss.total(loss.counts, 0.5).backward()
+        gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+        return loss.cross_entropy.item(), torch.cat(gradients)
+
+    exact, gradient = loss_and_gradient()
+    with torch.autocast("cpu", torch.bfloat16):
+        rough, near = loss_and_gradient()
+    assert rough == pytest.approx(exact, rel=0.01)
+    assert rough != exact
+    assert near.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(gradient, near, dim=0) > 0.99
 
 
 def test_no_two_regions_have_the_same_place_and_neighbours_have_like_ones() -> None:

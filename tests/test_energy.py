@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 
@@ -7,6 +9,22 @@ from pipeline.decoder import energy
 @pytest.fixture(params=[1, 100, 10**6], ids=["one image at a time", "a few", "all at once"])
 def _room(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(energy, "CACHED_NUMBERS", request.param)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compilation needs g++")
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_compiled_energies_are_the_same() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for images in (5, 2):
+        keys, query, weight = (
+            torch.randn(*shape, generator=generator, requires_grad=True)
+            for shape in ((images, 9, 16), (images, 3, 16), (16,))
+        )
+        wanted = torch.randn(images, 3, 9, generator=generator)
+        plain, compiled = energy.energies(keys, query, weight), energy.compiled_energies(keys, query, weight)
+        torch.testing.assert_close(compiled, plain)
+        of_plain = torch.autograd.grad(plain, (keys, query, weight), wanted)
+        torch.testing.assert_close(torch.autograd.grad(compiled, (keys, query, weight), wanted), of_plain)
 
 
 @pytest.mark.usefixtures("_room")

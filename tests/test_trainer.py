@@ -1,30 +1,47 @@
 """Training on a small store: it learns, and it goes on to the same bits wherever it was stopped."""
 
+import csv
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from pipeline.captions.records import Record, Split
-from pipeline.captions.tokens import TOKENS_FILE, VOCABULARY_FILE, TokenizeParams, tokenize, write_tokens
-from pipeline.captions.vocabulary import write_vocabulary
+from pipeline.captions.tokens import (
+    TOKENS_FILE,
+    VOCABULARY_FILE,
+    CaptionTokens,
+    TokenizeParams,
+    tokenize,
+    write_tokens,
+)
+from pipeline.captions.vocabulary import PAD, write_vocabulary
 from pipeline.decoder.attention import DecoderParams
-from pipeline.decoder.batches import Batch
+from pipeline.decoder.batches import Batch, CaptionBatches
 from pipeline.decoder.saved import CONFIG_FILE, WEIGHTS_FILE, read_model
-from pipeline.decoder.trainer import CHECKPOINT_FILE, Trainer, TrainParams, train
+from pipeline.decoder.schedule import ScheduleParams
+from pipeline.decoder.trainer import CHECKPOINT_FILE, Rhythm, Trainer, TrainParams, train
 from pipeline.errors import UserError
-from pipeline.features.store import Setting, write_index, write_shard
+from pipeline.features.encoder import EncodeParams
+from pipeline.features.encoding import encode
+from pipeline.features.store import FeatureStore, Setting, write_index, write_shard
 
+REAL = Path(__file__).parents[2] / "shared" / "real"
 P, C = 4, 6
 COLOURS = ["red", "green", "blue", "black"]
 SETTING = Setting(
@@ -33,28 +50,52 @@ SETTING = Setting(
     weights_digest="0" * 64,
     image_size=32,
     precision="float32",
+    compiled=False,
     grid_height=2,
     grid_width=2,
     channels=C,
 )
 
 
+def schedule(**changes: object) -> ScheduleParams:
+    values: dict[str, object] = {"highest": 0.01, "warm_up": 2, "decay": "cosine", "step_epochs": 1, "step_factor": 0.5}
+    return ScheduleParams(**(values | changes))  # type: ignore[arg-type]
+
+
 def params(**changes: object) -> TrainParams:
     values: dict[str, object] = {
         "seed": 3,
-        "decoder": DecoderParams(embedding=8, state=12, attention=8, dropout=0.2, word_dropout=0.1),
+        "decoder": DecoderParams(embedding=8, state=12, attention=8, dropout=0.2, region_dropout=0.1, word_dropout=0.1),
         "images_a_batch": 5,
+        "batches_a_step": 1,
+        "random_views": False,
         "epochs": 3,
-        "learning_rate": 0.01,
-        "warm_up": 2,
-        "decay": "cosine",
+        "optimiser": "adam",
+        "weight_decay": 0.0,
+        "learning_rate": schedule(),
         "clip_norm": 5.0,
+        "label_smoothing": 0.0,
+        "scheduled_sampling": 0.0,
+        "average": 0.0,
+        "precision": "float32",
+        "compile": False,
         "coverage_weight": 0.1,
         "select_by": "cider",
         "patience": 9,
         "max_words": 6,
     }
     return TrainParams(**(values | changes))  # type: ignore[arg-type]
+
+
+EVERYTHING = params(
+    batches_a_step=2,
+    optimiser="adamw",
+    weight_decay=0.01,
+    average=0.9,
+    label_smoothing=0.1,
+    scheduled_sampling=0.3,
+    learning_rate=schedule(decay="step"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +121,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tokens(folder / "tokens" / TOKENS_FILE, dataset, settings_of_words, "0")
     (folder / "features").mkdir()
     contents = [f"{image_id:064x}" for image_id in range(len(records))]
-    shard = write_shard(folder / "features", SETTING, range(len(records)), contents, np.stack(grids))
-    write_index(folder / "features", SETTING, [shard], dict(enumerate(contents)))
+    shard = write_shard(
+        folder / "features", SETTING, range(len(records)), [(content, "whole") for content in contents], np.stack(grids)
+    )
+    write_index(folder / "features", SETTING, ("whole",), [shard], dict(enumerate(contents)))
     return folder
 
 
 def run(data: Path, folder: Path, settings: TrainParams) -> Path:
     folder.mkdir(exist_ok=True)
-    return train(settings, data / "tokens", data / "features", folder, torch.device("cpu"), checkpoint_seconds=1e9)
+    rhythm = Rhythm(checkpoint_steps=10**9, checkpoint_seconds=1e9, live_steps=1)
+    live = folder.parent / "live"
+    return train(settings, data / "tokens", data / "features", folder, live, torch.device("cpu"), rhythm)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -97,28 +142,68 @@ def files_of(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The model folder of a run that nothing disturbed."""
-    return files_of(run(data, tmp_path_factory.mktemp("straight") / "run", params()))
+    return files_of(run(data, tmp_path_factory.mktemp("straight") / "run", EVERYTHING))
 
 
 def test_a_second_run_gives_the_same_bytes(data: Path, straight: dict[str, bytes], tmp_path: Path) -> None:
-    assert files_of(run(data, tmp_path / "run", params())) == straight
+    assert files_of(run(data, tmp_path / "run", EVERYTHING)) == straight
+
+
+def test_an_altered_shard_is_named_before_anything_is_learned_from_it(data: Path, tmp_path: Path) -> None:
+    for part in ("tokens", "features"):
+        shutil.copytree(data / part, tmp_path / part)
+    shard = next((tmp_path / "features").glob("shard-*.h5"))
+    file = bytearray(shard.read_bytes())
+    file[-10] ^= 1
+    shard.write_bytes(file)
+
+    with pytest.raises(UserError, match=f"{shard}: its bytes are not those that were written; put them back with"):
+        run(tmp_path, tmp_path / "run", params())
+
+
+def test_epochs_draw_among_the_views_and_validation_sees_the_first(tmp_path: Path) -> None:
+    count, views = 40, ("whole", "whole_flipped", "centre")
+    keys = [(f"{image_id:064x}", view) for image_id in range(count) for view in views]
+    rows = [np.full((P, C), image_id + place / 4, np.float16) for image_id in range(count) for place in range(3)]
+    shard = write_shard(tmp_path, SETTING, [row // 3 for row in range(3 * count)], keys, np.stack(rows))
+    write_index(tmp_path, SETTING, views, [shard], {image_id: f"{image_id:064x}" for image_id in range(count)})
+    captions = CaptionTokens(
+        image_id=np.arange(count), tokens=np.full((count, 3), 5), length=np.full(count, 3), captions=("",) * count
+    )
+    batches = CaptionBatches(captions, FeatureStore(tmp_path), 7, random_views=True)
+
+    def shown(served: Iterator[Batch]) -> dict[int, float]:
+        return {
+            image_id: 4 * (float(grid[0, 0]) - image_id)
+            for batch in served
+            for image_id, grid in zip(batch.image_ids, batch.grids, strict=True)
+        }
+
+    assert set(shown(batches.in_order()).values()) == {0}
+    first, second = shown(batches.shuffled(1, 0)), shown(batches.shuffled(1, 1))
+    assert set(first.values()) == set(second.values()) == {0, 1, 2}
+    assert first != second
+    assert shown(batches.shuffled(1, 0)) == first
+    resumed = shown(batches.shuffled(1, 0, first=3))
+    assert len(resumed) < count
+    assert resumed.items() <= first.items()
 
 
 class _Killed(BaseException):
     """Stands for the end of the process: nothing after it is run."""
 
 
-def _stopping(stop: int) -> Callable[[Trainer, Batch], float]:
+def _stopping(stop: int) -> Callable[[Trainer, list[Batch]], dict[str, float]]:
     taken = 0
     step = Trainer._step
 
-    def stopping(trainer: Trainer, batch: Batch) -> float:
+    def stopping(trainer: Trainer, batches: list[Batch]) -> dict[str, float]:
         nonlocal taken
         if taken == stop:
             trainer._save()
             raise _Killed
         taken += 1
-        return step(trainer, batch)
+        return step(trainer, batches)
 
     return stopping
 
@@ -133,23 +218,25 @@ def test_a_run_stopped_after_any_steps_goes_on_to_the_same_bytes(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Trainer, "_step", _stopping(stop))
             try:
-                run(data, folder, params())
+                run(data, folder, EVERYTHING)
             except _Killed:
                 torch.manual_seed(999)
-    assert files_of(run(data, folder, params())) == straight
+    assert files_of(run(data, folder, EVERYTHING)) == straight
 
 
 PARAMS_YAML = """
-train: {seed: 3, decoder: {embedding: 8, state: 12, attention: 8, dropout: 0.2, word_dropout: 0.1}, images_a_batch: 5,
-  epochs: 14, learning_rate: 0.01, warm_up: 2, decay: cosine, clip_norm: 5.0, coverage_weight: 0.1, select_by: cider,
-  patience: 99, max_words: 6}
+train: {seed: 3, decoder: {embedding: 8, state: 12, attention: 8, dropout: 0.2, region_dropout: 0.1, word_dropout: 0.1},
+  images_a_batch: 5, batches_a_step: 2, optimiser: adamw, weight_decay: 0.01, average: 0.9, label_smoothing: 0.1,
+  random_views: false, epochs: 14, learning_rate: {highest: 0.01, warm_up: 2, decay: cosine, step_epochs: 1,
+  step_factor: 1.0}, scheduled_sampling: 0.2, precision: float32, compile: false, clip_norm: 5.0,
+  coverage_weight: 0.1, select_by: cider, patience: 99, max_words: 6}
 """
 
 
-def stage(data: Path, out: Path, work: Path) -> list[str]:
-    (data / "params.yaml").write_text(PARAMS_YAML)
+def stage(data: Path, out: Path, work: Path, text: str = PARAMS_YAML) -> list[str]:
+    (data / "params.yaml").write_text(text)
     flags = {"params": data / "params.yaml", "tokens": data / "tokens", "features": data / "features"}
-    flags |= {"out": out, "work": work}
+    flags |= {"out": out, "work": work, "live": work / "live"}
     command = [sys.executable, "-m", "stages.train_decoder", "--checkpoint-seconds", "0", "--device", "cpu"]
     return command + [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 
@@ -175,8 +262,141 @@ def test_the_stage_goes_on_after_a_signal_to_the_same_bytes(data: Path, tmp_path
     assert time.monotonic() - finished < 60
 
 
+def test_live_metrics_show_each_step_once_though_the_run_was_resumed(data: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_save", lambda _: None)
+        patch.setattr(Trainer, "_step", _stopping(5))
+        with pytest.raises(_Killed):
+            run(data, tmp_path / "run", EVERYTHING)
+    run(data, tmp_path / "run", EVERYTHING)
+
+    plots = tmp_path / "live" / "plots" / "metrics"
+    loss = [line.split("\t") for line in (plots / "train" / "loss.tsv").read_text().splitlines()]
+    assert loss[0] == ["step", "loss"]
+    assert [int(step) for step, _ in loss[1:]] == list(range(1, 10))
+    assert float(loss[-1][1]) < float(loss[1][1])
+    assert [int(line.split()[0]) for line in (plots / "val_cider.tsv").read_text().splitlines()[1:]] == [3, 6, 9]
+    told = {path.stem for path in (plots / "train").iterdir()}
+    assert told >= {"learning_rate", "gradient_norm", "attention_entropy", "share_of_time_waiting"}
+    metrics = json.loads((tmp_path / "live" / "metrics.json").read_text())
+    assert 0 <= metrics["train"]["attention_entropy"] <= math.log(P)
+    assert metrics["step"] == 9
+
+
+def test_the_words_it_reads_are_more_and_more_its_own(data: Path, tmp_path: Path) -> None:
+    read: list[float] = []
+    mix = Trainer._read_words
+
+    def watched(trainer: Trainer, grids: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        mixed = mix(trainer, grids, words)
+        assert torch.equal(mixed[:, :, 0], words[:, :, 0])
+        assert torch.equal(mixed == PAD, words == PAD)
+        read.append((mixed != words).double().mean().item())
+        return mixed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_read_words", watched)
+        run(data, tmp_path / "run", params(scheduled_sampling=1.0, epochs=6))
+    assert read[0] == 0
+    assert sum(read[-5:]) > sum(read[:5])
+
+
+@pytest.mark.parametrize(
+    ("changes", "rates"),
+    [
+        ({"warm_up": 4, "decay": "none"}, [0.25, 0.5, 0.75, 1, 1, 1]),
+        ({"warm_up": 0, "decay": "step", "step_epochs": 2}, [1, 1, 1, 1, 0.5, 0.5]),
+        ({"warm_up": 0, "decay": "cosine"}, [1, 0.933013, 0.75, 0.5, 0.25, 0.066987]),
+    ],
+)
+def test_the_learning_rate_runs_as_its_params_say(changes: dict[str, object], rates: list[float]) -> None:
+    rising = schedule(highest=1.0, **changes)
+    assert [rising.at(step, steps_an_epoch=2, epochs=3) for step in range(6)] == pytest.approx(rates, abs=1e-6)
+
+
+def test_averaged_weights_are_kept_and_judged(data: Path, tmp_path: Path) -> None:
+    plain = run(data, tmp_path / "plain", params(epochs=1))
+    averaged = run(data, tmp_path / "averaged", params(epochs=1, average=0.5))
+    weights = [load_file(folder / WEIGHTS_FILE) for folder in (plain, averaged)]
+    assert weights[0].keys() == weights[1].keys()
+    assert not torch.equal(weights[0]["key.weight"], weights[1]["key.weight"])
+    torch.testing.assert_close(weights[0]["key.weight"], weights[1]["key.weight"], atol=0.1, rtol=0)
+
+
+def test_two_processes_follow_one_and_resume_as_two(data: Path, tmp_path: Path) -> None:
+    """Without dropout the losses agree to rounding; batches of 5 images make shares of 3 and 2."""
+    text = PARAMS_YAML.replace("dropout: 0.2", "dropout: 0.0").replace("dropout: 0.1", "dropout: 0.0")
+    text = text.replace("scheduled_sampling: 0.2", "scheduled_sampling: 0.0").replace("epochs: 14", "epochs: 8")
+
+    def losses(folder: Path) -> list[float]:
+        return [row["train_loss"] for row in json.loads((folder / "history.json").read_text())]
+
+    one = stage(data, tmp_path / "one", tmp_path / "work-one", text)
+    subprocess.run(one, check=True, capture_output=True)
+    two = stage(data, tmp_path / "two", tmp_path / "work-two", text)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", *two[1:]]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    straight = subprocess.run(launch, env=environment, capture_output=True, text=True)
+    assert straight.returncode == 0, straight.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+
+    again = [
+        word.replace("work-two", "work-again").replace(str(tmp_path / "two"), str(tmp_path / "again"))
+        for word in launch
+    ]
+    with subprocess.Popen(
+        again, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        while "epoch 3" not in process.stdout.readline():
+            pass
+        for child in psutil.Process(process.pid).children():
+            child.kill()
+        process.stdout.read()
+    resumed = subprocess.run(again, env=environment, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stdout.count("goes on from") == 1
+    assert files_of(tmp_path / "again") == files_of(tmp_path / "two")
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real photographs of ../shared/real are absent")
+def test_twenty_real_photographs_can_be_learned_by_heart(tmp_path: Path) -> None:
+    # One caption each: which of five to tell cannot be learned.
+    with (REAL / "flickr" / "captions.txt").open(newline="") as file:
+        first = {row["image"]: row["caption"] for row in reversed(list(csv.DictReader(file)))}
+    records = [
+        Record(image_id=number, file=name, split="train", captions=(first[name],))
+        for number, name in enumerate(sorted(first)[:20])
+    ]
+    records += [replace(record, image_id=record.image_id + 20, split="val") for record in records[:4]]
+    encode_params = EncodeParams(
+        architecture="resnet18",
+        layer="layer3",
+        weights=str(REAL / "weights" / "resnet18-imagenet-to-layer3.pth"),
+        watch="data",
+        image_size=224,
+        precision="float32",
+        compile=False,
+        views=("whole",),
+    )
+    cpu = torch.device("cpu")
+    encode(records, REAL / "flickr" / "images", encode_params, tmp_path / "work", tmp_path / "features", cpu, 2)
+    settings_of_words = TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_words=30)
+    dataset = tokenize(records, settings_of_words, tmp_path)
+    (tmp_path / "tokens").mkdir()
+    write_vocabulary(tmp_path / "tokens" / VOCABULARY_FILE, dataset.vocabulary)
+    write_tokens(tmp_path / "tokens" / TOKENS_FILE, dataset, settings_of_words, "0")
+    decoder = DecoderParams(embedding=64, state=256, attention=64, dropout=0.0, region_dropout=0.0, word_dropout=0.0)
+    rate = schedule(highest=4e-3, warm_up=10)
+    by_heart = params(decoder=decoder, learning_rate=rate, epochs=60, patience=60, coverage_weight=0.0, max_words=20)
+
+    folder = run(tmp_path, tmp_path / "run", by_heart)
+
+    assert json.loads((folder / "history.json").read_text())[-1]["train_loss"] < 0.1
+
+
 def test_it_learns_which_region_tells_the_colour(data: Path, tmp_path: Path) -> None:
-    decoder = DecoderParams(embedding=8, state=12, attention=8, dropout=0.0, word_dropout=0.0)
+    decoder = DecoderParams(embedding=8, state=12, attention=8, dropout=0.0, region_dropout=0.0, word_dropout=0.0)
     settings_of_run = params(epochs=60, patience=99, coverage_weight=0.0, decoder=decoder)
     folder = run(data, tmp_path / "run", settings_of_run)
     history = json.loads((folder / "history.json").read_text())
@@ -186,13 +406,15 @@ def test_it_learns_which_region_tells_the_colour(data: Path, tmp_path: Path) -> 
 
 
 def test_training_stops_when_nothing_gets_better(data: Path, tmp_path: Path) -> None:
-    folder = run(data, tmp_path / "run", params(epochs=50, patience=2, learning_rate=1e-9))
+    folder = run(data, tmp_path / "run", params(epochs=50, patience=2, learning_rate=schedule(highest=1e-9)))
     assert len(json.loads((folder / "history.json").read_text())) == 3
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"the loss is (nan|inf) in epoch \d+, step \d+, at a learning rate of"):
-        run(data, tmp_path / "run", params(learning_rate=1e30, clip_norm=1e30, warm_up=0))
+    with pytest.raises(
+        UserError, match=r"the loss is (nan|inf) in epoch \d+, step \d+ of the run, at a learning rate of"
+    ):
+        run(data, tmp_path / "run", params(learning_rate=schedule(highest=1e30, warm_up=0), clip_norm=1e30))
 
 
 def test_a_damaged_checkpoint_is_named(data: Path, tmp_path: Path) -> None:

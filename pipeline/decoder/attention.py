@@ -9,6 +9,7 @@ vocabulary product. The captions of an image share its regions and keys.
 """
 
 import math
+from collections.abc import Callable
 from typing import Annotated, NamedTuple
 
 import torch
@@ -16,7 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.decoder.energy import energies
+from pipeline.decoder.energy import compiled_energies, energies
+from pipeline.decoder.recurrence import LoopedLinear
 from pipeline.params import section
 
 
@@ -32,6 +34,8 @@ class DecoderParams:
     """Numbers in which the state and a region are compared."""
     dropout: Annotated[float, Field(ge=0, lt=1)]
     """Share of numbers zeroed in training, in embedded words and before the vocabulary."""
+    region_dropout: Annotated[float, Field(ge=0, lt=1)]
+    """Share of regions that are blanked in training."""
     word_dropout: Annotated[float, Field(ge=0, lt=1)]
     """Share of words hidden from the decoder in training, so that it looks at the picture rather than guesses from
     the word before."""
@@ -88,6 +92,7 @@ class AttentionDecoder(nn.Module):
         super().__init__()
         self.register_buffer("places", places(*grid), persistent=False)
         self._channels = channels
+        self.compiled = False
         channels += PLACE_CHANNELS
         self._sizes = [params.attention, 1, 1, 4 * params.state]
         self.key = nn.Linear(channels, params.attention)
@@ -103,19 +108,27 @@ class AttentionDecoder(nn.Module):
         self.vocabulary = nn.Linear(params.embedding, words)
         self.dropout = nn.Dropout(params.dropout)
         self.word_dropout = nn.Dropout(params.word_dropout)
+        self.region_dropout = nn.Dropout(params.region_dropout)
 
     def look(self, grids: Tensor) -> Regions:
         """Prepare grids [B, P, C] of any float type."""
         normalised = F.layer_norm(grids.to(self.key.weight.dtype), [self._channels])
+        normalised = normalised * self.region_dropout(normalised.new_ones(*normalised.shape[:2], 1))
         values = torch.cat([normalised, self.places.expand(len(grids), -1, -1)], dim=-1)
+        if torch.is_autocast_enabled(values.device.type):
+            # Once an image, not once a word.
+            values = values.to(torch.get_autocast_dtype(values.device.type))
         return Regions(values, self.key(values))
 
     def start(self, regions: Regions, captions: int) -> State:
         """The state before the first word of `captions` captions an image: made from the mean region."""
         mean = regions.values.mean(dim=1, keepdim=True)  # [B, 1, C]
-        hidden = torch.tanh(self.first_hidden(mean)).expand(-1, captions, -1)
+        # In one piece, since a product with an expanded tensor copies the weights for each image.
+        hidden = torch.tanh(self.first_hidden(mean)).expand(-1, captions, -1).contiguous()
         cell = torch.tanh(self.first_cell(mean)).expand(-1, captions, -1)
-        return State(hidden, cell, mean.new_zeros(len(mean), captions, regions.values.shape[1]))
+        # What is summed up over words keeps the weights' precision.
+        seen = cell.new_zeros(len(mean), captions, regions.values.shape[1], dtype=self.energy.dtype)
+        return State(hidden, cell.to(self.energy.dtype), seen)
 
     def step(self, words: Tensor, state: State, regions: Regions) -> tuple[Tensor, State, Tensor]:
         """Read one word a caption and predict the next.
@@ -123,7 +136,9 @@ class AttentionDecoder(nn.Module):
         Takes ids [B, K]; returns logits [B, K, V], the new state, and the attention [B, K, P], which sums to 1.
         """
         embedded = self._embed(words)
-        state, context, attention = self._advance(self.from_word(embedded), state, regions)
+        state, context, attention = self._advance(
+            self.from_word(embedded), state, regions, self.from_state, self.context_gates
+        )
         return self._logits(embedded, state.hidden, context), state, attention
 
     def forward(self, grids: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,9 +149,12 @@ class AttentionDecoder(nn.Module):
         regions = self.look(grids)
         state = self.start(regions, words.shape[1])
         embedded = self._embed(words)  # [B, K, T, E]
+        rows = words.shape[:2]
+        from_state = LoopedLinear(self.from_state, words.shape[2], rows)
+        context_gates = LoopedLinear(self.context_gates, words.shape[2], rows)
         hiddens, contexts, attentions = [], [], []
         for from_word in self.from_word(embedded).unbind(dim=2):
-            state, context, attention = self._advance(from_word, state, regions)
+            state, context, attention = self._advance(from_word, state, regions, from_state, context_gates)
             hiddens.append(state.hidden)
             contexts.append(context)
             attentions.append(attention)
@@ -148,12 +166,20 @@ class AttentionDecoder(nn.Module):
         hidden: Tensor = embedded * self.word_dropout(embedded.new_ones(*words.shape, 1))
         return hidden
 
-    def _advance(self, from_word: Tensor, state: State, regions: Regions) -> tuple[State, Tensor, Tensor]:
-        query, gate, return_, gates = (from_word + self.from_state(state.hidden)).split(self._sizes, dim=-1)
-        energy = energies(regions.keys, query, self.energy) + return_ * state.seen
+    def _advance(
+        self,
+        from_word: Tensor,
+        state: State,
+        regions: Regions,
+        from_state: Callable[[Tensor], Tensor],
+        context_gates: Callable[[Tensor], Tensor],
+    ) -> tuple[State, Tensor, Tensor]:
+        query, gate, return_, gates = torch.split(from_word + from_state(state.hidden), self._sizes, dim=-1)
+        compare = compiled_energies if self.compiled else energies
+        energy = compare(regions.keys, query, self.energy) + return_ * state.seen
         attention = energy.softmax(dim=-1)  # [B, K, P]
         context = gate.sigmoid() * torch.bmm(attention, regions.values)  # [B, K, C]
-        entry, forget, candidate, output = (gates + self.context_gates(context)).chunk(4, dim=-1)
+        entry, forget, candidate, output = (gates + context_gates(context)).chunk(4, dim=-1)
         cell = forget.sigmoid() * state.cell + entry.sigmoid() * candidate.tanh()
         hidden = output.sigmoid() * cell.tanh()
         return State(hidden, cell, state.seen + attention), context, attention

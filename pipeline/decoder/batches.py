@@ -5,7 +5,7 @@ Shapes: `B` images, `K` captions an image, `T` words, `P` regions, `C` channels.
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,10 @@ from pipeline.features.store import FeatureStore
 
 BATCHES_A_STRETCH = 16
 """Batches over which images are sorted by length: the more, the less padding and the less chance in an order."""
+
+
+_Shown = tuple[int, int]
+"""An image's id and the place of the view to show of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +38,15 @@ class Batch:
 class CaptionBatches:
     """The captions of a split, served with their images' grids, a few images at a time."""
 
-    def __init__(self, captions: CaptionTokens, store: FeatureStore, images_a_batch: int) -> None:
+    def __init__(
+        self, captions: CaptionTokens, store: FeatureStore, images_a_batch: int, random_views: bool = False
+    ) -> None:
+        """With `random_views`, a shuffled epoch shows a random one of the views of each image, not the first."""
         self._tokens = captions.tokens
         self._length = captions.length
         self._store = store
         self._size = images_a_batch
+        self._views = len(store.views) if random_views else 1
         self._rows: dict[int, list[int]] = {}
         for row, image_id in enumerate(captions.image_id.tolist()):
             self._rows.setdefault(image_id, []).append(row)
@@ -50,10 +58,13 @@ class CaptionBatches:
 
     def in_order(self) -> Iterator[Batch]:
         """Every image once, in the order of the split."""
-        return self._serve(self._parts(self.image_ids))
+        return self._serve(self._parts([(image_id, 0) for image_id in self.image_ids]))
 
-    def shuffled(self, seed: int, epoch: int, first: int = 0) -> Iterator[Batch]:
+    def shuffled(self, seed: int, epoch: int, first: int = 0, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """Every image once in the order of one epoch, from batch number `first` on.
+
+        Of several ranks, `share` says which one is served (rank, size): each has its part of every batch, or, where a
+        batch has fewer images than there are ranks, an image without captions.
 
         Images with captions of like length share a batch, so that little of it is padding: they are shuffled, sorted
         by length in stretches of some batches, and the batches shuffled again.
@@ -63,15 +74,20 @@ class CaptionBatches:
         stretch = BATCHES_A_STRETCH * self._size
         longest = np.array([self._length[rows].max() for rows in self._rows.values()])
         for start in range(0, len(order), stretch):
-            part = order[start : start + stretch]
-            order[start : start + stretch] = part[np.argsort(longest[part], kind="stable")]
-        parts = self._parts([self.image_ids[place] for place in order])
-        return self._serve([parts[place] for place in rng.permutation(len(parts))][first:])
+            near = order[start : start + stretch]
+            order[start : start + stretch] = near[np.argsort(longest[near], kind="stable")]
+        views = rng.integers(self._views, size=len(order)).tolist()
+        parts = self._parts([(self.image_ids[place], views[place]) for place in order])
+        parts = [parts[place] for place in rng.permutation(len(parts))][first:]
+        rank, size = share
+        served = self._serve([part[rank::size] or part[:1] for part in parts])
+        for part, batch in zip(parts, served, strict=True):
+            yield batch if part[rank::size] else replace(batch, tokens=torch.full_like(batch.tokens, PAD))
 
-    def _parts(self, image_ids: Sequence[int]) -> list[Sequence[int]]:
-        return [image_ids[start : start + self._size] for start in range(0, len(image_ids), self._size)]
+    def _parts(self, shown: Sequence[_Shown]) -> list[Sequence[_Shown]]:
+        return [shown[start : start + self._size] for start in range(0, len(shown), self._size)]
 
-    def _serve(self, parts: Sequence[Sequence[int]]) -> Iterator[Batch]:
+    def _serve(self, parts: Sequence[Sequence[_Shown]]) -> Iterator[Batch]:
         with ThreadPoolExecutor(max_workers=1) as reader:
             coming = [reader.submit(self._batch, part) for part in parts[:2]]
             for part in [*parts[2:], None, None][: len(parts)]:
@@ -80,14 +96,15 @@ class CaptionBatches:
                     coming.append(reader.submit(self._batch, part))
                 yield batch
 
-    def _batch(self, image_ids: Sequence[int]) -> Batch:
+    def _batch(self, shown: Sequence[_Shown]) -> Batch:
+        image_ids, views = zip(*shown, strict=True)
         rows = [self._rows[image_id] for image_id in image_ids]
         width = int(max(self._length[own].max() for own in rows))
         tokens: NDArray[np.int64] = np.full((len(rows), max(map(len, rows)), width), PAD, dtype=np.int64)
         for place, own in enumerate(rows):
             tokens[place, : len(own)] = self._tokens[own, :width]
         return Batch(
-            image_ids=tuple(image_ids),
-            grids=torch.from_numpy(self._store.grids(image_ids)),
+            image_ids=image_ids,
+            grids=torch.from_numpy(self._store.grids(image_ids, views)),
             tokens=torch.from_numpy(tokens),
         )

@@ -7,7 +7,8 @@ takes most of the time. Here a few images at a time are compared in a buffer tha
 backward pass compares them again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,6 +25,48 @@ def energies(keys: Tensor, query: Tensor, weight: Tensor) -> Tensor:
     """
     compared: Tensor = _Energies.apply(keys, query, weight)  # type: ignore[no-untyped-call]
     return compared
+
+
+def compiled_energies(keys: Tensor, query: Tensor, weight: Tensor) -> Tensor:
+    """`energies`, to rounding, by compiled loops that hold nothing between: faster once they are compiled."""
+    compared: Tensor = _CompiledEnergies.apply(keys, query, weight)  # type: ignore[no-untyped-call]
+    return compared
+
+
+class _CompiledEnergies(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, keys: Tensor, query: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(keys, query, weight)
+        found: Tensor = _compiled(_forward)(keys, query, weight)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        keys, query, weight = ctx.saved_tensors
+        found: tuple[Tensor, Tensor, Tensor] = _compiled(_backward)(keys, query, weight, gradients[0])
+        return found
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=True)
+
+
+def _forward(keys: Tensor, query: Tensor, weight: Tensor) -> Tensor:
+    compared = _widened(keys.unsqueeze(1) + query.unsqueeze(2)).relu()
+    return (compared * weight).sum(dim=-1).to(keys.dtype)
+
+
+def _widened(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _backward(keys: Tensor, query: Tensor, weight: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    compared = _widened(keys.unsqueeze(1) + query.unsqueeze(2))
+    wanted = _widened(wanted).unsqueeze(-1)
+    passed = torch.where(compared > 0, wanted, 0.0)
+    for_weight = (compared * passed).sum(dim=(0, 1, 2))
+    return (passed.sum(dim=1) * weight).to(keys.dtype), (passed.sum(dim=2) * weight).to(query.dtype), for_weight
 
 
 class _Energies(torch.autograd.Function):

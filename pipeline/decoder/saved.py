@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.publish import write_atomically, write_json
 
 SCHEMA = "gridcap.model"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 WEIGHTS_FILE = "decoder.safetensors"
 CONFIG_FILE = "config.json"
 VOCABULARY_FILE = "vocabulary.json"
