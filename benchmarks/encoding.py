@@ -1,0 +1,210 @@
+"""Images a second of the stage `encode` beside its limits and a plain loop, on the same photographs in one run.
+
+limit: the ResNet alone, on batches of pictures in memory, through `encode_grids`.
+decoding: reading, decoding and resizing alone, by as many threads as there are processors.
+stage: all of `encode`, in a work folder that is new each time, with the published store. It is lent a network that has
+run before: to read the weights, to compile the ResNet and to encode a first batch is once a run's affair, whatever the
+number of images, and is told apart, as start.
+plain loop: what scripts do. A picture at a time is opened with Pillow, resized and cropped by torchvision's transforms,
+taken through torchvision's own ResNet in float32, and saved in an .npy file of its own.
+
+Rounds take all of them in turn. Rates are medians of the rounds, and so are ratios, each taken within its round. The
+stage reads ahead while the ResNet computes: with a processor for each it would take the time of the slower; where both
+share all processors, that of both.
+"""
+
+import contextlib
+import io
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from statistics import median
+from unittest.mock import patch
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import nn
+from torchvision import transforms
+
+from benchmarks.materials import photographs, save_weights
+from pipeline.captions.records import Record
+from pipeline.device import open_device
+from pipeline.errors import UserError
+from pipeline.features import encoding
+from pipeline.features.encoder import (
+    Architecture,
+    EncodeParams,
+    GridEncoder,
+    Layer,
+    Precision,
+    encode_grids,
+    for_inference,
+    load_encoder,
+)
+from pipeline.features.encoding import PICTURES_A_BATCH, encode
+from pipeline.features.images import MEAN, STANDARD_DEVIATION, Pixels, read_image
+from pipeline.features.store import FeatureStore
+
+SIZE = 224
+CASES: list[tuple[Architecture, Layer]] = [("resnet50", "layer4"), ("resnet18", "layer3")]
+MODES: list[tuple[str, Precision, bool]] = [
+    ("float32", "float32", False),
+    ("bfloat16", "bfloat16", False),
+    ("bfloat16 compiled", "bfloat16", True),
+]
+PICTURES, ROUNDS = 256, 3
+THREADS = os.cpu_count() or 1
+
+Measure = Callable[[Path], object]
+"""Work on all pictures; it may write into the folder given, which is new and empty."""
+
+
+class Stage:
+    """The stage in one mode, and the network that it is lent."""
+
+    def __init__(self, params: EncodeParams, device: torch.device, first: Pixels) -> None:
+        """Load, compile where asked to, and encode a first batch. Raises `UserError` where that cannot be done."""
+        began = time.perf_counter()
+        self._params, self._device = params, device
+        self._encoder = load_encoder(params)
+        self._network = for_inference(self._encoder, params.precision, params.compile, device)
+        encode_grids(self._network, first)
+        self.start = time.perf_counter() - began
+        """Seconds that took."""
+
+    def limit(self, batches: Sequence[Pixels], _: Path) -> npt.NDArray[np.float16]:
+        return np.concatenate([encode_grids(self._network, batch) for batch in batches])
+
+    def encode(self, records: Sequence[Record], images: Path, folder: Path) -> FeatureStore:
+        with (
+            patch.object(encoding, "load_encoder", return_value=self._encoder),
+            patch.object(encoding, "for_inference", return_value=self._network),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            done = encode(records, images, self._params, folder / "work", folder / "out", self._device, THREADS)
+        assert done.counts.encoded == len(records)
+        return FeatureStore(folder / "out")
+
+
+def decode(files: Sequence[Path], _: Path) -> list[Pixels]:
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(lambda file: read_image(file, SIZE), files))
+
+
+def plain(network: nn.Module, files: Sequence[Path], device: torch.device, folder: Path) -> None:
+    transform = transforms.Compose(
+        [
+            transforms.Resize(256),
+            transforms.CenterCrop(SIZE),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STANDARD_DEVIATION),
+        ]
+    )
+    with torch.no_grad():
+        for file in files:
+            picture = transform(Image.open(file).convert("RGB")).unsqueeze(0).to(device)
+            grid = network(picture).squeeze(0).permute(1, 2, 0).flatten(0, 1)  # [P, C]
+            np.save(folder / f"{file.stem}.npy", grid.cpu().numpy())
+
+
+def seconds(measure: Measure) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        measure(Path(folder))
+        return time.perf_counter() - began
+
+
+def batched(pixels: Pixels) -> list[Pixels]:
+    """Full batches; the last is filled up, as in the stage."""
+    filler = np.zeros((-len(pixels) % PICTURES_A_BATCH, *pixels.shape[1:]), dtype=np.uint8)
+    return np.split(np.concatenate([pixels, filler]), (len(pixels) + len(filler)) // PICTURES_A_BATCH)
+
+
+def main(pictures: int = PICTURES, rounds: int = ROUNDS) -> None:
+    """Print images a second, the stage's time in those of its parts, and its gain over the plain loop."""
+    device = open_device(os.environ.get("GRIDCAP_DEVICE", "auto"))
+    with tempfile.TemporaryDirectory() as folder:
+        images = Path(folder) / "images"
+        images.mkdir()
+        records, told = photographs(images, pictures)
+        print(f"encoding on {device}, {torch.get_num_threads()} threads, {SIZE} px, {pictures} images: {told}")
+        print(f"median of {rounds} rounds; / both: stage's time in that of limit and decoding; / slower: of the slower")
+        print(
+            f"{'':>28} {'limit':>8} {'decoding':>8} {'stage':>8} {'plain':>8}   images a second"
+            f"   {'/ both':>8} {'/ slower':>8} {'x plain':>8} {'start, s':>9}"
+        )
+        for case in CASES:
+            for line in compared(case, records, images, device, rounds):
+                print(line, flush=True)
+
+
+def compared(
+    case: tuple[Architecture, Layer], records: Sequence[Record], images: Path, device: torch.device, rounds: int
+) -> list[str]:
+    """The lines of one ResNet."""
+    architecture, layer = case
+    files = [images / record.file for record in records]
+    batches = batched(np.stack(decode(files, images)))
+    weights = images.parent / f"{architecture}.safetensors"
+    children = dict(save_weights(architecture, weights).named_children())
+    kept = [children[name] for name, _ in GridEncoder(architecture, layer).named_children()]
+    unchanged = nn.Sequential(*kept).to(device)
+    measures: dict[str, Measure] = {
+        "decoding": partial(decode, files),
+        "plain": partial(plain, unchanged, files, device),
+    }
+    starts: dict[str, float] = {}
+    skipped = []
+    for mode, precision, compiled in MODES:
+        params = EncodeParams(
+            architecture=architecture,
+            layer=layer,
+            weights=str(weights),
+            watch=str(weights),
+            image_size=SIZE,
+            precision=precision,
+            compile=compiled,
+            views=("whole",),
+        )
+        try:
+            lent = Stage(params, device, batches[0])
+        except UserError as error:
+            skipped.append(f"{f'{architecture} {mode}':>28} skipped: {error}")
+            continue
+        check(lent, records, images, batches)
+        starts[mode] = lent.start
+        measures[f"{mode} limit"] = partial(lent.limit, batches)
+        measures[f"{mode} stage"] = partial(lent.encode, records, images)
+    plain(unchanged, files[:1], device, images.parent)
+    taken: list[dict[str, float]] = [
+        {name: seconds(measure) for name, measure in measures.items()} for _ in range(rounds)
+    ]
+    lines = []
+    for mode, start in starts.items():
+        limit, stage = f"{mode} limit", f"{mode} stage"
+        rates = " ".join(
+            f"{len(files) / median(times[name] for times in taken):>8.1f}"
+            for name in (limit, "decoding", stage, "plain")
+        )
+        both = median(times[stage] / (times[limit] + times["decoding"]) for times in taken)
+        slower = median(times[stage] / max(times[limit], times["decoding"]) for times in taken)
+        gain = median(times["plain"] / times[stage] for times in taken)
+        lines.append(
+            f"{f'{architecture} {mode}':>28} {rates} {'':>17}   {both:>8.2f} {slower:>8.2f} {gain:>8.2f} {start:>9.1f}"
+        )
+    return lines + skipped
+
+
+def check(stage: Stage, records: Sequence[Record], images: Path, batches: Sequence[Pixels]) -> None:
+    """Make sure that stage and limit do the same work, and that both have run before they are timed."""
+    few = records[:PICTURES_A_BATCH]
+    with tempfile.TemporaryDirectory() as folder:
+        stored = stage.encode(few, images, Path(folder)).grids(record.image_id for record in few)
+    assert np.array_equal(stored, stage.limit(batches[:1], images)[: len(few)])

@@ -1,0 +1,151 @@
+"""The decoder of tutorials: soft attention (Xu et al. 2015, arXiv:1502.03044), trained by the settings they share.
+
+Attention, embedding and state of 512, Adam at 4e-4, batches of 32 captions, dropout of 0.5 before the vocabulary, the
+doubly stochastic term with weight 1 (a sum over regions, a mean over captions), teacher forcing, 14 epochs. The last
+epoch's weights are kept: nothing is chosen on validation photographs.
+
+What does not depend on the state is computed once a caption, and energies by the project's own kernel, which changes
+rounding and not the mathematics.
+
+Shapes: `B` images, `K` captions an image (or beams), `T` words, `P` regions, `C` channels, `V` words known.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.captions.tokens import CaptionTokens
+from pipeline.captions.vocabulary import PAD, Vocabulary
+from pipeline.decoder.energy import energies
+from pipeline.decoder.search import SearchParams, of_beams, search
+from pipeline.features.store import FeatureStore
+
+SEARCH = SearchParams(beam=5, max_words=50, length_exponent=0.0, allow_unknown=False)
+"""Captions are ranked by their log-probability, whatever their length."""
+_IMAGES_A_SEARCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How the textbook's decoder is built and trained."""
+
+    size: int = 512
+    """Numbers in attention, embedding and state."""
+    learning_rate: float = 4e-4
+    captions_a_batch: int = 32
+    dropout: float = 0.5
+    coverage_weight: float = 1.0
+    epochs: int = 14
+    seed: int = 1
+
+
+class State(NamedTuple):
+    """What the decoder remembers between words, each [B, K, size]."""
+
+    hidden: Tensor
+    cell: Tensor
+
+
+class SoftAttention(nn.Module):
+    """Show, Attend and Tell as tutorials have it."""
+
+    def __init__(self, settings: Settings, channels: int, words: int) -> None:
+        super().__init__()
+        size = settings.size
+        self.key = nn.Linear(channels, size)
+        self.query = nn.Linear(size, size)
+        self.energy = nn.Linear(size, 1, bias=False)  # softmax takes no notice of a bias
+        self.gate = nn.Linear(size, channels)
+        self.embedding = nn.Embedding(words, size)
+        self.lstm = nn.LSTMCell(size + channels, size)
+        self.first_hidden = nn.Linear(channels, size)
+        self.first_cell = nn.Linear(channels, size)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.vocabulary = nn.Linear(size, words)
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+        nn.init.uniform_(self.vocabulary.weight, -0.1, 0.1)
+        nn.init.zeros_(self.vocabulary.bias)
+
+    def start(self, regions: Tensor) -> State:
+        """The state before the first word of one caption an image."""
+        mean = regions.mean(dim=1, keepdim=True)
+        return State(self.first_hidden(mean), self.first_cell(mean))
+
+    def forward(self, regions: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+        """Regions [B, P, C] and one caption an image, ids [B, T]: logits [B, T, V] and attention [B, T, P]."""
+        keys, state = self.key(regions), self.start(regions)
+        hiddens, attentions = [], []
+        for embedded in self.embedding(words).unsqueeze(1).unbind(dim=2):
+            state, attention = self._advance(embedded, state, regions, keys)
+            hiddens.append(state.hidden)
+            attentions.append(attention)
+        return self.vocabulary(self.dropout(torch.cat(hiddens, dim=1))), torch.cat(attentions, dim=1)
+
+    @torch.inference_mode()
+    def caption(self, regions: Tensor) -> list[tuple[int, ...]]:
+        """The ids of each image's best caption."""
+        keys = self.key(regions)
+
+        def step(words: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
+            state, attention = self._advance(self.embedding(words), state, regions, keys)
+            return self.vocabulary(state.hidden), state, attention
+
+        def choose(state: State, beams: Tensor) -> State:
+            return State(*(of_beams(values, beams) for values in state))
+
+        found = search(step, choose, self.start(regions), len(regions), SEARCH, regions.device)
+        return [best.words for best, *_ in found]
+
+    def _advance(self, embedded: Tensor, state: State, regions: Tensor, keys: Tensor) -> tuple[State, Tensor]:
+        attention = energies(keys, self.query(state.hidden), self.energy.weight[0]).softmax(dim=-1)  # [B, K, P]
+        context = self.gate(state.hidden).sigmoid() * (attention @ regions)  # [B, K, C]
+        read = torch.cat([embedded, context], dim=-1).flatten(0, 1)
+        hidden, cell = self.lstm(read, (state.hidden.flatten(0, 1), state.cell.flatten(0, 1)))
+        return State(hidden.view_as(state.hidden), cell.view_as(state.cell)), attention
+
+
+def train(
+    settings: Settings, captions: CaptionTokens, store: FeatureStore, vocabulary: Vocabulary, device: torch.device
+) -> SoftAttention:
+    """Train on all captions, in a new random order each epoch; the decoder is then in evaluation mode."""
+    torch.manual_seed(settings.seed)
+    decoder = SoftAttention(settings, store.channels, len(vocabulary)).to(device).train()
+    optimiser = torch.optim.Adam(decoder.parameters(), lr=settings.learning_rate)
+    image_ids, image = np.unique(captions.image_id, return_inverse=True)
+    grids = torch.from_numpy(store.grids(image_ids.tolist()))
+    tokens = torch.from_numpy(captions.tokens).long()
+    length, place = torch.from_numpy(captions.length), torch.from_numpy(image)
+    for _ in range(settings.epochs):
+        for rows in torch.split(torch.randperm(len(tokens)), settings.captions_a_batch):
+            ids = tokens[rows, : length[rows].max()].to(device)
+            logits, attention = decoder(grids[place[rows]].to(device).float(), ids[:, :-1])
+            loss = objective(logits, attention, ids[:, 1:], settings.coverage_weight)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+    return decoder.eval()
+
+
+def objective(logits: Tensor, attention: Tensor, targets: Tensor, coverage_weight: float) -> Tensor:
+    """Cross-entropy a word, and the sum over regions of (1 - attention summed over words) squared a caption."""
+    cross_entropy = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=PAD)
+    received = (attention * (targets != PAD).unsqueeze(-1)).sum(dim=1)  # [B, P]
+    return cross_entropy + coverage_weight * (1 - received).square().sum(dim=-1).mean()
+
+
+def caption_images(
+    decoder: SoftAttention, vocabulary: Vocabulary, store: FeatureStore, image_ids: Sequence[int], device: torch.device
+) -> dict[int, list[str]]:
+    """The words of each image's best caption by beam search."""
+    found = {}
+    for start in range(0, len(image_ids), _IMAGES_A_SEARCH):
+        part = image_ids[start : start + _IMAGES_A_SEARCH]
+        regions = torch.from_numpy(store.grids(part)).to(device).float()
+        for image_id, ids in zip(part, decoder.caption(regions), strict=True):
+            found[image_id] = vocabulary.decode(ids)
+    return found
