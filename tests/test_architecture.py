@@ -21,7 +21,9 @@ MAY_IMPORT = {
     "evaluation": {"captions", "decoder", "features", "scenes.judge"},
     "scenes": {"captions.records", "features.encoder", "features.images"},
 }
-GROUND_FLOOR = {f"pipeline.{name}" for name in ("device", "errors", "hdf5", "params", "publish")} | {"pipeline"}
+GROUND_FLOOR = {f"pipeline.{name}" for name in ("device", "errors", "hdf5", "params", "publish", "ranks")} | {
+    "pipeline"
+}
 
 
 def modules() -> dict[str, Path]:

@@ -23,6 +23,11 @@ SOURCES += ["data/scenes/encoder.safetensors"]
 STAGES = ["data/scenes/dvc.yaml:render", "prepare", "tokenize", "encode", "train", "generate", "evaluate"]
 
 
+def git(folder: Path, *words: str) -> None:
+    who = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+    subprocess.run(["git", *who, *words], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+
+
 class Repository:
     """A small copy of the project, with git and DVC set up."""
 
@@ -36,10 +41,13 @@ class Repository:
             else:
                 shutil.copy(source, target)
         self.edit("data/scenes/params.yaml", render={"train": 24, "val": 6, "test": 9})
-        decoder = {"embedding": 16, "state": 16, "attention": 16, "dropout": 0.1, "word_dropout": 0.1}
+        decoder = {"embedding": 16, "state": 16, "attention": 16, "dropout": 0.1}
+        decoder |= {"region_dropout": 0.0, "word_dropout": 0.1}
         self.edit("params.yaml", train={"epochs": 3, "decoder": decoder}, evaluate={"meteor": False, "pictures": 1})
-        subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
-        (folder / ".gitignore").write_text("/data/.work\n")
+        (folder / ".gitignore").write_text("/data/.work\n/results/live\n")
+        git(folder, "init", "--quiet")
+        git(folder, "add", ".")
+        git(folder, "commit", "--quiet", "--message", "A small copy")
 
     def edit(self, file: str, **sections: dict[str, object]) -> None:
         yaml = YAML()
@@ -117,6 +125,9 @@ def test_dvc_shows_metrics_and_plots(repository: Repository) -> None:
     repository.dvc("plots", "show")
     page = (repository.folder / "dvc_plots" / "index.html").read_text()
     assert "val_bleu4" in page
+    assert "gradient_norm" in page
+    assert shown["results/live/metrics.json"]["data"]["train"]["loss"] > 0
+    assert {"val_cider", "step"} <= set(repository.dvc("exp", "show", "--csv").partition("\n")[0].split(","))
     assert "<img" in page
 
 
@@ -213,14 +224,13 @@ def test_lock_files_cut_by_a_kill_are_mended_and_no_stage_runs_again(repository:
 
 
 def test_a_cut_lock_file_goes_back_to_what_git_holds(tmp_path: Path) -> None:
-    for words in (["init"], ["config", "user.name", "A"], ["config", "user.email", "a@b.c"]):
-        subprocess.run(["git", *words], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    git(tmp_path, "init", "--quiet")
     whole = "schema: '2.0'\nstages:\n  prepare:\n    cmd: 'true'\n"
     (tmp_path / "data" / "own").mkdir(parents=True)
     for path in (lock := tmp_path / "dvc.lock", other := tmp_path / "data" / "own" / "dvc.lock"):
         path.write_text(whole)
-    subprocess.run(["git", "add", "."], cwd=tmp_path, check=True)
-    subprocess.run(["git", "commit", "--quiet", "-m", "locks"], cwd=tmp_path, check=True)
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--quiet", "--message", "locks")
     other.write_text("schema: '2.0'\nstages:\n  prep")
     lock.write_text(new := whole + "  tokenize:\n    cmd: 'true'\n")
     assert mend(tmp_path) == [other]

@@ -98,7 +98,7 @@ def test_commands_exist() -> None:
     targets = set(re.findall(r"(?m)^([\w-]+):", (ROOT / "Makefile").read_text()))
     subcommands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     assert {"repro", "test"} <= named(r"make ([\w-]+)") <= targets
-    assert {"use", "inspect"} <= named(r"(?:\$ )?gridcap ([\w-]+)") <= subcommands
+    assert {"use", "inspect", "mend"} <= named(r"(?:\$ )?gridcap ([\w-]+)") <= subcommands
     assert {"train", "encode"} <= named(r"dvc repro (?:-\w+ )*([\w-]+)") <= stages("dvc.yaml").keys()
 
 
@@ -128,13 +128,14 @@ def test_the_lines_of_python_read_a_grid(tmp_path: Path, monkeypatch: pytest.Mon
         weights_digest="0" * 64,
         image_size=32,
         precision="float32",
+        compiled=False,
         grid_height=2,
         grid_width=2,
         channels=3,
     )
     grids = np.arange(24, dtype=np.float16).reshape(2, 4, 3)
-    shard = write_shard(folder, setting, [5, 1_000_000], ["a" * 64, "b" * 64], grids)
-    write_index(folder, setting, [shard], {5: "a" * 64, 1_000_000: "b" * 64})
+    shard = write_shard(folder, setting, [5, 1_000_000], [("a" * 64, "whole"), ("b" * 64, "whole")], grids)
+    write_index(folder, setting, ("whole",), [shard], {5: "a" * 64, 1_000_000: "b" * 64})
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(block, names)
@@ -176,13 +177,19 @@ def params_rows(schema: Form, forms: Form, above: str, values: Any, note: str = 
         if "$ref" in field:
             yield from params_rows(inner[0], forms, name, value)
             continue
-        default = "" if values is None else code(value) if not isinstance(value, list) else f"{len(value)} files"
+        default = "" if values is None else code(value) if not isinstance(value, list) else listed(value)
         if "const" not in field:
             meaning = " ".join(field["description"].split())
             yield f"| `{name}`{note} | {kind(field, forms)} | {default} | {meaning} |"
         for one in inner:
             by = one["properties"].get("by")
             yield from params_rows(one, forms, name if by else f"{name}[]", None, f" (by: {by['const']})" if by else "")
+
+
+def listed(values: list[Any]) -> str:
+    if all(isinstance(value, str) for value in values):
+        return code(f"[{', '.join(values)}]")
+    return f"{len(values)} files"
 
 
 def references(field: Form) -> list[str]:
