@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -321,42 +320,6 @@ def test_averaged_weights_are_kept_and_judged(data: Path, tmp_path: Path) -> Non
     assert weights[0].keys() == weights[1].keys()
     assert not torch.equal(weights[0]["key.weight"], weights[1]["key.weight"])
     torch.testing.assert_close(weights[0]["key.weight"], weights[1]["key.weight"], atol=0.1, rtol=0)
-
-
-def test_two_processes_follow_one_and_resume_as_two(data: Path, tmp_path: Path) -> None:
-    """Without dropout the losses agree to rounding; batches of 5 images make shares of 3 and 2."""
-    text = PARAMS_YAML.replace("dropout: 0.2", "dropout: 0.0").replace("dropout: 0.1", "dropout: 0.0")
-    text = text.replace("scheduled_sampling: 0.2", "scheduled_sampling: 0.0").replace("epochs: 14", "epochs: 8")
-
-    def losses(folder: Path) -> list[float]:
-        return [row["train_loss"] for row in json.loads((folder / "history.json").read_text())]
-
-    one = stage(data, tmp_path / "one", tmp_path / "work-one", text)
-    subprocess.run(one, check=True, capture_output=True)
-    two = stage(data, tmp_path / "two", tmp_path / "work-two", text)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", *two[1:]]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    straight = subprocess.run(launch, env=environment, capture_output=True, text=True)
-    assert straight.returncode == 0, straight.stderr
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
-
-    again = [
-        word.replace("work-two", "work-again").replace(str(tmp_path / "two"), str(tmp_path / "again"))
-        for word in launch
-    ]
-    with subprocess.Popen(
-        again, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        assert process.stdout is not None
-        while "epoch 3" not in process.stdout.readline():
-            pass
-        for child in psutil.Process(process.pid).children():
-            child.kill()
-        process.stdout.read()
-    resumed = subprocess.run(again, env=environment, capture_output=True, text=True)
-    assert resumed.returncode == 0, resumed.stderr
-    assert resumed.stdout.count("goes on from") == 1
-    assert files_of(tmp_path / "again") == files_of(tmp_path / "two")
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real photographs of ../shared/real are absent")
