@@ -1,15 +1,21 @@
 """Several processes that do one piece of work, on one host or many, as `torchrun` starts them."""
 
+import gc
+import importlib
 import os
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed
 from torch import Tensor
+
+from pipeline.publish import work_folder
 
 T = TypeVar("T")
 
@@ -51,6 +57,10 @@ class Ranks:
         torch.distributed.broadcast_object_list(values, src=0)
         return cast(T, values[0])
 
+    def work_folder(self, root: Path, stage: str, name: str) -> AbstractContextManager[Path]:
+        """Open the work folder of one stage and fingerprint, in which the first rank holds the lock for all."""
+        return work_folder(root, stage, name) if self.first else nullcontext(root / stage / name)
+
 
 ALONE = Ranks(rank=0, size=1)
 
@@ -61,9 +71,18 @@ def open_ranks() -> Iterator[Ranks]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
+    # It keeps the group that it finds when it is first imported, which DistributedDataParallel does. That group would
+    # never be taken down, and a thread of gloo that still runs while the interpreter ends aborts the process.
+    importlib.import_module("torch.distributed.nn.functional")
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     torch.distributed.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield Ranks(rank=torch.distributed.get_rank(), size=torch.distributed.get_world_size())
+    except BaseException as error:
+        # Its frames hold what was at work. DistributedDataParallel that goes after the group waits, with Python's lock,
+        # for a thread of gloo that waits for this lock.
+        traceback.clear_frames(error.__traceback__)
+        raise
     finally:
+        gc.collect()
         torch.distributed.destroy_process_group()
