@@ -8,7 +8,8 @@ highest ratio of a round.
 What a step of ours multiplies is counted from the shapes of its products (`products`), and the count compared with
 PyTorch's own, which also counts the textbook's. Two more rows a precision show what is possible. "its products alone"
 runs all products of our step, in its shapes, and nothing else. "at the full rate" is the time they would take at the
-rate of a product of 2048 x 2048 matrices; every row's last column is its share of that rate in its precision.
+rate of a product of 2048 x 2048 matrices; "of rate" is every row's share of that rate in its precision. The last column
+is how long the first step took: compilation, where there is any.
 
 Where the time goes is told of the modes that have to reach a ratio, from PyTorch's profiler: time inside operations,
 by kind. Products: of matrices. Comparing: states with regions. Elementwise: all other, copies and softmax among them.
@@ -109,29 +110,38 @@ def products(case: Case) -> Iterator[Product]:
 
     A layer has one forward, one for its weights' gradient and one for its inputs' gradient, which those that read the
     grids go without. What reads the state or the context does so once a word; the gradients of its weights are one
-    product for all words. Comparing states with regions is not among them: it adds, rectifies and weighs
-    `words x regions x attention` numbers a caption.
+    product for all words. Where an image has fewer regions than words, its regions are read in place of the context.
+    Comparing states with regions is not among them: it adds, rectifies and weighs `words x regions x attention` numbers
+    a caption.
     """
     regions, channels = case.side**2, case.channels + PLACE_CHANNELS
-    from_either = SIZE + 2 + 4 * SIZE  # query, gate, seek and the LSTM's gates
-    for layers, examples in ((1, IMAGES * regions), (2, IMAGES)):  # keys, and the first hidden state and cell
-        yield Product(layers, 1, examples, channels, SIZE)
-        yield Product(layers, 1, SIZE, examples, channels)
-    for turns, inputs, outputs in (
-        (1, SIZE, from_either),  # from_word
-        (WORDS, SIZE, from_either),  # from_state
-        (WORDS, channels, 4 * SIZE),  # context_gates
-        (1, SIZE, SIZE),  # state_output
-        (1, channels, SIZE),  # context_output
-        (1, SIZE, case.words),  # vocabulary
-    ):
-        examples = ROWS * WORDS // turns
+    gates, from_either = 4 * SIZE, SIZE + 2 + 4 * SIZE  # query, gate, seek and the LSTM's gates
+    words = CAPTIONS * WORDS
+    layers = [
+        (1, ROWS * WORDS, SIZE, from_either),  # from_word
+        (WORDS, ROWS, SIZE, from_either),  # from_state
+        (1, ROWS * WORDS, SIZE, SIZE),  # state_output
+        (1, ROWS * WORDS, SIZE, case.words),  # vocabulary
+    ]
+    of_grids = [(IMAGES * regions, SIZE), (IMAGES, SIZE), (IMAGES, SIZE)]  # keys, first hidden state and cell
+    if regions < words:
+        of_grids += [(IMAGES * regions, gates), (IMAGES * regions, SIZE)]
+        for turns, outputs in ((WORDS, gates), (1, SIZE)):
+            yield Product(turns, IMAGES, words // turns, regions, outputs)
+            yield Product(turns, IMAGES, words // turns, outputs, regions)
+            yield Product(1, IMAGES, outputs, words, regions)
+    else:
+        layers += [(WORDS, ROWS, channels, gates), (1, ROWS * WORDS, channels, SIZE)]  # of the context
+        # The mean of regions under attention; the regions themselves have no gradient.
+        yield Product(WORDS, IMAGES, CAPTIONS, regions, channels)
+        yield Product(WORDS, IMAGES, CAPTIONS, channels, regions)
+    for examples, outputs in of_grids:
+        yield Product(1, 1, examples, channels, outputs)
+        yield Product(1, 1, outputs, examples, channels)
+    for turns, examples, inputs, outputs in layers:
         yield Product(turns, 1, examples, inputs, outputs)
         yield Product(turns, 1, examples, outputs, inputs)
-        yield Product(1, 1, outputs, ROWS * WORDS, inputs)
-    # The mean of regions under attention; the regions themselves have no gradient.
-    yield Product(WORDS, IMAGES, CAPTIONS, regions, channels)
-    yield Product(WORDS, IMAGES, CAPTIONS, channels, regions)
+        yield Product(1, 1, outputs, turns * examples, inputs)
 
 
 def step_of(
@@ -253,8 +263,7 @@ def main(rounds: int = ROUNDS) -> None:
 def compared(case: Case, device: torch.device, rounds: int) -> Iterator[str]:
     """The lines of one case."""
     rows = list(rows_of(case, device))
-    for row in rows:
-        row.work()
+    starts = {row.name: seconds(row.work, 1, device) for row in rows}
     taken = [{row.name: seconds(row.work, row.times, device) / row.share for row in rows} for _ in range(rounds)]
     ratios = {row.name: sorted(times[TEXTBOOK] / times[row.name] for times in taken) for row in rows}
     gains = {name: median(own) for name, own in ratios.items()}
@@ -265,7 +274,7 @@ def compared(case: Case, device: torch.device, rounds: int) -> Iterator[str]:
     heading = f"{case.side**2} x {case.channels}, {case.words} words"
     yield (
         f"{heading:>32} {'captions/s':>10} {'x textbook':>10} {'from':>6} {'to':>6} {'asked':>10} {'GFLOP each':>10} "
-        f"{'GFLOP/s':>8} {'of rate':>8}"
+        f"{'GFLOP/s':>8} {'of rate':>8} {'start, s':>8}"
     )
     rates = {row.name: [2e-9 * row.multiply_adds / times[row.name] for times in taken] for row in rows}
     for row in rows:
@@ -274,7 +283,7 @@ def compared(case: Case, device: torch.device, rounds: int) -> Iterator[str]:
             f"{row.name:>32} {median(ROWS / times[row.name] for times in taken):>10.1f} {gains[row.name]:>10.2f} "
             f"{own[0]:>6.2f} {own[-1]:>6.2f} {bar(asked.get(row.name), gains[row.name]):>10} "
             f"{2e-9 * row.multiply_adds / ROWS:>10.3f} {median(its):>8.0f} "
-            f"{median(rate / highest for rate, highest in zip(its, full, strict=True)):>8.1%}"
+            f"{median(rate / highest for rate, highest in zip(its, full, strict=True)):>8.1%} {starts[row.name]:>8.1f}"
         )
     yield f"{'share of the time in':>32} " + " ".join(f"{name:>11}" for name in KINDS)
     for row in modes:
@@ -308,8 +317,7 @@ def rows_of(case: Case, device: torch.device) -> Iterator[Row]:
         optimiser = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
         step = step_of(model, optimiser, grids, tokens, mode.precision)
         if mode is MODES[0]:
-            # PyTorch counts what the forward comparison ends in, a product of matrix and vector, as one of matrices.
-            assert counted(step) == cost + ROWS * WORDS * case.side**2 * SIZE
+            assert counted(step) == cost
         yield Row(mode.name, mode.precision, step, cost)
     square = Product(1, 1, SQUARE, SQUARE, SQUARE)
     for precision in PRECISIONS:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from pipeline.captions.vocabulary import PAD
-from pipeline.decoder.attention import AttentionDecoder, DecoderParams, places
+from pipeline.decoder.attention import AttentionDecoder, DecoderParams, Dropout, places
 from pipeline.decoder.objective import objective
 from tests.textbook import Textbook, renamed
 
@@ -83,12 +83,13 @@ def test_gradients_follow_the_equations() -> None:
         torch.testing.assert_close(mine, parameter.grad, rtol=1e-10, atol=1e-13)
 
 
-def test_loss_and_gradients_are_those_of_the_textbook() -> None:
+@pytest.mark.parametrize("side", [3, 5], ids=["fewer regions than words", "more"])
+def test_loss_and_gradients_are_those_of_the_textbook(side: int) -> None:
     torch.manual_seed(3)
     sizes = DecoderParams(embedding=24, state=20, attention=16, dropout=0.0, region_dropout=0.0, word_dropout=0.0)
-    ours = AttentionDecoder(sizes, grid=(3, 3), channels=32, words=40).double()
+    ours = AttentionDecoder(sizes, grid=(side, side), channels=32, words=40).double()
     its = Textbook(ours)
-    grids = torch.rand(4, 9, 32, dtype=torch.float64)
+    grids = torch.rand(4, side**2, 32, dtype=torch.float64)
     words = torch.randint(PAD + 1, 40, (4, 3, 7))
     for number, length in enumerate([7, 4, 6, 2, 5, 7, 3, 7, 6, 0, 4, 5]):
         words[number // 3, number % 3, length:] = PAD
@@ -157,6 +158,17 @@ def test_bfloat16_computes_the_same_roughly() -> None:
     assert rough != exact
     assert near.dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(gradient, near, dim=0) > 0.99
+
+
+def test_dropout_zeroes_its_share_and_keeps_the_sum_in_training_alone() -> None:
+    torch.manual_seed(0)
+    dropout, values = Dropout(0.3), torch.ones(200, 500, requires_grad=True)
+    dropped = dropout(values)
+    assert (dropped == 0).float().mean().item() == pytest.approx(0.3, abs=0.01)
+    assert dropped.unique().tolist() == pytest.approx([0, 1 / 0.7])
+    dropped.sum().backward()
+    assert torch.equal(values.grad, dropped)
+    assert dropout.eval()(values) is values
 
 
 def test_no_two_regions_have_the_same_place_and_neighbours_have_like_ones() -> None:

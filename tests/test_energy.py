@@ -21,7 +21,7 @@ def test_compiled_energies_are_the_same() -> None:
             for shape in ((images, 9, 16), (images, 3, 16), (16,))
         )
         wanted = torch.randn(images, 3, 9, generator=generator)
-        plain, compiled = energy.energies(keys, query, weight), energy.compiled_energies(keys, query, weight)
+        plain, compiled = energy.energies(keys, query, weight), energy.energies(keys, query, weight, compiled=True)
         torch.testing.assert_close(compiled, plain)
         of_plain = torch.autograd.grad(plain, (keys, query, weight), wanted)
         torch.testing.assert_close(torch.autograd.grad(compiled, (keys, query, weight), wanted), of_plain)

@@ -4,11 +4,24 @@ Shapes: `B` images, `K` captions an image, `T` words, `P` regions, `C` channels,
 `E` embedding, `H` state, `R` rows: a caption each, `B * K`.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.decoder.attention import AttentionDecoder
+
+
+class State(NamedTuple):
+    """What the decoder remembers between words, a row a caption."""
+
+    hidden: Tensor
+    """[R, H]"""
+    cell: Tensor
+    """[R, H]"""
+    seen: Tensor
+    """[R, P], the attention of all words so far, summed."""
 
 
 class Textbook(nn.Module):
@@ -48,28 +61,37 @@ class Textbook(nn.Module):
 
     def forward(self, grids: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
         """Take grids [B, P, C] and ids [B, K, T]; returns logits [B, K, T, V] and attention [B, K, T, P]."""
-        captions = words.shape[1]
-        normalised = F.layer_norm(grids.to(self.places.dtype), grids.shape[2:])
-        regions = torch.cat([normalised, self.places.expand(len(grids), -1, -1)], dim=-1)
-        regions = regions.repeat_interleave(captions, dim=0)  # [R, P, C + 16]
-        mean = regions.mean(dim=1)
-        hidden, cell = self.first_hidden(mean).tanh(), self.first_cell(mean).tanh()
-        seen = regions.new_zeros(regions.shape[:2])
+        regions = self.look(grids).repeat_interleave(words.shape[1], dim=0)  # [R, P, C + 16]
+        state = self.start(regions)
         logits, attentions = [], []
         for ids in words.flatten(0, 1).unbind(dim=1):
-            word = self.dropout(self.embedding(ids))
-            asking = torch.cat([word, hidden], dim=1)
-            compared = F.relu(self.key(regions) + self.query(asking).unsqueeze(1))  # [R, P, A]
-            energies = self.energy(compared).squeeze(2) + self.seek(asking) * seen
-            attention = energies.softmax(dim=1)
-            seen = seen + attention
-            context = self.gate(asking).sigmoid() * (regions * attention.unsqueeze(2)).sum(dim=1)
-            hidden, cell = self.cell(torch.cat([word, context], dim=1), (hidden, cell))
-            deep = torch.tanh(word + self.state_output(hidden) + self.context_output(context))
-            logits.append(self.vocabulary(self.dropout(deep)))
+            predicted, state, attention = self.step(ids, state, regions)
+            logits.append(predicted)
             attentions.append(attention)
         shape = words.shape[:2]
         return torch.stack(logits, dim=1).unflatten(0, shape), torch.stack(attentions, dim=1).unflatten(0, shape)
+
+    def look(self, grids: Tensor) -> Tensor:
+        """Regions [B, P, C + 16] of grids [B, P, C]."""
+        normalised = F.layer_norm(grids.to(self.places.dtype), grids.shape[2:])
+        return torch.cat([normalised, self.places.expand(len(grids), -1, -1)], dim=-1)
+
+    def start(self, regions: Tensor) -> State:
+        """The state of each row before its first word."""
+        mean = regions.mean(dim=1)
+        return State(self.first_hidden(mean).tanh(), self.first_cell(mean).tanh(), regions.new_zeros(regions.shape[:2]))
+
+    def step(self, ids: Tensor, state: State, regions: Tensor) -> tuple[Tensor, State, Tensor]:
+        """Read a word a row, ids [R]; returns logits [R, V], the next state and attention [R, P]."""
+        word = self.dropout(self.embedding(ids))
+        asking = torch.cat([word, state.hidden], dim=1)
+        compared = F.relu(self.key(regions) + self.query(asking).unsqueeze(1))  # [R, P, A]
+        energies = self.energy(compared).squeeze(2) + self.seek(asking) * state.seen
+        attention = energies.softmax(dim=1)
+        context = self.gate(asking).sigmoid() * (regions * attention.unsqueeze(2)).sum(dim=1)
+        hidden, cell = self.cell(torch.cat([word, context], dim=1), (state.hidden, state.cell))
+        deep = torch.tanh(word + self.state_output(hidden) + self.context_output(context))
+        return self.vocabulary(self.dropout(deep)), State(hidden, cell, state.seen + attention), attention
 
 
 def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -5,11 +5,12 @@ Shapes: `B` images, `K` captions an image (or beams), `T` words, `P` regions, `C
 
 One `step` looks at the regions and predicts one word. Training runs the same weights through `forward`, which takes out
 of the loop over words whatever does not depend on the state: region keys, the words' share of the gates and the
-vocabulary product. The captions of an image share its regions and keys.
+vocabulary product. The captions of an image share its regions and keys. Where an image has fewer regions than words,
+it is the regions that are multiplied with the weights that read the context, not the context at every word: both are
+linear, and the gate between them is one number a word.
 """
 
 import math
-from collections.abc import Callable
 from typing import Annotated, NamedTuple
 
 import torch
@@ -17,8 +18,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.decoder.energy import compiled_energies, energies
-from pipeline.decoder.recurrence import LoopedLinear
+from pipeline.decoder.energy import energies
+from pipeline.decoder.recurrence import Loop
 from pipeline.params import section
 
 
@@ -59,10 +60,25 @@ def places(height: int, width: int) -> Tensor:
 class Regions(NamedTuple):
     """What the decoder may look at, prepared once an image."""
 
-    values: Tensor
-    """[B, P, C + 16]: the grid, normalised over channels, and each region's place."""
+    mean: Tensor
+    """[B, 1, C + 16]"""
     keys: Tensor
     """[B, P, A]"""
+    values: Tensor | None
+    """[B, P, C + 16]: the grid, normalised over channels, and each region's place. None where the products below are
+    made already."""
+    gates: Tensor
+    """What a mean region, or, without values, attention itself is multiplied with for the LSTM's gates: [C + 16, 4H] or
+    [B, P, 4H]."""
+    output: Tensor
+    """The same for the layer before the vocabulary: [C + 16, E] or [B, P, E]."""
+
+    def of_images(self, images: Tensor) -> "Regions":
+        """Pick the images numbered [B']."""
+        picked = self._replace(mean=self.mean[images], keys=self.keys[images])
+        if self.values is None:
+            return picked._replace(gates=self.gates[images], output=self.output[images])
+        return picked._replace(values=self.values[images])
 
 
 class State(NamedTuple):
@@ -74,6 +90,21 @@ class State(NamedTuple):
     """[B, K, H]"""
     seen: Tensor
     """[B, K, P], the attention of all words so far, summed."""
+
+
+class Dropout(nn.Module):
+    """`nn.Dropout`, whose random numbers take a tenth of a training step on a CPU, with faster ones."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.p = share
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Zero a share of the values, and scale the others so that their sum is expected to stay."""
+        if not self.training or not self.p:
+            return values
+        kept = torch.rand(values.shape, device=values.device) >= self.p
+        return values * (kept.to(values.dtype) / (1 - self.p))
 
 
 class AttentionDecoder(nn.Module):
@@ -106,59 +137,71 @@ class AttentionDecoder(nn.Module):
         self.state_output = nn.Linear(params.state, params.embedding)
         self.context_output = nn.Linear(channels, params.embedding, bias=False)
         self.vocabulary = nn.Linear(params.embedding, words)
-        self.dropout = nn.Dropout(params.dropout)
-        self.word_dropout = nn.Dropout(params.word_dropout)
-        self.region_dropout = nn.Dropout(params.region_dropout)
+        self.dropout = Dropout(params.dropout)
+        self.word_dropout = Dropout(params.word_dropout)
+        self.region_dropout = Dropout(params.region_dropout)
 
-    def look(self, grids: Tensor) -> Regions:
-        """Prepare grids [B, P, C] of any float type."""
+    def look(self, grids: Tensor, looks: int = 0) -> Regions:
+        """Prepare grids [B, P, C] of any float type. `looks` at each are made by all its captions, 0 if unknown."""
         normalised = F.layer_norm(grids.to(self.key.weight.dtype), [self._channels])
         normalised = normalised * self.region_dropout(normalised.new_ones(*normalised.shape[:2], 1))
         values = torch.cat([normalised, self.places.expand(len(grids), -1, -1)], dim=-1)
         if torch.is_autocast_enabled(values.device.type):
             # Once an image, not once a word.
             values = values.to(torch.get_autocast_dtype(values.device.type))
-        return Regions(values, self.key(values))
+        mean, keys = values.mean(dim=1, keepdim=True), self.key(values)
+        if looks > values.shape[1]:
+            return Regions(mean, keys, None, self.context_gates(values), self.context_output(values))
+        return Regions(mean, keys, values, self.context_gates.weight.T, self.context_output.weight.T)
 
     def start(self, regions: Regions, captions: int) -> State:
         """The state before the first word of `captions` captions an image: made from the mean region."""
-        mean = regions.values.mean(dim=1, keepdim=True)  # [B, 1, C]
         # In one piece, since a product with an expanded tensor copies the weights for each image.
-        hidden = torch.tanh(self.first_hidden(mean)).expand(-1, captions, -1).contiguous()
-        cell = torch.tanh(self.first_cell(mean)).expand(-1, captions, -1)
+        hidden = torch.tanh(self.first_hidden(regions.mean)).expand(-1, captions, -1).contiguous()
+        cell = torch.tanh(self.first_cell(regions.mean)).expand(-1, captions, -1)
         # What is summed up over words keeps the weights' precision.
-        seen = cell.new_zeros(len(mean), captions, regions.values.shape[1], dtype=self.energy.dtype)
+        seen = cell.new_zeros(len(hidden), captions, regions.keys.shape[1], dtype=self.energy.dtype)
         return State(hidden, cell.to(self.energy.dtype), seen)
 
-    def step(self, words: Tensor, state: State, regions: Regions) -> tuple[Tensor, State, Tensor]:
-        """Read one word a caption and predict the next.
+    def read_all(self) -> Tensor:
+        """What every word asks of the state, [V, A + 2 + 4H]: made once, it saves a search a product at each word."""
+        return self._asked(self.embedding.weight)
+
+    def step(
+        self, words: Tensor, state: State, regions: Regions, asked: Tensor | None = None
+    ) -> tuple[Tensor, State, Tensor]:
+        """Read one word a caption and predict the next, in evaluation with the help of `read_all`.
 
         Takes ids [B, K]; returns logits [B, K, V], the new state, and the attention [B, K, P], which sums to 1.
         """
         embedded = self._embed(words)
-        state, context, attention = self._advance(
-            self.from_word(embedded), state, regions, self.from_state, self.context_gates
+        asked_by_words = self._asked(embedded) if asked is None else F.embedding(words, asked)
+        state, attention, context = self._advance(
+            asked_by_words, state, regions, self.from_state.weight.T, regions.gates
         )
-        return self._logits(embedded, state.hidden, context), state, attention
+        return self._logits(embedded, state.hidden, context @ regions.output), state, attention
 
     def forward(self, grids: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
         """Read whole captions and predict each next word, as `step` would one by one.
 
         Takes grids [B, P, C] and ids [B, K, T]; returns logits [B, K, T, V] and attention [B, K, T, P].
         """
-        regions = self.look(grids)
-        state = self.start(regions, words.shape[1])
-        embedded = self._embed(words)  # [B, K, T, E]
-        rows = words.shape[:2]
-        from_state = LoopedLinear(self.from_state, words.shape[2], rows)
-        context_gates = LoopedLinear(self.context_gates, words.shape[2], rows)
+        captions, length = words.shape[1:]
+        regions = self.look(grids, captions * length)
+        state = self.start(regions, captions)
+        embedded = self._embed(words.permute(2, 0, 1))  # [T, B, K, E]
+        loop = Loop(self._asked(embedded), self.from_state.weight.T, regions.gates)
         hiddens, contexts, attentions = [], [], []
-        for from_word in self.from_word(embedded).unbind(dim=2):
-            state, context, attention = self._advance(from_word, state, regions, from_state, context_gates)
+        for asked in loop.summed:
+            before = state.hidden
+            state, attention, context = self._advance(asked, state, regions, *loop.matrices)
+            loop.multiplied(before, context)
             hiddens.append(state.hidden)
             contexts.append(context)
             attentions.append(attention)
-        logits = self._logits(embedded, torch.stack(hiddens, dim=2), torch.stack(contexts, dim=2))
+        context = torch.stack(contexts, dim=2).flatten(1, 2) @ regions.output
+        embedded = embedded.permute(1, 2, 0, 3)
+        logits = self._logits(embedded, torch.stack(hiddens, dim=2), context.view_as(embedded))
         return logits, torch.stack(attentions, dim=2)
 
     def _embed(self, words: Tensor) -> Tensor:
@@ -166,25 +209,25 @@ class AttentionDecoder(nn.Module):
         hidden: Tensor = embedded * self.word_dropout(embedded.new_ones(*words.shape, 1))
         return hidden
 
+    def _asked(self, embedded: Tensor) -> Tensor:
+        """The words' and the biases' share of what the state is asked."""
+        return F.linear(embedded, self.from_word.weight, self.from_state.bias)
+
     def _advance(
-        self,
-        from_word: Tensor,
-        state: State,
-        regions: Regions,
-        from_state: Callable[[Tensor], Tensor],
-        context_gates: Callable[[Tensor], Tensor],
+        self, asked: Tensor, state: State, regions: Regions, from_state: Tensor, gates_of: Tensor
     ) -> tuple[State, Tensor, Tensor]:
-        query, gate, return_, gates = torch.split(from_word + from_state(state.hidden), self._sizes, dim=-1)
-        compare = compiled_energies if self.compiled else energies
-        energy = compare(regions.keys, query, self.energy) + return_ * state.seen
+        """Look and take one step; returns the new state, the attention, and what `regions.output` is to multiply."""
+        query, gate, seek, gates = torch.split(asked + state.hidden @ from_state, self._sizes, dim=-1)
+        energy = energies(regions.keys, query, self.energy, self.compiled) + seek * state.seen
         attention = energy.softmax(dim=-1)  # [B, K, P]
-        context = gate.sigmoid() * torch.bmm(attention, regions.values)  # [B, K, C]
-        entry, forget, candidate, output = (gates + context_gates(context)).chunk(4, dim=-1)
+        looked = gate.sigmoid() * attention
+        context = looked if regions.values is None else torch.bmm(looked, regions.values)
+        entry, forget, candidate, output = (gates + context @ gates_of).chunk(4, dim=-1)
         cell = forget.sigmoid() * state.cell + entry.sigmoid() * candidate.tanh()
         hidden = output.sigmoid() * cell.tanh()
-        return State(hidden, cell, state.seen + attention), context, attention
+        return State(hidden, cell, state.seen + attention), attention, context
 
     def _logits(self, embedded: Tensor, hidden: Tensor, context: Tensor) -> Tensor:
-        deep = torch.tanh(embedded + self.state_output(hidden) + self.context_output(context))
+        deep = torch.tanh(embedded + self.state_output(hidden) + context)
         logits: Tensor = self.vocabulary(self.dropout(deep))
         return logits
