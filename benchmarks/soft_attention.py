@@ -11,7 +11,7 @@ Shapes: `B` images, `K` captions an image (or beams), `T` words, `P` regions, `C
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -22,10 +22,10 @@ from torch.nn import functional as F
 from pipeline.captions.tokens import CaptionTokens
 from pipeline.captions.vocabulary import PAD, Vocabulary
 from pipeline.decoder.energy import energies
-from pipeline.decoder.search import SearchParams, of_beams, search
+from pipeline.decoder.search import SearchParams, pick_beams, search
 from pipeline.features.store import FeatureStore
 
-SEARCH = SearchParams(beam=5, max_words=50, length_exponent=0.0, allow_unknown=False)
+SEARCH = replace(SearchParams.greedy(max_words=50), beam=5)
 """Captions are ranked by their log-probability, whatever their length."""
 _IMAGES_A_SEARCH = 32
 
@@ -49,6 +49,16 @@ class State(NamedTuple):
 
     hidden: Tensor
     cell: Tensor
+
+
+class View(NamedTuple):
+    """What the decoder sees, prepared once an image, and remembers."""
+
+    regions: Tensor
+    """[B, P, C]"""
+    keys: Tensor
+    """[B, P, size]"""
+    state: State
 
 
 class SoftAttention(nn.Module):
@@ -89,17 +99,20 @@ class SoftAttention(nn.Module):
     @torch.inference_mode()
     def caption(self, regions: Tensor) -> list[tuple[int, ...]]:
         """The ids of each image's best caption."""
-        keys = self.key(regions)
-
-        def step(words: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
-            state, attention = self._advance(self.embedding(words), state, regions, keys)
-            return self.vocabulary(state.hidden), state, attention
-
-        def choose(state: State, beams: Tensor) -> State:
-            return State(*(of_beams(values, beams) for values in state))
-
-        found = search(step, choose, self.start(regions), len(regions), SEARCH, regions.device)
+        view = View(regions, self.key(regions), self.start(regions))
+        found = search(self, view, range(len(regions)), SEARCH, regions.device)
         return [best.words for best, *_ in found]
+
+    def step(self, words: Tensor, view: "View") -> tuple[Tensor, "View", Tensor]:
+        """One word of a search: ids [B, K] to logits [B, K, V], the next view and attention [B, K, P]."""
+        state, attention = self._advance(self.embedding(words), view.state, view.regions, view.keys)
+        return self.vocabulary(state.hidden), view._replace(state=state), attention
+
+    def of_beams(self, view: "View", beams: Tensor) -> "View":
+        return view._replace(state=State(*(pick_beams(values, beams) for values in view.state)))
+
+    def of_images(self, view: "View", images: Tensor) -> "View":
+        return View(view.regions[images], view.keys[images], State(*(values[images] for values in view.state)))
 
     def _advance(self, embedded: Tensor, state: State, regions: Tensor, keys: Tensor) -> tuple[State, Tensor]:
         attention = energies(keys, self.query(state.hidden), self.energy.weight[0]).softmax(dim=-1)  # [B, K, P]

@@ -1,21 +1,28 @@
-"""Captions from grids: the decoder driven by the search.
+"""Captions from grids: one decoder, or several that vote, driven by the search.
 
-Shapes: `B` images, `W` beams, `P` regions, `C` channels.
+Shapes: `B` images, `W` beams, `P` regions, `C` channels, `V` words known.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from pipeline.captions.records import Split
-from pipeline.decoder.attention import AttentionDecoder, State
-from pipeline.decoder.generated import Generated
-from pipeline.decoder.saved import SavedModel
-from pipeline.decoder.search import Hypothesis, SearchParams, of_beams, search
+from pipeline.decoder.attention import AttentionDecoder, Regions, State
+from pipeline.decoder.generated import Generated, Ranked
+from pipeline.decoder.saved import SavedModel, read_model
+from pipeline.decoder.search import Hypothesis, SearchParams, pick_beams, search
+from pipeline.errors import UserError
 from pipeline.features.store import FeatureStore
 from pipeline.params import section
+
+_USUAL_WORDS = 12
+"""How many a caption has, about; what is prepared once an image depends on how often it will be looked at."""
 
 
 @section
@@ -24,49 +31,129 @@ class GenerateParams:
 
     split: Split
     """Split whose images are captioned, and then scored."""
+    ensemble: Path
+    """Folder of further model folders, whose probabilities are averaged with the trained model's; empty: it alone."""
     search: SearchParams
 
 
-@torch.inference_mode()
-def caption(decoder: AttentionDecoder, grids: Tensor, params: SearchParams) -> list[list[Hypothesis]]:
-    """Caption grids [B, P, C] with a decoder in evaluation mode; returns each image's beams, the best first."""
-    assert not decoder.training, "dropout would make captions random"
-    regions = decoder.look(grids)
+def caption(
+    decoders: Sequence[AttentionDecoder],
+    grids: Tensor,
+    image_ids: Sequence[int],
+    params: SearchParams,
+    asked: Sequence[Tensor] | None = None,
+) -> list[list[Hypothesis]]:
+    """Caption grids [B, P, C] with decoders in evaluation mode; returns each image's captions, the best first.
 
-    def step(words: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
-        return decoder.step(words, state, regions)
+    Of several decoders, which share a vocabulary, the probabilities of words are averaged, and so is their attention.
+    With the seed, an image's id alone decides what is drawn for it; a beam search takes no notice of ids. To caption
+    many batches faster, give what `read_ahead` makes of the decoders.
+    """
+    assert not any(decoder.training for decoder in decoders), "dropout would make captions random"
+    voters = _Voters(decoders, [None] * len(decoders) if asked is None else asked)
+    with torch.inference_mode(), _arithmetic(params, grids.device):
+        return search(voters, voters.start(grids, params), image_ids, params, grids.device)
 
-    def choose(state: State, beams: Tensor) -> State:
-        return State(*(of_beams(values, beams) for values in state))
 
-    return search(step, choose, decoder.start(regions, 1), len(grids), params, grids.device)
+def read_ahead(decoders: Sequence[AttentionDecoder], params: SearchParams) -> list[Tensor]:
+    """What every word asks of each decoder's state, known before there are images."""
+    with torch.inference_mode(), _arithmetic(params, decoders[0].energy.device):
+        return [decoder.read_all() for decoder in decoders]
+
+
+def _arithmetic(params: SearchParams, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=params.precision == "bfloat16")
+
+
+class _View(NamedTuple):
+    """What one decoder sees and remembers."""
+
+    regions: Regions
+    state: State
+
+
+class _Voters:
+    """Decoders that choose each word together."""
+
+    def __init__(self, decoders: Sequence[AttentionDecoder], asked: Sequence[Tensor | None]) -> None:
+        self._decoders = decoders
+        self._asked = asked
+
+    def start(self, grids: Tensor, params: SearchParams) -> list[_View]:
+        captions = params.beam if params.method == "beam" else params.n_best
+        looked = [decoder.look(grids, captions * _USUAL_WORDS) for decoder in self._decoders]
+        return [_View(own, decoder.start(own, 1)) for decoder, own in zip(self._decoders, looked, strict=True)]
+
+    def step(self, words: Tensor, views: list[_View]) -> tuple[Tensor, list[_View], Tensor]:
+        steps = [
+            decoder.step(words, view.state, view.regions, asked)
+            for decoder, view, asked in zip(self._decoders, views, self._asked, strict=True)
+        ]
+        views = [view._replace(state=state) for view, (_, state, _) in zip(views, steps, strict=True)]
+        if len(steps) == 1:
+            return steps[0][0], views, steps[0][2]
+        votes = torch.stack([logits.float().log_softmax(dim=-1) for logits, _, _ in steps])
+        attention = torch.stack([attention for _, _, attention in steps]).mean(dim=0)
+        return votes.logsumexp(dim=0) - math.log(len(steps)), views, attention
+
+    def of_beams(self, views: list[_View], beams: Tensor) -> list[_View]:
+        return [view._replace(state=State(*(pick_beams(values, beams) for values in view.state))) for view in views]
+
+    def of_images(self, views: list[_View], images: Tensor) -> list[_View]:
+        return [
+            _View(view.regions.of_images(images), State(*(values[images] for values in view.state))) for view in views
+        ]
+
+
+def read_models(model: Path, ensemble: Path | None) -> list[SavedModel]:
+    """Read the trained model, and with it those in the folders of `ensemble`, in the order of their names.
+
+    Raises `UserError` where a folder holds no model, or one of another vocabulary or encoder than the first.
+    """
+    folders = sorted(path for path in ensemble.iterdir() if path.is_dir()) if ensemble and ensemble.is_dir() else []
+    models = [read_model(folder) for folder in [model, *folders]]
+    for folder, other in zip(folders, models[1:], strict=True):
+        for name, own, wanted in (
+            ("vocabulary", other.config.vocabulary_digest, models[0].config.vocabulary_digest),
+            ("encoder setting", other.config.encoder_fingerprint, models[0].config.encoder_fingerprint),
+        ):
+            if own != wanted:
+                raise UserError(
+                    f"{folder}: was trained with {name} {own}, but {model} with {wanted}; models vote only on the same "
+                    f"words and features: train it anew on the present ones, or take it out of {ensemble}"
+                )
+    return models
 
 
 def caption_images(
-    model: SavedModel,
+    models: Sequence[SavedModel],
     store: FeatureStore,
     image_ids: Sequence[int],
     params: SearchParams,
     images_a_batch: int,
     device: torch.device,
-) -> list[Generated]:
-    """Find the best caption of each image whose grid the store holds, in the order of `image_ids`."""
-    decoder = model.decoder.to(device)
-    found = []
+) -> Iterator[Generated]:
+    """Caption each image whose grid the store holds, in the order of `image_ids`, batch by batch as they are asked for.
+
+    Of several models, which share vocabulary and encoder setting, the probabilities are averaged.
+    """
+    decoders = [model.decoder.to(device) for model in models]
+    words = models[0].vocabulary.words
+    asked = read_ahead(decoders, params)
     with tqdm(total=len(image_ids), desc="generate", unit="image") as bar:
         for start in range(0, len(image_ids), images_a_batch):
             part = image_ids[start : start + images_a_batch]
             grids = torch.from_numpy(store.grids(part)).to(device)
-            for image_id, beams in zip(part, caption(decoder, grids, params), strict=True):
-                found.append(_generated(image_id, beams[0], model))
+            for image_id, found in zip(part, caption(decoders, grids, part, params, asked), strict=True):
+                yield Generated(
+                    image_id=image_id,
+                    captions=tuple(_ranked(one, words) for one in found),
+                    attention=found[0].attention.half().numpy(),
+                )
             bar.update(len(part))
-    return found
 
 
-def _generated(image_id: int, best: Hypothesis, model: SavedModel) -> Generated:
-    return Generated(
-        image_id=image_id,
-        words=tuple(model.vocabulary.words[number] for number in best.words),
-        log_probability=best.log_probability,
-        attention=best.attention.half().numpy(),
+def _ranked(one: Hypothesis, words: Sequence[str]) -> Ranked:
+    return Ranked(
+        words=tuple(words[number] for number in one.words), log_probability=one.log_probability, score=one.score
     )
