@@ -44,7 +44,11 @@ def open_store(folder: Path) -> store.FeatureStore:
 
     Raises `UserError` where the folder is none, and as `FeatureStore` does.
     """
-    _store_index(folder)
+    if not (folder / store.INDEX_FILE).is_file():
+        raise UserError(
+            f"{folder}: is no feature store (it has no {store.INDEX_FILE}); name the folder of one, such as"
+            " data/features"
+        )
     return store.FeatureStore(folder)
 
 
@@ -53,20 +57,8 @@ def verify(folder: Path) -> str:
 
     Raises `UserError` where the folder is no feature store, and one that names each shard that is missing or altered.
     """
-    index = _store_index(folder)
-    store.FeatureStore(folder).verify()
-    return f"{folder}: shards compared with {store.INDEX_FILE}: {len(index['shards']):,}, all as they were written"
-
-
-def _store_index(folder: Path) -> dict[str, Any]:
-    path = folder / store.INDEX_FILE
-    index = _read_json(path) if path.is_file() else {}
-    if index.get("schema") != store.SCHEMA:
-        raise UserError(
-            f"{folder}: is no feature store (it has no {store.INDEX_FILE} of schema {store.SCHEMA}); name the folder"
-            " of one, such as data/features"
-        )
-    return index
+    compared = open_store(folder).verify()
+    return f"{folder}: shards compared with {store.INDEX_FILE}: {compared:,}, all as they were written"
 
 
 def _describe_folder(folder: Path) -> Iterator[str]:

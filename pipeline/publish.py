@@ -10,11 +10,13 @@ import json
 import os
 import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 
 def fingerprint(**parts: Any) -> str:
@@ -27,6 +29,25 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_digests(
+    paths: Sequence[Path], told: str, unit: str, threads: int | None = None, silent: bool = False
+) -> list[str | OSError]:
+    """Digest files as `file_digest` does, on several threads; one that cannot be read gives its error.
+
+    On a terminal a bar headed `told` counts them in `unit`s, unless `silent`.
+    """
+
+    def digest(path: Path) -> str | OSError:
+        try:
+            return file_digest(path)
+        except OSError as error:
+            return error
+
+    with ThreadPoolExecutor(threads) as pool:
+        digests = pool.map(digest, paths)
+        return list(tqdm(digests, told, len(paths), unit=unit, leave=False, disable=True if silent else None))
 
 
 def code_digest() -> str:
@@ -83,10 +104,17 @@ def work_folder(root: Path, stage: str, name: str) -> Iterator[Path]:
 
 @contextmanager
 def fresh_folder(target: Path) -> Iterator[Path]:
-    """Make an empty folder beside `target` for work that is quick to do again; it is gone afterwards."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-        yield Path(folder)
+    """Make an empty folder beside `target` for work that is quick to do again; it is gone afterwards.
+
+    What a killed run left of it is removed first.
+    """
+    folder = target.with_name(f".{target.name}.unfinished")
+    _remove(folder)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        _remove(folder)
 
 
 def publish(source: Path, target: Path) -> None:

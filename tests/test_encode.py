@@ -32,6 +32,7 @@ from pipeline.features.encoder import EncodeParams, encode_grids, load_encoder
 from pipeline.features.encoding import ROWS_A_SHARD, RUNS_FILE, Counts, Encoded, encode
 from pipeline.features.images import read_image, read_views
 from pipeline.features.store import INDEX_FILE, FeatureStore, whole_shards
+from tests.materials import encode_params
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "real"
@@ -106,17 +107,7 @@ def dataset_in(folder: Path, weights: Path, pictures: int) -> Dataset:
     (folder / "images").mkdir()
     for image_id in range(pictures):
         paint(folder / "images" / f"{image_id:04}.jpg", image_id)
-    params = EncodeParams(
-        architecture="resnet18",
-        layer="layer3",
-        weights=str(weights),
-        watch="data",
-        image_size=32,
-        precision="float32",
-        compile=False,
-        views=("whole",),
-    )
-    return Dataset(folder, params)
+    return Dataset(folder, encode_params(weights))
 
 
 @pytest.fixture
@@ -496,16 +487,7 @@ def test_real_photographs_go_through_real_weights(tmp_path):
     (tmp_path / "images").mkdir()
     for image_id, path in enumerate(sorted((REAL / "flickr" / "images").glob("*.jpg"))[:12]):
         (tmp_path / "images" / f"{image_id}.jpg").symlink_to(path)
-    params = EncodeParams(
-        architecture="resnet18",
-        layer="layer3",
-        weights=str(REAL / "weights" / "resnet18-imagenet-to-layer3.pth"),
-        watch="data",
-        image_size=224,
-        precision="float32",
-        compile=False,
-        views=("whole",),
-    )
+    params = encode_params(REAL / "weights" / "resnet18-imagenet-to-layer3.pth", image_size=224)
     Dataset(tmp_path, params).encode()
 
     grids = FeatureStore(tmp_path / "features").grids(range(12)).astype(np.float32)

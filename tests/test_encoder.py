@@ -26,14 +26,13 @@ from pipeline.features.encoder import (
     weights_digest,
 )
 from pipeline.params import load
+from tests.materials import encode_params
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
 
 
 def params(weights: Path | str, **changes: object) -> EncodeParams:
-    values = {"architecture": "resnet18", "layer": "layer2", "image_size": 64, "precision": "float32", "watch": "data"}
-    values |= {"compile": False, "views": ("whole",)}
-    return EncodeParams(**(values | {"weights": str(weights)} | changes))
+    return encode_params(weights, **({"layer": "layer2", "image_size": 64} | changes))
 
 
 @pytest.fixture(scope="module")

@@ -16,20 +16,11 @@ from pipeline.cli import app
 from pipeline.errors import UserError
 from pipeline.features import store
 from pipeline.inspection import describe, verify
+from tests.materials import small_setting
 
 REPOSITORY = Path(__file__).parents[1]
 
-SETTING = store.Setting(
-    architecture="resnet18",
-    layer="layer3",
-    weights_digest="ab",
-    image_size=64,
-    precision="float32",
-    compiled=False,
-    grid_height=2,
-    grid_width=3,
-    channels=4,
-)
+SETTING = small_setting(grid_width=3, channels=4)
 
 
 def told(path: Path) -> str:
@@ -279,9 +270,9 @@ def test_only_a_feature_store_can_be_verified(tmp_path: Path, make: Callable[[Pa
     assert str(error.value).startswith(f"{path}: is no feature store")
 
 
-def test_an_index_of_something_else_is_no_feature_store(tmp_path: Path) -> None:
+def test_an_index_of_something_else_is_told(tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text('{"schema": "gridcap.attention", "schema_version": 2}')
-    with pytest.raises(UserError, match="is no feature store"):
+    with pytest.raises(UserError, match=r"has schema gridcap\.attention version 2, this gridcap reads"):
         verify(tmp_path)
 
 

@@ -108,3 +108,16 @@ def test_work_survives_from_one_opening_to_the_next(tmp_path: Path) -> None:
         assert (again / "shard").read_text() == "whole"
     with work_folder(tmp_path, "encode", "other") as other:
         assert list(other.iterdir()) == []
+
+
+def test_a_fresh_folder_takes_away_what_a_kill_left(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom pipeline.publish import fresh_folder\n"
+        "with fresh_folder(Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'half').touch()\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "out")], cwd=Path(__file__).parents[1], check=False)
+    assert [path.name for path in tmp_path.rglob("half")] == ["half"]
+    with fresh_folder(tmp_path / "out") as folder:
+        assert list(folder.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []

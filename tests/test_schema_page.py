@@ -11,20 +11,11 @@ import numpy as np
 import pytest
 
 from pipeline.features.images import PART, View
-from pipeline.features.store import INDEX_FILE, SCHEMA_VERSION, FeatureStore, Setting, write_index, write_shard
+from pipeline.features.store import INDEX_FILE, SCHEMA_VERSION, FeatureStore, write_index, write_shard
+from tests.materials import small_setting
 
 PAGE = (Path(__file__).parents[1] / "docs" / "features.md").read_text()
-SETTING = Setting(
-    architecture="resnet18",
-    layer="layer3",
-    weights_digest="0" * 64,
-    image_size=32,
-    precision="float32",
-    compiled=True,
-    grid_height=2,
-    grid_width=3,
-    channels=4,
-)
+SETTING = small_setting(compiled=True, grid_width=3, channels=4)
 VIEWS = ("centre_flipped", "whole")
 CONTENTS = {5: "a" * 64, 7: "b" * 64, 1_000_000: "c" * 64}
 SIZES = {"N": 4, "P": 6, "C": 4}

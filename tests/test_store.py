@@ -19,23 +19,15 @@ from pipeline.features import store as store_module
 from pipeline.features.store import (
     INDEX_FILE,
     FeatureStore,
-    Setting,
     Shard,
     whole_shards,
     write_index,
     write_shard,
 )
+from tests.materials import small_setting
 
-SETTING = Setting(
-    architecture="resnet18",
-    layer="layer4",
-    weights_digest="ab" * 32,
-    image_size=96,
-    precision="float32",
-    compiled=False,
-    grid_height=3,
-    grid_width=3,
-    channels=16,
+SETTING = small_setting(
+    layer="layer4", weights_digest="ab" * 32, image_size=96, grid_height=3, grid_width=3, channels=16
 )
 WHOLE = ("whole",)
 PYTHON = [sys.executable, "-c"]

@@ -1,3 +1,4 @@
+import io
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -14,18 +15,9 @@ from pipeline.errors import UserError
 from pipeline.features.images import View
 from pipeline.features.store import FeatureStore, Grids, Setting, write_index, write_shard
 from pipeline.features.viewing import SAMPLED_IMAGES, draw_grid, fit_colouring
+from tests.materials import small_setting
 
-SETTING = Setting(
-    architecture="resnet18",
-    layer="layer3",
-    weights_digest="ab",
-    image_size=64,
-    precision="float32",
-    compiled=False,
-    grid_height=2,
-    grid_width=3,
-    channels=4,
-)
+SETTING = small_setting(image_size=64, grid_width=3, channels=4)
 ORANGE, TEAL = (200, 100, 50), (20, 120, 110)
 PARAMS = """
 dataset:
@@ -41,8 +33,8 @@ dataset:
 
 def write_store(folder: Path, grids: Grids, setting: Setting = SETTING, views: Sequence[View] = ("whole",)) -> Path:
     """A store of one image a row, with ids from 1; further views are all zeros."""
-    rows = [sha256(str(row).encode()).hexdigest() for row in range(len(grids))]
     ids = list(range(1, len(grids) + 1))
+    rows = [sha256(picture(image_id)).hexdigest() for image_id in ids]
     shards = [
         write_shard(folder, setting, ids, [(row, view) for row in rows], grids if place == 0 else np.zeros_like(grids))
         for place, view in enumerate(views)
@@ -58,13 +50,20 @@ def two_areas() -> Grids:
     return grids
 
 
-def write_dataset(folder: Path) -> None:
-    """Images 1 to 3, orange in the left half and teal in the right; records and params that lead to them."""
-    (folder / "pictures").mkdir(parents=True)
+def picture(image_id: int) -> bytes:
+    """A PNG file, orange in the left half and teal in the right, with bytes of its own after its end."""
     pixels = np.full((32, 48, 3), ORANGE, dtype=np.uint8)
     pixels[:, 24:] = TEAL
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue() + image_id.to_bytes(2)
+
+
+def write_dataset(folder: Path) -> None:
+    """Images 1 to 3, and records and params that lead to them."""
+    (folder / "pictures").mkdir(parents=True)
     for image_id in (1, 2, 3):
-        Image.fromarray(pixels).save(folder / f"pictures/{image_id}.png")
+        (folder / f"pictures/{image_id}.png").write_bytes(picture(image_id))
     write_records(
         folder / "prepared",
         [Record(image_id=i, file=f"{i}.png", split="train", captions=("A cube .",)) for i in (1, 2, 3, 9)],
@@ -264,6 +263,19 @@ def test_what_cannot_be_drawn_is_told_in_a_sentence(dataset: Path, arguments: tu
     assert str(error).startswith(message.format(dataset=dataset))
 
 
+def test_a_file_that_is_not_the_one_encoded_is_named(dataset: Path) -> None:
+    store = write_store(dataset / "features", two_areas())
+    file = dataset / "pictures/2.png"
+    file.write_bytes(picture(1))
+    encoded, found = (sha256(picture(image_id)).hexdigest() for image_id in (2, 1))
+    with pytest.raises(UserError) as error:
+        draw(dataset, store, image_id=2)
+    assert str(error.value) == (
+        f"{file}: has SHA-256 {found}, but the grid of image 2 is of a file with {encoded}; run `dvc repro encode`"
+    )
+    assert not (dataset / "grid.png").exists()
+
+
 def test_only_images_of_a_feature_store_are_drawn(dataset: Path) -> None:
     error = inspect(dataset, "--image", "1", "--out", str(dataset / "grid.png")).exception
     assert isinstance(error, UserError)
@@ -280,7 +292,7 @@ def test_grids_that_are_not_finite_are_told_in_a_sentence(dataset: Path) -> None
 
 def test_a_long_name_with_dollars_is_no_formula_and_fits(dataset: Path) -> None:
     name = r"$\frac$" * 20 + ".png"
-    Image.new("RGB", (8, 8)).save(dataset / "pictures" / name)
+    (dataset / "pictures" / name).write_bytes(picture(1))
     write_records(dataset / "prepared", [Record(image_id=1, file=name, split="train", captions=("A cube .",))])
     with Image.open(draw(dataset, write_store(dataset / "features", two_areas()))) as image:
         title = np.asarray(image.convert("L"))[:30]

@@ -30,6 +30,9 @@ Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet1
 Layer = Literal["layer2", "layer3", "layer4"]
 Precision = Literal["float32", "bfloat16"]
 
+# Fixed, and the last batch filled up, since convolutions may round otherwise for another batch size.
+PICTURES_A_BATCH = 16
+
 STRIDES: dict[Layer, int] = {"layer2": 8, "layer3": 16, "layer4": 32}
 
 
@@ -96,11 +99,15 @@ def load_encoder(params: EncodeParams) -> GridEncoder:
     Raises `UserError`, naming file and tensors, where the weights are missing, unreachable, damaged, or do
     not cover the layers kept; tensors of other layers are ignored.
     """
-    path = _weights_path(params)
+    return read_encoder(_weights_path(params), params.architecture, params.layer)
+
+
+def read_encoder(path: Path, architecture: Architecture, layer: Layer) -> GridEncoder:
+    """Build the encoder whose weights a file holds, as `load_encoder` does. Raises `UserError` as that does."""
     # On `meta` nothing is filled with random numbers only to be replaced.
     with torch.device("meta"):
-        encoder = GridEncoder(params.architecture, params.layer)
-    encoder.load_state_dict(_matching(read_weights(path), encoder, path, params), assign=True)
+        encoder = GridEncoder(architecture, layer)
+    encoder.load_state_dict(_matching(read_weights(path), encoder, path, f"{architecture} up to {layer}"), assign=True)
     encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return encoder.eval().requires_grad_(False)
 
@@ -143,6 +150,13 @@ def encode_grids(network: nn.Module, pictures: Pixels) -> npt.NDArray[np.float16
     return np.asarray(regions.cpu().numpy(), dtype=np.float16)
 
 
+def encode_batch(network: nn.Module, pictures: Pixels, size: int = PICTURES_A_BATCH) -> npt.NDArray[np.float16]:
+    """Encode at most `size` pictures, uint8 [B, S, S, 3], as a batch of just that size; otherwise as `encode_grids`."""
+    batch = np.zeros((size, *pictures.shape[1:]), dtype=np.uint8)
+    batch[: len(pictures)] = pictures
+    return encode_grids(network, batch)[: len(pictures)]
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dict from a .safetensors, .pth or .pt file; nothing in it can run code.
 
@@ -168,13 +182,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return content
 
 
+def cached_weights(url: str) -> Path:
+    """Path in PyTorch's hub cache of the weights file that lies at `url`, whether it is there or not."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+
+
 def fetch_weights(url: str) -> Path:
     """Give the path of a weights file in PyTorch's hub cache, downloaded from `url` where it is not there.
 
     Raises `UserError`, saying where to put the file, where it cannot be downloaded whole.
     """
-    name = url.rsplit("/", 1)[-1]
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    path = cached_weights(url)
+    name = path.name
     if path.is_file():
         return path
     digest = re.search(r"-([0-9a-f]{8,})\.", name)  # torchvision's names end in a part of the SHA-256
@@ -201,7 +220,7 @@ def _weights_path(params: EncodeParams) -> Path:
     return fetch_weights(known[params.weights].url)
 
 
-def _matching(found: dict[str, Tensor], encoder: GridEncoder, path: Path, params: EncodeParams) -> dict[str, Tensor]:
+def _matching(found: dict[str, Tensor], encoder: GridEncoder, path: Path, described: str) -> dict[str, Tensor]:
     wanted = _weighing(encoder)
     missing = [name for name in wanted if name not in found]
     misshapen = [name for name in wanted if name in found and found[name].shape != wanted[name].shape]
@@ -214,7 +233,7 @@ def _matching(found: dict[str, Tensor], encoder: GridEncoder, path: Path, params
                 f" ({list(found[first].shape)}, not {list(wanted[first].shape)})"
             )
         raise UserError(
-            f"{path}: does not fit {params.architecture} up to {params.layer}: {'; '.join(faults)}; mend"
+            f"{path}: does not fit {described}: {'; '.join(faults)}; mend"
             " encode.weights, encode.architecture or encode.layer in params.yaml"
         )
     # Batch norm's counter matters to training alone, and converters leave it out.

@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -29,25 +28,24 @@ from tqdm import tqdm
 from pipeline.captions.records import Record
 from pipeline.errors import UserError
 from pipeline.features.encoder import (
+    PICTURES_A_BATCH,
     STRIDES,
     EncodeParams,
     GridEncoder,
-    encode_grids,
+    encode_batch,
     for_inference,
     load_encoder,
     weights_digest,
 )
 from pipeline.features.images import Pixels, View, read_bytes, read_views
 from pipeline.features.store import Key, Setting, Shard, whole_shards, write_index, write_shard
-from pipeline.publish import file_digest, publish, work_folder
+from pipeline.publish import file_digests, publish
 from pipeline.ranks import ALONE, Ranks
 
 STAGE = "encode"
 RUNS_FILE = "runs.jsonl"
 # What a kill may cost, and, as it decides which rows share a file, part of the published bytes.
 ROWS_A_SHARD = 128
-# Fixed, and the last batch padded, since convolutions may round otherwise for another batch size.
-PICTURES_A_BATCH = 16
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FAULTS_TOLD = 5
@@ -138,10 +136,8 @@ def encode(
     encoder = load_encoder(params)
     setting = encoder_setting(encoder, params)
     network = for_inference(encoder, params.precision, params.compile, device)
-    folder = work / STAGE / setting.fingerprint
     try:
-        # The first rank holds the lock for all.
-        with work_folder(work, STAGE, setting.fingerprint) if ranks.first else nullcontext():
+        with ranks.work_folder(work, STAGE, setting.fingerprint) as folder:
             return _Run(folder, setting, params.views, network, threads, ranks).encode(records, images, out)
     except OSError as error:
         if error.errno not in _NO_ROOM:
@@ -218,19 +214,13 @@ class _Run:
 
     def _digests(self, records: Sequence[Record], images: Path) -> dict[int, str]:
         """SHA-256 of each image's file; a name of its own for one that cannot be read."""
-
-        def digest(record: Record) -> tuple[int, str]:
-            try:
-                return record.image_id, file_digest(images / record.file)
-            except OSError:
-                return record.image_id, f"unreadable {record.image_id}"
-
         own = records[self._ranks.rank :: self._ranks.size]
-        with ThreadPoolExecutor(self._threads) as pool, self._bar("digests", len(own), "image") as bar:
-            found = {}
-            for image_id, content in pool.map(digest, own):
-                found[image_id] = content
-                bar.update()
+        paths = [images / record.file for record in own]
+        digests = file_digests(paths, f"{STAGE}, digests", "image", self._threads, silent=not self._ranks.first)
+        found = {
+            record.image_id: digest if isinstance(digest, str) else f"unreadable {record.image_id}"
+            for record, digest in zip(own, digests, strict=True)
+        }
         return {image_id: content for part in self._ranks.gather(found) for image_id, content in part.items()}
 
     def _plan(
@@ -262,7 +252,12 @@ class _Run:
         shards, faults = [], []
         with (
             ThreadPoolExecutor(self._threads) as pool,
-            self._bar("grids", sum(len(image.views) for group in own for image in group), "grid") as bar,
+            tqdm(
+                total=sum(len(image.views) for group in own for image in group),
+                desc=f"{STAGE}, grids",
+                unit="grid",
+                disable=None if self._ranks.first else True,
+            ) as bar,
         ):
             pictures = self._read_ahead(pool, [image for group in own for image in group])
             for group in own:
@@ -291,9 +286,7 @@ class _Run:
         grids = np.empty((len(squares), *self._setting.grid_shape), dtype=np.float16)
         for start in range(0, len(squares), PICTURES_A_BATCH):
             batch = squares[start : start + PICTURES_A_BATCH]
-            padded = np.zeros((PICTURES_A_BATCH, *batch.shape[1:]), dtype=np.uint8)
-            padded[: len(batch)] = batch
-            grids[start : start + len(batch)] = encode_grids(self._network, padded)[: len(batch)]
+            grids[start : start + len(batch)] = encode_batch(self._network, batch)
             bar.update(len(batch))
         image_ids = [picture.image.image_id for picture in pictures for _ in picture.image.views]
         keys = [(picture.image.content, view) for picture in pictures for view in picture.image.views]
@@ -317,9 +310,6 @@ class _Run:
         }
         with (self._folder.parent / RUNS_FILE).open("a") as file:
             file.write(json.dumps(line) + "\n")
-
-    def _bar(self, what: str, total: int, unit: str) -> "tqdm[NoReturn]":
-        return tqdm(total=total, desc=f"{STAGE}, {what}", unit=unit, disable=None if self._ranks.first else True)
 
 
 def _read(image: _Image, size: int) -> _Picture | UserError:

@@ -4,14 +4,15 @@ B images, S side of the square in px.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pipeline.errors import UserError
 
@@ -62,7 +63,11 @@ _UPRIGHT = {
 }
 
 
-def read_image(source: Path | bytes, size: int, name: str = "image") -> Pixels:
+Source = Path | bytes | Image.Image
+"""A picture's file, the bytes of one, or what Pillow made of one."""
+
+
+def read_image(source: Source, size: int, name: str = "image") -> Pixels:
     """Read a picture and resize all of it to a square, whatever its shape: uint8 RGB [size, size, 3].
 
     Raises `UserError` as `read_views` does.
@@ -71,31 +76,65 @@ def read_image(source: Path | bytes, size: int, name: str = "image") -> Pixels:
     return pixels
 
 
-def read_views(source: Path | bytes, size: int, views: Sequence[View], name: str = "image") -> Pixels:
+def read_upright(source: Source, side: int, name: str = "image") -> Pixels:
+    """Read a picture as people see it, its longer side `side` px: uint8 RGB [height, width, 3].
+
+    Raises `UserError` as `read_views` does.
+    """
+    picture = _upright(source, side, name)
+    scale = side / max(picture.size)
+    width, height = (max(1, round(scale * length)) for length in picture.size)
+    return np.array(picture.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def read_views(source: Source, size: int, views: Sequence[View], name: str = "image") -> Pixels:
     """Read a picture and resize views of it to squares: uint8 RGB [views, size, size, 3].
 
     The EXIF orientation is applied, transparency shows white, the first frame stands for an animation. `name`
-    is what an error calls a picture given as bytes. Raises `UserError`, naming the file, where it is missing,
+    is what an error calls a picture that is no file. Raises `UserError`, naming the file, where it is missing,
     truncated, no picture, or has more than `MAX_PIXELS` pixels.
     """
+    picture = _upright(source, size, name)
+    return np.stack([_view(picture, size, view) for view in views])
+
+
+def _upright(source: Source, size: int, name: str) -> Image.Image:
+    """The picture upright and RGB, no smaller than twice `size` where it was larger."""
     if isinstance(source, Path):
-        return read_views(read_bytes(source), size, views, str(source))
+        source, name = read_bytes(source), str(source)
     try:
-        with Image.open(io.BytesIO(source)) as image:
-            # A JPEG decodes faster at a half or a quarter of its size. While twice the size needed remains,
-            # the square stays the same to 52 dB (median over COCO photographs); with less, to 41 dB.
-            image.draft(None, (2 * size, 2 * size))
+        with _opened(source, size) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} px, more than {MAX_PIXELS // 10**6} million in all")
             orientation = _orientation(image)
             picture = _to_rgb(image)
-            if orientation in _UPRIGHT:
-                picture = picture.transpose(_UPRIGHT[orientation])
-            return np.stack([_view(picture, size, view) for view in views])
+            return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
+    except UnidentifiedImageError as error:
+        raise UserError(f"{name}: cannot be read as a picture (in no form that is known); replace the file") from error
     except Exception as error:  # Pillow's readers meet broken files with errors of every kind.
         raise UserError(
             f"{name}: cannot be read as a picture ({' '.join(str(error).split())}); replace the file"
         ) from error
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Width and height, in px, of a picture that `read_image` reads, with the EXIF orientation applied."""
+    with Image.open(path) as image:
+        width, height = image.size
+        # From 5 on, orientations turn the picture by a quarter.
+        return (height, width) if _orientation(image) in range(5, 9) else (width, height)
+
+
+@contextmanager
+def _opened(source: bytes | Image.Image, size: int) -> Iterator[Image.Image]:
+    if isinstance(source, Image.Image):
+        yield source
+        return
+    with Image.open(io.BytesIO(source)) as image:
+        # A JPEG decodes faster at a half or a quarter of its size. While twice the size needed remains,
+        # the square stays the same to 52 dB (median over COCO photographs); with less, to 41 dB.
+        image.draft(None, (2 * size, 2 * size))
+        yield image
 
 
 def _view(picture: Image.Image, size: int, view: View) -> Pixels:

@@ -11,7 +11,6 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from itertools import repeat
@@ -22,10 +21,9 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter, ValidationError
-from tqdm import tqdm
 
 from pipeline.errors import UserError
-from pipeline.publish import file_digest, fingerprint, write_atomically
+from pipeline.publish import file_digests, fingerprint, write_atomically
 
 SCHEMA = "gridcap.features"
 # Raise it when shards change, and when the way from an image file to a row changes: no old row is used again.
@@ -163,12 +161,10 @@ def whole_shards(folder: Path) -> list[Shard]:
     for leftover in folder.glob(".shard-*.partial"):
         leftover.unlink()
     paths = sorted(folder.glob("shard-*.h5"))
-    with ThreadPoolExecutor() as pool:
-        digests = list(
-            tqdm(pool.map(file_digest, paths), f"{folder}", len(paths), unit="shard", disable=None, leave=False)
-        )
     shards = []
-    for path, digest in zip(paths, digests, strict=True):
+    for path, digest in zip(paths, file_digests(paths, str(folder), "shard"), strict=True):
+        if isinstance(digest, OSError):
+            raise digest
         if _digest_path(path).is_file() and _digest_path(path).read_text() == digest + "\n":
             with h5py.File(path, "r", locking=False) as file:
                 contents, views = (file[name].asstr()[:].tolist() for name in ("content", "view"))
@@ -224,28 +220,25 @@ class FeatureStore:
             )
         self._start_process()
 
-    def verify(self) -> None:
-        """Read every shard and compare it with the index.
+    def verify(self) -> int:
+        """Read every shard and compare it with the index; returns their number.
 
         Raises `UserError` that names each shard which is missing or whose bytes are not those that were written.
         """
         shards = self._index.shards
-        with ThreadPoolExecutor() as pool:
-            found = tqdm(pool.map(self._fault, shards), f"{self._folder}", len(shards), unit="shard", disable=None)
-            faults = [fault for fault in found if fault is not None]
+        paths = [self._folder / shard.file for shard in shards]
+        faults = []
+        for shard, path, digest in zip(shards, paths, file_digests(paths, str(self._folder), "shard"), strict=True):
+            if isinstance(digest, OSError):
+                faults.append(f"{path}: cannot be read ({digest.strerror})")
+            elif digest != shard.sha256:
+                faults.append(f"{path}: its bytes are not those that were written")
         if faults:
             raise UserError(
                 "; ".join(faults) + "; put them back with `dvc checkout`, or encode just their images again with"
                 " `dvc repro -f -s encode`"
             )
-
-    def _fault(self, shard: _ShardEntry) -> str | None:
-        path = self._folder / shard.file
-        try:
-            digest = file_digest(path)
-        except OSError as error:
-            return f"{path}: cannot be read ({error.strerror})"
-        return None if digest == shard.sha256 else f"{path}: its bytes are not those that were written"
+        return len(shards)
 
     @property
     def setting(self) -> Setting:
@@ -300,6 +293,18 @@ class FeatureStore:
                 self._read(shard, row, grid)
         return grids
 
+    def content(self, image_id: int) -> str:
+        """SHA-256, in hexadecimal, of the image file that an image's grids were made of.
+
+        Raises `UserError` as `grids` does.
+        """
+        shard, row = self._rows(image_id)[0]
+        try:
+            with h5py.File(self._path(shard), "r", locking=False) as file:
+                return str(file["content"].asstr()[row])
+        except (OSError, LookupError, ValueError) as error:
+            raise self._unreadable(shard, error) from error
+
     def _rows(self, image_id: int) -> tuple[tuple[int, int], ...]:
         try:
             return self._index.images[image_id]
@@ -307,19 +312,24 @@ class FeatureStore:
             raise UserError(f"{self._folder / INDEX_FILE}: has no image {image_id}; run `dvc repro encode`") from None
 
     def _read(self, shard: int, row: int, into: Grids) -> None:
-        path = self._folder / self._index.shards[shard].file
         try:
             if shard in self._open_shards:
                 self._open_shards.move_to_end(shard)
             else:
-                self._open_shards[shard] = self._open(path)
+                self._open_shards[shard] = self._open(self._path(shard))
                 if len(self._open_shards) > _HANDLES:
                     os.close(self._open_shards.popitem(last=False)[1].descriptor)
             opened = self._open_shards[shard]
             if os.preadv(opened.descriptor, [into.data], opened.offset + row * into.nbytes) < into.nbytes:
                 raise ValueError("it ends early")
         except (OSError, LookupError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); run `dvc repro -f -s encode`") from error
+            raise self._unreadable(shard, error) from error
+
+    def _path(self, shard: int) -> Path:
+        return self._folder / self._index.shards[shard].file
+
+    def _unreadable(self, shard: int, error: Exception) -> UserError:
+        return UserError(f"{self._path(shard)}: cannot be read ({error}); run `dvc repro -f -s encode`")
 
     def _open(self, path: Path) -> _OpenShard:
         # Shards never change: a lock would only fail, on file systems that have none.

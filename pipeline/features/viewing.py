@@ -7,6 +7,7 @@ B images, P = H * W regions of a grid, by rows, C channels.
 
 import io
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import cast
 
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 
 from pipeline.captions.records import RECORDS_FILE, Record, read_records
 from pipeline.errors import UserError
-from pipeline.features.images import Pixels, View, read_views
+from pipeline.features.images import Pixels, View, read_bytes, read_views
 from pipeline.features.store import FeatureStore, Grids
 from pipeline.publish import write_atomically
 
@@ -100,7 +101,8 @@ def draw_grid(store: FeatureStore, image_id: int, prepared: Path, images: Path, 
     picture's title.
 
     Raises `UserError`, naming the file, where `out` does not end in .png or cannot be written, where the records
-    or the store lack the image, and where the image or a shard cannot be read.
+    or the store lack the image, where the image or a shard cannot be read, and where the image's file is not the one
+    that was encoded.
     """
     if out.suffix != ".png":
         raise UserError(f"{out}: is no name for a PNG file; let --out end in .png")
@@ -113,7 +115,9 @@ def draw_grid(store: FeatureStore, image_id: int, prepared: Path, images: Path, 
             raise UserError(f"the grid of image {own} holds numbers that are not finite; run `dvc repro -f -s encode`")
     # Only `encode` writes stores, of views that `read_views` makes.
     view = cast(View, store.views[0])
-    picture = read_views(images / record.file, store.setting.image_size, (view,))[0]
+    path = images / record.file
+    file = _encoded(path, store, image_id)
+    picture = read_views(file, store.setting.image_size, (view,), str(path))[0]
     colouring = fit_colouring(grids)
     title = _title(store, record, len(sample), colouring)
     _draw(picture, view, grid, store.setting.grid, colouring, title, out)
@@ -127,6 +131,18 @@ def _record(prepared: Path, image_id: int) -> Record:
             return record
     known = f", such as {records[0].image_id}" if records else ""
     raise UserError(f"{prepared / RECORDS_FILE}: has no image {image_id}; name one that it has{known}")
+
+
+def _encoded(path: Path, store: FeatureStore, image_id: int) -> bytes:
+    """Read an image's file, which must be the one that its grid was made of."""
+    file = read_bytes(path)
+    found, encoded = sha256(file).hexdigest(), store.content(image_id)
+    if found != encoded:
+        raise UserError(
+            f"{path}: has SHA-256 {found}, but the grid of image {image_id} is of a file with {encoded};"
+            " run `dvc repro encode`"
+        )
+    return file
 
 
 def _evenly_spaced(image_ids: tuple[int, ...]) -> list[int]:
