@@ -1,81 +1,149 @@
-"""All scores of generated captions against references, each with its protocol."""
+"""All scores of captions against references, with their intervals and protocols.
+
+`measure` looks at each image once; scores of all images, of a subset or of resamples are then made of sums over images.
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation import bleu, cider, meteor, rouge
-from pipeline.evaluation.corpus import Words
+from pipeline.evaluation import bleu, cider, meteor, rouge, spice
+from pipeline.evaluation.bootstrap import Resampling, Score, Table, mean, of_scores, score_interval
+from pipeline.evaluation.corpus import Corpus
+from pipeline.evaluation.java import UnavailableError
 
 
-def score_captions(
-    hypotheses: Mapping[int, Words],
-    references: Mapping[int, Sequence[Words]],
-    subsets: Mapping[str, Sequence[int]],
-    tokens_protocol: str,
-    with_meteor: bool,
-) -> dict[str, Any]:
-    """Score captions of images against their references, over all images and over each subset of them.
+def _bleu(order: int) -> Score:
+    return lambda sums: bleu.bleu(sums)[..., order - 1]
 
-    Returns plain values: `{"BLEU-4": {"value": 0.31, "protocol": [...]}, ...}`, subsets under their name. Subsets use
-    the document frequencies of all images. Raises `ValueError` where an image has no reference.
+
+OF_SUMS: dict[str, Score] = {
+    **{f"BLEU-{order}": _bleu(order) for order in range(1, bleu.ORDERS + 1)},
+    "METEOR": meteor.meteor,
+    "ROUGE-L": mean,
+    "CIDEr-D": mean,
+    "CIDEr": mean,
+    "SPICE": mean,
+}
+"""The scores, in the order in which they are shown, from sums of their tables."""
+
+OF_SUBSETS = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr-D", "CIDEr", "SPICE")
+"""Those that are told of subsets too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What is counted of one system's captions of N images."""
+
+    image_ids: tuple[int, ...]
+    tables: Mapping[str, Table]
+    """By the name of a score, [N, D]: what `OF_SUMS` takes summed up over images."""
+    images: Mapping[str, NDArray[np.float64]]
+    """By the name of a score, [N]: that of each image, for scores that mean something for one."""
+    protocol: Mapping[str, tuple[str, ...]]
+    """By the name of a score, what it says of itself."""
+    unavailable: Mapping[str, str]
+    """By the name of a score, why it was not computed."""
+
+    def score(self, name: str) -> float:
+        """The score of all images."""
+        return float(OF_SUMS[name](self.tables[name].sum(axis=0)))
+
+
+def measure(corpus: Corpus, with_meteor: bool, with_spice: bool) -> Measured:
+    """Measure captions by all scores; those that this machine cannot compute come out as unavailable.
+
+    Raises `ValueError` where there are no images, or one has no reference.
     """
-    image_ids = sorted(hypotheses)
-    proposed = [hypotheses[image_id] for image_id in image_ids]
-    wanted = [references[image_id] for image_id in image_ids]
-    counts = bleu.bleu_counts(proposed, wanted)
-    ciders = cider.cider(proposed, wanted)
-    rouges = rouge.rouge_l(proposed, wanted)
+    hypotheses, references = corpus.hypotheses, corpus.references
+    tables: dict[str, Table] = {}
+    images: dict[str, NDArray[np.float64]] = {}
+    protocols: dict[str, Mapping[str, object]] = {}
+    asked = {"METEOR": with_meteor, "SPICE": with_spice}
+    unavailable = {name: "not asked for" for name, wanted in asked.items() if not wanted}
 
-    def values(rows: NDArray[np.intp]) -> dict[str, float]:
-        return {
-            **{
-                f"BLEU-{order}": float(value)
-                for order, value in enumerate(bleu.bleu(counts[rows].sum(axis=0)), start=1)
-            },
-            "CIDEr-D": float(ciders.cider_d[rows].mean()),
-            "CIDEr": float(ciders.cider[rows].mean()),
-            "ROUGE-L": float(rouges[rows].mean()),
-        }
+    counts = bleu.bleu_counts(hypotheses, references)
+    for order in range(1, bleu.ORDERS + 1):
+        tables[f"BLEU-{order}"], protocols[f"BLEU-{order}"] = counts, bleu.PROTOCOL
+    if with_meteor:
+        try:
+            tables["METEOR"] = meteor.meteor_counts(hypotheses, references)
+            images["METEOR"] = meteor.meteor(tables["METEOR"])
+        except UnavailableError as error:
+            unavailable["METEOR"] = str(error)
+    images["ROUGE-L"] = rouge.rouge_l(hypotheses, references)
+    ciders = cider.cider(hypotheses, references)
+    images["CIDEr-D"], images["CIDEr"] = ciders.cider_d, ciders.cider
+    if with_spice:
+        try:
+            images["SPICE"] = spice.spice(hypotheses, references)
+        except UnavailableError as error:
+            unavailable["SPICE"] = str(error)
 
-    shared = [f"tokens: {tokens_protocol}", f"references: {_reference_numbers(wanted)} an image"]
-    protocols: dict[str, Mapping[str, object]] = {
-        **{f"BLEU-{order}": bleu.PROTOCOL for order in range(1, bleu.ORDERS + 1)},
-        "CIDEr-D": cider.PROTOCOL,
-        "CIDEr": cider.PROTOCOL,
-        "ROUGE-L": rouge.PROTOCOL,
+    protocols |= {"METEOR": meteor.PROTOCOL, "ROUGE-L": rouge.PROTOCOL, "SPICE": spice.PROTOCOL}
+    protocols |= {"CIDEr-D": cider.PROTOCOL, "CIDEr": cider.PROTOCOL}
+    tables |= {name: of_scores(scores) for name, scores in images.items() if name not in tables}
+    return Measured(
+        image_ids=corpus.image_ids,
+        tables={name: tables[name] for name in OF_SUMS if name in tables},
+        images=images,
+        protocol={
+            name: (*(f"{key}: {said}" for key, said in protocols[name].items()), *corpus.protocol)
+            for name in OF_SUMS
+            if name in tables
+        },
+        unavailable=unavailable,
+    )
+
+
+def summary(measured: Measured, subsets: Mapping[str, Sequence[int]], resampling: Resampling) -> dict[str, Any]:
+    """The scores of all images and of each subset of them, as plain values to write down.
+
+    Numbers to look at stand by themselves, `{"BLEU-4": 0.31, "subsets": {"seen": {"BLEU-4": 0.33}}}`; intervals and
+    protocols, lists, beside them under the same names. CIDEr's document frequencies are those of all images in subsets
+    too.
+    """
+    rows = {image_id: row for row, image_id in enumerate(measured.image_ids)}
+    chosen = {subset: np.array([rows[image_id] for image_id in members]) for subset, members in subsets.items()}
+    values, intervals = _intervals(measured, np.arange(len(rows)), tuple(OF_SUMS), resampling)
+    parts = {subset: _intervals(measured, members, OF_SUBSETS, resampling) for subset, members in chosen.items()}
+    if parts:
+        values["subsets"] = {subset: part[0] for subset, part in parts.items()}
+        intervals["subsets"] = {subset: part[1] for subset, part in parts.items()}
+    return {
+        **values,
+        "intervals": intervals,
+        **statements(measured, resampling),
     }
-    scores: dict[str, Any] = {"images": len(image_ids)}
-    for name, value in values(np.arange(len(image_ids))).items():
-        protocol = [f"{key}: {said}" for key, said in protocols[name].items()]
-        scores[name] = {"value": round(value, 6), "protocol": [*protocol, *shared]}
-    scores["METEOR"] = _meteor(proposed, wanted, shared, with_meteor)
-    scores["captions"] = {
-        "distinct": len({tuple(words) for words in proposed}),
-        "words_a_caption": round(float(np.mean([len(words) for words in proposed])), 3),
+
+
+def statements(measured: Measured, resampling: Resampling) -> dict[str, dict[str, list[str]]]:
+    """What stands beside scores: the protocol of each and of intervals, and why some are absent."""
+    protocol = {name: list(lines) for name, lines in measured.protocol.items()}
+    return {
+        "protocol": {**protocol, "intervals": [resampling.protocol]},
+        "unavailable": {name: [reason] for name, reason in measured.unavailable.items()},
     }
-    row_of = {image_id: row for row, image_id in enumerate(image_ids)}
-    for subset, members in subsets.items():
-        rows = np.array([row_of[image_id] for image_id in members])
-        own = {name: {"value": round(value, 6)} for name, value in values(rows).items()}
-        scores[subset] = {"images": len(rows), **own}
-    return scores
 
 
-def _meteor(
-    proposed: Sequence[Words], wanted: Sequence[Sequence[Words]], shared: list[str], asked: bool
-) -> dict[str, Any]:
-    if not asked:
-        return {"unavailable": ["evaluate.meteor is false in params.yaml"]}
-    found = meteor.meteor(proposed, wanted)
-    if isinstance(found, meteor.Unavailable):
-        return {"unavailable": [found.reason]}
-    protocol = [f"{key}: {said}" for key, said in meteor.PROTOCOL.items()]
-    return {"value": round(found.corpus, 6), "protocol": [*protocol, *shared]}
+def _intervals(
+    measured: Measured, rows: NDArray[np.intp], names: Sequence[str], resampling: Resampling
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    found = {
+        name: score_interval(measured.tables[name][rows], OF_SUMS[name], resampling)
+        for name in names
+        if name in measured.tables
+    }
+    values = {"images": len(rows), **{name: round(interval.value, 6) for name, interval in found.items()}}
+    return values, {name: [round(one.low, 6), round(one.high, 6)] for name, one in found.items()}
 
 
-def _reference_numbers(wanted: Sequence[Sequence[Words]]) -> str:
-    numbers = sorted({len(captions) for captions in wanted})
-    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+def image_rows(measured: Measured) -> list[dict[str, float | int]]:
+    """For each image its id and its own scores, as plain values to write down."""
+    return [
+        {"image_id": image_id, **{name: round(float(scores[row]), 6) for name, scores in measured.images.items()}}
+        for row, image_id in enumerate(measured.image_ids)
+    ]

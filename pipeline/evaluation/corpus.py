@@ -1,6 +1,7 @@
-"""What all scores ask of a corpus of captions, and say of themselves."""
+"""What is scored: captions beside their references, as words; and what all scores say of themselves."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pipeline import __version__
 
@@ -8,6 +9,26 @@ Words = Sequence[str]
 
 LIBRARY = f"gridcap {__version__}"
 """The code that made a score, as it is stored beside the score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """N images with one caption each, the hypothesis, beside captions to compare it with."""
+
+    image_ids: tuple[int, ...]
+    """Ascending."""
+    hypotheses: tuple[Words, ...]
+    references: tuple[Sequence[Words], ...]
+    """At least one for each image."""
+    tokens: str
+    """How captions became words, in a phrase to store beside scores."""
+
+    @property
+    def protocol(self) -> tuple[str, str]:
+        """What every score of these captions says of itself."""
+        numbers = sorted({len(captions) for captions in self.references})
+        told = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+        return f"tokens: {self.tokens}", f"references: {told} an image"
 
 
 def check_corpus(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) -> None:

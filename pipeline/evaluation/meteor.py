@@ -1,64 +1,77 @@
-"""METEOR, computed by its authors' Java program, which pycocoevalcap carries."""
+"""METEOR: words of a caption matched with a reference's by form, stem, synonym and paraphrase.
 
-import shutil
-import subprocess
-import tempfile
-import threading
+Its authors' Java program, which pycocoevalcap carries, aligns the words and counts; `meteor` turns sums of its counts
+into scores, so that a resample or a subset of the images needs no Java again.
+"""
+
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import as_file, files
-from pathlib import Path
 
-from pipeline.evaluation.corpus import Words, check_corpus
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.evaluation.corpus import LIBRARY, Words, check_corpus
+from pipeline.evaluation.java import UnavailableError, run_java
 
 PROTOCOL: dict[str, str] = {
     "metric": "METEOR",
-    "library": f"METEOR 1.5 (Java) in pycocoevalcap {version('pycocoevalcap')}",
+    "library": f"METEOR 1.5 (Java) in pycocoevalcap {version('pycocoevalcap')}; sums of its counts by {LIBRARY}",
     "average": "corpus",
+    "several references": "the best one",
     "language": "en",
     "options": "-l en -norm",
     "smoothing": "none",
     "reference": "Denkowski and Lavie 2014",
 }
+# Of the English that ranks translations, the program's default: of the harmonic mean, of the penalty for gaps, of
+# content words beside function words, and of matches by form, stem, synonym and paraphrase.
+ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
+WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
+
+START_SECONDS = 120.0
+SECONDS_A_CAPTION = 0.1
+"""Many times what one takes, so that only a program that hangs is stopped."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MeteorScore:
-    """METEOR of a corpus and of each of its images, in 0 to 1."""
+def meteor_counts(
+    hypotheses: Sequence[Words], references: Sequence[Sequence[Words]], timeout: float | None = None
+) -> npt.NDArray[np.float64]:
+    """Count what METEOR needs, for each of N images, against the reference that it scores best with: [N, 6].
 
-    corpus: float
-    """From counts added up over the corpus: not the mean over images."""
-    images: tuple[float, ...]
+    Columns 0 and 1 are the weighted matches of the hypothesis and its weighted length, 2 and 3 those of the reference,
+    4 the runs in which matched words stand together (0 where all of both match in one), and 5 the matched words.
 
+    Java takes 2 GB of memory, some seconds to start and then milliseconds an image; it is stopped when this returns or
+    raises, and after `timeout` seconds (by default a time that grows with the images) in any case.
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Unavailable:
-    """A score that could not be computed on this machine."""
-
-    reason: str
-
-
-def meteor(
-    hypotheses: Sequence[Words], references: Sequence[Sequence[Words]], timeout: float = 600.0
-) -> MeteorScore | Unavailable:
-    """Score a corpus by METEOR 1.5 (Denkowski and Lavie 2014), or say why this machine cannot.
-
-    Java is stopped when this returns or raises, and after `timeout` seconds in any case. It needs 2 GB of
-    memory, about 5 s to start and then milliseconds an image.
-
-    Raises `ValueError` as `check_corpus` does.
+    Raises `UnavailableError` where Java is missing or its program fails, and `ValueError` as `check_corpus` does.
     """
     check_corpus(hypotheses, references)
-    java = shutil.which("java")
-    if java is None:
-        return Unavailable(reason="no java on the PATH; install a Java runtime, version 8 or later")
     requests = [
-        " ||| ".join(["SCORE", *map(_line, captions), _line(hypothesis)])
+        " ||| ".join(["SCORE", *map(_line, captions), _line(hypothesis)]) + "\n"
         for hypothesis, captions in zip(hypotheses, references, strict=True)
     ]
+    limit = timeout or START_SECONDS + SECONDS_A_CAPTION * sum(map(len, references))
     with as_file(files("pycocoevalcap") / "meteor") as folder:
-        return _ask(_command(java, folder), requests, timeout)
+        program = ["-Xmx2G", "-jar", str(folder / "meteor-1.5.jar"), "-", "-", "-stdio", "-l", "en", "-norm"]
+        said = run_java("METEOR", program, "".join(requests), limit).splitlines()
+    try:
+        counts = np.array([line.split() for line in said], dtype=np.float64).reshape(len(requests), 23)
+    except ValueError:
+        raise UnavailableError(f"METEOR answered {len(said)} lines for {len(requests)} captions: {said[-1:]}") from None
+    return _weighted(counts)
+
+
+def meteor(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """METEOR [...], in 0 to 1, from summed counts [..., 6] (Denkowski and Lavie 2014)."""
+    matches, length, reference_matches, reference_length, runs, words = np.moveaxis(counts, -1, 0)
+    matched = (matches > 0) & (reference_matches > 0)
+    precision = np.divide(matches, length, where=matched, out=np.ones_like(matches))
+    recall = np.divide(reference_matches, reference_length, where=matched, out=np.ones_like(matches))
+    mean = 1 / ((1 - ALPHA) / precision + ALPHA / recall)
+    penalty = GAMMA * np.divide(runs, words, where=matched, out=np.ones_like(runs)) ** BETA
+    return np.asarray(np.where(matched, mean * (1 - penalty), 0.0))
 
 
 def _line(words: Words) -> str:
@@ -66,48 +79,19 @@ def _line(words: Words) -> str:
     return " ".join(" ".join(words).replace("|||", " ").split())
 
 
-def _command(java: str, folder: Path) -> list[str]:
-    # Otherwise the machine's locale decides how text is read and whether numbers have a decimal comma.
-    machine = [java, "-Xmx2G", "-Dfile.encoding=UTF-8", "-Duser.language=en"]
-    return [*machine, "-jar", str(folder / "meteor-1.5.jar"), "-", "-", "-stdio", "-l", "en", "-norm"]
+def _weighted(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """What is summed up [N, 6] of the program's counts [N, 23].
 
-
-def _ask(command: list[str], requests: list[str], timeout: float) -> MeteorScore | Unavailable:
-    with tempfile.TemporaryFile("w+", errors="replace") as complaints:
-        try:
-            with subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=complaints,
-                encoding="utf-8",
-                errors="replace",
-            ) as process:
-                watchdog = threading.Timer(timeout, process.kill)
-                watchdog.start()
-                try:
-                    return _converse(process, requests)
-                finally:
-                    watchdog.cancel()
-                    process.kill()
-        except (OSError, ValueError):
-            complaints.seek(0)
-            said = complaints.read().strip().splitlines()
-            last = said[-1] if said else f"no answer, or none within {timeout:g} s"
-            return Unavailable(reason=f"METEOR's Java program failed: {last}")
-
-
-def _converse(process: subprocess.Popen[str], requests: list[str]) -> MeteorScore:
-    asking, answers = process.stdin, process.stdout
-    assert asking is not None
-    assert answers is not None
-
-    def ask(request: str) -> str:
-        asking.write(request + "\n")
-        asking.flush()
-        return answers.readline().strip()
-
-    counts = [ask(request) for request in requests]
-    first = float(ask(" ||| ".join(["EVAL", *counts])))
-    images = (first, *(float(answers.readline()) for _ in requests[1:]))
-    return MeteorScore(corpus=float(answers.readline()), images=images)
+    Those are the length of hypothesis and of reference, the function words of either; for each kind of match the
+    content words matched in hypothesis and in reference and the function words in either; the runs, and the words
+    matched in either.
+    """
+    lengths, function_words = counts[:, 0:2], counts[:, 2:4]
+    content_matches, function_matches = np.moveaxis(counts[:, 4:20].reshape(-1, 4, 2, 2), 2, 0)  # [N, kind, side]
+    matches = np.einsum("k,nks->ns", WEIGHTS, DELTA * content_matches + (1 - DELTA) * function_matches)
+    weighted_lengths = DELTA * (lengths - function_words) + (1 - DELTA) * function_words
+    runs, words = counts[:, 20], counts[:, 21:23].mean(axis=1)
+    whole = (content_matches + function_matches).sum(axis=1) == lengths
+    runs = np.where(whole.all(axis=1) & (runs == 1), 0.0, runs)
+    sides = np.stack([matches, weighted_lengths], axis=-1).reshape(-1, 4)
+    return np.column_stack([sides, runs, words])
