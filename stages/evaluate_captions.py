@@ -1,4 +1,4 @@
-"""Stage `evaluate`: scores of the generated captions, curves of training, pictures of attention."""
+"""Stage `evaluate`: scores of the generated captions, curves of training, pictures of attention, the report."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,12 +9,12 @@ from pipeline.captions.records import Split
 from pipeline.device import open_device
 from pipeline.errors import run
 from pipeline.evaluation.results import EvaluateParams, Inputs, evaluate
-from pipeline.params import load
+from pipeline.params import load, read_yaml
 from pipeline.publish import fresh_folder, publish
 
 
 def main(
-    params: Annotated[Path, typer.Option(help="Params file; its section `evaluate` is read.")],
+    params: Annotated[Path, typer.Option(help="Params file; its section `evaluate` is read, all of it is shown.")],
     split: Annotated[Split, typer.Option(help="Split that was captioned.")],
     prepared: Annotated[Path, typer.Option(help="Folder of records, from `prepare`.")],
     images: Annotated[Path, typer.Option(help="Folder that the records' files are below.")],
@@ -24,6 +24,7 @@ def main(
     generated: Annotated[Path, typer.Option(help="Folder of captions and attention, from `generate`.")],
     metrics: Annotated[Path, typer.Option(help="Folder for the JSON files of scores.")],
     plots: Annotated[Path, typer.Option(help="Folder to publish: curves and pictures.")],
+    report: Annotated[Path, typer.Option(help="HTML file to write: the page that shows it all.")],
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.", envvar="GRIDCAP_DEVICE")] = "auto",
     images_a_batch: Annotated[int, typer.Option(help="Images scored together.")] = 64,
 ) -> None:
@@ -33,7 +34,8 @@ def main(
         prepared=prepared, images=images, tokens=tokens, features=features, model=model, generated=generated
     )
     with fresh_folder(plots) as folder:
-        evaluate(settings, split, inputs, metrics, folder, open_device(device), images_a_batch)
+        where = open_device(device)
+        evaluate(settings, split, inputs, metrics, folder, report, read_yaml(params), where, images_a_batch)
         publish(folder, plots)
 
 

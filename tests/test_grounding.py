@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from pipeline.evaluation.grounding import chance, mass_in_box, peak_in_box
+from pipeline.evaluation.grounding import mass_by_chance, mass_in_boxes, peak_by_chance, peak_in_boxes
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 # Two rows, four columns; the peak is in row 1, column 2, whose centre lies at x = 0.625, y = 0.75.
@@ -24,12 +24,12 @@ ATTENTION = np.array([[0.1, 0.1, 0.1, 0.0], [0.0, 0.2, 0.4, 0.1]])
     ],
 )
 def test_peak_in_box(box, wanted):
-    assert peak_in_box(ATTENTION, box) is wanted
+    assert peak_in_boxes(ATTENTION, [box]) is wanted
 
 
 def test_first_of_equal_peaks_counts():
-    assert peak_in_box(np.ones((2, 2)), (0.0, 0.0, 0.5, 0.5))
-    assert not peak_in_box(np.ones((2, 2)), (0.5, 0.5, 0.5, 0.5))
+    assert peak_in_boxes(np.ones((2, 2)), [(0.0, 0.0, 0.5, 0.5)])
+    assert not peak_in_boxes(np.ones((2, 2)), [(0.5, 0.5, 0.5, 0.5)])
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,8 @@ def test_first_of_equal_peaks_counts():
     ],
 )
 def test_mass_in_box(box, wanted):
-    assert mass_in_box(ATTENTION, box) == pytest.approx(wanted)
-    assert mass_in_box(7 * ATTENTION, box) == pytest.approx(wanted)
+    assert mass_in_boxes(ATTENTION, [box]) == pytest.approx(wanted)
+    assert mass_in_boxes(7 * ATTENTION, [box]) == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize(
@@ -57,16 +57,37 @@ def test_mass_in_box(box, wanted):
         ((0.3, 0.3, 0.1, 0.1), (2, 2), 0.0),
     ],
 )
-def test_chance(box, grid, wanted):
-    assert chance(box, grid) == pytest.approx(wanted)
+def test_peak_by_chance(box, grid, wanted):
+    assert peak_by_chance([box], grid) == pytest.approx(wanted)
 
 
 def test_chance_is_how_often_a_peak_at_random_lies_in_the_box():
     box = (0.2, 0.1, 0.5, 0.6)
     peaks = np.eye(12).reshape(12, 3, 4)
-    assert np.mean([peak_in_box(peak, box) for peak in peaks]) == pytest.approx(chance(box, (3, 4)))
+    assert np.mean([peak_in_boxes(peak, [box]) for peak in peaks]) == pytest.approx(peak_by_chance([box], (3, 4)))
 
 
+LEFT, TOP = (0.0, 0.0, 0.5, 1.0), (0.0, 0.0, 1.0, 0.5)
+
+
+def test_where_boxes_overlap_attention_counts_once():
+    assert mass_in_boxes(ATTENTION, [LEFT, TOP]) == pytest.approx(0.1 + 0.1 + 0.1 + 0.2)
+    assert mass_by_chance([LEFT, TOP]) == pytest.approx(0.75)
+    assert peak_by_chance([LEFT, TOP], (2, 4)) == pytest.approx(0.75)
+    assert mass_in_boxes(ATTENTION, [LEFT, LEFT]) == mass_in_boxes(ATTENTION, [LEFT])
+
+
+def test_a_peak_in_either_box_counts():
+    assert not peak_in_boxes(ATTENTION, [LEFT, TOP])
+    assert peak_in_boxes(ATTENTION, [TOP, (0.5, 0.5, 0.25, 0.5)])
+
+
+def test_no_box_holds_nothing():
+    assert (mass_in_boxes(ATTENTION, []), mass_by_chance([]), peak_by_chance([], (2, 4))) == (0.0, 0.0, 0.0)
+    assert not peak_in_boxes(ATTENTION, [])
+
+
+@example(np.ones((3, 5), np.float32), 0.0, 1 - 2**-53)
 @given(
     arrays.arrays(np.float32, (3, 5), elements=st.floats(0.0, 1.0, width=32)).filter(lambda grid: grid.sum() > 0.01),
     st.floats(0.0, 1.0),
@@ -74,14 +95,15 @@ def test_chance_is_how_often_a_peak_at_random_lies_in_the_box():
 )
 def test_boxes_that_part_the_image_part_the_mass(attention, x, y):
     boxes = [(0.0, 0.0, x, y), (x, 0.0, 1 - x, y), (0.0, y, x, 1 - y), (x, y, 1 - x, 1 - y)]
-    assert sum(mass_in_box(attention, box) for box in boxes) == pytest.approx(1.0)
-    assert mass_in_box(np.ones((3, 5)), boxes[0]) == pytest.approx(x * y)
+    assert sum(mass_in_boxes(attention, [box]) for box in boxes) == pytest.approx(1.0)
+    assert mass_in_boxes(attention, boxes) == pytest.approx(1.0)
+    assert mass_in_boxes(np.ones((3, 5)), boxes[:1]) == pytest.approx(x * y) == mass_by_chance(boxes[:1])
 
 
 @pytest.mark.parametrize(
     "attention", [np.zeros((2, 2)), np.ones(4), np.array([[np.nan, 1.0]]), np.array([[-1.0, 3.0]])], ids=str
 )
-@pytest.mark.parametrize("score", [mass_in_box, peak_in_box])
+@pytest.mark.parametrize("score", [mass_in_boxes, peak_in_boxes])
 def test_what_is_no_attention_is_refused(score, attention):
     with pytest.raises(ValueError, match="must be a grid of weights"):
-        score(attention, WHOLE)
+        score(attention, [WHOLE])

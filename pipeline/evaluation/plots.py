@@ -21,6 +21,9 @@ from PIL import Image
 
 from pipeline.publish import write_atomically
 
+Point = tuple[float, float]
+"""An epoch, and a value after it."""
+
 LABELS = {
     "loss": "loss (nats a word)",
     "accuracy": "token accuracy",
@@ -66,16 +69,27 @@ def curves(rows: Sequence[Mapping[str, Any]], folder: Path, suffix: Literal[".pn
     where it was not measured; the line then joins its neighbours. The best value of `val` is marked: the
     least loss, the most of anything else.
     """
-    lines: dict[str, dict[str, list[tuple[float, float]]]] = {}  # quantity, split: (epoch, value)
+    lines = lines_by_quantity(rows)
+    paths = {quantity: folder / f"{quantity}{suffix}" for quantity in lines}
+    for quantity, path in paths.items():
+        _curve(lines[quantity], quantity, path)
+    return list(paths.values())
+
+
+def lines_by_quantity(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[Point]]]:
+    """Sort a table of epochs by quantity and split, as `curves` does."""
+    lines: dict[str, dict[str, list[Point]]] = {}
     for row in rows:
         for column, value in row.items():
             split, _, quantity = column.partition("_")
             if split in COLOURS and value is not None:
                 lines.setdefault(quantity, {}).setdefault(split, []).append((row["epoch"], value))
-    paths = {quantity: folder / f"{quantity}{suffix}" for quantity in lines}
-    for quantity, path in paths.items():
-        _curve(lines[quantity], quantity, path)
-    return list(paths.values())
+    return lines
+
+
+def best_point(points: Sequence[Point], quantity: str) -> Point:
+    """Pick the best epoch of a quantity, the first of several: the least loss, the most of anything else."""
+    return (min if quantity == "loss" else max)(points, key=lambda point: point[1])
 
 
 def attention_strip(
@@ -124,14 +138,14 @@ def attention_strip(
         _save(figure, path)
 
 
-def _curve(lines: Mapping[str, list[tuple[float, float]]], quantity: str, path: Path) -> None:
+def _curve(lines: Mapping[str, list[Point]], quantity: str, path: Path) -> None:
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(5.6, 3.4), layout="constrained")
         axes = figure.add_subplot()
         for split, points in lines.items():
             axes.plot(*zip(*points, strict=True), color=COLOURS[split], marker="o", markersize=3, label=split)
         if "val" in lines:
-            _mark_best(axes, lines["val"], least=quantity == "loss")
+            _mark_best(axes, best_point(lines["val"], quantity), below=quantity == "loss")
         axes.set_xlabel("epoch")
         axes.set_ylabel(LABELS.get(quantity, quantity.replace("_", " ")))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -141,16 +155,16 @@ def _curve(lines: Mapping[str, list[tuple[float, float]]], quantity: str, path: 
         _save(figure, path)
 
 
-def _mark_best(axes: Any, points: list[tuple[float, float]], least: bool) -> None:
-    epoch, value = (min if least else max)(points, key=lambda point: point[1])
+def _mark_best(axes: Any, point: Point, below: bool) -> None:
+    epoch, value = point
     axes.plot([epoch], [value], marker="o", markersize=8, fillstyle="none", color=COLOURS["val"])
     axes.annotate(
         f"{value:.3f}",
         (epoch, value),
-        xytext=(0, -9 if least else 9),
+        xytext=(0, -9 if below else 9),
         textcoords="offset points",
         ha="center",
-        va="top" if least else "bottom",
+        va="top" if below else "bottom",
         fontsize=9,
         color=COLOURS["val"],
     )

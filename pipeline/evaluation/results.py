@@ -1,4 +1,4 @@
-"""The results of a run: scores as JSON, curves and attention as pictures."""
+"""The results of a run: scores as JSON, curves and attention as pictures, and the report."""
 
 import json
 import math
@@ -13,20 +13,29 @@ from pydantic import Field
 from tqdm import tqdm
 
 from pipeline.captions.records import Record, Split, read_records
-from pipeline.captions.tokens import TOKENS_FILE, read_tokens, references, tokens_protocol
+from pipeline.captions.tokens import TOKENS_FILE, CaptionTokens, read_tokens, references, tokens_protocol
+from pipeline.captions.vocabulary import SPECIALS, Vocabulary
 from pipeline.decoder.batches import CaptionBatches
 from pipeline.decoder.forcing import teacher_forced
 from pipeline.decoder.generated import Generated, read_generated
 from pipeline.decoder.saved import HISTORY_FILE, SavedModel, read_model
 from pipeline.errors import UserError
 from pipeline.evaluation import tokens as token_metrics
-from pipeline.evaluation.caption_scores import score_captions
+from pipeline.evaluation.agreement import agreement
+from pipeline.evaluation.bootstrap import Resampling
+from pipeline.evaluation.caption_scores import Measured, image_rows, measure, summary
+from pipeline.evaluation.corpus import Corpus
+from pipeline.evaluation.diversity import PROTOCOL as DIVERSITY_PROTOCOL
+from pipeline.evaluation.diversity import diversity
+from pipeline.evaluation.examples import ReportParams, examples
 from pipeline.evaluation.plots import attention_strip, curves
+from pipeline.evaluation.protocols import Protocol, corpora
+from pipeline.evaluation.report import Report, write_report
 from pipeline.evaluation.scene_scores import score_scenes
 from pipeline.features.images import read_image
 from pipeline.features.store import FeatureStore
 from pipeline.params import section
-from pipeline.publish import write_json
+from pipeline.publish import write_atomically, write_json
 
 PICTURE_SIZE = 224
 """Side in px at which pictures are drawn under their attention."""
@@ -36,12 +45,22 @@ PICTURE_SIZE = 224
 class EvaluateParams:
     """What is computed besides the scores that always are."""
 
+    protocol: Protocol
+    """Whose words are compared: `plain` the pipeline's own, `ptb` those that coco-caption makes, which takes Java."""
     meteor: bool
     """Whether METEOR is computed, which takes Java and some seconds; where Java is absent the results say so."""
+    spice: bool
+    """Whether SPICE is, which takes Java 8 to 14 and Stanford's parser; where either is absent the results say so."""
+    human_meteor: bool
+    """Whether human agreement is told in METEOR too, which is slow: twice as many captions as there are references."""
+    resamples: Annotated[int, Field(ge=100)]
+    """Resamples of the images that 95% intervals are made of."""
     pictures: Annotated[int, Field(ge=0)]
     """Images, drawn at random, whose attention is shown word by word."""
-    seed: int
-    """Fixes which images those are."""
+    report: ReportParams
+    """Which images the report shows."""
+    seed: Annotated[int, Field(ge=0)]
+    """Fixes which images are drawn at random, for either, and the resamples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,39 +81,118 @@ def evaluate(
     inputs: Inputs,
     metrics: Path,
     plots: Path,
+    report: Path,
+    run_params: Mapping[str, Any],
     device: torch.device,
     images_a_batch: int,
 ) -> None:
-    """Write `scores.json`, `teacher_forcing.json` and `scenes.json` into `metrics`, curves and pictures into `plots`.
+    """Write scores and counts into `metrics`, curves and pictures into `plots`.
 
-    Raises `UserError` where an artefact is missing or damaged, or they do not belong together.
+    The former are `scores.json`, `captions.json` (what the captions are like, and how well people agree),
+    `images.jsonl` (the scores of each image), `teacher_forcing.json` and `scenes.json`.
+    The page `report` shows it all, and `run_params`: all sections of the params file, as plain values.
+
+    Raises `UserError` where an artefact is missing or damaged, they do not belong together, or the protocol cannot be
+    followed.
     """
     records = read_records(inputs.prepared, split)
     captions = read_tokens(inputs.tokens / TOKENS_FILE, split)
     model = read_model(inputs.model)
-    store = FeatureStore(inputs.features, fingerprint=model.config.encoder["fingerprint"])
+    store = FeatureStore(inputs.features, fingerprint=model.config.encoder_fingerprint)
     generated = {caption.image_id: caption for caption in read_generated(inputs.generated)}
     _check_same_images(records, generated, inputs.generated)
 
-    subsets: dict[str, list[int]] = {}
-    for record in records:
-        if record.subset is not None:
-            subsets.setdefault(record.subset, []).append(record.image_id)
-    protocol = tokens_protocol(inputs.tokens / TOKENS_FILE)
-    hypotheses = {image_id: caption.words for image_id, caption in generated.items()}
-    scores = score_captions(hypotheses, references(captions), subsets, protocol, params.meteor)
+    corpus = _corpus(params.protocol, records, captions, generated, inputs.tokens)
+    resampling = Resampling(resamples=params.resamples, seed=params.seed)
+    measured = measure(corpus, params.meteor, params.spice)
+    scores = summary(measured, _subsets(records), resampling)
     write_json(metrics / "scores.json", scores)
+    trained_on = read_tokens(inputs.tokens / TOKENS_FILE, "train")
+    about = {
+        "diversity": _diversity(generated, captions, trained_on, model.vocabulary),
+        "human_agreement": agreement(corpus, params.meteor and params.human_meteor, resampling),
+    }
+    write_json(metrics / "captions.json", about)
+    write_atomically(metrics / "images.jsonl", _image_lines(measured, generated))
 
     batches = CaptionBatches(captions, store, images_a_batch)
-    write_json(metrics / "teacher_forcing.json", _teacher_forcing(model, batches, device))
+    forcing = _teacher_forcing(model, batches, device)
+    write_json(metrics / "teacher_forcing.json", forcing)
 
     grid = store.setting.grid
-    write_json(metrics / "scenes.json", score_scenes(records, generated, grid))
+    scenes = score_scenes(records, generated, grid)
+    write_json(metrics / "scenes.json", scenes)
 
     history = json.loads((inputs.model / HISTORY_FILE).read_text(encoding="utf-8"))
     write_json(plots / "training.json", history)
     curves(history, plots, ".png")
     _draw(records, generated, grid, params, inputs.images, plots / "attention")
+
+    own_scores = {
+        image_id: {name: float(of_images[row]) for name, of_images in measured.images.items()}
+        for row, image_id in enumerate(measured.image_ids)
+    }
+    write_report(
+        report,
+        Report(
+            split=split,
+            examples=examples(
+                records, generated, own_scores, grid, store.views[0], inputs.images, params.report, params.seed
+            ),
+            scores=scores,
+            captions=about,
+            teacher_forcing=forcing,
+            scenes=scenes,
+            history=history,
+            params=run_params,
+        ),
+    )
+
+
+def _corpus(
+    protocol: Protocol,
+    records: Sequence[Record],
+    captions: CaptionTokens,
+    generated: Mapping[int, Generated],
+    tokens: Path,
+) -> Corpus:
+    if protocol == "ptb":
+        texts = {record.image_id: record.captions for record in records}
+        return corpora("ptb", texts, [{image_id: " ".join(one.words) for image_id, one in generated.items()}])[0]
+    words = references(captions)
+    image_ids = tuple(sorted(generated))
+    return Corpus(
+        image_ids=image_ids,
+        hypotheses=tuple(generated[image_id].words for image_id in image_ids),
+        references=tuple(words[image_id] for image_id in image_ids),
+        tokens=f"plain, {tokens_protocol(tokens / TOKENS_FILE)}",
+    )
+
+
+def _subsets(records: Sequence[Record]) -> dict[str, list[int]]:
+    subsets: dict[str, list[int]] = {}
+    for record in records:
+        if record.subset is not None:
+            subsets.setdefault(record.subset, []).append(record.image_id)
+    return subsets
+
+
+def _diversity(
+    generated: Mapping[int, Generated], captions: CaptionTokens, trained_on: CaptionTokens, vocabulary: Vocabulary
+) -> dict[str, Any]:
+    known = set(vocabulary.words[len(SPECIALS) :])
+    seen = {tuple(caption.split(" ")) for caption in trained_on.captions}
+    of_people = [of_image[0] for of_image in references(captions).values()]
+    return {
+        "generated": diversity([caption.words for caption in generated.values()], known, seen),
+        "reference": diversity(of_people, known, seen),
+        "protocol": list(DIVERSITY_PROTOCOL),
+    }
+
+
+def _image_lines(measured: Measured, generated: Mapping[int, Generated]) -> str:
+    rows = [{**row, "caption": " ".join(generated[int(row["image_id"])].words)} for row in image_rows(measured)]
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _check_same_images(records: Sequence[Record], generated: Mapping[int, Generated], folder: Path) -> None:

@@ -2,15 +2,16 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.captions.records import Record, Thing
 from pipeline.decoder.generated import Generated
 from pipeline.evaluation import grounding
-from pipeline.scenes.judge import matches, mentions, names_rightly, relations
+from pipeline.evaluation.grounding import Box
+from pipeline.scenes.judge import matches, mentions, names_rightly, relations, statements
 
 NAMES_PROTOCOL = [
     "share of captions, among those that name anything, in which every mention is right",
@@ -18,10 +19,23 @@ NAMES_PROTOCOL = [
 ]
 RELATIONS_PROTOCOL = ["share of the statements of place that hold between the things named"]
 ATTENTION_PROTOCOL = [
-    "for each word that names a kind of a thing shown: whether the region of most attention has its centre in the box "
-    "of a thing that the phrase can mean, and what share of attention lies in such boxes",
-    "chance: share of region centres in those boxes",
+    *(f"{key}: {said}" for key, said in grounding.PROTOCOL.items()),
+    "boxes of a shape, colour, size or texture: of the things that its phrase can mean",
+    "boxes of a relation: of the things that its subjects and its objects can mean, taken together",
+    "all: shapes, colours, sizes and textures; words that speak of nothing shown do not count",
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grounded:
+    """A word of a caption that speaks of things which the image shows."""
+
+    position: int
+    """Its index in the caption."""
+    kind: str
+    """`shape`, `colour`, `size`, `texture` or `relation`."""
+    boxes: tuple[Box, ...]
+    """Where these things are."""
 
 
 def score_scenes(
@@ -48,7 +62,7 @@ def _score(records: Sequence[Record], generated: Mapping[int, Generated], grid: 
     stated = [relations(generated[record.image_id].words, record.things) for record in records]
     statements = sum(total for _, total in stated)
     looks = _looks(records, generated, grid)
-    everything = [look for kind in looks.values() for look in kind]
+    things_named = [look for kind in looks.keys() - {"relation"} for look in looks[kind]]
     return {
         "images": len(records),
         "names": {
@@ -57,47 +71,53 @@ def _score(records: Sequence[Record], generated: Mapping[int, Generated], grid: 
         },
         "relations": {"stated": statements, "right": _share(sum(right for right, _ in stated), statements)},
         "attention": {
-            "all": _summary(everything),
+            "all": _summary(things_named),
             **{kind: _summary(looks[kind]) for kind in sorted(looks)},
         },
     }
 
 
+def grounded_words(words: Sequence[str], things: Sequence[Thing]) -> list[Grounded]:
+    """Find the words of a caption that speak of things which the image shows, by `ATTENTION_PROTOCOL`."""
+    found = []
+    for mention in mentions(words):
+        if places := matches(mention, things):
+            boxes = tuple(things[place].box for place in places)
+            found += [Grounded(position=at, kind=kind, boxes=boxes) for kind, at in mention.positions.items()]
+    for said in statements(words):
+        sides = [{place for one in side for place in matches(one, things)} for side in (said.subjects, said.objects)]
+        if all(sides):
+            boxes = tuple(things[place].box for place in sorted(set.union(*sides)))
+            found.append(Grounded(position=said.position, kind="relation", boxes=boxes))
+    return found
+
+
 def _looks(
     records: Sequence[Record], generated: Mapping[int, Generated], grid: tuple[int, int]
-) -> dict[str, list[tuple[float, float, float]]]:
-    """By kind of word, for each word that names a thing shown: (peak in a box, mass in boxes, chance)."""
-    looks = defaultdict(list)
+) -> dict[str, list[tuple[float, ...]]]:
+    """By kind of word, for each word: whether the peak is in a box, the same by chance, mass in boxes, by chance."""
+    looks: dict[str, list[tuple[float, ...]]] = defaultdict(list)
     for record in records:
         caption = generated[record.image_id]
-        for mention in mentions(caption.words):
-            meant = [record.things[place] for place in matches(mention, record.things)]
-            if not meant:
-                continue
-            for kind, place in mention.positions.items():
-                looks[kind].append(_look(caption.attention[place].reshape(grid), meant))
+        for word in grounded_words(caption.words, record.things):
+            attention = caption.attention[word.position].reshape(grid)
+            looks[word.kind].append(
+                (
+                    float(grounding.peak_in_boxes(attention, word.boxes)),
+                    grounding.peak_by_chance(word.boxes, grid),
+                    grounding.mass_in_boxes(attention, word.boxes),
+                    grounding.mass_by_chance(word.boxes),
+                )
+            )
     return looks
 
 
-def _look(attention: NDArray[np.float16], meant: Sequence[Thing]) -> tuple[float, float, float]:
-    shape = (attention.shape[0], attention.shape[1])
-    boxes = [thing.box for thing in meant]
-    inside = max(grounding.peak_in_box(attention, box) for box in boxes)
-    mass = min(1.0, sum(grounding.mass_in_box(attention, box) for box in boxes))
-    return float(inside), mass, min(1.0, sum(grounding.chance(box, shape) for box in boxes))
-
-
-def _summary(looks: Sequence[tuple[float, float, float]]) -> dict[str, float | int | None]:
+def _summary(looks: Sequence[tuple[float, ...]]) -> dict[str, float | int]:
     if not looks:
         return {"words": 0}
-    peak, mass, chance = (float(np.mean(values)) for values in zip(*looks, strict=True))
-    return {
-        "words": len(looks),
-        "peak_in_box": round(peak, 6),
-        "mass_in_box": round(mass, 6),
-        "chance": round(chance, 6),
-        "peak_over_chance": round(peak / chance, 3) if chance else None,
-    }
+    means = np.mean(looks, axis=0).round(6).tolist()
+    names = ("peak_in_box", "chance", "mass_in_box", "mass_by_chance")
+    return {"words": len(looks), **dict(zip(names, means, strict=True))}
 
 
 def _share(part: int, whole: int) -> float | None:

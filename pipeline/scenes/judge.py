@@ -86,6 +86,20 @@ class Mention:
     """The phrase is `words[start:stop]`."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Statement:
+    """Words that tell how things stand to one another."""
+
+    relation: str
+    """`left`, `right`, `front`, `behind` or `between`."""
+    position: int
+    """Index of the word that names the relation."""
+    subjects: tuple[Mention, ...]
+    """What stands so; at least one."""
+    objects: tuple[Mention, ...]
+    """What it stands so to; at least one."""
+
+
 def mentions(words: Sequence[str]) -> list[Mention]:
     """Find the noun phrases that name objects, in their order.
 
@@ -121,25 +135,34 @@ def names_rightly(words: Sequence[str], things: Sequence[Thing]) -> bool | None:
     )
 
 
-def relations(words: Sequence[str], things: Sequence[Thing]) -> tuple[int, int]:
-    """Count the statements of place that hold, and all that are made.
-
-    "A and B stand to the left of C" makes two statements, "A stands between B and C" one. Sides are judged by
-    the centres of boxes, depth by their lower edges: on level ground the lower in the picture is the nearer.
-    A relation that lacks a subject or an object states nothing.
-    """
-    verdicts: list[bool] = []
+def statements(words: Sequence[str]) -> list[Statement]:
+    """Find the words of place that have a subject and an object, in their order; others state nothing."""
     named = mentions(words)
+    found: list[Statement] = []
     for start in range(len(words)):
         for phrase, relation in _RELATIONS.items():
             stop = start + len(phrase)
             if tuple(words[start:stop]) != phrase:
                 continue
             subjects, objects = _subjects(words, named, start), _objects(words, named, stop)
-            if relation == "between" and objects:
-                verdicts += [_between(subject, objects[0], objects[-1], things) for subject in subjects]
-            else:
-                verdicts += [_stands(one, relation, other, things) for one in subjects for other in objects]
+            if subjects and objects:
+                position = start + phrase.index(relation)
+                found.append(Statement(relation=relation, position=position, subjects=subjects, objects=objects))
+    return found
+
+
+def relations(words: Sequence[str], things: Sequence[Thing]) -> tuple[int, int]:
+    """Count the statements of place that hold, and all that are made.
+
+    "A and B stand to the left of C" makes two statements, "A stands between B and C" one. Sides are judged by
+    the centres of boxes, depth by their lower edges: on level ground the lower in the picture is the nearer.
+    """
+    verdicts: list[bool] = []
+    for said in statements(words):
+        if said.relation == "between":
+            verdicts += [_between(subject, said.objects[0], said.objects[-1], things) for subject in said.subjects]
+        else:
+            verdicts += [_stands(one, said.relation, other, things) for one in said.subjects for other in said.objects]
     return sum(verdicts), len(verdicts)
 
 
@@ -176,7 +199,7 @@ def _showing(attributes: Mapping[str, str], things: Sequence[Thing]) -> list[int
     return [i for i, thing in enumerate(things) if attributes.items() <= thing.attributes.items()]
 
 
-def _subjects(words: Sequence[str], named: Sequence[Mention], start: int) -> list[Mention]:
+def _subjects(words: Sequence[str], named: Sequence[Mention], start: int) -> tuple[Mention, ...]:
     """Give the mentions joined by "and" or nothing that end, but for a verb, at the word `start`."""
     while start > 0 and words[start - 1] in _VERBS:
         start -= 1
@@ -186,10 +209,10 @@ def _subjects(words: Sequence[str], named: Sequence[Mention], start: int) -> lis
             break
         joined.append(mention)
         start = mention.start
-    return joined
+    return tuple(joined)
 
 
-def _objects(words: Sequence[str], named: Sequence[Mention], stop: int) -> list[Mention]:
+def _objects(words: Sequence[str], named: Sequence[Mention], stop: int) -> tuple[Mention, ...]:
     """Give the mentions joined by "and" or nothing that begin at the word `stop`."""
     joined: list[Mention] = []
     for mention in [mention for mention in named if mention.start >= stop]:
@@ -197,7 +220,7 @@ def _objects(words: Sequence[str], named: Sequence[Mention], stop: int) -> list[
             break
         joined.append(mention)
         stop = mention.stop
-    return joined
+    return tuple(joined)
 
 
 def _stands(subject: Mention, relation: str, other: Mention, things: Sequence[Thing]) -> bool:
