@@ -1,0 +1,118 @@
+"""Seconds from pictures to captions: `gridcap predict` beside the stages `encode` and `generate`, in one run.
+
+Both begin with files, a model folder and the encoder's weights, load what they need and end with all captions, by the
+usual search. The stages write a feature store in between, the captioner nothing. Weights are random, so captions are as
+long as they may be. Rounds take both in turn; seconds are medians, and so is the ratio, taken within each round. lone:
+one picture more, when all is loaded.
+"""
+
+import contextlib
+import io
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from benchmarks.encoding import CASES, SIZE, THREADS
+from benchmarks.materials import photographs, save_weights
+from pipeline.captions.records import Record
+from pipeline.captions.vocabulary import SPECIALS, Vocabulary
+from pipeline.decoder.attention import AttentionDecoder, DecoderParams
+from pipeline.decoder.captioning import caption_images
+from pipeline.decoder.saved import ModelConfig, TrainingData, read_model, write_model
+from pipeline.features.encoder import EncodeParams, load_encoder
+from pipeline.features.encoding import encode, encoder_setting
+from pipeline.features.store import FeatureStore
+from pipeline.prediction.captioner import IMAGES_TOGETHER, USUAL_SEARCH, Captioner
+
+PICTURES, ROUNDS = 500, 3
+DECODER = DecoderParams(embedding=256, state=512, attention=256, dropout=0.0, region_dropout=0.0, word_dropout=0.0)
+WORDS = 2500
+CPU = torch.device("cpu")
+
+
+def main(pictures: int = PICTURES, rounds: int = ROUNDS) -> None:
+    """Print the seconds of both ways, their ratio, and the milliseconds of a lone picture."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "images").mkdir()
+        records, told = photographs(folder / "images", pictures)
+        print(f"predicting, {torch.get_num_threads()} threads, {SIZE} px, {pictures} images: {told}")
+        print(f"{'':>18} {'encode, s':>10} {'generate, s':>12} {'predict, s':>11} {'ratio':>7} {'lone, ms':>9}")
+        for architecture, layer in CASES:
+            weights = folder / f"{architecture}.safetensors"
+            save_weights(architecture, weights)
+            params = EncodeParams(
+                architecture=architecture,
+                layer=layer,
+                weights=str(weights),
+                watch=str(weights),
+                image_size=SIZE,
+                precision="float32",
+                compile=False,
+                views=("whole",),
+            )
+            model = untrained(folder / architecture, params)
+            files = [folder / "images" / record.file for record in records]
+            staged(model, records[:IMAGES_TOGETHER], folder, params)
+            taken = []
+            for _ in range(rounds):
+                by_stages = staged(model, records, folder, params)
+                began = time.perf_counter()
+                captioner = Captioner.load(model, device="cpu", threads=THREADS)
+                captioner.caption(files)
+                taken.append((*by_stages, time.perf_counter() - began))
+            encoding, generating, predicting = (median(column) for column in zip(*taken, strict=True))
+            ratio = median(predicted / (encoded + generated) for encoded, generated, predicted in taken)
+            lone = median(milliseconds(captioner, file) for file in files[:10])
+            figures = f"{encoding:>10.1f} {generating:>12.1f} {predicting:>11.1f} {ratio:>7.2f} {lone:>9.0f}"
+            print(f"{architecture:>18} {figures}", flush=True)
+
+
+def untrained(folder: Path, params: EncodeParams) -> Path:
+    """A model folder of random weights for the grids of an encoder."""
+    setting = encoder_setting(load_encoder(params), params)
+    vocabulary = Vocabulary((*SPECIALS, *(f"word{number}" for number in range(WORDS))))
+    torch.manual_seed(0)
+    decoder = AttentionDecoder(DECODER, setting.grid, setting.channels, len(vocabulary))
+    config = ModelConfig(
+        fingerprint="untrained",
+        decoder=DECODER,
+        vocabulary_digest=vocabulary.digest,
+        encoder=setting,
+        encoder_fingerprint=setting.fingerprint,
+        view="whole",
+        data=TrainingData(images=0, captions=0, validation_images=0),
+        epoch=0,
+        selected_by="nothing",
+        selection_score=0.0,
+        versions={},
+        encoder_weights=params.weights,
+    )
+    write_model(folder, decoder.state_dict(), vocabulary, config)
+    return folder
+
+
+def staged(model: Path, records: Sequence[Record], folder: Path, params: EncodeParams) -> tuple[float, float]:
+    """Seconds of `encode` and of `generate`, from an empty work folder on."""
+    with (
+        tempfile.TemporaryDirectory(dir=folder) as work,
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        began = time.perf_counter()
+        encode(records, folder / "images", params, Path(work) / "work", Path(work) / "features", CPU, THREADS)
+        encoded = time.perf_counter()
+        store = FeatureStore(Path(work) / "features")
+        found = list(caption_images([read_model(model)], store, store.image_ids, USUAL_SEARCH, IMAGES_TOGETHER, CPU))
+        assert len(found) == len(records)
+        return encoded - began, time.perf_counter() - encoded
+
+
+def milliseconds(captioner: Captioner, file: Path) -> float:
+    began = time.perf_counter()
+    captioner.caption([file])
+    return 1000 * (time.perf_counter() - began)

@@ -1,0 +1,1 @@
+"""Prediction: from any picture to a caption, with a model folder and nothing else around it."""

@@ -1,0 +1,51 @@
+"""Model folders that travel: a checked copy, with the encoder where asked to."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from pipeline.decoder.card import write_card
+from pipeline.decoder.saved import MODEL_FILES, read_model
+from pipeline.errors import UserError
+from pipeline.prediction.weights import BESIDE, find_encoder
+from pipeline.publish import fresh_folder, publish, write_atomically
+
+
+def export(
+    model: Path, out: Path, with_encoder: bool, scores: Path | None, encoder_weights: Path | None, download: bool
+) -> None:
+    """Copy a model folder to `out`, which must not be there; with `scores`, from `evaluate`, the card tells them.
+
+    With the encoder its weights are put in, as far as the layers that are used; they are found as for prediction.
+    Raises `UserError` where `out` exists, and where the model, the scores or the weights are missing or damaged.
+    """
+    if out.exists():
+        raise UserError(f"{out}: exists already; name a folder that does not")
+    trained = read_model(model)
+    found = None if scores is None else _read_scores(scores)
+    with fresh_folder(out) as folder:
+        for name in MODEL_FILES:
+            shutil.copyfile(model / name, folder / name)
+        write_card(folder, trained.config, found)
+        if with_encoder:
+            encoder = find_encoder(model, trained.config, encoder_weights, download)
+            weights = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
+            write_atomically(folder / BESIDE[0], safetensors.torch.save(weights))
+        publish(folder, out)
+
+
+def _read_scores(path: Path) -> Mapping[str, Any]:
+    """Each score with its value and its protocol, as the card takes them."""
+    try:
+        scores = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as scores ({error}); name what `evaluate` wrote") from error
+    protocol = scores.get("protocol") if isinstance(scores, dict) else None
+    measured = [name for name in protocol if isinstance(scores.get(name), float)] if isinstance(protocol, dict) else []
+    if not measured:
+        raise UserError(f"{path}: holds no scores; name what `evaluate` wrote, such as results/metrics/scores.json")
+    return {name: {"value": scores[name], "protocol": scores["protocol"][name]} for name in measured}
