@@ -40,7 +40,6 @@ import numpy.typing as npt
 import torch
 
 from benchmarks import retrieval, soft_attention
-from benchmarks.bootstrap import RESAMPLES, Interval, Score, Table, paired_difference, score_interval
 from pipeline.captions.records import Record, Split
 from pipeline.captions.sources.dataset import DatasetParams, prepare
 from pipeline.captions.tokens import (
@@ -59,9 +58,10 @@ from pipeline.decoder.search import SearchParams
 from pipeline.decoder.trainer import Rhythm, TrainParams, train
 from pipeline.device import open_device
 from pipeline.errors import UserError
-from pipeline.evaluation.bleu import bleu, bleu_counts
-from pipeline.evaluation.cider import cider
-from pipeline.evaluation.corpus import Words
+from pipeline.evaluation.bootstrap import Interval, Resampling, Table, paired_difference, score_interval
+from pipeline.evaluation.caption_scores import OF_SUMS, measure
+from pipeline.evaluation.corpus import Corpus, Words
+from pipeline.evaluation.protocols import PLAIN
 from pipeline.features.encoder import EncodeParams
 from pipeline.features.encoding import encode
 from pipeline.features.store import FeatureStore
@@ -71,6 +71,8 @@ from pipeline.publish import file_digest, fingerprint, work_folder, write_json
 
 ROOT = Path(__file__).parents[1]
 PRESET = "flickr8k"
+SCORES = ("BLEU-4", "CIDEr-D", "CIDEr")
+RESAMPLING = Resampling(resamples=1000, seed=0)
 HELD_OUT = 60
 GAIN = 0.15
 """Share of the textbook's CIDEr-D by which ours is to be higher."""
@@ -193,7 +195,7 @@ def ours(photographs: Photographs, params: TrainParams, beams: SearchParams, dev
         write_tokens(tokens / TOKENS_FILE, dataset, photographs.tokenize, folder.name)
         with (folder / "log.txt").open("a") as log, redirect_stdout(log):
             model = train(params, tokens, photographs.features, folder, folder / "live", device, RHYTHM)
-        found = caption_images(read_model(model), store, fold.test, beams, images_a_batch=64, device=device)
+        found = caption_images([read_model(model)], store, fold.test, beams, images_a_batch=64, device=device)
         return {one.image_id: one.words for one in found}
 
     return System(
@@ -213,7 +215,9 @@ def of_textbook(photographs: Photographs, settings: soft_attention.Settings, dev
 
     return System(
         settings={"train": asdict(settings), "search": plain(soft_attention.SEARCH)},
-        code=sources("benchmarks/soft_attention.py", "pipeline/decoder/energy.py", "pipeline/decoder/search.py"),
+        code=sources(
+            "benchmarks/soft_attention.py", *(f"pipeline/decoder/{name}.py" for name in ("choice", "energy", "search"))
+        ),
         caption=caption,
     )
 
@@ -266,17 +270,6 @@ def out_of_fold(
     return captions
 
 
-def bleu4(sums: Table) -> npt.NDArray[np.float64]:
-    return bleu(sums)[..., -1]
-
-
-def mean(sums: Table) -> npt.NDArray[np.float64]:
-    return np.asarray(sums[..., 0] / sums[..., 1])
-
-
-SCORES: dict[str, Score] = {"BLEU-4": bleu4, "CIDEr-D": mean, "CIDEr": mean}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Scored:
     """The captions of one system."""
@@ -293,15 +286,12 @@ class Scored:
 
 
 def score(captions: Mapping[int, Words], references: Mapping[int, Sequence[Words]]) -> Scored:
-    image_ids = sorted(captions)
-    hypotheses, wanted = [captions[one] for one in image_ids], [references[one] for one in image_ids]
-    ciders, ones = cider(hypotheses, wanted), np.ones(len(image_ids))
+    image_ids = tuple(sorted(captions))
+    hypotheses = tuple(captions[one] for one in image_ids)
+    wanted = tuple(references[one] for one in image_ids)
+    corpus = Corpus(image_ids=image_ids, hypotheses=hypotheses, references=wanted, tokens=PLAIN)
     return Scored(
-        tables={
-            "BLEU-4": bleu_counts(hypotheses, wanted),
-            "CIDEr-D": np.stack([ciders.cider_d, ones], axis=1),
-            "CIDEr": np.stack([ciders.cider, ones], axis=1),
-        },
+        tables=measure(corpus, with_meteor=False, with_spice=False).tables,
         distinct=len({tuple(words) for words in hypotheses}),
         words=float(np.mean([len(words) for words in hypotheses])),
     )
@@ -311,8 +301,8 @@ def differences(scored: Mapping[str, Scored]) -> dict[str, dict[str, Interval]]:
     """Ours less each other system, in each score."""
     return {
         name: {
-            score: paired_difference(scored["ours"].tables[score], other.tables[score], of_sums)
-            for score, of_sums in SCORES.items()
+            score: paired_difference(scored["ours"].tables[score], other.tables[score], OF_SUMS[score], RESAMPLING)
+            for score in SCORES
         }
         for name, other in scored.items()
         if "ours" in scored and name != "ours"
@@ -323,7 +313,7 @@ def table(scored: Mapping[str, Scored]) -> list[str]:
     """A line a system, and one for each difference to ours."""
     lines = [" ".join([f"{'':>16}", *(f"{name:>23}" for name in SCORES), " distinct  words"])]
     for name, system in scored.items():
-        scores = [_told(score_interval(system.tables[score], of_sums), "") for score, of_sums in SCORES.items()]
+        scores = [_told(score_interval(system.tables[one], OF_SUMS[one], RESAMPLING), "") for one in SCORES]
         lines.append(" ".join([f"{name:>16}", *scores, f"{system.distinct:>9}  {system.words:>5.1f}"]))
     for name, found in differences(scored).items():
         lines.append(" ".join([f"{f'ours - {name}':>16}", *(_told(found[score], "+") for score in SCORES)]))
@@ -346,7 +336,7 @@ def targets(scored: Mapping[str, Scored]) -> dict[str, bool]:
         if name == "retrieval":
             found[f"CIDEr-D above that of retrieval: {cider_gain.value:+.3f}"] = cider_gain.value > 0
             continue
-        wanted = GAIN * float(mean(scored[name].tables["CIDEr-D"].sum(axis=0)))
+        wanted = GAIN * float(OF_SUMS["CIDEr-D"](scored[name].tables["CIDEr-D"].sum(axis=0)))
         found |= {
             f"CIDEr-D {GAIN:.0%} above that of {name}, or {wanted:+.3f}: {cider_gain.value:+.3f}": (
                 cider_gain.value >= wanted
@@ -379,7 +369,8 @@ def compare(arguments: argparse.Namespace) -> bool:
     for name in dict.fromkeys(arguments.systems):
         captions = out_of_fold(name, systems[name], photographs, folds, work)
         scored[name] = score(captions, photographs.words)
-    print(f"\n{len(photographs.records)} photographs in {len(folds)} folds; 95% intervals of {RESAMPLES} resamples")
+    count = len(photographs.records)
+    print(f"\n{count} photographs in {len(folds)} folds; 95% intervals of {RESAMPLING.resamples} resamples")
     print("\n".join(table(scored)))
     found = targets(scored)
     for target, reached in found.items():

@@ -38,6 +38,7 @@ from pipeline.device import open_device
 from pipeline.errors import UserError
 from pipeline.features import encoding
 from pipeline.features.encoder import (
+    PICTURES_A_BATCH,
     Architecture,
     EncodeParams,
     GridEncoder,
@@ -47,7 +48,7 @@ from pipeline.features.encoder import (
     for_inference,
     load_encoder,
 )
-from pipeline.features.encoding import PICTURES_A_BATCH, encode
+from pipeline.features.encoding import encode
 from pipeline.features.images import MEAN, STANDARD_DEVIATION, Pixels, read_image
 from pipeline.features.store import FeatureStore
 

@@ -1,8 +1,9 @@
-"""Peak memory of the stage `encode`, by the number of images: it should not grow with the dataset.
+"""Peak memory of the stages `encode` and `generate`, by the number of images: it should not grow with the dataset.
 
-Each run is the stage's own command in a process of its own, over small pictures (64 px, to ResNet-18's layer3), with an
-empty work folder. The kernel keeps the highest resident memory (`VmHWM`). The `ru_maxrss` of a process is no less than
-the memory of the process that started it, so it will not do here.
+Each run is the stage's own command in a process of its own. `encode` reads small pictures (64 px, ResNet-18 to layer3)
+and has an empty work folder; `generate` writes three captions of each image, by a beam of 5 and a decoder of random
+weights that seldom ends one. The kernel keeps the highest resident memory (`VmHWM`). The `ru_maxrss` of a process is no
+less than the memory of the process that started it, so it will not do here.
 """
 
 import json
@@ -12,49 +13,102 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from benchmarks.materials import painted, records, save_weights
 from pipeline.captions.records import write_records
+from pipeline.captions.vocabulary import SPECIALS, Vocabulary
+from pipeline.decoder.attention import AttentionDecoder, DecoderParams
+from pipeline.decoder.captioning import GenerateParams
+from pipeline.decoder.generated import CAPTIONS_FILE
+from pipeline.decoder.saved import ModelConfig, TrainingData, write_model
+from pipeline.decoder.search import SearchParams
 from pipeline.features.encoder import EncodeParams
+from pipeline.features.store import FeatureStore
+from pipeline.params import plain
 
 IMAGES = (1_000, 20_000)
 SIZE = 64
+VOCABULARY = 1000
+SIZES = DecoderParams(embedding=64, state=64, attention=64, dropout=0.0, region_dropout=0.0, word_dropout=0.0)
 
 STAGE = """
-import atexit, pathlib, re, runpy
+import atexit, pathlib, re, runpy, sys
 
 def report():
     print(re.search(r"VmHWM:\\s+(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1])
 
 atexit.register(report)
-runpy.run_module("stages.encode_images", run_name="__main__")
+runpy.run_module(sys.argv.pop(1), run_name="__main__")
 """
 
 
-def peak(folder: Path, count: int) -> float:
-    """MiB at most while the first images of the folder are encoded."""
-    run = folder / f"run-{count}"
-    write_records(run / "prepared", records(count))
-    places = {
-        "params": folder / "params.yaml",
-        "prepared": run / "prepared",
-        "images": folder / "images",
-        "out": run / "features",
-        "work": run / "work",
-        "metrics": run / "metrics.json",
-    }
-    flags = [f"--{name}={path}" for name, path in places.items()]
+def peak(stage: str, **flags: Path) -> float:
+    """MiB at most while a stage runs."""
     done = subprocess.run(
-        [sys.executable, "-c", STAGE, *flags, "--device=cpu"],
+        [sys.executable, "-c", STAGE, stage, *(f"--{name}={path}" for name, path in flags.items()), "--device=cpu"],
         cwd=Path(__file__).parents[1],
         stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         text=True,
         check=True,
     )
-    assert json.loads(places["metrics"].read_text())["images"] == count
     return int(done.stdout.split()[-1]) / 1024
+
+
+def encode(folder: Path, count: int) -> float:
+    """MiB at most while the first images of the folder are encoded."""
+    run = folder / f"encode-{count}"
+    write_records(run / "prepared", records(count))
+    metrics = run / "metrics.json"
+    highest = peak(
+        "stages.encode_images",
+        params=folder / "params.yaml",
+        prepared=run / "prepared",
+        images=folder / "images",
+        out=run / "features",
+        work=run / "work",
+        metrics=metrics,
+    )
+    assert json.loads(metrics.read_text())["images"] == count
+    return highest
+
+
+def generate(folder: Path, count: int) -> float:
+    """MiB at most while so many images are captioned, whose grids `encode` has made."""
+    run = folder / f"generate-{count}"
+    encoded = folder / f"encode-{count}"
+    store = FeatureStore(encoded / "features")
+    vocabulary = Vocabulary((*SPECIALS, *(f"word{number}" for number in range(VOCABULARY))))
+    torch.manual_seed(0)
+    decoder = AttentionDecoder(SIZES, store.setting.grid, store.channels, len(vocabulary))
+    config = ModelConfig(
+        fingerprint="random",
+        decoder=SIZES,
+        vocabulary_digest=vocabulary.digest,
+        encoder=store.setting,
+        encoder_fingerprint=store.fingerprint,
+        view=store.views[0],
+        data=TrainingData(images=0, captions=0, validation_images=0),
+        versions={},
+        epoch=1,
+        selected_by="nothing",
+        selection_score=0.0,
+    )
+    write_model(run / "model", decoder.state_dict(), vocabulary, config)
+    highest = peak(
+        "stages.generate_captions",
+        params=folder / "params.yaml",
+        prepared=encoded / "prepared",
+        features=encoded / "features",
+        model=run / "model",
+        out=run / "generated",
+    )
+    assert len(json.loads((run / "generated" / CAPTIONS_FILE).read_text())) == count
+    return highest
 
 
 def main(counts: Sequence[int] = IMAGES) -> None:
@@ -73,19 +127,22 @@ def main(counts: Sequence[int] = IMAGES) -> None:
             compile=False,
             views=("whole",),
         )
-        (folder / "params.yaml").write_text(json.dumps({"encode": asdict(params)}))
+        search = replace(SearchParams.greedy(max_words=20), beam=5, n_best=3)
+        found = GenerateParams(split="train", ensemble=folder / "no others", search=search)
+        (folder / "params.yaml").write_text(json.dumps({"encode": plain(params), "generate": plain(found)}))
         (folder / "images").mkdir()
         for number in range(max(counts)):
             (folder / "images" / f"{number}.jpg").write_bytes(painted(number, SIZE, SIZE))
-        print(f"memory of encoding images of {SIZE} px, ResNet-18 to layer3, on the CPU, {os.cpu_count()} threads")
-        print(f"{'images':>10} {'seconds':>9} {'peak, MiB':>10}   MiB for a thousand more")
-        lowest: tuple[int, float] | None = None
-        for count in sorted(counts):
-            began = time.perf_counter()
-            highest = peak(folder, count)
-            line = f"{count:>10} {time.perf_counter() - began:>9.1f} {highest:>10.1f}"
-            if lowest is None:
-                lowest = count, highest
-            else:
-                line += f"   {(highest - lowest[1]) / (count - lowest[0]) * 1000:>23.2f}"
-            print(line, flush=True)
+        print(f"memory of encoding images of {SIZE} px and of captioning them, on the CPU, {os.cpu_count()} threads")
+        print(f"{'':>8} {'images':>10} {'seconds':>9} {'peak, MiB':>10}   MiB for a thousand more")
+        for stage in (encode, generate):
+            lowest: tuple[int, float] | None = None
+            for count in sorted(counts):
+                began = time.perf_counter()
+                highest = stage(folder, count)
+                line = f"{stage.__name__:>8} {count:>10} {time.perf_counter() - began:>9.1f} {highest:>10.1f}"
+                if lowest is None:
+                    lowest = count, highest
+                else:
+                    line += f"   {(highest - lowest[1]) / (count - lowest[0]) * 1000:>23.2f}"
+                print(line, flush=True)

@@ -16,7 +16,8 @@ class UserError(Exception):
 def run(command: Callable[..., Any]) -> NoReturn:
     """Run a function or a typer application as this process's command; report a `UserError` without a traceback.
 
-    Exits with 0 on success, with 2 on a `UserError` or wrong flags, with 130 when interrupted.
+    Exits with 0 on success, with 2 on a `UserError`, wrong flags or a package that is not installed, with 130 when
+    interrupted.
     """
     if isinstance(command, typer.Typer):
         app = command
@@ -28,5 +29,14 @@ def run(command: Callable[..., Any]) -> NoReturn:
     except UserError as error:
         sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(UserError.exit_status)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("pipeline", "stages"):
+            raise
+        print(
+            f"error: this needs the Python package {error.name}, which gridcap does without where it only predicts;"
+            " install the rest in a clone with `pip install '.[pipeline,app]'`",
+            file=sys.stderr,
+        )
         sys.exit(UserError.exit_status)
     sys.exit(0)

@@ -43,7 +43,8 @@ def find_preset(name: str, folder: Path) -> Path:
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     if not path.is_file():
         known = sorted(preset.stem for preset in folder.glob("*.yaml"))
-        raise UserError(f"{path}: no such preset; name a YAML file or one of {known} in {folder}")
+        others = f"one of {known} in {folder}" if known else "run this in a clone of gridcap, which has some"
+        raise UserError(f"{path}: no such preset; name a YAML file or {others}")
     return path
 
 

@@ -1,6 +1,5 @@
 """Stage `train`: the attention LSTM on cached grids, taken up where an earlier run was interrupted."""
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -8,12 +7,14 @@ import torch
 import typer
 
 from pipeline.captions.tokens import TOKENS_FILE, VOCABULARY_FILE
+from pipeline.decoder.card import write_card
+from pipeline.decoder.saved import note_origin
 from pipeline.decoder.trainer import Rhythm, TrainParams, train
 from pipeline.device import open_device
 from pipeline.errors import run
 from pipeline.features.store import INDEX_FILE
 from pipeline.params import load, plain
-from pipeline.publish import code_digest, file_digest, fingerprint, publish, work_folder
+from pipeline.publish import code_digest, file_digest, fingerprint, publish
 from pipeline.ranks import open_ranks
 
 
@@ -24,6 +25,8 @@ def main(
     out: Annotated[Path, typer.Option(help="Model folder to publish.")],
     work: Annotated[Path, typer.Option(help="Folder for unfinished work.")],
     live: Annotated[Path, typer.Option(help="Folder of the metrics that are shown while training runs.")],
+    dataset: Annotated[str, typer.Option(help="Where the dataset came from, for the model's card.")],
+    encoder_weights: Annotated[str, typer.Option(help="What `encode` took for weights, so that `predict` finds them.")],
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.", envvar="GRIDCAP_DEVICE")] = "auto",
     checkpoint_seconds: Annotated[float, typer.Option(help="Longest time between two checkpoints.")] = 60.0,
     checkpoint_steps: Annotated[int, typer.Option(min=1, help="Most steps between two checkpoints.")] = 1000,
@@ -42,10 +45,10 @@ def main(
             processes=ranks.size,
         )
         rhythm = Rhythm(checkpoint_steps=checkpoint_steps, checkpoint_seconds=checkpoint_seconds, live_steps=live_steps)
-        # The first rank holds the lock for all.
-        with work_folder(work, "train", name) if ranks.first else nullcontext(work / "train" / name) as folder:
+        with ranks.work_folder(work, "train", name) as folder:
             model = train(settings, tokens, features, folder, live, open_device(device), rhythm, ranks)
             if ranks.first:
+                write_card(model, note_origin(model, dataset, encoder_weights))
                 publish(model, out)
 
 

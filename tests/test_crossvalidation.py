@@ -10,7 +10,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.bootstrap import Interval, paired_difference, score_interval
 from benchmarks.crossvalidation import (
     HELD_OUT,
     SCORES,
@@ -20,7 +19,6 @@ from benchmarks.crossvalidation import (
     System,
     divide,
     main,
-    mean,
     of_retrieval,
     out_of_fold,
     score,
@@ -33,7 +31,8 @@ from pipeline.captions.records import Record
 from pipeline.captions.tokens import TokenizeParams
 from pipeline.captions.vocabulary import END, PAD, START, UNKNOWN
 from pipeline.errors import UserError
-from pipeline.features.store import FeatureStore, Setting, write_index, write_shard
+from pipeline.features.store import FeatureStore, write_index, write_shard
+from tests.materials import small_setting
 
 
 @given(
@@ -67,38 +66,6 @@ def test_folds_need_images_on_both_sides(folds: int) -> None:
         divide([1, 2, 3], folds, 0)
 
 
-def per_image(scores: np.ndarray) -> np.ndarray:
-    return np.stack([scores, np.ones(len(scores))], axis=1)
-
-
-def test_the_interval_of_a_mean_is_that_of_the_standard_error() -> None:
-    scores = np.random.default_rng(1).normal(0.5, 2.0, size=400)
-    found = score_interval(per_image(scores), mean, resamples=4000)
-    margin = 1.96 * scores.std() / 20
-    assert found.value == pytest.approx(scores.mean())
-    assert [found.low, found.high] == pytest.approx([found.value - margin, found.value + margin], abs=0.05 * margin)
-
-
-def test_a_difference_is_paired_image_by_image() -> None:
-    scores = np.random.default_rng(2).normal(0.0, 1.0, size=300)
-    shifted = paired_difference(per_image(scores + 0.01), per_image(scores), mean)
-    assert [shifted.value, shifted.low, shifted.high] == pytest.approx([0.01] * 3)
-    itself = paired_difference(per_image(scores), per_image(scores), mean)
-    assert itself == Interval(value=0.0, low=0.0, high=0.0)
-
-
-def test_equal_systems_differ_by_about_nothing_and_unlike_ones_clearly() -> None:
-    rng = np.random.default_rng(3)
-    first, second = rng.normal(0.2, 0.3, size=(2, 500))
-    equal = paired_difference(per_image(first), per_image(second), mean)
-    assert equal.low < 0 < equal.high
-    better = paired_difference(per_image(first + 0.2), per_image(second), mean)
-    assert better.low > 0
-    assert better.value == pytest.approx(equal.value + 0.2)
-    with pytest.raises(ValueError, match="same images, got 500 and 499"):
-        paired_difference(per_image(first), per_image(second[1:]), mean)
-
-
 CAPTIONS = {
     1: ["a dog runs on grass", "a brown dog runs over the grass", "a dog in a field"],
     2: ["a man rides a red bike", "a man on a bike", "someone rides a bike down a road"],
@@ -116,7 +83,7 @@ def test_targets_are_judged_from_the_captions_of_all_images() -> None:
     good, same = scored(GOOD), scored(dict.fromkeys(GOOD, "a man on a bike"))
     assert (good.images, good.distinct, same.distinct) == (3, 3, 1)
     assert good.words == pytest.approx(17 / 3)
-    assert list(good.tables) == list(SCORES)
+    assert set(SCORES) <= set(good.tables)
     for own, other, met in ((good, same, True), (same, good, False)):
         found = targets({"ours": own, "textbook": other, "retrieval": other})
         assert len(found) == 5
@@ -184,17 +151,7 @@ def test_the_textbook_objective_sums_over_regions_and_averages_over_captions() -
 
 
 def photographs(folder: Path) -> Photographs:
-    setting = Setting(
-        architecture="resnet18",
-        layer="layer3",
-        weights_digest="0" * 64,
-        image_size=32,
-        precision="float32",
-        compiled=False,
-        grid_height=2,
-        grid_width=2,
-        channels=3,
-    )
+    setting = small_setting()
     contents = {image_id: f"{image_id:064}" for image_id in CAPTIONS}
     keys = [(content, "whole") for content in contents.values()]
     grids = np.random.default_rng(5).random((len(keys), *setting.grid_shape)).astype(np.float16)

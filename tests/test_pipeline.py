@@ -14,10 +14,14 @@ import h5py
 import pytest
 from ruamel.yaml import YAML
 
+from pipeline.captions.records import read_records
 from pipeline.mending import mend
+from pipeline.params import read_yaml
+from pipeline.prediction.captioner import Captioner
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ["pipeline", "stages", "presets", "data/weights", "dvc.yaml", "params.yaml", ".dvcignore", ".dvc/config"]
+SOURCES = ["pipeline", "stages", "presets", "data/weights", "data/ensemble", "dvc.yaml", "params.yaml"]
+SOURCES += [".dvcignore", ".dvc/config"]
 SOURCES += [f"data/scenes/{name}" for name in ("dvc.yaml", "params.yaml", "encoder.json")]
 SOURCES += ["data/scenes/encoder.safetensors"]
 STAGES = ["data/scenes/dvc.yaml:render", "prepare", "tokenize", "encode", "train", "generate", "evaluate"]
@@ -110,18 +114,42 @@ def test_what_comes_out_is_there_and_tells_what_it_is(repository: Repository) ->
         with h5py.File(path) as file:
             assert {"schema", "schema_version", "fingerprint"} <= set(file.attrs)
     scores = json.loads((repository.folder / "results/metrics/scores.json").read_text())
-    assert 0 <= scores["BLEU-4"]["value"] <= 1
-    assert any("closest" in line for line in scores["BLEU-4"]["protocol"])
-    assert scores["METEOR"] == {"unavailable": ["evaluate.meteor is false in params.yaml"]}
-    assert scores["held-out"]["images"] + scores["seen"]["images"] == 9
+    assert 0 <= scores["BLEU-4"] <= 1
+    assert scores["intervals"]["BLEU-4"][0] <= scores["BLEU-4"] <= scores["intervals"]["BLEU-4"][1]
+    assert any("closest" in line for line in scores["protocol"]["BLEU-4"])
+    assert scores["unavailable"]["METEOR"] == ["not asked for"]
+    assert sum(part["images"] for part in scores["subsets"].values()) == scores["images"] == 9
+    about = json.loads((repository.folder / "results/metrics/captions.json").read_text())
+    assert about["diversity"]["generated"]["captions"] == about["diversity"]["reference"]["captions"] == 9
+    assert about["human_agreement"]["images"] == 9
+    rows = [json.loads(line) for line in (repository.folder / "results/metrics/images.jsonl").read_text().splitlines()]
+    assert [{name: row[name] for name in captions[0]} for row in rows] == captions
     plots = repository.folder / "results/plots"
     assert {"training.json", "loss.png", "accuracy.png", "bleu4.png"} <= {path.name for path in plots.iterdir()}
     assert len(list((plots / "attention").glob("*.png"))) == 1
+    report = (repository.folder / "results/report.html").read_text()
+    assert report.count('<article class="card"') == 9
+    assert "learning_rate.highest" in report
+    assert str(repository.folder) not in report
+
+
+def test_predict_gives_the_captions_that_generate_gave(repository: Repository) -> None:
+    data = repository.folder / "data"
+    records = read_records(data / "prepared", "test")
+    images = data / "scenes" / "rendered" / "images"
+    # The weights of the encoder are found from the folder above the model.
+    captions = Captioner.load(data / "model", device="cpu").caption([images / record.file for record in records])
+    generated = json.loads((data / "generated" / "captions.json").read_text())
+    assert [caption.text for caption in captions] == [row["caption"] for row in generated]
+    assert "data/scenes/rendered`: 24 images" in (data / "model" / "model_card.md").read_text()
 
 
 def test_dvc_shows_metrics_and_plots(repository: Repository) -> None:
     shown = json.loads(repository.dvc("metrics", "show", "--json"))[""]["data"]
-    assert shown["results/metrics/scores.json"]["data"]["BLEU-4"]["value"] >= 0
+    scores = shown["results/metrics/scores.json"]["data"]
+    assert scores["BLEU-4"] >= 0
+    # Intervals and protocols are lists: they would make no readable columns.
+    assert not {"intervals", "protocol", "unavailable"} & {name for name, value in scores.items() if value}
     repository.dvc("plots", "show")
     page = (repository.folder / "dvc_plots" / "index.html").read_text()
     assert "val_bleu4" in page
@@ -140,26 +168,26 @@ def test_a_second_run_runs_nothing(repository: Repository) -> None:
     ("file", "section", "values", "stages"),
     [
         ("data/scenes/params.yaml", "render", {"seed": 5}, ["data/scenes/dvc.yaml:render"]),
-        ("params.yaml", "dataset", {"missing_images": "skip"}, ["prepare"]),
-        ("params.yaml", "tokenize", {"min_count": 3}, ["tokenize"]),
-        ("params.yaml", "encode", {"precision": "bfloat16"}, ["encode"]),
-        ("params.yaml", "train", {"seed": 2}, ["train"]),
-        ("params.yaml", "generate", {"search": {}}, ["generate"]),
+        ("params.yaml", "dataset", {"missing_images": "skip"}, ["prepare", "evaluate"]),
+        ("params.yaml", "tokenize", {"min_count": 3}, ["tokenize", "evaluate"]),
+        ("params.yaml", "encode", {"precision": "bfloat16"}, ["encode", "evaluate"]),
+        ("params.yaml", "train", {"seed": 2}, ["train", "evaluate"]),
+        ("params.yaml", "generate", {"search": {}}, ["generate", "evaluate"]),
         ("params.yaml", "evaluate", {"seed": 2}, ["evaluate"]),
     ],
 )
-def test_a_param_touches_the_stage_that_reads_it(
+def test_a_param_touches_the_stage_that_reads_it_and_the_report_that_shows_it(
     repository: Repository, file: str, section: str, values: dict[str, object], stages: list[str]
 ) -> None:
     before = (repository.folder / file).read_bytes()
     try:
         repository.edit(file, **{section: values})
-        assert repository.changed() == stages
+        assert repository.changed() == sorted(stages)
     finally:
         (repository.folder / file).write_bytes(before)
 
 
-@pytest.mark.parametrize("metric", ["bleu", "cider", "rouge", "meteor", "grounding", "tokens"])
+@pytest.mark.parametrize("metric", ["bleu", "cider", "rouge", "meteor", "bootstrap", "grounding", "tokens"])
 def test_a_change_in_the_code_of_a_metric_touches_evaluate_alone(repository: Repository, metric: str) -> None:
     module = repository.folder / "pipeline" / "evaluation" / f"{metric}.py"
     before = module.read_bytes()
@@ -173,12 +201,29 @@ def test_a_change_in_the_code_of_a_metric_touches_evaluate_alone(repository: Rep
 def test_a_changed_search_runs_generate_and_evaluate_and_going_back_runs_nothing(repository: Repository) -> None:
     before = (repository.folder / "params.yaml").read_bytes()
     locks = repository.locks()
-    search = {"beam": 1, "max_words": 10, "length_exponent": 0.5, "allow_unknown": True}
+    search = read_yaml(repository.folder / "params.yaml")["generate"]["search"]
+    search |= {"beam": 1, "max_words": 10, "length_exponent": 0.5, "allow_unknown": True}
     repository.edit("params.yaml", generate={"search": search})
     assert repository.repro() == ["generate", "evaluate"]
     (repository.folder / "params.yaml").write_bytes(before)
     output = repository.dvc("repro")
     assert "is cached - skipping run" in output
+    assert repository.locks() == locks
+
+
+def test_a_model_put_into_the_ensemble_votes(repository: Repository) -> None:
+    data = repository.folder / "data"
+    locks, captions = repository.locks(), (data / "generated" / "captions.json").read_text()
+    twin = shutil.copytree(data / "model", data / "ensemble" / "twin")
+    try:
+        assert repository.changed() == ["generate"]
+        assert repository.repro()[0] == "generate"
+        assert (data / "generated" / "captions.json").read_text() == captions
+        with h5py.File(data / "generated" / "attention.h5") as file:
+            assert file.attrs["fingerprint"].count("+") == 1
+    finally:
+        shutil.rmtree(twin)
+        repository.repro()
     assert repository.locks() == locks
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 from ruamel.yaml import YAML
+from typer.testing import CliRunner
 
 from pipeline.captions.sources.dataset import DatasetParams
 from pipeline.captions.tokens import TokenizeParams
@@ -21,9 +22,11 @@ from pipeline.decoder.captioning import GenerateParams
 from pipeline.decoder.trainer import TrainParams
 from pipeline.evaluation.results import EvaluateParams
 from pipeline.features.encoder import EncodeParams
-from pipeline.features.store import Setting, write_index, write_shard
+from pipeline.features.store import write_index, write_shard
 from pipeline.params import check, read_yaml
 from pipeline.presets import find_preset, use
+from tests.materials import small_setting
+from tests.tiny import Tiny
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -98,7 +101,8 @@ def test_commands_exist() -> None:
     targets = set(re.findall(r"(?m)^([\w-]+):", (ROOT / "Makefile").read_text()))
     subcommands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     assert {"repro", "test"} <= named(r"make ([\w-]+)") <= targets
-    assert {"use", "inspect", "mend"} <= named(r"(?:\$ )?gridcap ([\w-]+)") <= subcommands
+    shown = {"use", "inspect", "mend", "predict", "attend", "export", "score", "compare"}
+    assert shown <= named(r"(?:\$ )?gridcap (\w[\w-]*)") <= subcommands
     assert {"train", "encode"} <= named(r"dvc repro (?:-\w+ )*([\w-]+)") <= stages("dvc.yaml").keys()
 
 
@@ -120,19 +124,9 @@ def test_a_preset_with_its_assignments_makes_valid_params(command: str, tmp_path
 
 
 def test_the_lines_of_python_read_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (block,) = (block for language, block in BLOCKS if language == "python")
+    (block,) = (block for language, block in BLOCKS if language == "python" and "h5py" in block)
     folder = tmp_path / "data/features"
-    setting = Setting(
-        architecture="resnet18",
-        layer="layer3",
-        weights_digest="0" * 64,
-        image_size=32,
-        precision="float32",
-        compiled=False,
-        grid_height=2,
-        grid_width=2,
-        channels=3,
-    )
+    setting = small_setting()
     grids = np.arange(24, dtype=np.float16).reshape(2, 4, 3)
     shard = write_shard(folder, setting, [5, 1_000_000], [("a" * 64, "whole"), ("b" * 64, "whole")], grids)
     write_index(folder, setting, ("whole",), [shard], {5: "a" * 64, 1_000_000: "b" * 64})
@@ -140,6 +134,36 @@ def test_the_lines_of_python_read_a_grid(tmp_path: Path, monkeypatch: pytest.Mon
     names: dict[str, Any] = {}
     exec(block, names)
     assert np.array_equal(names["grid"], grids[1])
+
+
+def test_the_lines_of_python_caption_a_picture(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (block,) = (block for language, block in BLOCKS if language == "python" and "Captioner" in block)
+    shutil.copytree(tiny.model, tmp_path / "data/model")
+    shutil.copy(tiny.images / "00.png", tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(block, {})
+    assert re.fullmatch(r"[a-z ]+ 0\.\d+ \(\d, 4, 4\)\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", re.findall(r"(?m)^gridcap (?:predict|attend|export) .*$", SHELL))
+def test_commands_of_prediction_run(command: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "holiday").mkdir()
+    for name in ("photo.jpg", "holiday/a.png"):
+        shutil.copy(tiny.images / "00.png", tmp_path / name)
+    (tmp_path / "results/metrics").mkdir(parents=True)
+    shutil.copy(ROOT / "results/metrics/scores.json", tmp_path / "results/metrics/scores.json")
+    (tmp_path / "weights").mkdir()
+    shutil.copy(tiny.weights, tmp_path / "weights/resnet50.safetensors")
+    for name in ("data/model", "my-captioner"):
+        if name not in re.findall(r"--out (\S+)", command):
+            shutil.copytree(tiny.model, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(command, comments=True)[1:]
+    words = words[: words.index(">")] if ">" in words else words[: words.index("<")] if "<" in words else words
+    result = CliRunner().invoke(app, words, input=(tmp_path / "photo.jpg").read_bytes())
+    assert result.exit_code == 0, (result.output, result.exception)
 
 
 def test_every_stage_with_a_device_takes_it_from_the_environment() -> None:
@@ -254,9 +278,9 @@ def table_of_stages() -> str:
 def table_of_results(scores: dict[str, Any], scenes: dict[str, Any]) -> str:
     subsets = ("seen", "held-out")
     rows = {
-        "pictures": [str(scores["images"]), *(str(scores[subset]["images"]) for subset in subsets)],
+        "pictures": [str(scores["images"]), *(str(scores["subsets"][subset]["images"]) for subset in subsets)],
         **{
-            name: [figure(part.get(name, {}).get("value")) for part in (scores, *(scores[one] for one in subsets))]
+            name: [with_interval(scores, name), *(figure(scores["subsets"][one].get(name)) for one in subsets)]
             for name in SCORES
         },
         **{
@@ -272,6 +296,13 @@ def reach(values: Any, *path: str) -> Any:
     for key in path[:-1]:
         values = values[key]
     return values.get(path[-1])
+
+
+def with_interval(scores: dict[str, Any], name: str) -> str:
+    if name not in scores:
+        return figure(None)
+    low, high = scores["intervals"][name]
+    return f"{figure(scores[name])} ({figure(low)} to {figure(high)})"
 
 
 def figure(value: float | None) -> str:

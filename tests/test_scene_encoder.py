@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from pipeline.errors import UserError
-from pipeline.features.encoder import EncodeParams, encode_grids, load_encoder
+from pipeline.features.encoder import encode_grids, load_encoder
 from pipeline.features.images import normalise
 from pipeline.params import load
 from pipeline.publish import file_digest
@@ -39,6 +39,7 @@ from pipeline.scenes.lessons import (
     draw_lessons,
 )
 from pipeline.scenes.world import COLOURS, SHAPES
+from tests.materials import encode_params
 
 ROOT = Path(__file__).parents[1]
 SCENES = ROOT / "data" / "scenes"
@@ -152,6 +153,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from pipeline.scenes.encoder_training import Lessons, SceneEncoderParams, teach
+from tests.materials import encode_params
 torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)
 teach(eval(sys.argv[1]), Lessons(**safetensors.torch.load_file(sys.argv[2])), Path(sys.argv[3]))
@@ -212,18 +214,7 @@ def test_the_shipped_figures_are_those_of_the_shipped_file():
 
 
 def encoder_of(path, size):
-    return load_encoder(
-        EncodeParams(
-            architecture="resnet18",
-            layer=LAYER,
-            weights=str(path),
-            watch=str(path),
-            image_size=size,
-            precision="float32",
-            compile=False,
-            views=("whole",),
-        )
-    )
+    return load_encoder(encode_params(path, layer=LAYER, image_size=size))
 
 
 def read_cells(encoder, syllabus, purpose, count, *, at_centres):

@@ -139,6 +139,32 @@ def test_relations(caption: str, right: int, total: int) -> None:
     assert judge.relations(words(caption), ROOM) == (right, total)
 
 
+@pytest.mark.parametrize(
+    ("caption", "wanted"),
+    [
+        ("a red cube and a ball are in front of a ring", [("front", 8, ["cube", "sphere"], ["ring"])]),
+        ("a ball stands between a red cube and a ring", [("between", 3, ["sphere"], ["cube", "ring"])]),
+        (
+            "a ball behind a ring on the left of a cube",
+            [("behind", 2, ["sphere"], ["ring"]), ("left", 7, ["ring"], ["cube"])],
+        ),
+        ("a ball on the left of the picture", []),
+        ("behind a ball", []),
+    ],
+)
+def test_statements(caption: str, wanted: list[tuple[str, int, list[str], list[str]]]) -> None:
+    found = [
+        (
+            said.relation,
+            said.position,
+            sorted(mention.attributes["shape"] for mention in said.subjects),
+            sorted(mention.attributes["shape"] for mention in said.objects),
+        )
+        for said in judge.statements(words(caption))
+    ]
+    assert found == wanted
+
+
 @given(SEEDS)
 def test_captions_of_a_scene_are_judged_right_for_it(seed: int) -> None:
     scene, things, told = drawn(seed)

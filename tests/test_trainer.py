@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -26,34 +27,25 @@ from pipeline.captions.tokens import (
     VOCABULARY_FILE,
     CaptionTokens,
     TokenizeParams,
+    read_tokens,
     tokenize,
     write_tokens,
 )
-from pipeline.captions.vocabulary import PAD, write_vocabulary
+from pipeline.captions.vocabulary import PAD, read_vocabulary, write_vocabulary
 from pipeline.decoder.attention import DecoderParams
 from pipeline.decoder.batches import Batch, CaptionBatches
 from pipeline.decoder.saved import CONFIG_FILE, WEIGHTS_FILE, read_model
 from pipeline.decoder.schedule import ScheduleParams
 from pipeline.decoder.trainer import CHECKPOINT_FILE, Rhythm, Trainer, TrainParams, train
 from pipeline.errors import UserError
-from pipeline.features.encoder import EncodeParams
 from pipeline.features.encoding import encode
-from pipeline.features.store import FeatureStore, Setting, write_index, write_shard
+from pipeline.features.store import FeatureStore, write_index, write_shard
+from tests.materials import encode_params, small_setting
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
 P, C = 4, 6
 COLOURS = ["red", "green", "blue", "black"]
-SETTING = Setting(
-    architecture="resnet18",
-    layer="layer3",
-    weights_digest="0" * 64,
-    image_size=32,
-    precision="float32",
-    compiled=False,
-    grid_height=2,
-    grid_width=2,
-    channels=C,
-)
+SETTING = small_setting(channels=C)
 
 
 def schedule(**changes: object) -> ScheduleParams:
@@ -127,9 +119,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(data: Path, folder: Path, settings: TrainParams) -> Path:
+def run(data: Path, folder: Path, settings: TrainParams, live_steps: int = 1) -> Path:
     folder.mkdir(exist_ok=True)
-    rhythm = Rhythm(checkpoint_steps=10**9, checkpoint_seconds=1e9, live_steps=1)
+    rhythm = Rhythm(checkpoint_steps=10**9, checkpoint_seconds=1e9, live_steps=live_steps)
     live = folder.parent / "live"
     return train(settings, data / "tokens", data / "features", folder, live, torch.device("cpu"), rhythm)
 
@@ -192,17 +184,17 @@ class _Killed(BaseException):
     """Stands for the end of the process: nothing after it is run."""
 
 
-def _stopping(stop: int) -> Callable[[Trainer, list[Batch]], dict[str, float]]:
+def _stopping(stop: int) -> Callable[[Trainer, list[Batch], bool], dict[str, float]]:
     taken = 0
     step = Trainer._step
 
-    def stopping(trainer: Trainer, batches: list[Batch]) -> dict[str, float]:
+    def stopping(trainer: Trainer, batches: list[Batch], shown: bool) -> dict[str, float]:
         nonlocal taken
         if taken == stop:
             trainer._save()
             raise _Killed
         taken += 1
-        return step(trainer, batches)
+        return step(trainer, batches, shown)
 
     return stopping
 
@@ -236,6 +228,7 @@ def stage(data: Path, out: Path, work: Path, text: str = PARAMS_YAML) -> list[st
     (data / "params.yaml").write_text(text)
     flags = {"params": data / "params.yaml", "tokens": data / "tokens", "features": data / "features"}
     flags |= {"out": out, "work": work, "live": work / "live"}
+    flags |= {"dataset": data / "dataset", "encoder-weights": data / "encoder.pth"}
     command = [sys.executable, "-m", "stages.train_decoder", "--checkpoint-seconds", "0", "--device", "cpu"]
     return command + [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 
@@ -282,6 +275,34 @@ def test_live_metrics_show_each_step_once_though_the_run_was_resumed(data: Path,
     assert metrics["step"] == 9
 
 
+def test_the_entropy_shown_is_that_of_attention_over_the_words_of_the_step(data: Path, tmp_path: Path) -> None:
+    decoder = DecoderParams(embedding=8, state=12, attention=8, dropout=0.0, region_dropout=0.0, word_dropout=0.0)
+    settings_of_run = params(decoder=decoder, epochs=1)
+    tokens = data / "tokens"
+    trainer = Trainer(
+        params=settings_of_run,
+        train=read_tokens(tokens / TOKENS_FILE, "train"),
+        val=read_tokens(tokens / TOKENS_FILE, "val"),
+        store=FeatureStore(data / "features"),
+        vocabulary=read_vocabulary(tokens / VOCABULARY_FILE),
+        folder=tmp_path,
+        live=tmp_path / "unused",
+        device=torch.device("cpu"),
+    )
+    batch = next(trainer._train.shuffled(settings_of_run.seed, 0))
+    with torch.no_grad():
+        _, attention = trainer.decoder(batch.grids, batch.tokens[:, :, :-1])
+    weights = attention[batch.tokens[:, :, 1:] != PAD]  # of each word, over regions
+    expected = -(weights * weights.log()).sum(dim=-1).mean().item()
+
+    run(data, tmp_path / "run", settings_of_run, live_steps=2)
+
+    told = (tmp_path / "live" / "plots" / "metrics" / "train" / "attention_entropy.tsv").read_text()
+    rows = [line.split("\t") for line in told.splitlines()[1:]]
+    assert [int(step) for step, _ in rows] == [1, 2, 4]
+    assert float(rows[0][1]) == pytest.approx(expected, rel=1e-5)
+
+
 def test_the_words_it_reads_are_more_and_more_its_own(data: Path, tmp_path: Path) -> None:
     read: list[float] = []
     mix = Trainer._read_words
@@ -322,6 +343,42 @@ def test_averaged_weights_are_kept_and_judged(data: Path, tmp_path: Path) -> Non
     torch.testing.assert_close(weights[0]["key.weight"], weights[1]["key.weight"], atol=0.1, rtol=0)
 
 
+def test_two_processes_follow_one_and_resume_as_two(data: Path, tmp_path: Path) -> None:
+    """Without dropout the losses agree to rounding; batches of 5 images make shares of 3 and 2."""
+    text = PARAMS_YAML.replace("dropout: 0.2", "dropout: 0.0").replace("dropout: 0.1", "dropout: 0.0")
+    text = text.replace("scheduled_sampling: 0.2", "scheduled_sampling: 0.0").replace("epochs: 14", "epochs: 8")
+
+    def losses(folder: Path) -> list[float]:
+        return [row["train_loss"] for row in json.loads((folder / "history.json").read_text())]
+
+    one = stage(data, tmp_path / "one", tmp_path / "work-one", text)
+    subprocess.run(one, check=True, capture_output=True)
+    two = stage(data, tmp_path / "two", tmp_path / "work-two", text)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", *two[1:]]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    straight = subprocess.run(launch, env=environment, capture_output=True, text=True)
+    assert straight.returncode == 0, straight.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+
+    again = [
+        word.replace("work-two", "work-again").replace(str(tmp_path / "two"), str(tmp_path / "again"))
+        for word in launch
+    ]
+    with subprocess.Popen(
+        again, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        while "epoch 3" not in process.stdout.readline():
+            pass
+        for child in psutil.Process(process.pid).children():
+            child.kill()
+        process.stdout.read()
+    resumed = subprocess.run(again, env=environment, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stdout.count("goes on from") == 1
+    assert files_of(tmp_path / "again") == files_of(tmp_path / "two")
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real photographs of ../shared/real are absent")
 def test_twenty_real_photographs_can_be_learned_by_heart(tmp_path: Path) -> None:
     # One caption each: which of five to tell cannot be learned.
@@ -332,18 +389,9 @@ def test_twenty_real_photographs_can_be_learned_by_heart(tmp_path: Path) -> None
         for number, name in enumerate(sorted(first)[:20])
     ]
     records += [replace(record, image_id=record.image_id + 20, split="val") for record in records[:4]]
-    encode_params = EncodeParams(
-        architecture="resnet18",
-        layer="layer3",
-        weights=str(REAL / "weights" / "resnet18-imagenet-to-layer3.pth"),
-        watch="data",
-        image_size=224,
-        precision="float32",
-        compile=False,
-        views=("whole",),
-    )
+    encoder = encode_params(REAL / "weights" / "resnet18-imagenet-to-layer3.pth", image_size=224)
     cpu = torch.device("cpu")
-    encode(records, REAL / "flickr" / "images", encode_params, tmp_path / "work", tmp_path / "features", cpu, 2)
+    encode(records, REAL / "flickr" / "images", encoder, tmp_path / "work", tmp_path / "features", cpu, 2)
     settings_of_words = TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_words=30)
     dataset = tokenize(records, settings_of_words, tmp_path)
     (tmp_path / "tokens").mkdir()
@@ -394,6 +442,9 @@ def test_a_damaged_checkpoint_is_named(data: Path, tmp_path: Path) -> None:
         (CONFIG_FILE, '"channels": 6', '"channels": 7', r"decoder\.safetensors: does not fit config\.json"),
         (CONFIG_FILE, '"state": 12', '"state": "x"', r"config\.json: is no model configuration"),
         (CONFIG_FILE, '"vocabulary_digest": "', '"vocabulary_digest": "f', r"vocabulary\.json has digest"),
+        (CONFIG_FILE, '"weights_digest": "', '"weights_digest": "f', r"decoder\.safetensors: its bytes are not those"),
+        (CONFIG_FILE, '"image_size": ', '"image_size": 1', r"config\.json: its encoder has fingerprint"),
+        (CONFIG_FILE, '"schema_version": 3', '"schema_version": 2', r"config\.json: has schema gridcap\.model 2"),
         ("vocabulary.json", '"red"', '"pink"', r"vocabulary\.json: its words do not match"),
     ],
 )
@@ -413,5 +464,5 @@ def test_a_damaged_weight_file_is_named(straight: dict[str, bytes], tmp_path: Pa
     for name, content in straight.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / WEIGHTS_FILE).write_bytes(straight[WEIGHTS_FILE][:100])
-    with pytest.raises(UserError, match=r"decoder\.safetensors: does not fit"):
+    with pytest.raises(UserError, match=r"decoder\.safetensors: its bytes are not those"):
         read_model(tmp_path)

@@ -80,9 +80,10 @@ class CaptionBatches:
         parts = self._parts([(self.image_ids[place], views[place]) for place in order])
         parts = [parts[place] for place in rng.permutation(len(parts))][first:]
         rank, size = share
-        served = self._serve([part[rank::size] or part[:1] for part in parts])
-        for part, batch in zip(parts, served, strict=True):
-            yield batch if part[rank::size] else replace(batch, tokens=torch.full_like(batch.tokens, PAD))
+        shares = [part[rank::size] for part in parts]
+        served = self._serve([own or part[:1] for own, part in zip(shares, parts, strict=True)])
+        for own, batch in zip(shares, served, strict=True):
+            yield batch if own else replace(batch, tokens=torch.full_like(batch.tokens, PAD))
 
     def _parts(self, shown: Sequence[_Shown]) -> list[Sequence[_Shown]]:
         return [shown[start : start + self._size] for start in range(0, len(shown), self._size)]

@@ -1,22 +1,30 @@
 """Metrics of training while it runs, in the files of DVCLive that `dvc plots show` and editors draw."""
 
-import csv
+import json
 from pathlib import Path
 
 from dvclive.live import Live
 from scmrepo.exceptions import SCMError
 
+from pipeline.publish import write_atomically
+
 _PLOTS = Path("plots") / "metrics"
+_LATEST = "metrics.json"
 
 
 class LiveMetrics:
     """Writes rows of metrics of steps; a resumed run goes on where its checkpoint stands."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        """Go on after `step` steps: what an interrupted run wrote beyond them is dropped, as those are taken again."""
+        """Go on after `step` steps: what an interrupted run wrote beyond them is dropped, as those are taken again.
+
+        So is what a kill left half written, since DVCLive could not go on from it.
+        """
         self._live: Live | None = None
-        for path in sorted((folder / _PLOTS).rglob("*.tsv")) if step else []:
-            _drop_rows_after(path, step)
+        if step:
+            for path in sorted((folder / _PLOTS).rglob("*.tsv")):
+                _drop_rows_after(path, step)
+            _drop_unless_whole(folder / _LATEST)
         try:
             self._live = Live(
                 str(folder),
@@ -40,8 +48,17 @@ class LiveMetrics:
 
 
 def _drop_rows_after(path: Path, step: int) -> None:
-    with path.open(newline="") as file:
-        head, *rows = list(csv.reader(file, delimiter="\t")) or [[]]
-    kept = [row for row in rows if row and int(row[0]) <= step]
-    with path.open("w", newline="") as file:
-        csv.writer(file, delimiter="\t").writerows([head, *kept])
+    head, *rows = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] or [""]
+    if head:
+        write_atomically(path, "".join([head, *(row for row in rows if int(row.split("\t")[0]) <= step)]))
+    else:
+        path.unlink()
+
+
+def _drop_unless_whole(path: Path) -> None:
+    try:
+        json.loads(path.read_text())
+    except FileNotFoundError:
+        return
+    except ValueError:
+        path.unlink()

@@ -8,7 +8,8 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal, cast
@@ -22,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+import pipeline
 from pipeline.captions.tokens import TOKENS_FILE, VOCABULARY_FILE, CaptionTokens, read_tokens, references
 from pipeline.captions.vocabulary import PAD, START, Vocabulary, read_vocabulary
 from pipeline.decoder.attention import AttentionDecoder, DecoderParams
@@ -31,7 +33,7 @@ from pipeline.decoder.checkpoint import Progress, load_checkpoint, random_state,
 from pipeline.decoder.forcing import Forced, force, merged
 from pipeline.decoder.live import LiveMetrics
 from pipeline.decoder.objective import objective
-from pipeline.decoder.saved import HISTORY_FILE, ModelConfig, write_model
+from pipeline.decoder.saved import HISTORY_FILE, ModelConfig, TrainingData, write_model
 from pipeline.decoder.schedule import ScheduleParams
 from pipeline.decoder.search import SearchParams
 from pipeline.errors import UserError
@@ -127,10 +129,11 @@ def train(
     store = FeatureStore(features)
     if ranks.first:
         store.verify()
+    captions, val = (read_tokens(tokens / TOKENS_FILE, split) for split in ("train", "val"))
     trainer = Trainer(
         params=params,
-        train=read_tokens(tokens / TOKENS_FILE, "train"),
-        val=read_tokens(tokens / TOKENS_FILE, "val"),
+        train=captions,
+        val=val,
         store=store,
         vocabulary=vocabulary,
         folder=folder,
@@ -145,13 +148,19 @@ def train(
         config = ModelConfig(
             fingerprint=folder.name,
             decoder=params.decoder,
-            grid=store.setting.grid,
-            channels=store.channels,
             vocabulary_digest=vocabulary.digest,
-            encoder={"fingerprint": store.fingerprint, **asdict(store.setting)},
+            encoder=store.setting,
+            encoder_fingerprint=store.fingerprint,
+            view=store.views[0],
+            data=TrainingData(
+                images=len(set(captions.image_id.tolist())),
+                captions=len(captions.image_id),
+                validation_images=len(set(val.image_id.tolist())),
+            ),
             epoch=progress.best_epoch,
             selected_by=params.select_by,
             selection_score=progress.best_score,
+            versions={"gridcap": pipeline.__version__, **{name: version(name) for name in ("torch", "torchvision")}},
         )
         with fresh_folder(finished) as unfinished:
             write_model(unfinished, trainer.best, vocabulary, config)
@@ -255,7 +264,9 @@ class Trainer:
                 waited += time.monotonic() - asked
                 if not group:
                     break
-                row = self._step(group)
+                number = self._steps_done + 1
+                shown = number == 1 or number % rhythm.live_steps == 0
+                row = self._step(group, shown)
                 progress.batch += len(group)
                 steps += 1
                 captions += int(row.pop("captions"))
@@ -266,8 +277,8 @@ class Trainer:
                     refresh=False,
                 )
                 bar.update(len(group))
-                if self._live and (self._steps_done == 1 or self._steps_done % rhythm.live_steps == 0):
-                    self._live.log(self._steps_done, {f"train/{name}": value for name, value in row.items()})
+                if self._live and shown:
+                    self._live.log(number, {f"train/{name}": value for name, value in row.items()})
                 due = steps % rhythm.checkpoint_steps == 0 or time.monotonic() - saved > rhythm.checkpoint_seconds
                 if self._ranks.from_first(due or interruption.signal is not None):
                     self._save()
@@ -275,8 +286,11 @@ class Trainer:
                     interruption.obey(self._ranks)
         self._end_epoch()
 
-    def _step(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """Take one step of the optimiser; returns its metrics. `batches` are this rank's share of the step."""
+    def _step(self, batches: Sequence[Batch], shown: bool) -> dict[str, float]:
+        """Take one step of the optimiser; returns its metrics, with the entropy of attention where they are `shown`.
+
+        `batches` are this rank's share of the step.
+        """
         self.decoder.train()
         rate = self._params.learning_rate.at(self._steps_done, self._steps_an_epoch, self._params.epochs)
         for parameters in self._optimiser.param_groups:
@@ -297,8 +311,9 @@ class Trainer:
                 total = loss.total(counts, self._params.coverage_weight)
                 # DistributedDataParallel takes the mean of the ranks' gradients, and they are parts of a sum.
                 (total * self._ranks.size).backward()  # type: ignore[no-untyped-call]
-            entropy = -(attention.detach() * attention.detach().clamp_min(1e-12).log()).sum(dim=-1)
-            sums += torch.stack([loss.cross_entropy, total, (entropy * wanted[number]).sum()]).detach()
+            sums[:2] += torch.stack([loss.cross_entropy, total]).detach()
+            if shown:
+                sums[2] += (torch.special.entr(attention.detach()).sum(dim=-1) * wanted[number]).sum()
         cross_entropy, value, entropy_sum = self._ranks.sum(sums).tolist()
         words, captions = counts.tolist()
         if not math.isfinite(value):
@@ -322,9 +337,8 @@ class Trainer:
             "loss": cross_entropy / words,
             "learning_rate": rate,
             "gradient_norm": norm.item(),
-            "attention_entropy": entropy_sum / words,
             "captions": captions,
-        }
+        } | ({"attention_entropy": entropy_sum / words} if shown else {})
 
     def _exchange(self, last: bool) -> AbstractContextManager[None]:
         """Gradients of all ranks meet once a step, with its last batch."""
@@ -378,12 +392,12 @@ class Trainer:
     def _validate(self) -> dict[str, float]:
         """Loss and accuracy under teacher forcing, BLEU-4 and CIDEr-D of captions generated freely."""
         decoder = self._judged.eval()
-        greedy = SearchParams(beam=1, max_words=self._params.max_words, length_exponent=0.0, allow_unknown=False)
+        greedy = SearchParams.greedy(self._params.max_words)
         parts: list[Forced] = []
         generated: dict[int, list[str]] = {}
         for batch in self._val.in_order():
             parts.append(force(decoder, batch, self._device))
-            beams = caption(decoder, batch.grids.to(self._device), greedy)
+            beams = caption([decoder], batch.grids.to(self._device), batch.image_ids, greedy)
             for image_id, (best, *_) in zip(batch.image_ids, beams, strict=True):
                 generated[image_id] = [" ".join(self._vocabulary.decode(best.words))]
         for image_id, captions in islice(generated.items(), _SAMPLES):
