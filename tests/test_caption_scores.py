@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,6 +111,13 @@ def test_meteor_of_people_and_of_subsets() -> None:
     assert measured.images["METEOR"].shape == (4,)
     people = agreement(corpus(), with_meteor=True, resampling=RESAMPLING)["METEOR"]
     assert 0 < people["human"][0] < people["model"][0]
+
+
+def test_people_lack_meteor_without_java_and_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    people = agreement(corpus(), with_meteor=True, resampling=RESAMPLING)
+    assert "METEOR" not in people
+    assert any(line.startswith("METEOR is missing: there is no java on the PATH") for line in people["protocol"])
 
 
 def test_people_are_scored_each_reference_against_the_others() -> None:

@@ -5,7 +5,6 @@ caption is scored against each such remainder as well: beside the person's, and 
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,8 @@ def agreement(corpus: Corpus, with_meteor: bool, resampling: Resampling) -> dict
 
     Returns for each score but SPICE, and METEOR where it is asked for and can be had, value, low and high end of the
     interval of either and of their paired difference: `{"BLEU-4": {"human": [0.2, 0.1, 0.3], "model": [...],
-    "model - human": [...]}, ...}`. Where no image has two references, only the number of images, 0, is returned.
+    "model - human": [...]}, ...}`; the protocol says why METEOR could not be had. Where no image has two references,
+    only the number of images, 0, is returned.
     """
     images = sum(len(captions) > 1 for captions in corpus.references)
     if not images:
@@ -38,9 +38,12 @@ def agreement(corpus: Corpus, with_meteor: bool, resampling: Resampling) -> dict
     human = _left_out(corpus, lambda row, left_out: corpus.references[row][left_out])
     model = _left_out(corpus, lambda row, _: corpus.hypotheses[row])
     tables = _tables(human), _tables(model)
+    missing = []
     if with_meteor:
-        with suppress(UnavailableError):
+        try:
             tables[0]["METEOR"], tables[1]["METEOR"] = _meteor_tables([human, model])
+        except UnavailableError as error:
+            missing.append(f"METEOR is missing: {error}")
     scores = {}
     for name in [name for name in OF_SUMS if name in tables[0]]:
         person, decoder, of_sums = tables[0][name], tables[1][name], OF_SUMS[name]
@@ -49,7 +52,7 @@ def agreement(corpus: Corpus, with_meteor: bool, resampling: Resampling) -> dict
             "model": _plain(score_interval(decoder, of_sums, resampling)),
             "model - human": _plain(paired_difference(decoder, person, of_sums, resampling)),
         }
-    return {"images": images, **scores, "protocol": [*PROTOCOL, *human[0].protocol, resampling.protocol]}
+    return {"images": images, **scores, "protocol": [*PROTOCOL, *missing, *human[0].protocol, resampling.protocol]}
 
 
 def _left_out(corpus: Corpus, caption: Callable[[int, int], Words]) -> list[Corpus]:
