@@ -98,7 +98,6 @@ def write_seeded_model(
         data=TrainingData(images=0, captions=0, validation_images=0),
         epoch=1,
         selected_by="cider",
-        selection_score=0.0,
         versions={},
     )
     write_model(folder, decoder.state_dict(), vocabulary, config)

@@ -39,7 +39,6 @@ def make_model(folder: Path, seed: int, words: str = "a dog runs fast", setting:
         data=TrainingData(images=1, captions=5, validation_images=1),
         epoch=1,
         selected_by="cider",
-        selection_score=0.0,
         versions={},
     )
     write_model(folder, decoder.state_dict(), vocabulary, config)

@@ -34,6 +34,7 @@ from pipeline.captions.tokens import (
 from pipeline.captions.vocabulary import PAD, read_vocabulary, write_vocabulary
 from pipeline.decoder.attention import DecoderParams
 from pipeline.decoder.batches import Batch, CaptionBatches
+from pipeline.decoder.card import CARD_FILE, write_card
 from pipeline.decoder.saved import CONFIG_FILE, WEIGHTS_FILE, read_model
 from pipeline.decoder.schedule import ScheduleParams
 from pipeline.decoder.trainer import CHECKPOINT_FILE, Rhythm, Trainer, TrainParams, train
@@ -421,6 +422,21 @@ def test_training_stops_when_nothing_gets_better(data: Path, tmp_path: Path) -> 
     assert len(json.loads((folder / "history.json").read_text())) == 3
 
 
+def test_the_last_epoch_is_kept_whatever_its_score_where_params_say_so(data: Path, tmp_path: Path) -> None:
+    still = schedule(highest=1e-9)  # no epoch scores better than the first
+    first = run(data, tmp_path / "first", params(epochs=4, patience=9, learning_rate=still))
+    last = run(data, tmp_path / "last", params(epochs=4, patience=1, learning_rate=still, select_by="last"))
+    assert [read_model(folder).config.epoch for folder in (first, last)] == [1, 4]
+    cards = []
+    for folder in (first, last):
+        write_card(folder, read_model(folder).config)
+        cards.append((folder / CARD_FILE).read_text())
+    for told in ("after epoch 1 of 4, by `cider`", "that chose its epoch"):
+        assert told in cards[0]
+    assert "after epoch 4 of 4, the last" in cards[1]
+    assert "chose" not in cards[1]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(data: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"the loss is (nan|inf) in epoch \d+, step \d+ of the run, at a learning rate of"
@@ -444,7 +460,7 @@ def test_a_damaged_checkpoint_is_named(data: Path, tmp_path: Path) -> None:
         (CONFIG_FILE, '"vocabulary_digest": "', '"vocabulary_digest": "f', r"vocabulary\.json has digest"),
         (CONFIG_FILE, '"weights_digest": "', '"weights_digest": "f', r"decoder\.safetensors: its bytes are not those"),
         (CONFIG_FILE, '"image_size": ', '"image_size": 1', r"config\.json: its encoder has fingerprint"),
-        (CONFIG_FILE, '"schema_version": 3', '"schema_version": 2', r"config\.json: has schema gridcap\.model 2"),
+        (CONFIG_FILE, '"schema_version": 4', '"schema_version": 3', r"config\.json: has schema gridcap\.model 3"),
         ("vocabulary.json", '"red"', '"pink"', r"vocabulary\.json: its words do not match"),
     ],
 )

@@ -44,12 +44,15 @@ def write_card(folder: Path, config: ModelConfig, scores: Mapping[str, Any] | No
 
 def _lines(config: ModelConfig, history: list[dict[str, float]], scores: Mapping[str, Any] | None) -> Iterator[str]:
     encoder, data = config.encoder, config.data
+    last = config.selected_by == "last"
+    chosen = "the last" if last else f"by `{config.selected_by}`"
+    flattery = "" if last else ", but that chose its epoch, which flatters the scores a little"
     yield _INTRODUCTION
     yield "| | |"
     yield "| --- | --- |"
     yield f"| training run | `{config.fingerprint}` |"
     yield f"| training data | {_told(config.dataset)}: {data.images:,} images with {data.captions:,} captions |"
-    yield f"| weights kept | after epoch {config.epoch} of {len(history)}, by `{config.selected_by}` |"
+    yield f"| weights kept | after epoch {config.epoch} of {len(history)}, {chosen} |"
     yield (
         f"| encoder | {encoder.architecture} up to {encoder.layer}, of {encoder.image_size} px ({config.view}), "
         f"{encoder.precision}: {encoder.grid_height} x {encoder.grid_width} regions of {encoder.channels} channels |"
@@ -59,9 +62,9 @@ def _lines(config: ModelConfig, history: list[dict[str, float]], scores: Mapping
     yield f"| versions | {', '.join(f'{name} {version}' for name, version in config.versions.items())} |"
     yield f"\n`{CONFIG_FILE}` has the same and more for programs.\n"
     yield "## Scores in validation\n"
-    yield f"Of {data.validation_images:,} images that the decoder was not trained on, but that chose its epoch, which"
-    yield "flatters the scores a little. Captions were searched greedily; BLEU-4 (closest reference, no smoothing) and"
-    yield "CIDEr-D are of whole corpora, on the tokens that the pipeline trains on, `<unk>` matching nothing.\n"
+    yield f"Of {data.validation_images:,} images that the decoder was not trained on{flattery}."
+    yield "Captions were searched greedily; BLEU-4 (closest reference, no smoothing) and CIDEr-D are of whole corpora,"
+    yield "on the tokens that the pipeline trains on, `<unk>` matching nothing.\n"
     yield "| score | value |"
     yield "| --- | --- |"
     kept = history[config.epoch - 1]

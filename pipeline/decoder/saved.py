@@ -16,7 +16,7 @@ from pipeline.features.store import Setting
 from pipeline.publish import write_atomically, write_json
 
 SCHEMA = "gridcap.model"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 WEIGHTS_FILE = "decoder.safetensors"
 CONFIG_FILE = "config.json"
 VOCABULARY_FILE = "vocabulary.json"
@@ -51,10 +51,9 @@ class ModelConfig:
     """What the grids show of a picture: `whole` or a part."""
     data: TrainingData
     epoch: int
-    """Epoch, counted from 1, after which these weights were best."""
+    """Epoch, counted from 1, after which these weights were kept."""
     selected_by: str
-    """The score of greedy validation captions that chose the epoch."""
-    selection_score: float
+    """The score of greedy validation captions that chose the epoch, or `last`."""
     versions: dict[str, str]
     """Of what the decoder was trained with, by name of the package."""
     dataset: str | None = None

@@ -82,8 +82,9 @@ class TrainParams:
     """Of the products of matrices; weights, sums over words and the loss are float32 in either."""
     compile: bool
     """Whether PyTorch compiles the comparison of states with regions: faster after a start of some seconds."""
-    select_by: Literal["bleu4", "cider"]
-    """Score of greedy validation captions that chooses the epoch to keep and stops training."""
+    select_by: Literal["bleu4", "cider", "last"]
+    """Score of greedy validation captions that chooses the epoch to keep and stops training; `last` keeps the last
+    epoch, since which of them scores best on few validation images is luck."""
     patience: Annotated[int, Field(ge=1)]
     """Epochs without a better score after which training stops."""
     max_words: Annotated[int, Field(ge=1)]
@@ -144,7 +145,6 @@ def train(
     trainer.run(rhythm)
     if ranks.first:
         progress = trainer.progress
-        assert progress.best_score is not None
         config = ModelConfig(
             fingerprint=folder.name,
             decoder=params.decoder,
@@ -159,7 +159,6 @@ def train(
             ),
             epoch=progress.best_epoch,
             selected_by=params.select_by,
-            selection_score=progress.best_score,
             versions={"gridcap": pipeline.__version__, **{name: version(name) for name in ("torch", "torchvision")}},
         )
         with fresh_folder(finished) as unfinished:
@@ -372,7 +371,7 @@ class Trainer:
         if self._ranks.first:
             row |= self._validate()
             progress.history.append(row)
-            score = row[f"val_{self._params.select_by}"]
+            score = progress.epoch if self._params.select_by == "last" else row[f"val_{self._params.select_by}"]
             if progress.best_score is None or score > progress.best_score:
                 progress.best_score, progress.best_epoch = score, progress.epoch
                 self.best = {name: tensor.detach().clone() for name, tensor in self._judged.state_dict().items()}
