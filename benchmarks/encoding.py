@@ -8,6 +8,10 @@ number of images, and is told apart, as start.
 plain loop: what scripts do. A picture at a time is opened with Pillow, resized and cropped by torchvision's transforms,
 taken through torchvision's own ResNet in float32, and saved in an .npy file of its own.
 
+at rate: what the ResNet would reach if all its multiplications ran at this machine's rate of products of 2048 x 2048
+matrices, which is measured beside the rest. "at most" is that over the plain loop: what no stage could surpass that
+multiplies as the ResNet does, in this precision, even if decoding were free.
+
 Rounds take all of them in turn. Rates are medians of the rounds, and so are ratios, each taken within its round. The
 stage reads ahead while the ResNet computes: with a processor for each it would take the time of the slower; where both
 share all processors, that of both.
@@ -30,6 +34,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from benchmarks.materials import photographs, save_weights
@@ -60,6 +65,7 @@ MODES: list[tuple[str, Precision, bool]] = [
     ("bfloat16 compiled", "bfloat16", True),
 ]
 PICTURES, ROUNDS = 256, 3
+SQUARE, PRODUCTS = 2048, 16
 THREADS = os.cpu_count() or 1
 
 Measure = Callable[[Path], object]
@@ -115,6 +121,20 @@ def plain(network: nn.Module, files: Sequence[Path], device: torch.device, folde
             np.save(folder / f"{file.stem}.npy", grid.cpu().numpy())
 
 
+def operations(network: nn.Module) -> int:
+    """Operations that a picture takes: two for each multiplication."""
+    weight = next(network.parameters())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(weight.new_zeros(1, 3, SIZE, SIZE))
+    return counter.get_total_flops()
+
+
+def multiply(square: torch.Tensor, _: Path) -> float:
+    for _ in range(PRODUCTS):
+        product = square @ square
+    return product[0, 0].item()  # on a GPU it waits for all of them
+
+
 def seconds(measure: Measure) -> float:
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
@@ -138,8 +158,8 @@ def main(pictures: int = PICTURES, rounds: int = ROUNDS) -> None:
         print(f"encoding on {device}, {torch.get_num_threads()} threads, {SIZE} px, {pictures} images: {told}")
         print(f"median of {rounds} rounds; / both: stage's time in that of limit and decoding; / slower: of the slower")
         print(
-            f"{'':>28} {'limit':>8} {'decoding':>8} {'stage':>8} {'plain':>8}   images a second"
-            f"   {'/ both':>8} {'/ slower':>8} {'x plain':>8} {'start, s':>9}"
+            f"{'':>28} {'limit':>8} {'decoding':>8} {'stage':>8} {'plain':>8} {'at rate':>8}   images a"
+            f" second   {'/ both':>8} {'/ slower':>8} {'x plain':>8} {'at most':>8} {'start, s':>9}"
         )
         for case in CASES:
             for line in compared(case, records, images, device, rounds):
@@ -161,6 +181,11 @@ def compared(
         "decoding": partial(decode, files),
         "plain": partial(plain, unchanged, files, device),
     }
+    for _, precision, _ in MODES:
+        square = torch.ones(SQUARE, SQUARE, device=device, dtype=getattr(torch, precision))
+        multiply(square, images)
+        measures[precision] = partial(multiply, square)
+    cost = operations(unchanged) / (2 * SQUARE**3 * PRODUCTS)  # of a picture, in runs of `multiply`
     starts: dict[str, float] = {}
     skipped = []
     for mode, precision, compiled in MODES:
@@ -188,17 +213,22 @@ def compared(
         {name: seconds(measure) for name, measure in measures.items()} for _ in range(rounds)
     ]
     lines = []
-    for mode, start in starts.items():
+    for mode, precision, _ in MODES:
+        if mode not in starts:
+            continue
         limit, stage = f"{mode} limit", f"{mode} stage"
         rates = " ".join(
             f"{len(files) / median(times[name] for times in taken):>8.1f}"
             for name in (limit, "decoding", stage, "plain")
         )
+        at_rate = 1 / (cost * median(times[precision] for times in taken))
         both = median(times[stage] / (times[limit] + times["decoding"]) for times in taken)
         slower = median(times[stage] / max(times[limit], times["decoding"]) for times in taken)
         gain = median(times["plain"] / times[stage] for times in taken)
+        most = median(times["plain"] / (cost * len(files) * times[precision]) for times in taken)
         lines.append(
-            f"{f'{architecture} {mode}':>28} {rates} {'':>17}   {both:>8.2f} {slower:>8.2f} {gain:>8.2f} {start:>9.1f}"
+            f"{f'{architecture} {mode}':>28} {rates} {at_rate:>8.1f} {'':>17}   {both:>8.2f} {slower:>8.2f}"
+            f" {gain:>8.2f} {most:>8.2f} {starts[mode]:>9.1f}"
         )
     return lines + skipped
 

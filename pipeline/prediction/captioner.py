@@ -128,7 +128,8 @@ class Captioner:
         """Caption pictures, in their order.
 
         Pictures are turned upright by their EXIF block and shown to the encoder as in `encode`, whatever their colours
-        and their size. A picture's captions depend on its pixels and the settings alone. Raises `UserError` where one
+        and their size. A picture's captions depend on its pixels and the settings alone, but for the rounding of
+        smaller batches. Raises `UserError` where one
         cannot be read.
         """
         captions = []
@@ -178,7 +179,8 @@ class Captioner:
     def _size(self, pictures: int) -> int:
         """Pictures of a batch: on a CPU a lone picture should not wait for fifteen black ones.
 
-        From two on, a batch's size has made no difference to the bits of a grid; `encode` always takes full batches.
+        `encode` always takes full batches, whose bits are the same for any number of threads. Those of smaller ones
+        were the same from two pictures on with two threads, and a step of float16 off with one and ResNet-50.
         """
         if self._device.type != "cpu":
             return PICTURES_A_BATCH
