@@ -1,10 +1,13 @@
 """Errors that a user can mend, and how a command reports them."""
 
+import errno
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import typer
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class UserError(Exception):
@@ -16,8 +19,8 @@ class UserError(Exception):
 def run(command: Callable[..., Any]) -> NoReturn:
     """Run a function or a typer application as this process's command; report a `UserError` without a traceback.
 
-    Exits with 0 on success, with 2 on a `UserError`, wrong flags or a package that is not installed, with 130 when
-    interrupted.
+    Exits with 0 on success, with 2 on a `UserError`, wrong flags, a file that cannot be used, a full disk or a package
+    that is not installed, with 130 when interrupted.
     """
     if isinstance(command, typer.Typer):
         app = command
@@ -38,5 +41,13 @@ def run(command: Callable[..., Any]) -> NoReturn:
             " install the rest in a clone with `pip install '.[pipeline,app]'`",
             file=sys.stderr,
         )
+        sys.exit(UserError.exit_status)
+    except OSError as error:
+        if error.filename is None and error.errno not in NO_ROOM:
+            raise
+        sys.stdout.flush()
+        told = ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
+        advice = "free space" if error.errno in NO_ROOM else "see that it exists and may be used"
+        print(f"error: {told}; {advice}, and run again", file=sys.stderr)
         sys.exit(UserError.exit_status)
     sys.exit(0)

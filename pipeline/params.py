@@ -21,7 +21,7 @@ def section(cls: type[T]) -> type[T]:
 
     The sentence under a field is its documentation: it gives the unit and the effect.
     """
-    config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+    config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
     return cast(type[T], pydantic_dataclass(cls, frozen=True, kw_only=True, config=config))
 
 
@@ -35,6 +35,19 @@ def load(path: Path, name: str, into: type[T]) -> T:
     if name not in document:
         raise UserError(f"{path}: has no section '{name}'; add it, or restore it from git")
     return check(document[name], name, into, str(path))
+
+
+def require_unchanged(path: Path, name: str, values: Any) -> None:
+    """See at a stage's end that a section still holds the `values` that were read from it at the beginning.
+
+    DVC takes the params that it finds at the end for those that made what the stage wrote. Raises `UserError` where
+    they are others.
+    """
+    if load(path, name, type(values)) != values:
+        raise UserError(
+            f"{path}: section '{name}' was changed while this ran, and DVC would take what was made by the old values"
+            " for that of the new ones; run again"
+        )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

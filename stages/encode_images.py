@@ -11,7 +11,7 @@ from pipeline.device import open_device
 from pipeline.errors import run
 from pipeline.features.encoder import EncodeParams
 from pipeline.features.encoding import encode
-from pipeline.params import load
+from pipeline.params import load, require_unchanged
 from pipeline.publish import write_json
 from pipeline.ranks import open_ranks
 
@@ -32,6 +32,7 @@ def main(
         result = encode(read_records(prepared), images, encode_params, work, out, open_device(device), threads, ranks)
         if ranks.first:
             print(f"encode: {result.counts}")
+            require_unchanged(params, "encode", encode_params)
             write_json(metrics, result.figures)
 
 

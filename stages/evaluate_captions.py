@@ -9,7 +9,7 @@ from pipeline.captions.records import Split
 from pipeline.device import open_device
 from pipeline.errors import run
 from pipeline.evaluation.results import EvaluateParams, Inputs, evaluate
-from pipeline.params import load, read_yaml
+from pipeline.params import load, read_yaml, require_unchanged
 from pipeline.publish import fresh_folder, publish
 
 
@@ -36,6 +36,7 @@ def main(
     with fresh_folder(plots) as folder:
         where = open_device(device)
         evaluate(settings, split, inputs, metrics, folder, report, read_yaml(params), where, images_a_batch)
+        require_unchanged(params, "evaluate", settings)
         publish(folder, plots)
 
 

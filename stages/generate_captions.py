@@ -11,7 +11,7 @@ from pipeline.decoder.generated import write_generated
 from pipeline.device import open_device
 from pipeline.errors import run
 from pipeline.features.store import FeatureStore
-from pipeline.params import load
+from pipeline.params import load, require_unchanged
 from pipeline.publish import fresh_folder, publish
 
 
@@ -33,6 +33,7 @@ def main(
     fingerprint = "+".join(one.config.fingerprint for one in models)
     with fresh_folder(out) as folder:
         write_generated(folder, captions, len(image_ids), store.setting.grid, fingerprint)
+        require_unchanged(params, "generate", settings)
         publish(folder, out)
 
 

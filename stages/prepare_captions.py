@@ -9,7 +9,7 @@ import typer
 from pipeline.captions.records import write_records
 from pipeline.captions.sources.dataset import DatasetParams, prepare
 from pipeline.errors import run
-from pipeline.params import load
+from pipeline.params import load, require_unchanged
 from pipeline.publish import fresh_folder, publish, write_json
 
 
@@ -19,9 +19,11 @@ def main(
     metrics: Annotated[Path, typer.Option(help="JSON file for the counts.")],
 ) -> None:
     """Read the dataset that the params name, check it and write it as records."""
-    records, counts = prepare(load(params, "dataset", DatasetParams))
+    settings = load(params, "dataset", DatasetParams)
+    records, counts = prepare(settings)
     with fresh_folder(out) as folder:
         write_records(folder, records)
+        require_unchanged(params, "dataset", settings)
         publish(folder, out)
     write_json(metrics, asdict(counts))
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.errors import run
-from pipeline.params import load
+from pipeline.params import load, require_unchanged
 from pipeline.scenes.dataset import RenderParams, write_dataset
 
 
@@ -18,7 +18,9 @@ def main(
     workers: Annotated[int, typer.Option(min=1, help="Processes that render.")] = os.cpu_count() or 1,
 ) -> None:
     """Render the scenes and word their captions; go on where an earlier run was killed."""
-    write_dataset(load(params, "render", RenderParams), out, work, workers)
+    settings = load(params, "render", RenderParams)
+    write_dataset(settings, out, work, workers)
+    require_unchanged(params, "render", settings)
 
 
 if __name__ == "__main__":

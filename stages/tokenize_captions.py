@@ -8,7 +8,7 @@ import typer
 from pipeline.captions import tokens, vocabulary
 from pipeline.captions.records import RECORDS_FILE, read_records
 from pipeline.errors import run
-from pipeline.params import load, plain
+from pipeline.params import load, plain, require_unchanged
 from pipeline.publish import file_digest, fingerprint, fresh_folder, publish, write_json
 
 
@@ -27,6 +27,7 @@ def main(
     with fresh_folder(out) as folder:
         vocabulary.write_vocabulary(folder / tokens.VOCABULARY_FILE, dataset.vocabulary)
         tokens.write_tokens(folder / tokens.TOKENS_FILE, dataset, settings, name)
+        require_unchanged(params, "tokenize", settings)
         publish(folder, out)
     write_json(metrics, dataset.counts)
 

@@ -13,7 +13,7 @@ from pipeline.decoder.trainer import Rhythm, TrainParams, train
 from pipeline.device import open_device
 from pipeline.errors import run
 from pipeline.features.store import INDEX_FILE
-from pipeline.params import load, plain
+from pipeline.params import load, plain, require_unchanged
 from pipeline.publish import code_digest, file_digest, fingerprint, publish
 from pipeline.ranks import open_ranks
 
@@ -48,6 +48,7 @@ def main(
         with ranks.work_folder(work, "train", name) as folder:
             model = train(settings, tokens, features, folder, live, open_device(device), rhythm, ranks)
             if ranks.first:
+                require_unchanged(params, "train", settings)
                 write_card(model, note_origin(model, dataset, encoder_weights))
                 publish(model, out)
 

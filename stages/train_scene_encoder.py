@@ -8,7 +8,7 @@ import typer
 
 from pipeline.device import open_device
 from pipeline.errors import run
-from pipeline.params import load
+from pipeline.params import load, require_unchanged
 from pipeline.publish import write_json
 from pipeline.scenes.dataset import RenderParams
 from pipeline.scenes.encoder_training import SceneEncoderParams, train_scene_encoder
@@ -23,9 +23,10 @@ def main(
 ) -> None:
     """Train the encoder of rendered scenes; go on after the last epoch that an earlier run finished."""
     open_device("cpu")
-    figures = train_scene_encoder(
-        load(params, "encoder", SceneEncoderParams), load(params, "render", RenderParams), work, out, workers
-    )
+    settings, render = load(params, "encoder", SceneEncoderParams), load(params, "render", RenderParams)
+    figures = train_scene_encoder(settings, render, work, out, workers)
+    require_unchanged(params, "encoder", settings)
+    require_unchanged(params, "render", render)
     write_json(metrics, figures)
 
 

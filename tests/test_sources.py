@@ -102,39 +102,39 @@ def test_csv_captions_may_hold_commas_quotes_and_line_breaks(tmp_path: Path) -> 
 
 
 def test_official_flickr8k_form_leaves_out_what_no_list_names(tmp_path: Path) -> None:
-    names = ["11_ab.jpg", "12_ab.jpg", "13_ab.jpg", "14_ab.jpg"]
+    names = ["11_00000000ab.jpg", "12_00000000ab.jpg", "13_00000000ab.jpg", "14_00000000ab.jpg"]
     touch(tmp_path, *names)
     lines = [f"{name}#{number}\tCaption {number} , of it .\r\n" for name in names for number in range(5)]
     # The real file has captions of one image that does not exist, by a name like this.
-    lines.append("11_ab.jpg.1#0\tA stray .\r\n")
+    lines.append("11_00000000ab.jpg.1#0\tA stray .\r\n")
     (tmp_path / "token.txt").write_text("".join(lines), newline="")
     for split, name in zip(("train", "val", "test"), names, strict=False):
         (tmp_path / f"{split}.txt").write_text(f"{name}\n\n")
     records, counts = prepared(tmp_path, "token.txt", splits=LISTS)
     assert {record.file: (record.image_id, record.split) for record in records.values()} == {
-        "11_ab.jpg": (11, "train"),
-        "12_ab.jpg": (12, "val"),
-        "13_ab.jpg": (13, "test"),
+        "11_00000000ab.jpg": (11, "train"),
+        "12_00000000ab.jpg": (12, "val"),
+        "13_00000000ab.jpg": (13, "test"),
     }
-    assert records["12_ab.jpg"].captions[4] == "Caption 4 , of it ."
+    assert records["12_00000000ab.jpg"].captions[4] == "Caption 4 , of it ."
     assert counts.left_out == 2
 
 
 def test_karpathy_restval_is_trained_on_and_ids_are_cocos_where_given(tmp_path: Path) -> None:
     images = [
         {"filename": "x.jpg", "filepath": "val2014", "split": "restval", "cocoid": 9, "imgid": 0},
-        {"filename": "2_f.jpg", "split": "val", "imgid": 1},
-        {"filename": "3_f.jpg", "split": "test", "imgid": 2},
+        {"filename": "2_000000000f.jpg", "split": "val", "imgid": 1},
+        {"filename": "3_000000000f.jpg", "split": "test", "imgid": 2},
     ]
     for image in images:
         image["sentences"] = [{"raw": "A dog.", "tokens": ["a", "dog"]}]
     (tmp_path / "dataset.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
-    touch(tmp_path, "val2014/x.jpg", "2_f.jpg", "3_f.jpg")
+    touch(tmp_path, "val2014/x.jpg", "2_000000000f.jpg", "3_000000000f.jpg")
     records, _ = prepared(tmp_path, "dataset.json", format="karpathy", splits=None)
     assert {file: (record.image_id, record.split) for file, record in records.items()} == {
         "val2014/x.jpg": (9, "train"),
-        "2_f.jpg": (2, "val"),
-        "3_f.jpg": (3, "test"),
+        "2_000000000f.jpg": (2, "val"),
+        "3_000000000f.jpg": (3, "test"),
     }
 
 

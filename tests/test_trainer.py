@@ -149,7 +149,7 @@ def test_an_altered_shard_is_named_before_anything_is_learned_from_it(data: Path
     file[-10] ^= 1
     shard.write_bytes(file)
 
-    with pytest.raises(UserError, match=f"{shard}: its bytes are not those that were written; put them back with"):
+    with pytest.raises(UserError, match=f"{shard}: its bytes are not those that were written; encode just their images again"):
         run(tmp_path, tmp_path / "run", params())
 
 

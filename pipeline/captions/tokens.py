@@ -188,6 +188,20 @@ def read_tokens(path: Path, split: Split) -> CaptionTokens:
         )
 
 
+def require_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
+    """See that the ids of a `tokens.h5` are positions in this vocabulary.
+
+    Raises `UserError` where they are of another, and as `read_tokens` does.
+    """
+    with open_artefact(path, SCHEMA, SCHEMA_VERSION, "tokenize") as file:
+        found = file.attrs["vocabulary_digest"]
+    if found != vocabulary.digest:
+        raise UserError(
+            f"{path}: its ids are of the vocabulary {found}, but {VOCABULARY_FILE} beside it is {vocabulary.digest};"
+            " make both again with `dvc repro -f -s tokenize`"
+        )
+
+
 def tokens_protocol(path: Path) -> str:
     """How the captions of a `tokens.h5` became words, in a phrase to store beside scores.
 

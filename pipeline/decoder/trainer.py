@@ -4,11 +4,13 @@ Shapes: `B` images, `K` captions an image, `T` words, `P` regions.
 """
 
 import math
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -24,7 +26,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import pipeline
-from pipeline.captions.tokens import TOKENS_FILE, VOCABULARY_FILE, CaptionTokens, read_tokens, references
+from pipeline.captions.tokens import (
+    TOKENS_FILE,
+    VOCABULARY_FILE,
+    CaptionTokens,
+    read_tokens,
+    references,
+    require_vocabulary,
+)
 from pipeline.captions.vocabulary import PAD, START, Vocabulary, read_vocabulary
 from pipeline.decoder.attention import AttentionDecoder, DecoderParams
 from pipeline.decoder.batches import Batch, CaptionBatches
@@ -33,7 +42,7 @@ from pipeline.decoder.checkpoint import Progress, load_checkpoint, random_state,
 from pipeline.decoder.forcing import Forced, force, merged
 from pipeline.decoder.live import LiveMetrics
 from pipeline.decoder.objective import objective
-from pipeline.decoder.saved import HISTORY_FILE, ModelConfig, TrainingData, write_model
+from pipeline.decoder.saved import HISTORY_FILE, ModelConfig, TrainingData, read_model, write_model
 from pipeline.decoder.schedule import ScheduleParams
 from pipeline.decoder.search import SearchParams
 from pipeline.errors import UserError
@@ -52,7 +61,7 @@ _SAMPLES = 3
 class TrainParams:
     """How the decoder is built and trained."""
 
-    seed: int
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
     """Fixes the first weights, the order of batches and dropout."""
     decoder: DecoderParams
     images_a_batch: Annotated[int, Field(ge=1)]
@@ -77,7 +86,8 @@ class TrainParams:
     coverage_weight: Annotated[float, Field(ge=0)]
     """Weight of the doubly stochastic term: a mean over captions and regions, in units of the loss."""
     average: Annotated[float, Field(ge=0, lt=1)]
-    """Weights are averaged over steps, each earlier step counting for this times as much; 0 averages nothing."""
+    """Weights are averaged over steps, each earlier step counting for this times as much, and for less among the first
+    steps of a run; 0 averages nothing."""
     precision: Literal["float32", "bfloat16"]
     """Of the products of matrices; weights, sums over words and the loss are float32 in either."""
     compile: bool
@@ -122,11 +132,12 @@ def train(
     Raises `UserError` where an input is missing or damaged, and where the loss is not finite.
     """
     finished = folder / MODEL_FOLDER
-    if ranks.from_first(finished.is_dir()):
+    if ranks.from_first(_is_whole(finished) if ranks.first else False):
         if ranks.first:
             print(f"train: nothing to do, {finished} is the finished model of these params and inputs", flush=True)
         return finished
     vocabulary = read_vocabulary(tokens / VOCABULARY_FILE)
+    require_vocabulary(tokens / TOKENS_FILE, vocabulary)
     store = FeatureStore(features)
     if ranks.first:
         store.verify()
@@ -169,6 +180,19 @@ def train(
     return finished
 
 
+def _is_whole(model: Path) -> bool:
+    """Whether a finished model is there, and undamaged; a damaged one is removed."""
+    if not model.is_dir():
+        return False
+    try:
+        read_model(model)
+    except UserError as error:
+        print(f"train: the finished model is damaged and is made anew ({error})", flush=True)
+        shutil.rmtree(model)
+        return False
+    return True
+
+
 class Trainer:
     """One training run in its work folder. Making it takes the run up from the folder's checkpoint, if one is there."""
 
@@ -200,9 +224,7 @@ class Trainer:
         kind = torch.optim.AdamW if params.optimiser == "adamw" else torch.optim.Adam
         self._optimiser = kind(self.decoder.parameters(), weight_decay=params.weight_decay, fused=True)
         self._average = (
-            AveragedModel(self.decoder, multi_avg_fn=get_ema_multi_avg_fn(params.average))  # type: ignore[no-untyped-call]
-            if params.average
-            else None
+            AveragedModel(self.decoder, multi_avg_fn=partial(_average, params.average)) if params.average else None
         )
         # Each rank has a random generator of its own from here on: their shares of a batch drop different numbers.
         torch.manual_seed(params.seed + ranks.rank)
@@ -315,18 +337,9 @@ class Trainer:
                 sums[2] += (torch.special.entr(attention.detach()).sum(dim=-1) * wanted[number]).sum()
         cross_entropy, value, entropy_sum = self._ranks.sum(sums).tolist()
         words, captions = counts.tolist()
-        if not math.isfinite(value):
-            kept = (
-                f"the last good checkpoint is {self._checkpoint}"
-                if self._checkpoint.is_file()
-                else "no checkpoint is kept yet"
-            )
-            raise UserError(
-                f"the loss is {value} in epoch {self.progress.epoch + 1}, step {self._steps_done + 1} of the run, "
-                f"at a learning rate of {rate:.3g}; lower train.learning_rate.highest or train.clip_norm in "
-                f"params.yaml ({kept})"
-            )
+        self._require_finite("loss", value)
         norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), self._params.clip_norm)
+        self._require_finite("norm of the gradient", norm.item())
         self._optimiser.step()
         if self._average is not None:
             self._average.update_parameters(self.decoder)
@@ -338,6 +351,22 @@ class Trainer:
             "gradient_norm": norm.item(),
             "captions": captions,
         } | ({"attention_entropy": entropy_sum / words} if shown else {})
+
+    def _require_finite(self, name: str, value: float, begun: int = 1) -> None:
+        """Stop where a value is not finite, in a step that has `begun`, or else after one."""
+        if math.isfinite(value):
+            return
+        kept = (
+            f"the last good checkpoint is {self._checkpoint}"
+            if self._checkpoint.is_file()
+            else "no checkpoint is kept yet"
+        )
+        rate = self._optimiser.param_groups[0]["lr"]
+        raise UserError(
+            f"the {name} is {value} in epoch {self.progress.epoch + begun}, step {self._steps_done + begun} of the run,"
+            f" at a learning rate of {rate:.3g}; lower train.learning_rate.highest or train.clip_norm in params.yaml"
+            f" ({kept})"
+        )
 
     def _exchange(self, last: bool) -> AbstractContextManager[None]:
         """Gradients of all ranks meet once a step, with its last batch."""
@@ -354,7 +383,7 @@ class Trainer:
         pass reads what people wrote, and the words it draws stand in for theirs in the second.
         """
         share = self._params.scheduled_sampling * self._steps_done / (self._params.epochs * self._steps_an_epoch)
-        if not share:
+        if not share or words.shape[2] == 1:
             return words
         with self._arithmetic():
             logits, _ = self.decoder(grids, words[:, :, :-1])
@@ -396,6 +425,7 @@ class Trainer:
         generated: dict[int, list[str]] = {}
         for batch in self._val.in_order():
             parts.append(force(decoder, batch, self._device))
+            self._require_finite("loss in validation", parts[-1].loss, begun=0)
             beams = caption([decoder], batch.grids.to(self._device), batch.image_ids, greedy)
             for image_id, (best, *_) in zip(batch.image_ids, beams, strict=True):
                 generated[image_id] = [" ".join(self._vocabulary.decode(best.words))]
@@ -415,6 +445,13 @@ class Trainer:
             save_checkpoint(
                 self._checkpoint, self.progress, self.decoder, self._optimiser, self._average, self.best, generators
             )
+
+
+def _average(highest: float, averaged: tuple[Tensor, ...], present: tuple[Tensor, ...], count: Tensor) -> None:
+    """Move averaged weights towards the present ones, by more at first: soon the first weights count for nothing."""
+    steps = int(count)
+    kept = min(highest, (1 + steps) / (10 + steps))
+    get_ema_multi_avg_fn(kept)(averaged, present, count)  # type: ignore[no-untyped-call]
 
 
 class _Interruption:

@@ -234,10 +234,7 @@ class FeatureStore:
             elif digest != shard.sha256:
                 faults.append(f"{path}: its bytes are not those that were written")
         if faults:
-            raise UserError(
-                "; ".join(faults) + "; put them back with `dvc checkout`, or encode just their images again with"
-                " `dvc repro -f -s encode`"
-            )
+            raise UserError("; ".join(faults) + "; encode just their images again with `dvc repro -f -s encode`")
         return len(shards)
 
     @property

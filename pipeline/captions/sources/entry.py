@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 ImageId = Annotated[int, Field(ge=0, lt=2**63)]
 
-_FLICKR_NAME = re.compile(r"(\d{1,18})_[0-9a-f]+\.jpe?g", re.ASCII | re.IGNORECASE)
+_FLICKR_NAME = re.compile(r"(\d{1,18})_[0-9a-f]{10}\.jpe?g", re.ASCII | re.IGNORECASE)
 _SHOWN = 3
 
 
