@@ -25,7 +25,9 @@ SEARCH = replace(SearchParams.greedy(max_words=7), beam=3, n_best=2)
 CPU = torch.device("cpu")
 
 
-def make_model(folder: Path, seed: int, words: str = "a dog runs fast", setting: Setting = SETTING) -> Path:
+def make_model(
+    folder: Path, seed: int, words: str = "a dog runs fast", setting: Setting = SETTING, view: str = "whole"
+) -> Path:
     vocabulary = Vocabulary((*SPECIALS, *words.split()))
     torch.manual_seed(seed)
     decoder = AttentionDecoder(SIZES, setting.grid, setting.channels, len(vocabulary))
@@ -35,7 +37,7 @@ def make_model(folder: Path, seed: int, words: str = "a dog runs fast", setting:
         vocabulary_digest=vocabulary.digest,
         encoder=setting,
         encoder_fingerprint=setting.fingerprint,
-        view="whole",
+        view=view,
         data=TrainingData(images=1, captions=5, validation_images=1),
         epoch=1,
         selected_by="cider",
@@ -58,7 +60,7 @@ def store(tmp_path: Path) -> FeatureStore:
 def test_every_image_is_captioned_in_order_whatever_the_batches(
     tmp_path: Path, store: FeatureStore, images_a_batch: int
 ) -> None:
-    [model] = read_models(make_model(tmp_path / "model", seed=1), tmp_path / "none")
+    [model] = read_models(make_model(tmp_path / "model", seed=1), None)
     found = list(caption_images([model], store, IMAGE_IDS, SEARCH, images_a_batch, CPU))
     assert tuple(one.image_id for one in found) == IMAGE_IDS
     for one in found:
@@ -70,7 +72,7 @@ def test_every_image_is_captioned_in_order_whatever_the_batches(
 
 
 def test_images_are_read_as_captions_are_asked_for(tmp_path: Path, store: FeatureStore) -> None:
-    [model] = read_models(make_model(tmp_path / "model", seed=1), tmp_path / "none")
+    [model] = read_models(make_model(tmp_path / "model", seed=1), None)
     captions = caption_images([model], store, [*IMAGE_IDS[:4], 99], SEARCH, 2, CPU)
     assert [next(captions).image_id for _ in range(4)] == list(IMAGE_IDS[:4])
     with pytest.raises(UserError, match="has no image 99"):
@@ -84,7 +86,7 @@ def test_models_of_a_folder_vote_with_the_trained_one(tmp_path: Path, store: Fea
     (others / "README.md").write_text("Models lie here.")
     models = read_models(model, others)
     assert [one.config.fingerprint for one in models] == ["run 1", "run 2", "run 3"]
-    [alone] = read_models(model, tmp_path / "none")
+    [alone] = read_models(model, None)
     together = list(caption_images(models, store, IMAGE_IDS, SEARCH, 8, CPU))
     single = list(caption_images([alone], store, IMAGE_IDS, SEARCH, 8, CPU))
     assert [one.words for one in together] != [one.words for one in single]
@@ -100,13 +102,31 @@ def test_models_that_cannot_vote_together_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="others/sharp: was trained with encoder setting"):
         read_models(model, others)
     shutil.rmtree(others / "sharp")
+    make_model(others / "corner", seed=2, view="top_left")
+    with pytest.raises(UserError, match=r"others/corner: was trained with view top_left, but .*/model with whole"):
+        read_models(model, others)
+    shutil.rmtree(others / "corner")
     (others / "empty").mkdir()
     with pytest.raises(UserError, match=r"others/empty/config.json: cannot be read"):
         read_models(model, others)
 
 
+def test_a_folder_that_can_hold_no_models_is_refused(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", seed=1)
+    with pytest.raises(UserError, match="nowhere: is no folder; name one whose folders are models"):
+        read_models(model, tmp_path / "nowhere")
+    with pytest.raises(UserError, match="model: is itself a model; name the folder that it lies in"):
+        read_models(model, model)
+
+
+def test_features_of_another_view_than_the_model_learnt_from_are_refused(tmp_path: Path, store: FeatureStore) -> None:
+    [model] = read_models(make_model(tmp_path / "model", seed=1, view="centre"), None)
+    with pytest.raises(UserError, match="trained on the view 'centre' of pictures, but the store's first is 'whole'"):
+        next(caption_images([model], store, IMAGE_IDS, SEARCH, 8, CPU))
+
+
 def test_bfloat16_is_a_setting_of_the_search(tmp_path: Path, store: FeatureStore) -> None:
-    [model] = read_models(make_model(tmp_path / "model", seed=1), tmp_path / "none")
+    [model] = read_models(make_model(tmp_path / "model", seed=1), None)
     exact, rough = (
         [one.log_probability for one in caption_images([model], store, IMAGE_IDS, search, 8, CPU)]
         for search in (SEARCH, replace(SEARCH, precision="bfloat16"))

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from pipeline.errors import UserError
-from pipeline.features.images import MAX_PIXELS, normalise, read_image
+from pipeline.features.images import MAX_PIXELS, normalise, read_image, upright_size
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
+
+LOSSLESS = {"PNG": {}, "TIFF": {}, "WEBP": {"lossless": True}}
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -63,11 +65,15 @@ def test_the_whole_picture_fills_the_square(tmp_path):
         (9, [RED, GREEN, BLUE, WHITE]),
     ],
 )
-def test_exif_orientation_is_applied(orientation, seen):
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_exif_orientation_is_applied(tmp_path, orientation, seen, kind):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
+    path = tmp_path / f"a.{kind.lower()}"
+    quarters().resize((32, 16), Image.Resampling.NEAREST).save(path, kind, exif=exif, **LOSSLESS[kind])
 
-    assert corners(read_image(encoded(quarters(), exif=exif), 32)) == seen
+    assert corners(read_image(path, 32)) == seen
+    assert upright_size(path) == ((16, 32) if orientation in range(5, 9) else (32, 16))
 
 
 def test_a_broken_exif_block_does_not_hide_the_picture():

@@ -31,7 +31,7 @@ from pipeline.captions.tokens import (
     tokenize,
     write_tokens,
 )
-from pipeline.captions.vocabulary import PAD, read_vocabulary, write_vocabulary
+from pipeline.captions.vocabulary import PAD, Vocabulary, read_vocabulary, write_vocabulary
 from pipeline.decoder.attention import DecoderParams
 from pipeline.decoder.batches import Batch, CaptionBatches
 from pipeline.decoder.card import CARD_FILE, write_card
@@ -149,7 +149,7 @@ def test_an_altered_shard_is_named_before_anything_is_learned_from_it(data: Path
     file[-10] ^= 1
     shard.write_bytes(file)
 
-    with pytest.raises(UserError, match=f"{shard}: its bytes are not those that were written; encode just their images again"):
+    with pytest.raises(UserError, match=f"{shard}: its bytes are not those that were written; encode just their"):
         run(tmp_path, tmp_path / "run", params())
 
 
@@ -253,6 +253,63 @@ def test_the_stage_goes_on_after_a_signal_to_the_same_bytes(data: Path, tmp_path
     third = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "nothing to do" in third.stdout
     assert time.monotonic() - finished < 60
+
+
+def test_params_that_change_while_the_stage_runs_are_not_taken_for_those_that_made_the_model(
+    data: Path, tmp_path: Path
+) -> None:
+    command = stage(data, tmp_path / "out", tmp_path / "work")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        while "epoch 3" not in process.stdout.readline():
+            pass
+        (data / "params.yaml").write_text(PARAMS_YAML.replace("seed: 3", "seed: 4"))
+        process.stdout.read()
+        told = process.stderr.read()
+    assert process.returncode == 2
+    assert "params.yaml: section 'train' was changed while this ran" in told
+    assert not (tmp_path / "out").exists()
+    (data / "params.yaml").write_text(PARAMS_YAML)
+    again = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "nothing to do" in again.stdout
+    assert (tmp_path / "out").is_dir()
+
+
+def test_what_is_missing_is_told_without_a_traceback(data: Path, tmp_path: Path) -> None:
+    command = stage(data, tmp_path / "out", tmp_path / "work")
+    command[command.index("--tokens") + 1] = str(tmp_path / "nowhere")
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: ")
+    assert "nowhere/tokens.h5: No such file or directory; see that it exists and may be used" in found.stderr
+
+
+def test_tokens_of_another_vocabulary_are_refused(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    path = tmp_path / "data" / "tokens" / VOCABULARY_FILE
+    words = read_vocabulary(path).words
+    write_vocabulary(path, Vocabulary((*words[:4], *reversed(words[4:]))))
+    with pytest.raises(UserError, match=r"tokens\.h5: its ids are of the vocabulary \w+, but vocabulary\.json beside"):
+        run(tmp_path / "data", tmp_path / "run", params())
+
+
+def test_a_finished_model_that_was_damaged_is_made_anew(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = run(data, tmp_path / "run", params(epochs=1))
+    whole = files_of(model)
+    file = bytearray(whole[WEIGHTS_FILE])
+    file[-1] ^= 1
+    (model / WEIGHTS_FILE).write_bytes(file)
+    assert files_of(run(data, tmp_path / "run", params(epochs=1))) == whole
+    assert "the finished model is damaged and is made anew" in capsys.readouterr().out
+
+
+def test_the_average_forgets_the_first_weights_of_a_short_run(data: Path, tmp_path: Path) -> None:
+    runs = {average: run(data, tmp_path / str(average), params(average=average, epochs=6)) for average in (0.0, 0.999)}
+    last, averaged = (json.loads((folder / "history.json").read_text())[-1]["val_loss"] for folder in runs.values())
+    assert averaged < last + 0.1
 
 
 def test_live_metrics_show_each_step_once_though_the_run_was_resumed(data: Path, tmp_path: Path) -> None:
@@ -442,6 +499,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(data: Path, tmp_
         UserError, match=r"the loss is (nan|inf) in epoch \d+, step \d+ of the run, at a learning rate of"
     ):
         run(data, tmp_path / "run", params(learning_rate=schedule(highest=1e30, warm_up=0), clip_norm=1e30))
+
+
+def test_a_rate_that_ruins_the_weights_in_the_last_step_is_told_before_captions_are(data: Path, tmp_path: Path) -> None:
+    rate = schedule(highest=1e30, warm_up=0)
+    with pytest.raises(
+        UserError, match=r"the loss in validation is (nan|inf) in epoch 1, step 1 of the run, at a lear"
+    ):
+        run(data, tmp_path / "run", params(learning_rate=rate, images_a_batch=99, epochs=1))
 
 
 def test_a_damaged_checkpoint_is_named(data: Path, tmp_path: Path) -> None:

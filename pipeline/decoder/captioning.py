@@ -15,7 +15,7 @@ from tqdm import tqdm
 from pipeline.captions.records import Split
 from pipeline.decoder.attention import AttentionDecoder, Regions, State
 from pipeline.decoder.generated import Generated, Ranked
-from pipeline.decoder.saved import SavedModel, read_model
+from pipeline.decoder.saved import CONFIG_FILE, SavedModel, read_model
 from pipeline.decoder.search import Hypothesis, SearchParams, pick_beams, search
 from pipeline.errors import UserError
 from pipeline.features.store import FeatureStore
@@ -110,12 +110,13 @@ def read_models(model: Path, ensemble: Path | None) -> list[SavedModel]:
 
     Raises `UserError` where a folder holds no model, or one of another vocabulary or encoder than the first.
     """
-    folders = sorted(path for path in ensemble.iterdir() if path.is_dir()) if ensemble and ensemble.is_dir() else []
+    folders = _further(ensemble) if ensemble else []
     models = [read_model(folder) for folder in [model, *folders]]
     for folder, other in zip(folders, models[1:], strict=True):
         for name, own, wanted in (
             ("vocabulary", other.config.vocabulary_digest, models[0].config.vocabulary_digest),
             ("encoder setting", other.config.encoder_fingerprint, models[0].config.encoder_fingerprint),
+            ("view", other.config.view, models[0].config.view),
         ):
             if own != wanted:
                 raise UserError(
@@ -123,6 +124,14 @@ def read_models(model: Path, ensemble: Path | None) -> list[SavedModel]:
                     f"words and features: train it anew on the present ones, or take it out of {ensemble}"
                 )
     return models
+
+
+def _further(ensemble: Path) -> list[Path]:
+    if not ensemble.is_dir():
+        raise UserError(f"{ensemble}: is no folder; name one whose folders are models")
+    if (ensemble / CONFIG_FILE).is_file():
+        raise UserError(f"{ensemble}: is itself a model; name the folder that it lies in, or one with copies of models")
+    return sorted(path for path in ensemble.iterdir() if path.is_dir())
 
 
 def caption_images(
@@ -135,8 +144,15 @@ def caption_images(
 ) -> Iterator[Generated]:
     """Caption each image whose grid the store holds, in the order of `image_ids`, batch by batch as they are asked for.
 
-    Of several models, which share vocabulary and encoder setting, the probabilities are averaged.
+    Of several models, which share vocabulary and encoder setting, the probabilities are averaged. Raises `UserError`
+    where the store shows another view of pictures than the models learnt from.
     """
+    view = models[0].config.view
+    if store.views[0] != view:
+        raise UserError(
+            f"the model was trained on the view '{view}' of pictures, but the store's first is '{store.views[0]}'; put"
+            " it first in encode.views of params.yaml, or train anew"
+        )
     decoders = [model.decoder.to(device) for model in models]
     words = models[0].vocabulary.words
     asked = read_ahead(decoders, params)

@@ -48,9 +48,9 @@ class SearchParams:
     """Captions that are kept in view for each image; 1 is greedy search, and what method sample takes."""
     groups: Annotated[int, Field(ge=1)]
     """Equal parts of the beam that search apart, each shunning the words of those before it; 1 is plain beam search."""
-    diversity: Annotated[float, Field(ge=0)]
+    diversity: Annotated[float, Field(ge=0, le=1000)]
     """Nats that a word costs a group for each caption of the groups before it that has the word in the same place."""
-    temperature: Annotated[float, Field(gt=0)]
+    temperature: Annotated[float, Field(ge=0.01, le=100)]
     """What logits are divided by before words are drawn: below 1 likelier captions, above 1 more varied ones."""
     top_k: Annotated[int, Field(ge=0)]
     """Words are drawn from so many likeliest ones; 0 is all."""

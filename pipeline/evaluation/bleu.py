@@ -13,13 +13,14 @@ import numpy.typing as npt
 from pipeline.evaluation.corpus import LIBRARY, Words, check_corpus
 
 ORDERS = 4
+_TINY, _SMALL = 1e-15, 1e-9
 PROTOCOL: dict[str, str | int] = {
     "metric": "BLEU-1 to BLEU-4",
     "library": LIBRARY,
     "n": ORDERS,
     "average": "corpus",
     "brevity": "closest reference, the shorter of two equally close",
-    "smoothing": "none",
+    "smoothing": "none but 1e-15 on matches and 1e-9 on n-grams, as coco-caption has it",
     "reference": "Papineni et al. 2002",
 }
 
@@ -41,16 +42,14 @@ def bleu_counts(hypotheses: Sequence[Words], references: Sequence[Sequence[Words
 def bleu(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """BLEU-1 to BLEU-4, [..., 4], in 0 to 1, from summed counts [..., 9] (Papineni et al. 2002).
 
-    Nothing is smoothed: where no n-gram of some order matches, this BLEU and those of higher order are 0. The
-    scorer of coco-caption adds tiny constants to the counts there and comes out slightly above 0; it agrees
-    otherwise.
+    Like the scorer of coco-caption, whose tiny constants keep it off a division by 0: a corpus without any n-gram of
+    an order counts a precision of 1e-6 there, one of which none matches next to 0.
     """
     matched, proposed, closest = counts[..., :ORDERS], counts[..., ORDERS:-1], counts[..., -1:]
-    with np.errstate(divide="ignore"):
-        log_precision = np.log(matched / np.maximum(proposed, 1))
+    log_precision = np.log((matched + _TINY) / (proposed + _SMALL))
     log_mean = np.cumsum(log_precision, axis=-1) / np.arange(1, ORDERS + 1)
-    length = np.maximum(proposed[..., :1], 1)
-    scores: npt.NDArray[np.float64] = np.exp(log_mean + np.minimum(0.0, 1 - closest / length))
+    length = proposed[..., :1] + _TINY
+    scores: npt.NDArray[np.float64] = np.exp(log_mean + np.minimum(0.0, 1 - (closest + _SMALL) / length))
     return scores
 
 

@@ -106,6 +106,7 @@ def _upright(source: Source, size: int, name: str) -> Image.Image:
         with _opened(source, size) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} px, more than {MAX_PIXELS // 10**6} million in all")
+            image.load()  # which turns a TIFF upright, and takes its orientation away
             orientation = _orientation(image)
             picture = _to_rgb(image)
             return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
@@ -120,6 +121,8 @@ def _upright(source: Source, size: int, name: str) -> Image.Image:
 def upright_size(path: Path) -> tuple[int, int]:
     """Width and height, in px, of a picture that `read_image` reads, with the EXIF orientation applied."""
     with Image.open(path) as image:
+        if image.format == "TIFF":
+            image.load()  # as above
         width, height = image.size
         # From 5 on, orientations turn the picture by a quarter.
         return (height, width) if _orientation(image) in range(5, 9) else (width, height)
