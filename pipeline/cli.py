@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pipeline import errors
+from pipeline import __version__, errors
 from pipeline.prediction.flags import SearchCommand, search_settings
 
 Words = Annotated[
@@ -56,6 +56,21 @@ def main() -> None:
     # Pillow's are for programmers, and name a line of its own; what a picture lacks, errors tell.
     warnings.filterwarnings("ignore", module="PIL")
     errors.run(app)
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        print(f"gridcap {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def gridcap(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_tell_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Take the flags that belong to no command."""
 
 
 @app.command()
@@ -159,7 +174,7 @@ def attend(
     from pipeline.prediction.inputs import find_inputs
     from pipeline.prediction.predicting import draw
 
-    if out.suffix not in (".png", ".svg"):
+    if out.suffix.lower() not in (".png", ".svg"):
         raise errors.UserError(f"{out}: is no name for a PNG or SVG file; let --out end in .png or .svg")
     search = search_settings(ctx)
     one, *others = find_inputs([image])
@@ -187,10 +202,19 @@ def export(
     download: Download = False,
 ) -> None:
     """Copy a model into a folder that travels: whole, checked, with what it needs elsewhere."""
+    from pipeline.decoder.card import CARD_FILE
     from pipeline.prediction.exporting import export
 
     export(model, out, with_encoder, scores, encoder_weights, download)
-    print(f"{out}: `gridcap predict --model {out} IMAGE` captions with it")
+    if with_encoder:
+        print(f"{out}: `gridcap predict --model {out} IMAGE` captions with it; its encoder's weights are in it")
+    else:
+        print(
+            f"{out}: does not hold its encoder's weights, which `gridcap predict --model {out} IMAGE` must find where"
+            " `encode` had them or be told by --encoder-weights; export with --with-encoder to take them along"
+        )
+    if scores is None:
+        print(f"{out / CARD_FILE}: tells no scores of other images than validation's; export with --scores to add them")
 
 
 @app.command("app")
@@ -200,7 +224,7 @@ def serve(
         typer.Option("--model", help="Model folder, data/model unless named; give it again for each of several."),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to serve; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to serve; 0 takes a free one.")] = 8501,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to serve; 0 takes a free one.")] = 8501,
 ) -> None:
     """Caption pictures in the browser, see where the captioner looked for each word, and watch a training run."""
     from pipeline.app.serve import serve
@@ -256,12 +280,13 @@ def compare(
 def _tell(found: dict[str, Any], lines: list[str], as_json: bool, out: Path | None) -> None:
     from pipeline.publish import write_json
 
+    # First, so that a file that cannot be written takes nothing away.
+    print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
     if out is not None:
         try:
             write_json(out, found)
         except OSError as error:
             raise errors.UserError(f"{out}: cannot be written ({error.strerror}); name another file") from error
-    print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
 
 
 @app.command()

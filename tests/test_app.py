@@ -28,8 +28,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
+from typer.testing import CliRunner
 
 from pipeline.captions.vocabulary import END, SPECIALS, Vocabulary
+from pipeline.cli import app
 from pipeline.decoder.attention import AttentionDecoder
 from pipeline.decoder.saved import ModelConfig, TrainingData, write_model
 from pipeline.decoder.trainer import TrainParams
@@ -569,6 +571,14 @@ def test_an_address_that_is_taken_is_told(models: dict[str, Path]) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"address 127\.0\.0\.1, port {port} is taken"):
             serve([models["plain"]], "127.0.0.1", port)
+
+
+@pytest.mark.parametrize("port", ["-1", "65536", "99999"])
+def test_a_port_that_no_machine_has_is_refused(port: str) -> None:
+    result = CliRunner().invoke(app, ["app", "--port", port])
+    assert result.exit_code == 2
+    assert "--port" in result.output
+    assert "Input should be" in result.output
 
 
 def test_a_folder_that_is_no_model_is_told_before_anything_is_served(tmp_path: Path) -> None:

@@ -159,6 +159,22 @@ def test_bombs_and_broken_files_are_told_and_the_rest_is_captioned(captioner: Ca
         captioner.caption(images)
 
 
+@pytest.mark.parametrize("size", [(0, 0), (0, 20), (20, 0)])
+def test_a_picture_without_pixels_is_refused(captioner: Captioner, size: tuple[int, int]) -> None:
+    width, height = size
+    with pytest.raises(UserError, match=rf"^image 2: cannot be read as a picture \({width} x {height} px\)"):
+        captioner.caption([a_picture(), Image.new("RGB", size)])
+
+
+def test_a_picture_in_no_list_is_refused(captioner: Captioner, tiny: Tiny) -> None:
+    file = pictures(tiny)[0]
+    for bare in (str(file), file.read_bytes(), file, a_picture()):
+        with pytest.raises(TypeError, match=rf"give \[picture\], not a bare {type(bare).__name__}"):
+            captioner.caption(bare)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="come in a list"):
+            next(captioner.stream(bare))  # type: ignore[arg-type]
+
+
 def test_several_models_vote(captioner: Captioner, tiny: Tiny, tmp_path: Path) -> None:
     other = tmp_path / "more" / "other"
     shutil.copytree(tiny.model, other)
@@ -172,6 +188,11 @@ def test_several_models_vote(captioner: Captioner, tiny: Tiny, tmp_path: Path) -
     mean = (alone.word_probabilities[0] + second.word_probabilities[0]) / 2
     assert voted.word_probabilities[0] == pytest.approx(mean)
     assert math.exp(voted.log_probability) == pytest.approx(mean)
+
+
+def test_an_ensemble_without_models_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no model folder; put copies of models into it"):
+        Captioner.load(tiny.model, ensemble=tmp_path)
 
 
 def test_the_usual_search_is_that_of_params_yaml() -> None:
@@ -223,6 +244,18 @@ def test_weights_of_torchvision_are_found_in_the_cache_and_not_downloaded(
     checkpoints.mkdir(parents=True)
     torch.save(load_file(tiny.weights), checkpoints / "resnet18-f37072fd.pth")
     assert "red" in Captioner.load(moved).caption([a_picture()])[0].words
+
+
+@pytest.mark.parametrize("named", ["nowhere.safetensors", "."])
+def test_weights_that_are_named_and_cannot_be_read_are_told_with_their_flag(
+    tiny: Tiny, tmp_path: Path, named: str
+) -> None:
+    given, picture = tmp_path / named, pictures(tiny)[0]
+    result = gridcap("predict", picture, "--model", tiny.model, "--encoder-weights", given)
+    assert str(result.exception) == (
+        f"{given}: is no file that can be read; name the encoder's weights by --encoder-weights"
+    )
+    assert isinstance(result.exception, UserError)
 
 
 def test_weights_of_another_encoder_are_refused(moved: Path, tiny: Tiny, tmp_path: Path) -> None:
@@ -372,6 +405,9 @@ def test_attend_draws_a_strip(tiny: Tiny, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     with Image.open(out) as strip:
         assert strip.format == "PNG"
+    capitals = tmp_path / "attention.PNG"
+    assert gridcap("attend", pictures(tiny)[0], "--out", capitals, "--model", tiny.model).exit_code == 0
+    assert capitals.read_bytes() == out.read_bytes()
     assert isinstance(gridcap("attend", pictures(tiny)[0], "--out", tmp_path / "a.gif").exception, UserError)
     result = gridcap("attend", pictures(tiny)[0], "--out", out / "below a file.png", "--model", tiny.model)
     assert "cannot be written" in str(result.exception)
@@ -388,6 +424,9 @@ def test_an_exported_model_travels(tiny: Tiny, tmp_path: Path) -> None:
     out = tmp_path / "out" / "model"
     result = gridcap("export", tiny.model, "--out", out, "--with-encoder", "--scores", scores)
     assert result.exit_code == 0, result.output
+    assert result.stdout == (
+        f"{out}: `gridcap predict --model {out} IMAGE` captions with it; its encoder's weights are in it\n"
+    )
     note_origin(out, "images", "nowhere.safetensors")
     assert "red" in Captioner.load(out).caption([a_picture()])[0].words
     exported = load_file(out / "encoder.safetensors")
@@ -415,10 +454,109 @@ def test_scores_for_the_card_that_are_none_are_refused(tiny: Tiny, tmp_path: Pat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"protocol": {"BLEU-4": 3}, "BLEU-4": 0.5}', "protocol.BLEU-4 must be a list of texts"),
+        ('{"protocol": {"BLEU-4": "words: plain"}, "BLEU-4": 0.5}', "protocol.BLEU-4 must be a list of texts"),
+        ('{"protocol": {"BLEU-4": [3]}, "BLEU-4": 0.5}', "protocol.BLEU-4 must be a list of texts"),
+        ('{"protocol": {"BLEU-4": []}, "BLEU-4": NaN}', "BLEU-4 is nan, which is no score"),
+        ('{"protocol": {"BLEU-4": []}, "BLEU-4": 1e999}', "BLEU-4 is inf, which is no score"),
+    ],
+)
+def test_scores_that_no_evaluation_writes_are_refused(tiny: Tiny, tmp_path: Path, content: str, message: str) -> None:
+    scores = tmp_path / "scores.json"
+    scores.write_text(content)
+    result = gridcap("export", tiny.model, "--out", tmp_path / "out", "--scores", scores)
+    assert isinstance(result.exception, UserError)
+    assert str(result.exception) == f"{scores}: {message}; name what `evaluate` wrote"
+    assert not (tmp_path / "out").exists()
+
+
+def damage(path: Path, content: bytes | None) -> None:
+    """Put other bytes in a file's place, or a folder."""
+    path.unlink()
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"cannot be read \(Is a directory\)"),
+        (b"", r"is no history of a training run \(.*EOF"),
+        (b'[{"epoch": 1, "val_', r"is no history of a training run \(.*EOF"),
+        (b"\xff\xfe[]", r"is no history of a training run \(.*Invalid JSON"),
+        (b'{"epoch": 1}', r"is no history of a training run \(.*valid array"),
+        (b'[{"epoch": 1, "val_loss": "low"}]', r"is no history of a training run \(0 val_loss .*number"),
+        (b"[]", r"tells 0 epochs, but the weights are those after epoch \d+"),
+    ],
+)
+def test_a_model_whose_history_is_damaged_is_not_exported(
+    moved: Path, tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    damage(moved / "history.json", content)
+    result = gridcap("export", moved, "--out", tmp_path / "out")
+    assert isinstance(result.exception, UserError)
+    with pytest.raises(
+        UserError, match=rf"history\.json: {message}.*; restore the folder as `train` or `gridcap export`"
+    ):
+        raise result.exception
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_history_is_not_exported(moved: Path, tmp_path: Path) -> None:
+    (moved / "history.json").unlink()
+    result = gridcap("export", moved, "--out", tmp_path / "out")
+    assert "history.json: cannot be read (No such file or directory); restore the folder" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"cannot be read \(Is a directory\)"),
+        (b"", "is no vocabulary"),
+        (b'{"schema": "grid', "is no vocabulary"),
+    ],
+)
+def test_damaged_words_are_restored_with_their_folder(
+    moved: Path, tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    damage(moved / "vocabulary.json", content)
+    for words in (["predict", "a.jpg", "--model", moved], ["export", moved, "--out", tmp_path / "out"]):
+        result = gridcap(*words)
+        assert isinstance(result.exception, UserError)
+        with pytest.raises(UserError, match=rf"vocabulary\.json: {message}.*; restore the folder as `train`") as told:
+            raise result.exception
+        assert "dvc" not in str(told.value)
+
+
+def test_missing_words_are_restored_with_their_folder(moved: Path) -> None:
+    words = moved / "vocabulary.json"
+    words.unlink()
+    with pytest.raises(UserError) as told:
+        Captioner.load(moved)
+    assert str(told.value) == f"{words}: no such file; restore the folder as `train` or `gridcap export` wrote it"
+
+
 def test_a_model_without_encoder_is_a_plain_copy(tiny: Tiny, tmp_path: Path) -> None:
     assert gridcap("export", tiny.model, "--out", tmp_path / "out").exit_code == 0
     files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert files == {path.name: path.read_bytes() for path in tiny.model.iterdir()}
+
+
+def test_what_an_export_leaves_behind_is_told(tiny: Tiny, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert gridcap("export", tiny.model, "--out", first, "--with-encoder").exit_code == 0
+    result = gridcap("export", first, "--out", second)
+    assert result.exit_code == 0, result.output
+    encoder, card = result.stdout.splitlines()
+    assert encoder.startswith(f"{second}: does not hold its encoder's weights")
+    assert encoder.endswith("be told by --encoder-weights; export with --with-encoder to take them along")
+    assert card.startswith(f"{second / 'model_card.md'}: tells no scores of other images than validation's")
+    assert not (second / "encoder.safetensors").exists()
 
 
 def test_an_export_that_fails_leaves_nothing(moved: Path, tmp_path: Path) -> None:

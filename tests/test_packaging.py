@@ -131,6 +131,15 @@ def test_the_shell_completes_commands_and_flags(installed: Installed) -> None:
     assert "_GRIDCAP_COMPLETE=complete_bash" in script.stdout
 
 
+def test_the_version_is_told_without_loading_pytorch(installed: Installed) -> None:
+    own = next(installed.python.parents[1].glob("lib/python*/site-packages"))
+    [package] = Distribution.discover(name="gridcap", path=[str(own)])
+    told = installed.run("gridcap", "--version", PYTHONPROFILEIMPORTTIME="1")
+    assert (told.returncode, told.stdout) == (0, f"gridcap {package.version}\n")
+    assert "typer" in told.stderr
+    assert "torch" not in told.stderr
+
+
 def test_help_tells_a_newcomer_what_to_do_first(installed: Installed) -> None:
     shown = installed.run("gridcap", "--help")
     assert shown.returncode == 0

@@ -51,6 +51,13 @@ def test_same_data_same_bytes(tmp_path, suffix):
     assert strips[0].read_bytes() == strips[1].read_bytes()
 
 
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_a_suffix_in_capitals_is_the_same(tmp_path, suffix):
+    for name in ("a" + suffix, "b" + suffix.upper()):
+        attention_strip(PICTURE, ["red"], one_map((0, 0)), tmp_path / name)
+    assert (tmp_path / ("b" + suffix.upper())).read_bytes() == (tmp_path / ("a" + suffix)).read_bytes()
+
+
 def test_files_tell_no_date_and_no_version(tmp_path):
     png, svg = tmp_path / "strip.png", tmp_path / "strip.svg"
     for path in (png, svg):

@@ -1,7 +1,9 @@
 """`gridcap score` and `gridcap compare`, as their users run them."""
 
 import json
+import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 from typer.testing import CliRunner
 
-from pipeline.cli import app
+from pipeline.cli import app, main
 from pipeline.errors import UserError
 
 with_java = pytest.mark.skipif(shutil.which("java") is None, reason="there is no java on the PATH")
@@ -131,11 +133,20 @@ def test_without_java_ptb_is_an_error_that_names_plain(
     assert "SPICE    SPICE lacks stanford-corenlp" in output
 
 
-def test_a_file_that_cannot_be_written_is_an_error_that_names_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["score", "compare"])
+def test_a_file_that_cannot_be_written_is_an_error_that_names_it_below_the_scores(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
+) -> None:
     hypotheses, references = write_results(tmp_path / "a.json", GOOD), write_references(tmp_path / "r.json")
     out = hypotheses / "scores.json"
-    with pytest.raises(UserError, match=rf"^{out}: cannot be written \(.*\); name another file"):
-        gridcap("score", hypotheses, references, "--protocol", "plain", "--no-meteor", "--out", out)
+    words = [hypotheses, references] if command == "score" else [hypotheses, hypotheses, "--references", references]
+    flags = ["--protocol", "plain", "--no-meteor", "--resamples", "100", "--out", out]
+    monkeypatch.setattr(sys, "argv", ["gridcap", command, *map(str, words + flags)])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    told = capsys.readouterr()
+    assert re.search(rf"^error: {out}: cannot be written \(.*\); name another file", told.err)
+    assert "CIDEr-D" in told.out
     assert json.loads(hypotheses.read_text())
 
 

@@ -190,6 +190,6 @@ def _save(figure: Figure, path: Path) -> None:
         ".png": {"Software": None},
         ".svg": {"Date": None, "Creator": None},
     }
-    content = io.BytesIO()
-    figure.savefig(content, format=path.suffix[1:], dpi=150, metadata=metadata[path.suffix])
+    content, suffix = io.BytesIO(), path.suffix.lower()
+    figure.savefig(content, format=suffix[1:], dpi=150, metadata=metadata[suffix])
     write_atomically(path, content.getvalue())

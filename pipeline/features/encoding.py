@@ -10,11 +10,10 @@ import json
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import partial
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -269,23 +268,13 @@ class _Run:
         gathered = self._ranks.gather((shards, faults))
         return [shard for part, _ in gathered for shard in part], [fault for _, part in gathered for fault in part]
 
-    def _read_ahead(self, pool: ThreadPoolExecutor, images: Sequence[_Image]) -> Iterator[_Picture | UserError]:
-        """Read and decode images, in order, about a shard ahead of the encoder.
-
-        Where that computes on all processors, it waits meanwhile: with other threads on them, every product would end
-        when its slowest part does, which took a tenth of the time of all.
-        """
-        read = partial(_read, size=self._setting.image_size)
-        shard = ROWS_A_SHARD // len(self._views)
-        on_cpu = next(self._network.parameters()).device.type == "cpu"
-        if on_cpu and torch.get_num_threads() * self._ranks.size >= self._threads:
-            for start in range(0, len(images), shard):
-                yield from list(pool.map(read, images[start : start + shard]))
-            return
+    def _read_ahead(self, pool: ThreadPoolExecutor, images: Iterable[_Image]) -> Iterator[_Picture | UserError]:
+        """Read and decode images, in order, about a shard ahead of the encoder."""
         coming: deque[Future[_Picture | UserError]] = deque()
+        ahead = ROWS_A_SHARD // len(self._views) + self._threads
         for image in images:
-            coming.append(pool.submit(read, image))
-            if len(coming) > shard + self._threads:
+            coming.append(pool.submit(_read, image, self._setting.image_size))
+            if len(coming) > ahead:
                 yield coming.popleft().result()
         while coming:
             yield coming.popleft().result()

@@ -42,6 +42,9 @@ USUAL_SEARCH = replace(
 Picture = Path | str | bytes | Image.Image
 """A file's path, the bytes of one, or what Pillow made of one."""
 
+MEND = "restore the folder as `train` or `gridcap export` wrote it"
+"""What to do where a file of a model folder is missing or damaged."""
+
 IMAGES_TOGETHER = 64
 """Images that one search works on; captions come as soon as those of so many images are found."""
 
@@ -75,6 +78,22 @@ class Caption:
         return math.prod(self.word_probabilities) ** (1 / len(self.words))
 
 
+def read_folders(model: Path, ensemble: Path | None) -> list[SavedModel]:
+    """Read model folders as `read_models` does, wherever they have travelled: no stage can mend them there.
+
+    Raises `UserError` as that does, and where a file cannot be read.
+    """
+    try:
+        return read_models(model, ensemble)
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); {MEND}") from error
+    except UserError as error:
+        found, _, advice = str(error).rpartition("; ")
+        if not advice.startswith("run `dvc repro"):
+            raise
+        raise UserError(f"{found}; {MEND}") from error
+
+
 class Captioner:
     """A decoder, or several that vote, with their encoder, ready for pictures. Calls from several threads are safe."""
 
@@ -106,12 +125,14 @@ class Captioner:
 
         Raises `UserError`, naming the file, where one is missing or damaged, or does not belong to the others.
         """
-        models = read_models(Path(folder), None if ensemble is None else Path(ensemble))
+        models = read_folders(Path(folder), None if ensemble is None else Path(ensemble))
+        if ensemble is not None and len(models) == 1:
+            raise UserError(f"{ensemble}: holds no model folder; put copies of models into it, or leave --ensemble out")
         config = models[0].config
         if config.view not in get_args(View):
             raise UserError(
                 f"{Path(folder) / CONFIG_FILE}: view must be one of {', '.join(get_args(View))}, got {config.view};"
-                " restore the folder as `train` or `gridcap export` wrote it"
+                f" {MEND}"
             )
         given = None if encoder_weights is None else Path(encoder_weights)
         encoder = find_encoder(Path(folder), config, given, download)
@@ -129,8 +150,7 @@ class Captioner:
 
         Pictures are turned upright by their EXIF block and shown to the encoder as in `encode`, whatever their colours
         and their size. A picture's captions depend on its pixels and the settings alone, but for the rounding of
-        smaller batches. Raises `UserError` where one
-        cannot be read.
+        smaller batches. Raises `UserError` where one cannot be read, and `TypeError` as `stream` does.
         """
         captions = []
         for found in self.stream(images, search):
@@ -145,8 +165,12 @@ class Captioner:
         """Caption pictures as they come, in their order; in place of one that cannot be read comes what is wrong.
 
         Errors call pictures that are no files by their `names`, or by number where there are none. The next pictures
-        are read and decoded while the encoder and the search work on those before.
+        are read and decoded while the encoder and the search work on those before. Raises `TypeError` for a picture
+        that stands in no list.
         """
+        # A text or bytes would be taken letter by letter.
+        if isinstance(images, Picture):
+            raise TypeError(f"pictures come in a list, even one: give [picture], not a bare {type(images).__name__}")
         names = (f"image {number}" for number in count(1)) if names is None else names
         with ThreadPoolExecutor(self._threads) as pool:
             pictures = self._pictures(pool, zip(images, names, strict=False))
@@ -171,6 +195,10 @@ class Captioner:
     def pixels(self, image: Picture, name: str = "image") -> Pixels:
         """Read a picture as the encoder sees it: uint8 [S, S, 3]. Raises `UserError` where it cannot be read."""
         source = Path(image) if isinstance(image, str) else image
+        if isinstance(source, Image.Image) and 0 in source.size:
+            raise UserError(
+                f"{name}: cannot be read as a picture ({source.width} x {source.height} px); give one that has pixels"
+            )
         # Only `encode` writes features, of views that `read_views` makes.
         view = cast(View, self.config.view)
         square: Pixels = read_views(source, self.config.encoder.image_size, (view,), name)[0]

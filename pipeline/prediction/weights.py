@@ -1,5 +1,6 @@
 """The encoder of a model folder: found by the digest of its weights, wherever they lie."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
@@ -29,9 +30,11 @@ def find_encoder(folder: Path, config: ModelConfig, given: Path | None, download
     the working folder or from a folder above the model, or torchvision's name of weights in PyTorch's cache, which are
     downloaded only where `download` says so.
 
-    Raises `UserError` where the file given, or the one beside the model, has another digest, and, saying where was
-    looked, where there is none with it.
+    Raises `UserError` where the file given cannot be read, where that or the one beside the model has another digest,
+    and, saying where was looked, where there is none with it.
     """
+    if given and not (os.path.isfile(given) and os.access(given, os.R_OK)):
+        raise UserError(f"{given}: is no file that can be read; name the encoder's weights by --encoder-weights")
     for path in [given] if given else [folder / name for name in BESIDE if (folder / name).is_file()]:
         encoder = _read(path, config)
         found = weights_digest(encoder)
