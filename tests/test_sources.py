@@ -142,12 +142,14 @@ def test_ids_come_from_names_alone() -> None:
     assert id_from_name("Images/1000268201_693b08cb0e.jpg") == 1000268201
     assert id_from_name("holiday/1.png") == int(hashlib.sha256(b"holiday/1.png").hexdigest()[:12], 16)
     assert id_from_name("2258277193_586949ec62.jpg.1") != id_from_name("2258277193_586949ec62.jpg")
+    assert id_from_name("20240311_142233.jpg") != id_from_name("20240311_142301.jpg")
 
 
 def test_two_files_with_one_id_are_both_named(tmp_path: Path) -> None:
-    touch(tmp_path, "5_a.jpg", "5_b.jpg")
-    (tmp_path / "captions.txt").write_text("image,caption\n5_a.jpg,A\n5_b.jpg,B\n")
-    with pytest.raises(UserError, match=r"one image id: 5 of 5_a\.jpg \(.*line 2\) and of 5_b\.jpg \(.*line 3\)"):
+    names = ["5_000000000a.jpg", "5_000000000b.jpg"]
+    touch(tmp_path, *names)
+    (tmp_path / "captions.txt").write_text("image,caption\n5_000000000a.jpg,A\n5_000000000b.jpg,B\n")
+    with pytest.raises(UserError, match=r"one image id: 5 of 5_0+a\.jpg \(.*line 2\) and of 5_0+b\.jpg \(.*line 3\)"):
         prepared(tmp_path)
 
 
