@@ -88,7 +88,6 @@ def untrained(folder: Path, params: EncodeParams) -> Path:
         data=TrainingData(images=0, captions=0, validation_images=0),
         epoch=0,
         selected_by="nothing",
-        selection_score=0.0,
         versions={},
         encoder_weights=params.weights,
     )
