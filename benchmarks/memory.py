@@ -96,7 +96,6 @@ def generate(folder: Path, count: int) -> float:
         versions={},
         epoch=1,
         selected_by="nothing",
-        selection_score=0.0,
     )
     write_model(run / "model", decoder.state_dict(), vocabulary, config)
     highest = peak(
