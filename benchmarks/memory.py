@@ -127,7 +127,8 @@ def main(counts: Sequence[int] = IMAGES) -> None:
             views=("whole",),
         )
         search = replace(SearchParams.greedy(max_words=20), beam=5, n_best=3)
-        found = GenerateParams(split="train", ensemble=folder / "no others", search=search)
+        (folder / "others").mkdir(exist_ok=True)
+        found = GenerateParams(split="train", ensemble=folder / "others", search=search)
         (folder / "params.yaml").write_text(json.dumps({"encode": plain(params), "generate": plain(found)}))
         (folder / "images").mkdir()
         for number in range(max(counts)):
