@@ -126,13 +126,13 @@ def operations(network: nn.Module) -> int:
     weight = next(network.parameters())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(weight.new_zeros(1, 3, SIZE, SIZE))
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def multiply(square: torch.Tensor, _: Path) -> float:
-    for _ in range(PRODUCTS):
+    for _round in range(PRODUCTS):
         product = square @ square
-    return product[0, 0].item()  # on a GPU it waits for all of them
+    return float(product[0, 0])  # on a GPU it waits for all of them
 
 
 def seconds(measure: Measure) -> float:

@@ -13,6 +13,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pipeline.captions.records import Record
+from pipeline.captions.vocabulary import SPECIALS, Vocabulary
+from pipeline.decoder.attention import AttentionDecoder, DecoderParams
+from pipeline.decoder.saved import ModelConfig, TrainingData, write_model
+from pipeline.features.store import Setting
 
 REAL = Path(__file__).parents[2] / "shared" / "real" / "coco" / "images"
 
@@ -63,3 +67,27 @@ def save_weights(architecture: str, path: Path) -> nn.Module:
         network(torch.randn(16, 3, 64, 64))
     save_file(network.state_dict(), path)
     return network.eval()
+
+
+def save_model(
+    folder: Path, sizes: DecoderParams, setting: Setting, words: int, encoder_weights: str | None = None
+) -> Path:
+    """Save a model folder with random weights, for the grids of an encoder setting; its captions seldom end."""
+    vocabulary = Vocabulary((*SPECIALS, *(f"word{number}" for number in range(words))))
+    torch.manual_seed(0)
+    decoder = AttentionDecoder(sizes, setting.grid, setting.channels, len(vocabulary))
+    config = ModelConfig(
+        fingerprint="random",
+        decoder=sizes,
+        vocabulary_digest=vocabulary.digest,
+        encoder=setting,
+        encoder_fingerprint=setting.fingerprint,
+        view="whole",
+        data=TrainingData(images=0, captions=0, validation_images=0),
+        epoch=0,
+        selected_by="nothing",
+        versions={},
+        encoder_weights=encoder_weights,
+    )
+    write_model(folder, decoder.state_dict(), vocabulary, config)
+    return folder

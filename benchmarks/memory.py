@@ -16,15 +16,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from benchmarks.materials import painted, records, save_weights
+from benchmarks.materials import painted, records, save_model, save_weights
 from pipeline.captions.records import write_records
-from pipeline.captions.vocabulary import SPECIALS, Vocabulary
-from pipeline.decoder.attention import AttentionDecoder, DecoderParams
+from pipeline.decoder.attention import DecoderParams
 from pipeline.decoder.captioning import GenerateParams
 from pipeline.decoder.generated import CAPTIONS_FILE
-from pipeline.decoder.saved import ModelConfig, TrainingData, write_model
 from pipeline.decoder.search import SearchParams
 from pipeline.features.encoder import EncodeParams
 from pipeline.features.store import FeatureStore
@@ -81,23 +77,7 @@ def generate(folder: Path, count: int) -> float:
     """MiB at most while so many images are captioned, whose grids `encode` has made."""
     run = folder / f"generate-{count}"
     encoded = folder / f"encode-{count}"
-    store = FeatureStore(encoded / "features")
-    vocabulary = Vocabulary((*SPECIALS, *(f"word{number}" for number in range(VOCABULARY))))
-    torch.manual_seed(0)
-    decoder = AttentionDecoder(SIZES, store.setting.grid, store.channels, len(vocabulary))
-    config = ModelConfig(
-        fingerprint="random",
-        decoder=SIZES,
-        vocabulary_digest=vocabulary.digest,
-        encoder=store.setting,
-        encoder_fingerprint=store.fingerprint,
-        view=store.views[0],
-        data=TrainingData(images=0, captions=0, validation_images=0),
-        versions={},
-        epoch=1,
-        selected_by="nothing",
-    )
-    write_model(run / "model", decoder.state_dict(), vocabulary, config)
+    save_model(run / "model", SIZES, FeatureStore(encoded / "features").setting, VOCABULARY)
     highest = peak(
         "stages.generate_captions",
         params=folder / "params.yaml",

@@ -17,12 +17,11 @@ from statistics import median
 import torch
 
 from benchmarks.encoding import CASES, SIZE, THREADS
-from benchmarks.materials import photographs, save_weights
+from benchmarks.materials import photographs, save_model, save_weights
 from pipeline.captions.records import Record
-from pipeline.captions.vocabulary import SPECIALS, Vocabulary
-from pipeline.decoder.attention import AttentionDecoder, DecoderParams
+from pipeline.decoder.attention import DecoderParams
 from pipeline.decoder.captioning import caption_images
-from pipeline.decoder.saved import ModelConfig, TrainingData, read_model, write_model
+from pipeline.decoder.saved import read_model
 from pipeline.features.encoder import EncodeParams, load_encoder
 from pipeline.features.encoding import encode, encoder_setting
 from pipeline.features.store import FeatureStore
@@ -55,7 +54,8 @@ def main(pictures: int = PICTURES, rounds: int = ROUNDS) -> None:
                 compile=False,
                 views=("whole",),
             )
-            model = untrained(folder / architecture, params)
+            setting = encoder_setting(load_encoder(params), params)
+            model = save_model(folder / architecture, DECODER, setting, WORDS, params.weights)
             files = [folder / "images" / record.file for record in records]
             staged(model, records[:IMAGES_TOGETHER], folder, params)
             taken = []
@@ -70,29 +70,6 @@ def main(pictures: int = PICTURES, rounds: int = ROUNDS) -> None:
             lone = median(milliseconds(captioner, file) for file in files[:10])
             figures = f"{encoding:>10.1f} {generating:>12.1f} {predicting:>11.1f} {ratio:>7.2f} {lone:>9.0f}"
             print(f"{architecture:>18} {figures}", flush=True)
-
-
-def untrained(folder: Path, params: EncodeParams) -> Path:
-    """A model folder of random weights for the grids of an encoder."""
-    setting = encoder_setting(load_encoder(params), params)
-    vocabulary = Vocabulary((*SPECIALS, *(f"word{number}" for number in range(WORDS))))
-    torch.manual_seed(0)
-    decoder = AttentionDecoder(DECODER, setting.grid, setting.channels, len(vocabulary))
-    config = ModelConfig(
-        fingerprint="untrained",
-        decoder=DECODER,
-        vocabulary_digest=vocabulary.digest,
-        encoder=setting,
-        encoder_fingerprint=setting.fingerprint,
-        view="whole",
-        data=TrainingData(images=0, captions=0, validation_images=0),
-        epoch=0,
-        selected_by="nothing",
-        versions={},
-        encoder_weights=params.weights,
-    )
-    write_model(folder, decoder.state_dict(), vocabulary, config)
-    return folder
 
 
 def staged(model: Path, records: Sequence[Record], folder: Path, params: EncodeParams) -> tuple[float, float]:

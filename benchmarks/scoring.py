@@ -34,7 +34,7 @@ def corpus() -> tuple[list[Words], list[list[Words]], str]:
     real = REAL.is_file()
     own, told = (real_captions(), "captions of COCO") if real else (drawn_captions(), "words drawn by Zipf's law")
     references = [own[place % len(own)] for place in range(IMAGES)]
-    hypotheses = [
+    hypotheses: list[Words] = [
         [*other[0][: len(other[0]) // 2], *captions[0][len(captions[0]) // 2 :]]
         for captions, other in zip(references, [*references[1:], references[0]], strict=True)
     ]

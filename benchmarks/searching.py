@@ -139,7 +139,7 @@ def search_together(decoder: AttentionDecoder, grids: Tensor, precision: Mode) -
     """Ours: each image's best caption."""
     search = replace(SEARCH, precision=precision)
     asked = read_ahead([decoder], search)
-    found = [caption([decoder], part, range(len(part)), search, asked) for part in grids.split(BATCH)]
+    found = [caption([decoder], part, range(len(part)), search, asked) for part in torch.split(grids, BATCH)]
     return [best.words for best, *_ in chain.from_iterable(found)]
 
 

@@ -154,7 +154,7 @@ def step_of(
         with torch.autocast(grids.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             logits, attention = model(grids, tokens[:, :, :-1])
         loss = objective(logits, attention, tokens[:, :, 1:])
-        loss.total(loss.counts, 0.1).backward()
+        loss.total(loss.counts, 0.1).backward()  # type: ignore[no-untyped-call]
         with record_function("optimiser"):
             torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
             optimiser.step()

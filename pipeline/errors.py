@@ -29,25 +29,29 @@ def run(command: Callable[..., Any]) -> NoReturn:
         app.command()(command)
     try:
         app()
-    except UserError as error:
-        sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(UserError.exit_status)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] in ("pipeline", "stages"):
-            raise
-        print(
-            f"error: this needs the Python package {error.name}, which gridcap does without where it only predicts;"
-            " install the rest in a clone with `pip install '.[pipeline,app]'`",
-            file=sys.stderr,
-        )
-        sys.exit(UserError.exit_status)
-    except OSError as error:
-        if error.filename is None and error.errno not in NO_ROOM:
+    except (UserError, ModuleNotFoundError, OSError) as error:
+        told = _told(error)
+        if told is None:
             raise
         sys.stdout.flush()
-        told = ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
-        advice = "free space" if error.errno in NO_ROOM else "see that it exists and may be used"
-        print(f"error: {told}; {advice}, and run again", file=sys.stderr)
+        print(f"error: {told}", file=sys.stderr)
         sys.exit(UserError.exit_status)
     sys.exit(0)
+
+
+def _told(error: UserError | ModuleNotFoundError | OSError) -> str | None:
+    """What a user can mend; None where the fault is ours."""
+    if isinstance(error, ModuleNotFoundError):
+        if error.name is None or error.name.partition(".")[0] in ("pipeline", "stages"):
+            return None
+        return (
+            f"this needs the Python package {error.name}, which gridcap does without where it only predicts;"
+            " install the rest in a clone with `pip install '.[pipeline,app]'`"
+        )
+    if isinstance(error, OSError):
+        if error.filename is None and error.errno not in NO_ROOM:
+            return None
+        found = ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
+        advice = "free space" if error.errno in NO_ROOM else "see that it exists and may be used"
+        return f"{found}; {advice}, and run again"
+    return str(error)

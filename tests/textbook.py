@@ -68,8 +68,9 @@ class Textbook(nn.Module):
             predicted, state, attention = self.step(ids, state, regions)
             logits.append(predicted)
             attentions.append(attention)
-        shape = words.shape[:2]
-        return torch.stack(logits, dim=1).unflatten(0, shape), torch.stack(attentions, dim=1).unflatten(0, shape)
+        stacked = torch.stack(logits, dim=1), torch.stack(attentions, dim=1)
+        predicted, attention = (values.view(*words.shape[:2], *values.shape[1:]) for values in stacked)
+        return predicted, attention
 
     def look(self, grids: Tensor) -> Tensor:
         """Regions [B, P, C + 16] of grids [B, P, C]."""
@@ -99,9 +100,9 @@ def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     size, state = len(tensors["energy"]), len(tensors["first_hidden.bias"])
     parts = [size, 1, 1, 4 * state]
     names = ("query", "gate", "seek")
-    *from_word, word_gates = tensors["from_word.weight"].split(parts)
-    *from_state, state_gates = tensors["from_state.weight"].split(parts)
-    *biases, gates_bias = tensors["from_state.bias"].split(parts)
+    *from_word, word_gates = torch.split(tensors["from_word.weight"], parts)
+    *from_state, state_gates = torch.split(tensors["from_state.weight"], parts)
+    *biases, gates_bias = torch.split(tensors["from_state.bias"], parts)
     same = ("key", "first_hidden", "first_cell", "embedding", "state_output", "context_output", "vocabulary")
     return {
         **{name: tensor for name, tensor in tensors.items() if name.split(".")[0] in same},

@@ -11,6 +11,7 @@ from pipeline.publish import fingerprint, write_json
 
 SCHEMA = "gridcap.vocabulary"
 SCHEMA_VERSION = 1
+_MEND = "run `dvc repro -f -s tokenize`"
 PAD, START, END, UNKNOWN = range(4)
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
 
@@ -70,10 +71,11 @@ def write_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
     write_json(path, document)
 
 
-def read_vocabulary(path: Path) -> Vocabulary:
+def read_vocabulary(path: Path, mend: str | None = None) -> Vocabulary:
     """Read `vocabulary.json`.
 
-    Raises `UserError`, naming the file, where it is missing, in another form, or altered since it was written.
+    Raises `UserError`, naming the file, where it is missing, in another form, or altered since it was written. `mend`
+    is what helps against the first two where `tokenize` cannot.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -81,9 +83,11 @@ def read_vocabulary(path: Path) -> Vocabulary:
         vocabulary = Vocabulary(tuple(document["words"]))
         digest = document["digest"]
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; run `dvc repro tokenize`") from error
+        raise UserError(f"{path}: no such file; {mend or 'run `dvc repro tokenize`'}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {mend or _MEND}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: is no vocabulary ({error}); run `dvc repro -f -s tokenize`") from error
+        raise UserError(f"{path}: is no vocabulary ({error}); {mend or _MEND}") from error
     if found != (SCHEMA, SCHEMA_VERSION):
         raise UserError(f"{path}: has schema {found[0]} {found[1]}, this version reads {SCHEMA} {SCHEMA_VERSION}")
     if vocabulary.digest != digest:

@@ -23,7 +23,8 @@ VOCABULARY_FILE = "vocabulary.json"
 HISTORY_FILE = "history.json"
 MODEL_FILES = (WEIGHTS_FILE, CONFIG_FILE, VOCABULARY_FILE, HISTORY_FILE)
 
-_MEND = "restore the folder as `train` or `gridcap export` wrote it"
+MEND = "restore the folder as `train` or `gridcap export` wrote it"
+"""What to do where a file of a model folder is missing or damaged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,28 +99,28 @@ def read_model(folder: Path) -> SavedModel:
     others, or where this version makes other grids of the same images.
     """
     config, weights_digest = _read_config(folder / CONFIG_FILE)
-    vocabulary = read_vocabulary(folder / VOCABULARY_FILE)
+    vocabulary = read_vocabulary(folder / VOCABULARY_FILE, MEND)
     if vocabulary.digest != config.vocabulary_digest:
         raise UserError(
             f"{folder}: vocabulary.json has digest {vocabulary.digest}, but the decoder was trained with "
-            f"{config.vocabulary_digest}; {_MEND}"
+            f"{config.vocabulary_digest}; {MEND}"
         )
     path = folder / WEIGHTS_FILE
     try:
         decoder = AttentionDecoder(config.decoder, config.encoder.grid, config.encoder.channels, len(vocabulary))
         content = path.read_bytes()
         if sha256(content).hexdigest() != weights_digest:
-            raise UserError(f"{path}: its bytes are not those that {CONFIG_FILE} beside it was written with; {_MEND}")
+            raise UserError(f"{path}: its bytes are not those that {CONFIG_FILE} beside it was written with; {MEND}")
         decoder.load_state_dict(safetensors.torch.load(content))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {_MEND}") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {MEND}") from error
     except (RuntimeError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path}: does not fit {CONFIG_FILE} beside it ({error}); {_MEND}") from error
+        raise UserError(f"{path}: does not fit {CONFIG_FILE} beside it ({error}); {MEND}") from error
     if config.encoder.fingerprint != config.encoder_fingerprint:
         raise UserError(
             f"{folder / CONFIG_FILE}: its encoder has fingerprint {config.encoder_fingerprint}, but what is described"
             f" there has {config.encoder.fingerprint} in this version of gridcap: grids would not be those of the"
-            f" training; {_MEND}, use the version that wrote it, or train again"
+            f" training; {MEND}, use the version that wrote it, or train again"
         )
     return SavedModel(decoder=decoder.eval(), vocabulary=vocabulary, config=config)
 
@@ -147,4 +148,4 @@ def _read_config(path: Path) -> tuple[ModelConfig, str]:
             " data/model after `make repro`"
         ) from error
     except (ValueError, KeyError, AttributeError, TypeError, ValidationError) as error:
-        raise UserError(f"{path}: is no model configuration ({' '.join(str(error).split())}); {_MEND}") from error
+        raise UserError(f"{path}: is no model configuration ({' '.join(str(error).split())}); {MEND}") from error

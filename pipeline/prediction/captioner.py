@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipeline.decoder.captioning import caption, read_ahead, read_models
-from pipeline.decoder.saved import CONFIG_FILE, ModelConfig, SavedModel
+from pipeline.decoder.saved import CONFIG_FILE, MEND, ModelConfig, SavedModel
 from pipeline.decoder.search import Hypothesis, SearchParams
 from pipeline.device import open_device
 from pipeline.errors import UserError
@@ -41,9 +41,6 @@ USUAL_SEARCH = replace(
 
 Picture = Path | str | bytes | Image.Image
 """A file's path, the bytes of one, or what Pillow made of one."""
-
-MEND = "restore the folder as `train` or `gridcap export` wrote it"
-"""What to do where a file of a model folder is missing or damaged."""
 
 IMAGES_TOGETHER = 64
 """Images that one search works on; captions come as soon as those of so many images are found."""
@@ -78,22 +75,6 @@ class Caption:
         return math.prod(self.word_probabilities) ** (1 / len(self.words))
 
 
-def read_folders(model: Path, ensemble: Path | None) -> list[SavedModel]:
-    """Read model folders as `read_models` does, wherever they have travelled: no stage can mend them there.
-
-    Raises `UserError` as that does, and where a file cannot be read.
-    """
-    try:
-        return read_models(model, ensemble)
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); {MEND}") from error
-    except UserError as error:
-        found, _, advice = str(error).rpartition("; ")
-        if not advice.startswith("run `dvc repro"):
-            raise
-        raise UserError(f"{found}; {MEND}") from error
-
-
 class Captioner:
     """A decoder, or several that vote, with their encoder, ready for pictures. Calls from several threads are safe."""
 
@@ -125,7 +106,7 @@ class Captioner:
 
         Raises `UserError`, naming the file, where one is missing or damaged, or does not belong to the others.
         """
-        models = read_folders(Path(folder), None if ensemble is None else Path(ensemble))
+        models = read_models(Path(folder), None if ensemble is None else Path(ensemble))
         if ensemble is not None and len(models) == 1:
             raise UserError(f"{ensemble}: holds no model folder; put copies of models into it, or leave --ensemble out")
         config = models[0].config

@@ -12,9 +12,8 @@ import safetensors.torch
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.decoder.card import write_card
-from pipeline.decoder.saved import HISTORY_FILE, MODEL_FILES
+from pipeline.decoder.saved import HISTORY_FILE, MEND, MODEL_FILES, read_model
 from pipeline.errors import UserError
-from pipeline.prediction.captioner import MEND, read_folders
 from pipeline.prediction.weights import BESIDE, find_encoder
 from pipeline.publish import fresh_folder, publish, write_atomically
 
@@ -30,7 +29,7 @@ def export(
     """
     if out.exists():
         raise UserError(f"{out}: exists already; name a folder that does not")
-    [trained] = read_folders(model, None)
+    trained = read_model(model)
     found = None if scores is None else _read_scores(scores)
     _check_history(model / HISTORY_FILE, trained.config.epoch)
     with fresh_folder(out) as folder:
