@@ -12,6 +12,10 @@ at rate: what the ResNet would reach if all its multiplications ran at this mach
 matrices, which is measured beside the rest. "at most" is that over the plain loop: what no stage could surpass that
 multiplies as the ResNet does, in this precision, even if decoding were free.
 
+off: how far grids are from those of float32, as a share of their size (Euclidean norms over all of them). Beside it
+stands how far float32's own grids move when each pixel's colours change at random by up to 2 of 255, which no eye sees.
+ResNet-18 has ImageNet's weights where shared/real has them; a random ResNet-50 multiplies differences.
+
 Rounds take all of them in turn. Rates are medians of the rounds, and so are ratios, each taken within its round. The
 stage reads ahead while the ResNet computes: with a processor for each it would take the time of the slower; where both
 share all processors, that of both.
@@ -37,7 +41,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from benchmarks.materials import photographs, save_weights
+from benchmarks.materials import photographs, real_weights, save_weights
 from pipeline.captions.records import Record
 from pipeline.device import open_device
 from pipeline.errors import UserError
@@ -46,16 +50,16 @@ from pipeline.features.encoder import (
     PICTURES_A_BATCH,
     Architecture,
     EncodeParams,
-    GridEncoder,
     Layer,
     Precision,
     encode_grids,
     for_inference,
     load_encoder,
+    read_encoder,
 )
 from pipeline.features.encoding import encode
 from pipeline.features.images import MEAN, STANDARD_DEVIATION, Pixels, read_image
-from pipeline.features.store import FeatureStore
+from pipeline.features.store import FeatureStore, Grids
 
 SIZE = 224
 CASES: list[tuple[Architecture, Layer]] = [("resnet50", "layer4"), ("resnet18", "layer3")]
@@ -63,8 +67,10 @@ MODES: list[tuple[str, Precision, bool]] = [
     ("float32", "float32", False),
     ("bfloat16", "bfloat16", False),
     ("bfloat16 compiled", "bfloat16", True),
+    ("int8", "int8", False),
 ]
-PICTURES, ROUNDS = 256, 3
+PICTURES, ROUNDS = 512, 3
+NOISE = 2
 SQUARE, PRODUCTS = 2048, 16
 THREADS = os.cpu_count() or 1
 
@@ -130,8 +136,9 @@ def operations(network: nn.Module) -> int:
 
 
 def multiply(square: torch.Tensor, _: Path) -> float:
+    product_of = torch._int_mm if square.dtype == torch.int8 else torch.mm
     for _round in range(PRODUCTS):
-        product = square @ square
+        product = product_of(square, square)
     return float(product[0, 0])  # on a GPU it waits for all of them
 
 
@@ -159,7 +166,7 @@ def main(pictures: int = PICTURES, rounds: int = ROUNDS) -> None:
         print(f"median of {rounds} rounds; / both: stage's time in that of limit and decoding; / slower: of the slower")
         print(
             f"{'':>28} {'limit':>8} {'decoding':>8} {'stage':>8} {'plain':>8} {'at rate':>8}   images a"
-            f" second   {'/ both':>8} {'/ slower':>8} {'x plain':>8} {'at most':>8} {'start, s':>9}"
+            f" second   {'/ both':>8} {'/ slower':>8} {'x plain':>8} {'at most':>8} {'start, s':>9} {'off':>7}"
         )
         for case in CASES:
             for line in compared(case, records, images, device, rounds):
@@ -173,22 +180,27 @@ def compared(
     architecture, layer = case
     files = [images / record.file for record in records]
     batches = batched(np.stack(decode(files, images)))
-    weights = images.parent / f"{architecture}.safetensors"
-    children = dict(save_weights(architecture, weights).named_children())
-    kept = [children[name] for name, _ in GridEncoder(architecture, layer).named_children()]
-    unchanged = nn.Sequential(*kept).to(device)
+    weights = real_weights(architecture, layer)
+    if weights is None:
+        weights = images.parent / f"{architecture}.safetensors"
+        save_weights(architecture, weights)
+    unchanged = read_encoder(weights, architecture, layer).to(device)
+    unchanged.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     measures: dict[str, Measure] = {
         "decoding": partial(decode, files),
         "plain": partial(plain, unchanged, files, device),
     }
-    for _, precision, _ in MODES:
+    modes = [mode for mode in MODES if mode[1] != "int8" or device.type == "cpu"]
+    for _, precision, _ in modes:
         square = torch.ones(SQUARE, SQUARE, device=device, dtype=getattr(torch, precision))
         multiply(square, images)
         measures[precision] = partial(multiply, square)
     cost = operations(unchanged) / (2 * SQUARE**3 * PRODUCTS)  # of a picture, in runs of `multiply`
     starts: dict[str, float] = {}
+    off: dict[str, float] = {}
+    exact = noisy = None
     skipped = []
-    for mode, precision, compiled in MODES:
+    for mode, precision, compiled in modes:
         params = EncodeParams(
             architecture=architecture,
             layer=layer,
@@ -206,6 +218,10 @@ def compared(
             continue
         check(lent, records, images, batches)
         starts[mode] = lent.start
+        found = lent.limit(batches, images)
+        if exact is None:
+            exact, noisy = found, lent.limit([disturbed(batch) for batch in batches], images)
+        off[mode] = distance(found, exact)
         measures[f"{mode} limit"] = partial(lent.limit, batches)
         measures[f"{mode} stage"] = partial(lent.encode, records, images)
     plain(unchanged, files[:1], device, images.parent)
@@ -213,7 +229,7 @@ def compared(
         {name: seconds(measure) for name, measure in measures.items()} for _ in range(rounds)
     ]
     lines = []
-    for mode, precision, _ in MODES:
+    for mode, precision, _ in modes:
         if mode not in starts:
             continue
         limit, stage = f"{mode} limit", f"{mode} stage"
@@ -228,9 +244,26 @@ def compared(
         most = median(times["plain"] / (cost * len(files) * times[precision]) for times in taken)
         lines.append(
             f"{f'{architecture} {mode}':>28} {rates} {at_rate:>8.1f} {'':>17}   {both:>8.2f} {slower:>8.2f}"
-            f" {gain:>8.2f} {most:>8.2f} {starts[mode]:>9.1f}"
+            f" {gain:>8.2f} {most:>8.2f} {starts[mode]:>9.1f} {off[mode]:>7.3f}"
+        )
+    if exact is not None and noisy is not None:
+        lines.append(
+            f"{architecture} has {weights.name}; noise in the pictures moves float32's grids by"
+            f" {distance(noisy, exact):.3f}"
         )
     return lines + skipped
+
+
+def disturbed(pictures: Pixels) -> Pixels:
+    """The pictures with every value changed at random by up to `NOISE`."""
+    noise = np.random.default_rng(0).integers(-NOISE, NOISE + 1, pictures.shape)
+    return (pictures + noise).clip(0, 255).astype(np.uint8)
+
+
+def distance(grids: Grids, exact: Grids) -> float:
+    """Euclidean distance from `exact`, as a share of its norm."""
+    reference = exact.astype(np.float32)
+    return float(np.linalg.norm(grids.astype(np.float32) - reference) / np.linalg.norm(reference))
 
 
 def check(stage: Stage, records: Sequence[Record], images: Path, batches: Sequence[Pixels]) -> None:

@@ -69,6 +69,12 @@ def save_weights(architecture: str, path: Path) -> nn.Module:
     return network.eval()
 
 
+def real_weights(architecture: str, layer: str) -> Path | None:
+    """ImageNet's weights of a ResNet up to a layer, where shared/real has them."""
+    path = REAL.parents[1] / "weights" / f"{architecture}-imagenet-to-{layer}.pth"
+    return path if path.is_file() else None
+
+
 def save_model(
     folder: Path, sizes: DecoderParams, setting: Setting, words: int, encoder_weights: str | None = None
 ) -> Path:

@@ -31,6 +31,7 @@ from pipeline.features import encoding
 from pipeline.features.encoder import EncodeParams, encode_grids, load_encoder
 from pipeline.features.encoding import ROWS_A_SHARD, RUNS_FILE, Counts, Encoded, encode
 from pipeline.features.images import read_image, read_views
+from pipeline.features.quantised import multiplies_exactly
 from pipeline.features.store import INDEX_FILE, FeatureStore, whole_shards
 from tests.materials import encode_params
 
@@ -150,7 +151,14 @@ def test_each_image_gets_its_grid(make):
         np.testing.assert_allclose(store.grid(image_id).astype(float), expected, atol=2e-3, rtol=2e-3)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "precision",
+    [
+        "float32",
+        "bfloat16",
+        pytest.param("int8", marks=pytest.mark.skipif(not multiplies_exactly(), reason="this processor has no VNNI")),
+    ],
+)
 def test_a_row_depends_on_the_image_alone(make, precision):
     dataset = make(37)
     dataset.encode(precision=precision)

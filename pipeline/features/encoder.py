@@ -24,11 +24,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pipeline.errors import UserError
 from pipeline.features.images import Pixels, View, normalise
+from pipeline.features.quantised import QuantisedEncoder
 from pipeline.params import section
 
 Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 Layer = Literal["layer2", "layer3", "layer4"]
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "int8"]
 
 # Fixed, and the last batch filled up, since convolutions may round otherwise for another batch size.
 PICTURES_A_BATCH = 16
@@ -53,7 +54,8 @@ class EncodeParams:
     """Side in px of the square that the whole picture is resized to; a multiple of the layer's 8, 16 or
     32 px, so that grid cells map linearly on the picture."""
     precision: Precision
-    """Arithmetic inside the ResNet; bfloat16 is faster and less exact. Grids are float16 either way."""
+    """Arithmetic inside the ResNet; bfloat16 is faster and less exact, int8, which never runs on a GPU, still
+    faster and still less exact. Grids are float16 in any."""
     compile: bool
     """Whether PyTorch compiles the ResNet: faster after a start of half a minute, and rounds otherwise."""
     views: tuple[View, ...]
@@ -66,6 +68,8 @@ class EncodeParams:
         stride = STRIDES[self.layer]
         if self.image_size < stride or self.image_size % stride:
             raise ValueError(f"image_size must be a multiple of {stride} with {self.layer}, got {self.image_size}")
+        if self.precision == "int8" and self.compile:
+            raise ValueError("compile must be false with precision int8, which PyTorch does not compile")
 
 
 class GridEncoder(nn.Module):
@@ -124,9 +128,11 @@ def weights_digest(encoder: GridEncoder) -> str:
 def for_inference(encoder: GridEncoder, precision: Precision, compiled: bool, device: torch.device) -> nn.Module:
     """Copy a frozen encoder to a device as a network that computes the same faster, to rounding.
 
-    Each batch norm is folded into the convolution before it. Raises `UserError` where a compiled one is asked for
-    and cannot be had.
+    Each batch norm is folded into the convolution before it. In int8 it stays on the CPU. Raises `UserError` where a
+    compiled one, or one in int8, cannot be had.
     """
+    if precision == "int8":
+        return QuantisedEncoder(encoder)
     network = _folded(copy.deepcopy(encoder)).to(device, torch.bfloat16 if precision == "bfloat16" else torch.float32)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if not compiled:
@@ -142,12 +148,16 @@ def encode_grids(network: nn.Module, pictures: Pixels) -> npt.NDArray[np.float16
 
     Raises `UserError` where a value is NaN or beyond float16, which only foreign weights bring about.
     """
-    weight = next(network.parameters())
-    grids = network(normalise(torch.from_numpy(pictures).to(weight.device)).to(weight.dtype))  # [B, C, H, W]
-    regions = grids.flatten(2).transpose(1, 2).half().contiguous()  # [B, P, C]
-    if not regions.isfinite().all():
+    pixels = torch.from_numpy(pictures)
+    if isinstance(network, QuantisedEncoder):
+        grids = network(pixels)  # [B, C, H, W]
+    else:
+        weight = next(network.parameters())
+        grids = network(normalise(pixels.to(weight.device)).to(weight.dtype))  # [B, C, H, W]
+    regions = grids.flatten(2).transpose(1, 2)  # [B, P, C]
+    if not torch.stack(regions.aminmax()).half().isfinite().all():
         raise UserError("encode.weights give features that are NaN or beyond float16; use other weights")
-    return np.asarray(regions.cpu().numpy(), dtype=np.float16)
+    return np.asarray(regions.half().contiguous().cpu().numpy(), dtype=np.float16)
 
 
 def encode_batch(network: nn.Module, pictures: Pixels, size: int = PICTURES_A_BATCH) -> npt.NDArray[np.float16]:

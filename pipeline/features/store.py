@@ -50,7 +50,7 @@ class Setting:
     """SHA-256 over the encoder's tensors, in hexadecimal."""
     image_size: int
     """Side in px of the square that the picture was resized to."""
-    precision: Literal["float32", "bfloat16"]
+    precision: Literal["float32", "bfloat16", "int8"]
     """Arithmetic inside the ResNet."""
     compiled: bool
     """Whether the ResNet was compiled, which rounds otherwise."""
