@@ -10,8 +10,9 @@ import json
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -37,7 +38,7 @@ from pipeline.features.encoder import (
     weights_digest,
 )
 from pipeline.features.images import Pixels, View, read_bytes, read_views
-from pipeline.features.store import Key, Setting, Shard, whole_shards, write_index, write_shard
+from pipeline.features.store import Grids, Key, Setting, Shard, whole_shards, write_index, write_shard
 from pipeline.publish import file_digests, publish
 from pipeline.ranks import ALONE, Ranks
 
@@ -45,6 +46,13 @@ STAGE = "encode"
 RUNS_FILE = "runs.jsonl"
 # What a kill may cost, and, as it decides which rows share a file, part of the published bytes.
 ROWS_A_SHARD = 128
+
+# Batches encoded at once, each by its share of the processors: where decoding takes one from a batch, its others wait
+# for that one, but those of the other batch go on.
+_LANES = 2
+
+# The one encoded, and the next.
+_SHARDS_AHEAD = 2
 
 _FAULTS_TOLD = 5
 
@@ -134,9 +142,11 @@ def encode(
     encoder = load_encoder(params)
     setting = encoder_setting(encoder, params)
     network = for_inference(encoder, params.precision, params.compile, device)
+    on_gpu = device.type != "cpu" and params.precision != "int8"
+    lanes = 1 if on_gpu or params.compile else _LANES  # compiled, it takes all processors whoever calls it
     try:
         with ranks.work_folder(work, STAGE, setting.fingerprint) as folder:
-            return _Run(folder, setting, params.views, network, threads, ranks).encode(records, images, out)
+            return _Run(folder, setting, params.views, network, lanes, threads, ranks).encode(records, images, out)
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
@@ -171,6 +181,7 @@ class _Run:
         setting: Setting,
         views: tuple[View, ...],
         network: nn.Module,
+        lanes: int,
         threads: int,
         ranks: Ranks,
     ) -> None:
@@ -178,6 +189,7 @@ class _Run:
         self._setting = setting
         self._views = views
         self._network = network
+        self._lanes = lanes
         self._threads = threads
         self._ranks = ranks
 
@@ -249,7 +261,8 @@ class _Run:
         own = plan[self._ranks.rank :: self._ranks.size]
         shards, faults = [], []
         with (
-            ThreadPoolExecutor(self._threads) as pool,
+            ThreadPoolExecutor(self._threads) as readers,
+            _side_by_side(self._lanes) as encoders,
             tqdm(
                 total=sum(len(image.views) for group in own for image in group),
                 desc=f"{STAGE}, grids",
@@ -257,35 +270,38 @@ class _Run:
                 disable=None if self._ranks.first else True,
             ) as bar,
         ):
-            pictures = self._read_ahead(pool, [image for group in own for image in group])
-            for group in own:
-                read = list(islice(pictures, len(group)))
-                bad = [str(result) for result in read if isinstance(result, UserError)]
-                if bad:
-                    faults += bad
-                else:
-                    shards.append(self._encode_shard([p for p in read if isinstance(p, _Picture)], bar))
+
+            def read(group: Sequence[_Image]) -> list[Future[_Picture | UserError]]:
+                return [readers.submit(_read, image, self._setting.image_size) for image in group]
+
+            groups = iter(own)
+            coming = deque(map(read, islice(groups, _SHARDS_AHEAD)))
+            while coming:
+                found = [future.result() for future in coming.popleft()]
+                bad = [str(result) for result in found if isinstance(result, UserError)]
+                pictures = [result for result in found if isinstance(result, _Picture)]
+                faults += bad
+                grids = None if bad else self._grids(pictures, encoders, bar)
+                coming.extend(map(read, islice(groups, 1)))  # processors have work while the shard is written
+                if grids is not None:
+                    shards.append(self._write_shard(pictures, grids))
         gathered = self._ranks.gather((shards, faults))
         return [shard for part, _ in gathered for shard in part], [fault for _, part in gathered for fault in part]
 
-    def _read_ahead(self, pool: ThreadPoolExecutor, images: Iterable[_Image]) -> Iterator[_Picture | UserError]:
-        """Read and decode images, in order, about a shard ahead of the encoder."""
-        coming: deque[Future[_Picture | UserError]] = deque()
-        ahead = ROWS_A_SHARD // len(self._views) + self._threads
-        for image in images:
-            coming.append(pool.submit(_read, image, self._setting.image_size))
-            if len(coming) > ahead:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
-
-    def _encode_shard(self, pictures: Sequence[_Picture], bar: "tqdm[NoReturn]") -> Shard:
+    def _grids(self, pictures: Sequence[_Picture], encoders: ThreadPoolExecutor, bar: "tqdm[NoReturn]") -> Grids:
         squares = np.concatenate([picture.pixels for picture in pictures])
         grids = np.empty((len(squares), *self._setting.grid_shape), dtype=np.float16)
-        for start in range(0, len(squares), PICTURES_A_BATCH):
+
+        def encode_from(start: int) -> int:
             batch = squares[start : start + PICTURES_A_BATCH]
             grids[start : start + len(batch)] = encode_batch(self._network, batch)
-            bar.update(len(batch))
+            return len(batch)
+
+        for count in encoders.map(encode_from, range(0, len(squares), PICTURES_A_BATCH)):
+            bar.update(count)
+        return grids
+
+    def _write_shard(self, pictures: Sequence[_Picture], grids: Grids) -> Shard:
         image_ids = [picture.image.image_id for picture in pictures for _ in picture.image.views]
         keys = [(picture.image.content, view) for picture in pictures for view in picture.image.views]
         return write_shard(self._folder, self._setting, image_ids, keys, grids)
@@ -308,6 +324,18 @@ class _Run:
         }
         with (self._folder.parent / RUNS_FILE).open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+@contextmanager
+def _side_by_side(lanes: int) -> Iterator[ThreadPoolExecutor]:
+    """At most `lanes` threads, among which this one's processors are shared out."""
+    processors = torch.get_num_threads()
+    lanes = min(lanes, processors)
+    try:
+        with ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(processors // lanes,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(processors)  # new threads get the number that was set last, by whichever
 
 
 def _read(image: _Image, size: int) -> _Picture | UserError:
