@@ -1,4 +1,5 @@
 import copy
+import hashlib
 import os
 import subprocess
 import sys
@@ -269,24 +270,40 @@ def test_features_beyond_float16_are_an_error(resnets):
         encode_grids(for_inference(encoder, "int8", False, CPU), dead_leaves(1, 64, seed=0))
 
 
-def test_a_processor_that_would_cut_sums_is_refused(resnets, tmp_path):
-    save_file(resnets["resnet18"].state_dict(), tmp_path / "resnet18.safetensors")
-    program = (
-        "from pathlib import Path; import torch; from pipeline.features.encoder import *;"
-        f"for_inference(read_encoder(Path({str(tmp_path / 'resnet18.safetensors')!r}), 'resnet18', 'layer3'),"
-        " 'int8', False, torch.device('cpu'))"
-    )
-
-    # oneDNN then uses no more than what processors had in 2013.
-    ended = subprocess.run(
+def encoded_with(instructions: str, encoder: GridEncoder, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Encode two pictures in a process whose oneDNN uses no newer instructions; it prints a digest of their grids."""
+    save_file(encoder.state_dict(), folder / "resnet18.safetensors")
+    program = f"""
+import hashlib, pathlib, torch
+from pipeline.features.encoder import encode_grids, for_inference, read_encoder
+from pipeline.features.moments import dead_leaves
+encoder = read_encoder(pathlib.Path({str(folder / "resnet18.safetensors")!r}), "resnet18", "layer3")
+network = for_inference(encoder, "int8", False, torch.device("cpu"))
+print(hashlib.sha256(encode_grids(network, dead_leaves(2, 64, seed=1)).tobytes()).hexdigest())
+"""
+    return subprocess.run(
         [sys.executable, "-c", program],
-        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": instructions},
         capture_output=True,
         text=True,
         timeout=120,
     )
 
+
+def test_a_processor_that_would_cut_sums_is_refused(resnets, tmp_path):
+    ended = encoded_with("AVX2", resnets["resnet18"], tmp_path)  # what processors had in 2013
+
     assert "encode.precision int8 needs a processor with VNNI instructions" in ended.stderr
+
+
+def test_other_instructions_give_the_same_bits(resnets, tmp_path):
+    ended = encoded_with("AVX2_VNNI", resnets["resnet18"], tmp_path)
+    if "needs a processor with VNNI" in ended.stderr:
+        pytest.skip("this processor has VNNI with AVX-512 alone")
+
+    expected = encode_grids(QuantisedEncoder(resnets["resnet18"]), dead_leaves(2, 64, seed=1))
+
+    assert ended.stdout.split() == [hashlib.sha256(expected.tobytes()).hexdigest()]
 
 
 def test_int8_is_not_compiled():

@@ -1,7 +1,7 @@
-"""The frozen ResNet in whole numbers of 8 bits, on processors: two to three times as fast as in bfloat16.
+"""The frozen ResNet in whole numbers of 8 bits, on processors: twice as fast as in bfloat16.
 
 Activations become 0 to 255, weights -127 to 127. Sums of their products are exact, so that a grid has the same bits
-whatever the batch and the number of threads.
+whatever the batch, the number of threads and the processor's instructions.
 
 B images, S side of the picture in px, I and O channels taken and given by a convolution, H and W height and width.
 A scale is what a step of a channel's whole numbers is worth.
