@@ -1,6 +1,7 @@
 """Images a second of the stage `encode` beside its limits and a plain loop, on the same photographs in one run.
 
-limit: the ResNet alone, on batches of pictures in memory, through `encode_grids`.
+limit: the ResNet alone, on batches of pictures in memory, through `encode_grids`, one after the other. The stage takes
+two at a time.
 decoding: reading, decoding and resizing alone, by as many threads as there are processors.
 stage: all of `encode`, in a work folder that is new each time, with the published store. It is lent a network that has
 run before: to read the weights, to compile the ResNet and to encode a first batch is once a run's affair, whatever the

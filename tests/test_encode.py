@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -177,6 +178,25 @@ def test_a_row_depends_on_the_image_alone(make, precision):
 
     shuffled = FeatureStore(dataset.out).grids([5000 - image_id * 7 % 37 for image_id in range(37)])
     assert np.array_equal(shuffled, grids)
+
+
+def test_new_threads_get_as_many_processors_as_before_whether_a_run_succeeds_or_not(make, tmp_path):
+    def processors() -> int:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(torch.get_num_threads).result()
+
+    dataset = make(40)
+    before = torch.get_num_threads()
+
+    dataset.encode()
+    assert (torch.get_num_threads(), processors()) == (before, before)
+
+    state = torchvision.models.resnet18(weights=None).state_dict()
+    state["layer3.1.bn2.weight"] = torch.full((256,), 1e9)
+    save_file(state, tmp_path / "huge.safetensors")
+    with pytest.raises(UserError, match="beyond float16"):
+        dataset.encode(weights=str(tmp_path / "huge.safetensors"))
+    assert (torch.get_num_threads(), processors()) == (before, before)
 
 
 def test_two_runs_publish_the_same_bytes(make):

@@ -25,6 +25,7 @@ from pipeline.features.encoder import (
     load_encoder,
     weights_digest,
 )
+from pipeline.features.quantised import multiplies_exactly
 from pipeline.params import load
 from tests.materials import encode_params
 
@@ -278,6 +279,13 @@ def test_the_compiled_network_computes_the_same(weights, precision, tolerance):
     )
 
     assert np.abs(compiled - plain).mean() < tolerance * np.abs(plain).mean()
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="processors tell their instructions on Linux alone")
+def test_a_processor_with_vnni_instructions_takes_int8():
+    """Tests of int8 skip where it cannot be had, so something must tell that it is had here."""
+    if "vnni" in Path("/proc/cpuinfo").read_text():
+        assert multiplies_exactly()
 
 
 def test_without_a_compiler_the_param_is_named(weights, monkeypatch):

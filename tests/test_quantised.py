@@ -3,6 +3,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -260,6 +261,25 @@ def test_weights_that_are_no_numbers_are_an_error(resnets, value):
 
     with pytest.raises(UserError, match=r"encode\.weights hold values that are NaN or infinite"):
         for_inference(encoder, "int8", False, CPU)
+
+
+def test_a_variance_below_zero_is_an_error(resnets):
+    encoder = copy.deepcopy(resnets["resnet18"])
+    encoder.layer2[0].bn1.running_var[3] = -1
+
+    with pytest.raises(UserError, match=r"encode\.weights hold .* variances below 0"):
+        for_inference(encoder, "int8", False, CPU)
+
+
+def test_threads_that_share_a_new_network_get_the_grids_of_one(resnets):
+    pictures = dead_leaves(8, 64, seed=15)
+    expected = encode_grids(QuantisedEncoder(resnets["resnet50"]), pictures)
+    network = QuantisedEncoder(resnets["resnet50"])
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda start: encode_grids(network, pictures[start : start + 2]), (0, 2, 4, 6)))
+
+    assert np.array_equal(np.concatenate(found), expected)
 
 
 def test_features_beyond_float16_are_an_error(resnets):

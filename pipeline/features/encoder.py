@@ -142,6 +142,11 @@ def for_inference(encoder: GridEncoder, precision: Precision, compiled: bool, de
     return cast(nn.Module, torch.compile(network, dynamic=False, options={"freezing": device.type == "cpu"}))
 
 
+def runs_on_cpu(precision: Precision, device: torch.device) -> bool:
+    """Whether a network that `for_inference` made for a device is on the CPU."""
+    return device.type == "cpu" or precision == "int8"
+
+
 @torch.inference_mode()
 def encode_grids(network: nn.Module, pictures: Pixels) -> npt.NDArray[np.float16]:
     """Encode pictures, uint8 [B, S, S, 3], to grids, float16 [B, P, C], on the network's device, in its precision.

@@ -35,6 +35,7 @@ from pipeline.features.encoder import (
     encode_batch,
     for_inference,
     load_encoder,
+    runs_on_cpu,
     weights_digest,
 )
 from pipeline.features.images import Pixels, View, read_bytes, read_views
@@ -51,7 +52,7 @@ ROWS_A_SHARD = 128
 # for that one, but those of the other batch go on.
 _LANES = 2
 
-# The one encoded, and the next.
+# Whose pictures are read: the one encoded and the next, and one more while a shard is written.
 _SHARDS_AHEAD = 2
 
 _FAULTS_TOLD = 5
@@ -142,8 +143,8 @@ def encode(
     encoder = load_encoder(params)
     setting = encoder_setting(encoder, params)
     network = for_inference(encoder, params.precision, params.compile, device)
-    on_gpu = device.type != "cpu" and params.precision != "int8"
-    lanes = 1 if on_gpu or params.compile else _LANES  # compiled, it takes all processors whoever calls it
+    # Compiled, it takes all processors whoever calls it.
+    lanes = _LANES if runs_on_cpu(params.precision, device) and not params.compile else 1
     try:
         with ranks.work_folder(work, STAGE, setting.fingerprint) as folder:
             return _Run(folder, setting, params.views, network, lanes, threads, ranks).encode(records, images, out)
@@ -259,12 +260,13 @@ class _Run:
         A shard of which an image cannot be read is left for the next run: mended, it is what it would have been.
         """
         own = plan[self._ranks.rank :: self._ranks.size]
+        rows = sum(len(image.views) for group in own for image in group)
         shards, faults = [], []
         with (
             ThreadPoolExecutor(self._threads) as readers,
-            _side_by_side(self._lanes) as encoders,
+            _side_by_side(self._lanes if rows > PICTURES_A_BATCH else 1) as encoders,
             tqdm(
-                total=sum(len(image.views) for group in own for image in group),
+                total=rows,
                 desc=f"{STAGE}, grids",
                 unit="grid",
                 disable=None if self._ranks.first else True,
@@ -332,7 +334,7 @@ def _side_by_side(lanes: int) -> Iterator[ThreadPoolExecutor]:
     processors = torch.get_num_threads()
     lanes = min(lanes, processors)
     try:
-        with ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(processors // lanes,)) as pool:
+        with ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(-(-processors // lanes),)) as pool:
             yield pool
     finally:
         torch.set_num_threads(processors)  # new threads get the number that was set last, by whichever

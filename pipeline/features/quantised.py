@@ -1,7 +1,7 @@
 """The frozen ResNet in whole numbers of 8 bits, on processors: twice as fast as in bfloat16.
 
 Activations become 0 to 255, weights -127 to 127. Sums of their products are exact, so that a grid has the same bits
-whatever the batch, the number of threads and the processor's instructions.
+whatever the batch and the number of threads.
 
 B images, S side of the picture in px, I and O channels taken and given by a convolution, H and W height and width.
 A scale is what a step of a channel's whole numbers is worth.
@@ -24,8 +24,8 @@ from pipeline.features.moments import Moments, find_moments
 
 LARGEST_ACTIVATION, LARGEST_WEIGHT = 255, 127
 
-# With one scale for all, small channels lose digits; with one for each, the weights that meet large channels do. In
-# between, as the root of what each reaches, both lose least.
+# With one scale for all (0), small channels lose digits; with one for each (1), the weights that meet large ones do.
+# Grids of ImageNet's ResNet-18 move by 0.070 with 0, by 0.067 with 0.5 and by 0.088 with 1.
 EVENNESS = 0.5
 
 Block: TypeAlias = BasicBlock | Bottleneck
@@ -40,10 +40,9 @@ class QuantisedEncoder(nn.Module):
         if not multiplies_exactly():
             raise UserError(
                 "encode.precision int8 needs a processor with VNNI instructions, as Intel's servers have had since"
-                " 2019 and AMD's since 2022; use such a machine, or features made in bfloat16 or float32"
+                " 2019 and AMD's since 2022, and PyTorch's build for them; use such a machine, or"
+                " features made in bfloat16 or float32"
             )
-        if not all(tensor.isfinite().all() for tensor in encoder.state_dict().values()):
-            raise UserError("encode.weights hold values that are NaN or infinite; use other weights")
         moments = find_moments(encoder)
         children = dict(encoder.named_children())
         layers = [child for child in children.values() if isinstance(child, nn.Sequential)]
@@ -89,9 +88,17 @@ class Kernel:
 
     @classmethod
     def folded(cls, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> "Kernel":
-        """Fold a batch norm in eval mode into the convolution before it; both stay as they are."""
+        """Fold a batch norm in eval mode into the convolution before it; both stay as they are.
+
+        Raises `UserError` where the result is not finite: no whole number would show it.
+        """
         exact = fuse_conv_bn_eval(copy.deepcopy(convolution).double(), copy.deepcopy(norm).double())
-        return cls(weight=exact.weight.detach(), bias=cast(Tensor, exact.bias).detach())
+        weight, bias = exact.weight.detach(), cast(Tensor, exact.bias).detach()
+        if not (weight.isfinite().all() and bias.isfinite().all()):
+            raise UserError(
+                "encode.weights hold values that are NaN or infinite, or variances below 0; use other weights"
+            )
+        return cls(weight=weight, bias=bias)
 
     def beside(self, other: "Kernel") -> "Kernel":
         """The kernel whose convolution of both inputs, joined by channels, is the sum of both convolutions."""
@@ -235,7 +242,7 @@ def _scales(run: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _rounded(values: Tensor) -> Tensor:
-    """To 10 binary digits: then all machines agree, however they round the sums that the values come from."""
+    """To 10 binary digits, so that machines agree that round the sums otherwise which the values come from."""
     mantissa, exponent = torch.frexp(values)
     return torch.ldexp((mantissa * 1024).round() / 1024, exponent)
 

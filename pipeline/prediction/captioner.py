@@ -29,7 +29,7 @@ from pipeline.decoder.saved import CONFIG_FILE, MEND, ModelConfig, SavedModel
 from pipeline.decoder.search import Hypothesis, SearchParams
 from pipeline.device import open_device
 from pipeline.errors import UserError
-from pipeline.features.encoder import PICTURES_A_BATCH, encode_batch, for_inference
+from pipeline.features.encoder import PICTURES_A_BATCH, encode_batch, for_inference, runs_on_cpu
 from pipeline.features.images import Pixels, View, read_views
 from pipeline.features.store import Grids
 from pipeline.prediction.weights import find_encoder
@@ -191,7 +191,7 @@ class Captioner:
         `encode` always takes full batches, whose bits are the same for any number of threads. Those of smaller ones
         were the same from two pictures on with two threads, and a step of float16 off with one and ResNet-50.
         """
-        if self._device.type != "cpu":
+        if not runs_on_cpu(self.config.encoder.precision, self._device):
             return PICTURES_A_BATCH
         return max(2, 1 << (pictures - 1).bit_length())
 
