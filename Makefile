@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .PHONY: repro test lint bench scene-encoder clean
 
 repro: $(INSTALLED)
-	gridcap mend
+	gridcap repair
 	dvc repro $(STAGE)
 
 test: $(INSTALLED)

@@ -43,39 +43,33 @@ import numpy.typing as npt
 import torch
 
 from benchmarks import retrieval, soft_attention
+from pipeline.artifacts import file_digest, fingerprint, work_folder, write_json
 from pipeline.captions.records import Record, Split
 from pipeline.captions.sources.dataset import DatasetParams, prepare
-from pipeline.captions.tokens import (
-    TOKENS_FILE,
-    VOCABULARY_FILE,
-    TokenizedDataset,
-    TokenizeParams,
-    tokeniser,
-    tokenize,
-    write_tokens,
-)
+from pipeline.captions.tokenizer import TokenizeParams, make_tokenizer
+from pipeline.captions.tokens import TOKENS_FILE, VOCABULARY_FILE, TokenizedDataset, tokenize, write_tokens
 from pipeline.captions.vocabulary import write_vocabulary
-from pipeline.decoder.captioning import GenerateParams, caption_images
-from pipeline.decoder.saved import read_model
-from pipeline.decoder.search import SearchParams
-from pipeline.decoder.trainer import Rhythm, TrainParams, train
-from pipeline.device import open_device
+from pipeline.decoder.model_io import read_model
+from pipeline.device import setup_device
 from pipeline.errors import UserError
-from pipeline.evaluation.bootstrap import Interval, Resampling, Table, paired_difference, score_interval
-from pipeline.evaluation.caption_scores import OF_SUMS, measure
-from pipeline.evaluation.corpus import Corpus, Words
-from pipeline.evaluation.protocols import PLAIN
 from pipeline.features.encoder import EncodeParams
 from pipeline.features.encoding import encode
 from pipeline.features.store import FeatureStore
-from pipeline.params import check, load, plain
+from pipeline.generation.generate import GenerateParams, generate
+from pipeline.generation.search import SearchParams
+from pipeline.metrics.bootstrap import Interval, Resampling, Table, paired_difference, score_interval
+from pipeline.metrics.caption_scores import CORPUS_SCORES, measure
+from pipeline.metrics.corpus import Corpus, Words
+from pipeline.metrics.tokenizers import SPACY
+from pipeline.params import check, load, to_plain
 from pipeline.presets import find_preset, use
-from pipeline.publish import file_digest, fingerprint, work_folder, write_json
+from pipeline.training.train import TrainInputs, train_in
+from pipeline.training.trainer import Intervals, TrainParams
 
 ROOT = Path(__file__).parents[1]
 PRESET = "flickr8k"
 SCORES = ("BLEU-4", "CIDEr-D", "CIDEr")
-RESAMPLING = Resampling(resamples=1000, seed=0)
+RESAMPLING = Resampling(bootstrap_samples=1000, seed=0)
 HELD_OUT = 20
 GAIN = 0.15
 """Share of the textbook's CIDEr-D by which ours is to be higher."""
@@ -83,13 +77,13 @@ OURS = (
     "tokenize.min_count=2",
     "encode.views=[whole, whole_flipped, top_left, top_right_flipped, bottom_left_flipped, bottom_right]",
     "train.random_views=true",
-    "train.epochs=20",
+    "train.max_epochs=20",
     "train.select_by=last",
     "train.precision=bfloat16",
     "train.compile=true",
 )
 """Settings of ours besides the encoder and the preset's, which are for ten times as many photographs."""
-RHYTHM = Rhythm(checkpoint_steps=1000, checkpoint_seconds=60.0, live_steps=50)
+RHYTHM = Intervals(checkpoint_steps=1000, checkpoint_seconds=60.0, live_steps=50)
 CHOSEN = f"""\
 How settings were chosen: those of ours (preset {PRESET}) by such folds of these same photographs, so its lead is
 somewhat too kind; another --seed divides and trains anew. Those of textbook and retrieval are as shared/real/README.md
@@ -139,7 +133,7 @@ class System:
     """Takes a fold and a folder for unfinished work."""
 
 
-def divide(image_ids: Sequence[int], folds: int, seed: int) -> list[Fold]:
+def assign_splits(image_ids: Sequence[int], folds: int, seed: int) -> list[Fold]:
     """Divide images, by a seeded shuffle, into folds of like size; the order in which they are given plays no part.
 
     `HELD_OUT` of the images outside a fold, but at most a fifth of them, are its `val`.
@@ -160,7 +154,7 @@ def divide(image_ids: Sequence[int], folds: int, seed: int) -> list[Fold]:
 def write_params(real: Path, work: Path, assignments: Sequence[str]) -> Path:
     """Write a params file as a user would, by the preset and assignments over it."""
     weights = str(real.resolve() / "weights" / "resnet18-imagenet-to-layer3.pth")
-    encoder = {"architecture": "resnet18", "layer": "layer3", "image_size": 224, "weights": weights, "watch": weights}
+    encoder = {"architecture": "resnet18", "layer": "layer3", "image_size": 224, "weights": weights}
     fixed = [f"encode.{name}={json.dumps(value)}" for name, value in encoder.items()]
     params = work / "params.yaml"
     params.parent.mkdir(parents=True, exist_ok=True)
@@ -188,7 +182,7 @@ def read_photographs(
     features, encoder = work / "features", load(params, "encode", EncodeParams)
     encode(records, real / "flickr" / "images", encoder, work, features, device, os.cpu_count() or 1)
     settings = load(params, "tokenize", TokenizeParams)
-    split_words = tokeniser(settings)
+    split_words = make_tokenizer(settings)
     return Photographs(
         records={record.image_id: record for record in records},
         words={one.image_id: [words for words in map(split_words, one.captions) if words] for one in records},
@@ -215,13 +209,19 @@ def ours(
             run.mkdir(exist_ok=True)
             seeded = replace(params, seed=params.seed + number)
             with (run / "log.txt").open("a") as log, redirect_stdout(log):
-                model = train(seeded, tokens, photographs.features, run, run / "live", device, RHYTHM)
+                model = train_in(
+                    run,
+                    seeded,
+                    TrainInputs(tokens=tokens, features=photographs.features, work=run.parent, live=run / "live"),
+                    device,
+                    RHYTHM,
+                )
             voters.append(read_model(model))
-        found = caption_images(voters, store, fold.test, beams, images_a_batch=64, device=device)
+        found = generate(voters, store, fold.test, beams, batch_size=64, device=device)
         return {one.image_id: one.words for one in found}
 
     return System(
-        settings={"train": plain(params), "search": plain(beams), "views": store.views, "models": models},
+        settings={"train": to_plain(params), "search": to_plain(beams), "views": store.views, "models": models},
         code=sources("pipeline/decoder"),
         caption=caption,
     )
@@ -233,10 +233,10 @@ def of_textbook(photographs: Photographs, settings: soft_attention.Settings, dev
     def caption(fold: Fold, folder: Path) -> Mapping[int, Words]:
         dataset = photographs.tokens(folder, {"train": fold.others, "test": fold.test})
         decoder = soft_attention.train(settings, dataset.splits["train"], store, dataset.vocabulary, device)
-        return soft_attention.caption_images(decoder, dataset.vocabulary, store, fold.test, device)
+        return soft_attention.generate(decoder, dataset.vocabulary, store, fold.test, device)
 
     return System(
-        settings={"train": asdict(settings), "search": plain(soft_attention.SEARCH)},
+        settings={"train": asdict(settings), "search": to_plain(soft_attention.SEARCH)},
         code=sources(
             "benchmarks/soft_attention.py", *(f"pipeline/decoder/{name}.py" for name in ("choice", "energy", "search"))
         ),
@@ -253,9 +253,7 @@ def of_retrieval(photographs: Photographs) -> System:
         found = retrieval.retrieve(pooled(fold.test), pooled(fold.others), captions)
         return dict(zip(fold.test, found, strict=True))
 
-    return System(
-        settings={"neighbours": retrieval.NEIGHBOURS}, code=sources("benchmarks/retrieval.py"), caption=caption
-    )
+    return System(settings={"neighbors": retrieval.NEIGHBORS}, code=sources("benchmarks/retrieval.py"), caption=caption)
 
 
 def sources(*names: str) -> str:
@@ -275,7 +273,7 @@ def out_of_fold(
         key = fingerprint(
             settings=system.settings,
             code=system.code,
-            tokenize=plain(photographs.tokenize),
+            tokenize=to_plain(photographs.tokenize),
             features=[photographs.store.fingerprint, photographs.store.views[0]],
             records=[[asdict(photographs.records[image]) for image in part] for part in asdict(fold).values()],
             torch=torch.__version__,
@@ -311,7 +309,7 @@ def score(captions: Mapping[int, Words], references: Mapping[int, Sequence[Words
     image_ids = tuple(sorted(captions))
     hypotheses = tuple(captions[one] for one in image_ids)
     wanted = tuple(references[one] for one in image_ids)
-    corpus = Corpus(image_ids=image_ids, hypotheses=hypotheses, references=wanted, tokens=PLAIN)
+    corpus = Corpus(image_ids=image_ids, hypotheses=hypotheses, references=wanted, tokens=SPACY)
     return Scored(
         tables=measure(corpus, with_meteor=False, with_spice=False).tables,
         distinct=len({tuple(words) for words in hypotheses}),
@@ -323,7 +321,9 @@ def differences(scored: Mapping[str, Scored]) -> dict[str, dict[str, Interval]]:
     """Ours less each other system, in each score."""
     return {
         name: {
-            score: paired_difference(scored["ours"].tables[score], other.tables[score], OF_SUMS[score], RESAMPLING)
+            score: paired_difference(
+                scored["ours"].tables[score], other.tables[score], CORPUS_SCORES[score], RESAMPLING
+            )
             for score in SCORES
         }
         for name, other in scored.items()
@@ -335,7 +335,7 @@ def table(scored: Mapping[str, Scored]) -> list[str]:
     """A line a system, and one for each difference to ours."""
     lines = [" ".join([f"{'':>16}", *(f"{name:>23}" for name in SCORES), " distinct  words"])]
     for name, system in scored.items():
-        scores = [_told(score_interval(system.tables[one], OF_SUMS[one], RESAMPLING), "") for one in SCORES]
+        scores = [_told(score_interval(system.tables[one], CORPUS_SCORES[one], RESAMPLING), "") for one in SCORES]
         lines.append(" ".join([f"{name:>16}", *scores, f"{system.distinct:>9}  {system.words:>5.1f}"]))
     for name, found in differences(scored).items():
         lines.append(" ".join([f"{f'ours - {name}':>16}", *(_told(found[score], "+") for score in SCORES)]))
@@ -358,7 +358,7 @@ def targets(scored: Mapping[str, Scored]) -> dict[str, bool]:
         if name == "retrieval":
             found[f"CIDEr-D above that of retrieval: {cider_gain.value:+.3f}"] = cider_gain.value > 0
             continue
-        wanted = GAIN * float(OF_SUMS["CIDEr-D"](scored[name].tables["CIDEr-D"].sum(axis=0)))
+        wanted = GAIN * float(CORPUS_SCORES["CIDEr-D"](scored[name].tables["CIDEr-D"].sum(axis=0)))
         found |= {
             f"CIDEr-D {GAIN:.0%} above that of {name}, or {wanted:+.3f}: {cider_gain.value:+.3f}": (
                 cider_gain.value >= wanted
@@ -371,17 +371,17 @@ def targets(scored: Mapping[str, Scored]) -> dict[str, bool]:
 
 def compare(arguments: argparse.Namespace) -> bool:
     """Run the systems and print how they compare; returns whether ours reached all targets."""
-    device = open_device(arguments.device)
+    device = setup_device(arguments.device)
     work, seed = arguments.work, arguments.seed
     params = write_params(arguments.real, work, arguments.set)
     decoder, plainer = load(params, "train", TrainParams), soft_attention.Settings()
-    most = arguments.epochs or max(decoder.epochs, plainer.epochs)
-    decoder = replace(decoder, epochs=min(most, decoder.epochs), seed=decoder.seed + seed)
+    most = arguments.epochs or max(decoder.max_epochs, plainer.epochs)
+    decoder = replace(decoder, max_epochs=min(most, decoder.max_epochs), seed=decoder.seed + seed)
     plainer = replace(plainer, epochs=min(most, plainer.epochs), seed=plainer.seed + seed)
-    beams = replace(load(params, "generate", GenerateParams).search, beam=5, allow_unknown=False)
+    beams = replace(load(params, "generate", GenerateParams).search, beam_size=5, allow_unk=False)
 
     photographs = read_photographs(arguments.real, work, params, arguments.images, seed, device)
-    folds = divide(list(photographs.records), arguments.folds, seed)
+    folds = assign_splits(list(photographs.records), arguments.folds, seed)
     systems = {
         "ours": ours(photographs, decoder, beams, arguments.models, device),
         "textbook": of_textbook(photographs, plainer, device),
@@ -393,7 +393,7 @@ def compare(arguments: argparse.Namespace) -> bool:
         scored[name] = score(captions, photographs.words)
     count = len(photographs.records)
     print(f"\nours: gridcap use {PRESET} {shlex.join([*OURS, *arguments.set])}")
-    print(f"{count} photographs in {len(folds)} folds; 95% intervals of {RESAMPLING.resamples} resamples")
+    print(f"{count} photographs in {len(folds)} folds; 95% intervals of {RESAMPLING.bootstrap_samples} resamples")
     print("\n".join(table(scored)))
     found = targets(scored)
     for target, reached in found.items():
@@ -414,7 +414,7 @@ def main(flags: Sequence[str] | None = None) -> None:
     add("--work", type=Path, default=ROOT / "data/.work/crossvalidation", help="folder for features and captions")
     add("--folds", type=int, default=5)
     add("--systems", nargs="+", choices=names, default=names)
-    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of ours, such as train.epochs=20")
+    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of ours, such as train.max_epochs=20")
     add("--models", type=int, default=1, help="models of ours that vote")
     add("--seed", type=int, default=0, help="another one divides into other folds and trains from other weights")
     add("--images", type=int, help="photographs to take, for a trial; all without it")

@@ -14,7 +14,7 @@ matrices, which is measured beside the rest. "at most" is that over the plain lo
 multiplies as the ResNet does, in this precision, even if decoding were free.
 
 off: how far grids are from those of float32, as a share of their size (Euclidean norms over all of them). Beside it
-stands how far float32's own grids move when each pixel's colours change at random by up to 2 of 255, which no eye sees.
+stands how far float32's own grids move when each pixel's colors change at random by up to 2 of 255, which no eye sees.
 ResNet-18 has ImageNet's weights where shared/real has them; a random ResNet-50 multiplies differences.
 
 Rounds take all of them in turn. Rates are medians of the rounds, and so are ratios, each taken within its round. The
@@ -42,13 +42,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from benchmarks.materials import photographs, real_weights, save_weights
+from benchmarks.workloads import photographs, real_weights, save_weights
 from pipeline.captions.records import Record
-from pipeline.device import open_device
+from pipeline.device import setup_device
 from pipeline.errors import UserError
 from pipeline.features import encoding
 from pipeline.features.encoder import (
-    PICTURES_A_BATCH,
+    IMAGES_PER_BATCH,
     Architecture,
     EncodeParams,
     Layer,
@@ -152,13 +152,13 @@ def seconds(measure: Measure) -> float:
 
 def batched(pixels: Pixels) -> list[Pixels]:
     """Full batches; the last is filled up, as in the stage."""
-    filler = np.zeros((-len(pixels) % PICTURES_A_BATCH, *pixels.shape[1:]), dtype=np.uint8)
-    return np.split(np.concatenate([pixels, filler]), (len(pixels) + len(filler)) // PICTURES_A_BATCH)
+    filler = np.zeros((-len(pixels) % IMAGES_PER_BATCH, *pixels.shape[1:]), dtype=np.uint8)
+    return np.split(np.concatenate([pixels, filler]), (len(pixels) + len(filler)) // IMAGES_PER_BATCH)
 
 
 def main(pictures: int = PICTURES, rounds: int = ROUNDS) -> None:
     """Print images a second, the stage's time in those of its parts, and its gain over the plain loop."""
-    device = open_device(os.environ.get("GRIDCAP_DEVICE", "auto"))
+    device = setup_device(os.environ.get("GRIDCAP_DEVICE", "auto"))
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder) / "images"
         images.mkdir()
@@ -206,7 +206,6 @@ def compared(
             architecture=architecture,
             layer=layer,
             weights=str(weights),
-            watch=str(weights),
             image_size=SIZE,
             precision=precision,
             compile=compiled,
@@ -269,7 +268,7 @@ def distance(grids: Grids, exact: Grids) -> float:
 
 def check(stage: Stage, records: Sequence[Record], images: Path, batches: Sequence[Pixels]) -> None:
     """Make sure that stage and limit do the same work, and that both have run before they are timed."""
-    few = records[:PICTURES_A_BATCH]
+    few = records[:IMAGES_PER_BATCH]
     with tempfile.TemporaryDirectory() as folder:
         stored = stage.encode(few, images, Path(folder)).grids(record.image_id for record in few)
     assert np.array_equal(stored, stage.limit(batches[:1], images)[: len(few)])

@@ -16,20 +16,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.materials import painted, records, save_model, save_weights
+from benchmarks.workloads import painted, records, save_model, save_weights
 from pipeline.captions.records import write_records
-from pipeline.decoder.attention import DecoderParams
-from pipeline.decoder.captioning import GenerateParams
-from pipeline.decoder.generated import CAPTIONS_FILE
-from pipeline.decoder.search import SearchParams
+from pipeline.decoder.soft_attention import DecoderParams
 from pipeline.features.encoder import EncodeParams
 from pipeline.features.store import FeatureStore
-from pipeline.params import plain
+from pipeline.generation.caption_io import CAPTIONS_FILE
+from pipeline.generation.generate import GenerateParams
+from pipeline.generation.search import SearchParams
+from pipeline.params import to_plain
 
 IMAGES = (1_000, 20_000)
 SIZE = 64
 VOCABULARY = 1000
-SIZES = DecoderParams(embedding=64, state=64, attention=64, dropout=0.0, region_dropout=0.0, word_dropout=0.0)
+SIZES = DecoderParams(
+    embedding_size=64, hidden_size=64, attention_size=64, dropout=0.0, region_dropout=0.0, word_dropout=0.0
+)
 
 STAGE = """
 import atexit, pathlib, re, runpy, sys
@@ -77,7 +79,7 @@ def generate(folder: Path, count: int) -> float:
     """MiB at most while so many images are captioned, whose grids `encode` has made."""
     run = folder / f"generate-{count}"
     encoded = folder / f"encode-{count}"
-    save_model(run / "model", SIZES, FeatureStore(encoded / "features").setting, VOCABULARY)
+    save_model(run / "model", SIZES, FeatureStore(encoded / "features").spec, VOCABULARY)
     highest = peak(
         "stages.generate_captions",
         params=folder / "params.yaml",
@@ -100,16 +102,15 @@ def main(counts: Sequence[int] = IMAGES) -> None:
             architecture="resnet18",
             layer="layer3",
             weights=str(weights),
-            watch=str(weights),
             image_size=SIZE,
             precision="float32",
             compile=False,
             views=("whole",),
         )
-        search = replace(SearchParams.greedy(max_words=20), beam=5, n_best=3)
+        search = replace(SearchParams.greedy(max_length=20), beam_size=5, n_best=3)
         (folder / "others").mkdir(exist_ok=True)
         found = GenerateParams(split="train", ensemble=folder / "others", search=search)
-        (folder / "params.yaml").write_text(json.dumps({"encode": plain(params), "generate": plain(found)}))
+        (folder / "params.yaml").write_text(json.dumps({"encode": to_plain(params), "generate": to_plain(found)}))
         (folder / "images").mkdir()
         for number in range(max(counts)):
             (folder / "images" / f"{number}.jpg").write_bytes(painted(number, SIZE, SIZE))

@@ -17,18 +17,20 @@ from statistics import median
 import torch
 
 from benchmarks.encoding import CASES, SIZE, THREADS
-from benchmarks.materials import photographs, save_model, save_weights
+from benchmarks.workloads import photographs, save_model, save_weights
 from pipeline.captions.records import Record
-from pipeline.decoder.attention import DecoderParams
-from pipeline.decoder.captioning import caption_images
-from pipeline.decoder.saved import read_model
+from pipeline.decoder.model_io import read_model
+from pipeline.decoder.soft_attention import DecoderParams
 from pipeline.features.encoder import EncodeParams, load_encoder
 from pipeline.features.encoding import encode, encoder_setting
 from pipeline.features.store import FeatureStore
+from pipeline.generation.generate import generate
 from pipeline.prediction.captioner import IMAGES_TOGETHER, USUAL_SEARCH, Captioner
 
 PICTURES, ROUNDS = 500, 3
-DECODER = DecoderParams(embedding=256, state=512, attention=256, dropout=0.0, region_dropout=0.0, word_dropout=0.0)
+DECODER = DecoderParams(
+    embedding_size=256, hidden_size=512, attention_size=256, dropout=0.0, region_dropout=0.0, word_dropout=0.0
+)
 WORDS = 2500
 CPU = torch.device("cpu")
 
@@ -48,14 +50,13 @@ def main(pictures: int = PICTURES, rounds: int = ROUNDS) -> None:
                 architecture=architecture,
                 layer=layer,
                 weights=str(weights),
-                watch=str(weights),
                 image_size=SIZE,
                 precision="float32",
                 compile=False,
                 views=("whole",),
             )
-            setting = encoder_setting(load_encoder(params), params)
-            model = save_model(folder / architecture, DECODER, setting, WORDS, params.weights)
+            spec = encoder_setting(load_encoder(params), params)
+            model = save_model(folder / architecture, DECODER, spec, WORDS, params.weights)
             files = [folder / "images" / record.file for record in records]
             staged(model, records[:IMAGES_TOGETHER], folder, params)
             taken = []
@@ -83,7 +84,7 @@ def staged(model: Path, records: Sequence[Record], folder: Path, params: EncodeP
         encode(records, folder / "images", params, Path(work) / "work", Path(work) / "features", CPU, THREADS)
         encoded = time.perf_counter()
         store = FeatureStore(Path(work) / "features")
-        found = list(caption_images([read_model(model)], store, store.image_ids, USUAL_SEARCH, IMAGES_TOGETHER, CPU))
+        found = list(generate([read_model(model)], store, store.image_ids, USUAL_SEARCH, IMAGES_TOGETHER, CPU))
         assert len(found) == len(records)
         return encoded - began, time.perf_counter() - encoded
 

@@ -21,10 +21,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.features.encoding import ROWS_A_SHARD
-from pipeline.features.store import FeatureStore, Grids, Setting, Shard, write_index, write_shard
+from pipeline.features.encoding import ROWS_PER_SHARD
+from pipeline.features.store import EncoderSpec, FeatureStore, Grids, Shard, write_index, write_shard
 
-SETTING = Setting(
+SETTING = EncoderSpec(
     architecture="resnet50",
     layer="layer4",
     weights_digest="0" * 64,
@@ -50,12 +50,12 @@ Read = Callable[[Sequence[int]], Grids]
 def write_store(folder: Path) -> list[Shard]:
     """A store in which image `i` has row `i % ROWS_A_SHARD` of shard `i // ROWS_A_SHARD`."""
     rng = np.random.default_rng(0)
-    normal = rng.standard_normal((ROWS_A_SHARD, *SETTING.grid_shape), dtype=np.float32)
+    normal = rng.standard_normal((ROWS_PER_SHARD, *SETTING.grid_shape), dtype=np.float32)
     block = np.maximum(normal, 0).astype(np.float16)
     shards: list[Shard] = []
     contents: dict[int, str] = {}
     for number in range(SHARDS):
-        image_ids = range(number * ROWS_A_SHARD, (number + 1) * ROWS_A_SHARD)
+        image_ids = range(number * ROWS_PER_SHARD, (number + 1) * ROWS_PER_SHARD)
         own = {image_id: f"{image_id:064}" for image_id in image_ids}
         keys = [(content, "whole") for content in own.values()]
         # Random numbers for all would take longer than all the rest; moved along, they make other rows.
@@ -66,7 +66,7 @@ def write_store(folder: Path) -> list[Shard]:
 
 
 @contextmanager
-def bare(shards: Sequence[Shard]) -> Iterator[Read]:
+def uncaptioned_images(shards: Sequence[Shard]) -> Iterator[Read]:
     places = []
     for shard in shards:
         with h5py.File(shard.path, "r") as file:
@@ -75,8 +75,8 @@ def bare(shards: Sequence[Shard]) -> Iterator[Read]:
     def read(image_ids: Sequence[int]) -> Grids:
         grids = np.empty((len(image_ids), *SETTING.grid_shape), dtype=np.float16)
         for grid, image_id in zip(grids, image_ids, strict=True):
-            descriptor, offset = places[image_id // ROWS_A_SHARD]
-            os.preadv(descriptor, [grid.data], offset + image_id % ROWS_A_SHARD * grid.nbytes)
+            descriptor, offset = places[image_id // ROWS_PER_SHARD]
+            os.preadv(descriptor, [grid.data], offset + image_id % ROWS_PER_SHARD * grid.nbytes)
         return grids
 
     yield read
@@ -90,8 +90,8 @@ def compressed(path: Path, store: FeatureStore, options: dict[str, Any]) -> Iter
     images, shape = len(store.image_ids), SETTING.grid_shape
     with h5py.File(path, "w") as file:
         dataset = file.create_dataset("grid", (images, *shape), "<f2", chunks=(1, *shape), **options)
-        for start in range(0, images, ROWS_A_SHARD):
-            rows = store.image_ids[start : start + ROWS_A_SHARD]
+        for start in range(0, images, ROWS_PER_SHARD):
+            rows = store.image_ids[start : start + ROWS_PER_SHARD]
             dataset[start : start + len(rows)] = store.grids(rows)
 
     with h5py.File(path, "r") as file:
@@ -112,7 +112,10 @@ def main() -> None:
         shards = write_store(Path(folder))
         store = FeatureStore(Path(folder))
         ratios = {"FeatureStore": 1.0, "preadv": 1.0}
-        reads: dict[str, Read] = {"FeatureStore": store.grids, "preadv": stack.enter_context(bare(shards))}
+        reads: dict[str, Read] = {
+            "FeatureStore": store.grids,
+            "preadv": stack.enter_context(uncaptioned_images(shards)),
+        }
         for number, (name, options) in enumerate(COMPRESSIONS.items()):
             path = Path(folder) / f"{number}.h5"
             reads[name], ratios[name] = stack.enter_context(compressed(path, store, options))

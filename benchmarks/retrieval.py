@@ -1,6 +1,6 @@
 """Captioning without a decoder: what was said of the nearest training photographs.
 
-Photographs are compared by the cosine of their features, which are mean-pooled over regions and centred by the training
+Photographs are compared by the cosine of their features, which are mean-pooled over regions and centerd by the training
 mean. All captions of the nearest are candidates; the consensus caption is the one most like the others (Devlin et al.
 2015, arXiv:1505.04467). The paper counts likeness to a number of others alone, the most alike; here all others count.
 """
@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.evaluation.cider import ORDERS
-from pipeline.evaluation.corpus import Words
+from pipeline.metrics.cider import ORDERS
+from pipeline.metrics.corpus import Words
 
-NEIGHBOURS = 20
+NEIGHBORS = 20
 """Training photographs whose captions are candidates."""
 
 Ngram = tuple[str, ...]
@@ -25,8 +25,8 @@ def retrieve(pooled: Pooled, train: Pooled, captions: Sequence[Sequence[Words]])
     """The consensus caption of each photograph: pooled features [N, C] and [M, C], and the captions of the M."""
     frequencies = document_frequencies(captions)
     found = []
-    for near in nearest(pooled, train, NEIGHBOURS).tolist():
-        candidates = [words for neighbour in near for words in captions[neighbour]]
+    for near in nearest(pooled, train, NEIGHBORS).tolist():
+        candidates = [words for neighbor in near for words in captions[neighbor]]
         found.append(candidates[consensus(candidates, frequencies, len(captions))])
     return found
 
@@ -36,8 +36,8 @@ def nearest(pooled: Pooled, train: Pooled, count: int) -> npt.NDArray[np.intp]:
     mean = train.mean(axis=0)
 
     def directions(features: Pooled) -> Pooled:
-        centred: Pooled = features - mean
-        scaled: Pooled = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        centerd: Pooled = features - mean
+        scaled: Pooled = centerd / np.maximum(np.linalg.norm(centerd, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         return scaled
 
     return np.argsort(-directions(pooled) @ directions(train).T, axis=1, kind="stable")[:, :count]

@@ -17,11 +17,11 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from pipeline.captions.tokens import TokenizeParams, tokeniser
-from pipeline.evaluation.bleu import bleu, bleu_counts
-from pipeline.evaluation.cider import cider
-from pipeline.evaluation.corpus import Words
-from pipeline.evaluation.rouge import rouge_l
+from pipeline.captions.tokenizer import TokenizeParams, make_tokenizer
+from pipeline.metrics.bleu import bleu, bleu_counts
+from pipeline.metrics.cider import cider
+from pipeline.metrics.corpus import Words
+from pipeline.metrics.rouge import rouge_l
 
 REAL = Path(__file__).parents[2] / "shared" / "real" / "text" / "captions_val2017_part.json"
 IMAGES, REFERENCES, ROUNDS = 5000, 5, 5
@@ -42,7 +42,7 @@ def corpus() -> tuple[list[Words], list[list[Words]], str]:
 
 
 def real_captions() -> list[list[Words]]:
-    split = tokeniser(TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_words=1))
+    split = make_tokenizer(TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_length=1))
     captions: dict[int, list[Words]] = {}
     for annotation in json.loads(REAL.read_text(encoding="utf-8"))["annotations"]:
         captions.setdefault(annotation["image_id"], []).append(split(annotation["caption"]))

@@ -18,32 +18,37 @@ import torch
 
 from pipeline.captions.records import Split
 from pipeline.captions.tokens import TOKENS_FILE, read_tokens, references
-from pipeline.decoder.captioning import caption_images, read_models
-from pipeline.decoder.generated import Generated
-from pipeline.decoder.saved import SavedModel
-from pipeline.decoder.search import SearchParams
-from pipeline.device import open_device
+from pipeline.decoder.model_io import TrainedModel
+from pipeline.device import setup_device
 from pipeline.errors import UserError
-from pipeline.evaluation import bleu, cider
 from pipeline.features.store import FeatureStore
+from pipeline.generation.caption_io import GeneratedCaptions
+from pipeline.generation.ensemble import read_models
+from pipeline.generation.generate import generate
+from pipeline.generation.search import SearchParams
+from pipeline.metrics import bleu, cider
 
 MAX_WORDS, BATCH, ROUNDS = 30, 64, 3
-BEAM = {"beam": 5}
-AVERAGE = {**BEAM, "length_penalty": "average"}
+BEAM = {"beam_size": 5}
+AVERAGE = {**BEAM, "length_normalization": "average"}
 SAMPLE = {"method": "sample"}
 
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "greedy": {},
-    "beam 3": {"beam": 3},
+    "beam 3": {"beam_size": 3},
     "beam 5": BEAM,
-    "beam 10": {"beam": 10},
-    "beam 3, average to the power 0.8": {**AVERAGE, "beam": 3, "length_exponent": 0.8},
-    "beam 5, average to the power 0.5, no four words twice": {**AVERAGE, "length_exponent": 0.5, "block_ngrams": 4},
-    "beam 5, average to the power 0.8": {**AVERAGE, "length_exponent": 0.8},
-    "beam 5, average": {**AVERAGE, "length_exponent": 1.0},
-    "beam 5, GNMT to the power 0.8": {**BEAM, "length_penalty": "gnmt", "length_exponent": 0.8},
-    "beam 5, no three words twice": {**BEAM, "block_ngrams": 3},
-    "beam 6 in 3 groups, diversity 0.5": {"beam": 6, "groups": 3, "diversity": 0.5},
+    "beam 10": {"beam_size": 10},
+    "beam 3, average to the power 0.8": {**AVERAGE, "beam_size": 3, "length_alpha": 0.8},
+    "beam 5, average to the power 0.5, no four words twice": {
+        **AVERAGE,
+        "length_alpha": 0.5,
+        "no_repeat_ngram_size": 4,
+    },
+    "beam 5, average to the power 0.8": {**AVERAGE, "length_alpha": 0.8},
+    "beam 5, average": {**AVERAGE, "length_alpha": 1.0},
+    "beam 5, GNMT to the power 0.8": {**BEAM, "length_normalization": "gnmt", "length_alpha": 0.8},
+    "beam 5, no three words twice": {**BEAM, "no_repeat_ngram_size": 3},
+    "beam 6 in 3 groups, diversity 0.5": {"beam_size": 6, "num_groups": 3, "diversity_penalty": 0.5},
     "beam 5, bfloat16": {**BEAM, "precision": "bfloat16"},
     "sample": SAMPLE,
     "sample, temperature 0.5": {**SAMPLE, "temperature": 0.5},
@@ -75,7 +80,7 @@ def main(flags: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(flags)
     try:
         for run in arguments.runs:
-            print("\n".join(table(run, arguments.split, arguments.rounds, open_device(arguments.device))), flush=True)
+            print("\n".join(table(run, arguments.split, arguments.rounds, setup_device(arguments.device))), flush=True)
     except UserError as error:
         parser.exit(UserError.exit_status, f"error: {error}\n")
 
@@ -98,20 +103,20 @@ def table(run: Path, split: Split, rounds: int, device: torch.device) -> Iterato
 
 
 def measured(
-    models: Sequence[SavedModel],
+    models: Sequence[TrainedModel],
     store: FeatureStore,
     wanted: Mapping[int, Sequence[Sequence[str]]],
     rounds: int,
     device: torch.device,
 ) -> dict[str, Row]:
     image_ids = list(wanted)
-    captions: dict[str, list[Generated]] = {}
+    captions: dict[str, list[GeneratedCaptions]] = {}
     seconds: dict[str, list[float]] = {name: [] for name in SETTINGS}
     for _ in range(rounds):
         for name, changes in SETTINGS.items():
             search = replace(SearchParams.greedy(MAX_WORDS), seed=1, **changes)
             began = time.perf_counter()
-            captions[name] = list(caption_images(models, store, image_ids, search, BATCH, device))
+            captions[name] = list(generate(models, store, image_ids, search, BATCH, device))
             seconds[name].append(time.perf_counter() - began)
     people = [wanted[image_id] for image_id in image_ids]
     return {

@@ -21,11 +21,11 @@ from torch.nn import functional as F
 
 from pipeline.captions.tokens import CaptionTokens
 from pipeline.captions.vocabulary import PAD, Vocabulary
-from pipeline.decoder.energy import energies
-from pipeline.decoder.search import SearchParams, pick_beams, search
+from pipeline.decoder.additive_scores import additive_scores
 from pipeline.features.store import FeatureStore
+from pipeline.generation.search import SearchParams, pick_beams, search
 
-SEARCH = replace(SearchParams.greedy(max_words=50), beam=5)
+SEARCH = replace(SearchParams.greedy(max_length=50), beam_size=5)
 """Captions are ranked by their log-probability, whatever their length."""
 _IMAGES_A_SEARCH = 32
 
@@ -39,7 +39,7 @@ class Settings:
     learning_rate: float = 4e-4
     captions_a_batch: int = 32
     dropout: float = 0.5
-    coverage_weight: float = 1.0
+    doubly_stochastic_weight: float = 1.0
     epochs: int = 14
     seed: int = 1
 
@@ -73,8 +73,8 @@ class SoftAttention(nn.Module):
         self.gate = nn.Linear(size, channels)
         self.embedding = nn.Embedding(words, size)
         self.lstm = nn.LSTMCell(size + channels, size)
-        self.first_hidden = nn.Linear(channels, size)
-        self.first_cell = nn.Linear(channels, size)
+        self.init_h = nn.Linear(channels, size)
+        self.init_c = nn.Linear(channels, size)
         self.dropout = nn.Dropout(settings.dropout)
         self.vocabulary = nn.Linear(size, words)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
@@ -84,7 +84,7 @@ class SoftAttention(nn.Module):
     def start(self, regions: Tensor) -> State:
         """The state before the first word of one caption an image."""
         mean = regions.mean(dim=1, keepdim=True)
-        return State(self.first_hidden(mean), self.first_cell(mean))
+        return State(self.init_h(mean), self.init_c(mean))
 
     def forward(self, regions: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
         """Regions [B, P, C] and one caption an image, ids [B, T]: logits [B, T, V] and attention [B, T, P]."""
@@ -108,14 +108,14 @@ class SoftAttention(nn.Module):
         state, attention = self._advance(self.embedding(words), view.state, view.regions, view.keys)
         return self.vocabulary(state.hidden), view._replace(state=state), attention
 
-    def of_beams(self, view: "View", beams: Tensor) -> "View":
+    def select_beams(self, view: "View", beams: Tensor) -> "View":
         return view._replace(state=State(*(pick_beams(values, beams) for values in view.state)))
 
-    def of_images(self, view: "View", images: Tensor) -> "View":
+    def select_images(self, view: "View", images: Tensor) -> "View":
         return View(view.regions[images], view.keys[images], State(*(values[images] for values in view.state)))
 
     def _advance(self, embedded: Tensor, state: State, regions: Tensor, keys: Tensor) -> tuple[State, Tensor]:
-        attention = energies(keys, self.query(state.hidden), self.energy.weight[0]).softmax(dim=-1)  # [B, K, P]
+        attention = additive_scores(keys, self.query(state.hidden), self.energy.weight[0]).softmax(dim=-1)  # [B, K, P]
         context = self.gate(state.hidden).sigmoid() * (attention @ regions)  # [B, K, C]
         read = torch.cat([embedded, context], dim=-1).flatten(0, 1)
         hidden, cell = self.lstm(read, (state.hidden.flatten(0, 1), state.cell.flatten(0, 1)))
@@ -128,7 +128,7 @@ def train(
     """Train on all captions, in a new random order each epoch; the decoder is then in evaluation mode."""
     torch.manual_seed(settings.seed)
     decoder = SoftAttention(settings, store.channels, len(vocabulary)).to(device).train()
-    optimiser = torch.optim.Adam(decoder.parameters(), lr=settings.learning_rate)
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=settings.learning_rate)
     image_ids, image = np.unique(captions.image_id, return_inverse=True)
     grids = torch.from_numpy(store.grids(image_ids.tolist()))
     tokens = torch.from_numpy(captions.tokens).long()
@@ -137,21 +137,21 @@ def train(
         for rows in torch.split(torch.randperm(len(tokens)), settings.captions_a_batch):
             ids = tokens[rows, : length[rows].max()].to(device)
             logits, attention = decoder(grids[place[rows]].to(device).float(), ids[:, :-1])
-            loss = objective(logits, attention, ids[:, 1:], settings.coverage_weight)
-            optimiser.zero_grad(set_to_none=True)
+            loss = caption_loss(logits, attention, ids[:, 1:], settings.doubly_stochastic_weight)
+            optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+            optimizer.step()
     return decoder.eval()
 
 
-def objective(logits: Tensor, attention: Tensor, targets: Tensor, coverage_weight: float) -> Tensor:
+def caption_loss(logits: Tensor, attention: Tensor, targets: Tensor, doubly_stochastic_weight: float) -> Tensor:
     """Cross-entropy a word, and the sum over regions of (1 - attention summed over words) squared a caption."""
     cross_entropy = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=PAD)
     received = (attention * (targets != PAD).unsqueeze(-1)).sum(dim=1)  # [B, P]
-    return cross_entropy + coverage_weight * (1 - received).square().sum(dim=-1).mean()
+    return cross_entropy + doubly_stochastic_weight * (1 - received).square().sum(dim=-1).mean()
 
 
-def caption_images(
+def generate(
     decoder: SoftAttention, vocabulary: Vocabulary, store: FeatureStore, image_ids: Sequence[int], device: torch.device
 ) -> dict[int, list[str]]:
     """The words of each image's best caption by beam search."""

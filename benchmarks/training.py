@@ -1,6 +1,6 @@
-"""Captions a second in training: the decoder beside the textbook's (`tests/textbook.py`), on one batch in one run.
+"""Captions a second in training: the decoder beside the textbook's (`pipeline/decoder/soft_attention_reference.py`), on one batch in one run.
 
-A step is the trainer's: forward, loss, backward, gradients clipped, optimiser. The textbook has float32 and a plain
+A step is the trainer's: forward, loss, backward, gradients clipped, optimizer. The textbook has float32 and a plain
 Adam, ours the trainer's fused one and each of its modes; dropout is the same. Rounds take all in turn. Rates are
 medians of the rounds, and so are ratios and shares, each taken within its round; from and to are the lowest and the
 highest ratio of a round.
@@ -30,22 +30,24 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.decoder.attention import PLACE_CHANNELS, AttentionDecoder, DecoderParams
-from pipeline.decoder.objective import objective
-from pipeline.device import open_device
-from tests.textbook import Textbook
+from pipeline.decoder.soft_attention import POSITION_CHANNELS, DecoderParams, SoftAttentionDecoder
+from pipeline.decoder.soft_attention_reference import SoftAttentionReference
+from pipeline.device import setup_device
+from pipeline.training.loss import caption_loss
 
 IMAGES, CAPTIONS, WORDS, SIZE = 16, 5, 13, 512
-SIZES = DecoderParams(embedding=SIZE, state=SIZE, attention=SIZE, dropout=0.5, region_dropout=0.0, word_dropout=0.0)
+SIZES = DecoderParams(
+    embedding_size=SIZE, hidden_size=SIZE, attention_size=SIZE, dropout=0.5, region_dropout=0.0, word_dropout=0.0
+)
 ROWS = IMAGES * CAPTIONS
 RATE = 4e-4
 ROUNDS, STEPS_A_ROUND = 5, 4
 SQUARE = 2048
-TEXTBOOK, ALONE, FULL = "textbook, float32", "its products alone", "at the full rate"
+TEXTBOOK, SINGLE_PROCESS, FULL = "textbook, float32", "its products alone", "at the full rate"
 PRECISIONS = ["float32", "bfloat16"]
 
 PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
-KINDS = ("products", "comparing", "elementwise", "casting", "optimiser", "the rest")
+KINDS = ("products", "comparing", "elementwise", "casting", "optimizer", "the rest")
 
 
 class Case(NamedTuple):
@@ -114,7 +116,7 @@ def products(case: Case) -> Iterator[Product]:
     Comparing states with regions is not among them: it adds, rectifies and weighs `words x regions x attention` numbers
     a caption.
     """
-    regions, channels = case.side**2, case.channels + PLACE_CHANNELS
+    regions, channels = case.side**2, case.channels + POSITION_CHANNELS
     gates, from_either = 4 * SIZE, SIZE + 2 + 4 * SIZE  # query, gate, seek and the LSTM's gates
     words = CAPTIONS * WORDS
     layers = [
@@ -145,19 +147,19 @@ def products(case: Case) -> Iterator[Product]:
 
 
 def step_of(
-    model: nn.Module, optimiser: torch.optim.Optimizer, grids: Tensor, tokens: Tensor, precision: str
+    model: nn.Module, optimizer: torch.optim.Optimizer, grids: Tensor, tokens: Tensor, precision: str
 ) -> Callable[[], None]:
     """A function that trains on the batch once."""
 
     def step() -> None:
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         with torch.autocast(grids.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             logits, attention = model(grids, tokens[:, :, :-1])
-        loss = objective(logits, attention, tokens[:, :, 1:])
+        loss = caption_loss(logits, attention, tokens[:, :, 1:])
         loss.total(loss.counts, 0.1).backward()  # type: ignore[no-untyped-call]
-        with record_function("optimiser"):
+        with record_function("optimizer"):
             torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-            optimiser.step()
+            optimizer.step()
 
     return step
 
@@ -189,18 +191,18 @@ def counted(step: Callable[[], None]) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds(work: Callable[[], None], times: int, device: torch.device) -> float:
     """Seconds of `work`, in the mean over so many times."""
-    synchronise(device)
+    synchronize(device)
     began = time.perf_counter()
     for _ in range(times):
         work()
-    synchronise(device)
+    synchronize(device)
     return (time.perf_counter() - began) / times
 
 
@@ -229,8 +231,8 @@ def kind(names: list[str]) -> str:
     """The kind of an operation, by its lineage: one of `KINDS`."""
     if any("Energies" in name for name in names):
         return "comparing"
-    if "optimiser" in names:
-        return "optimiser"
+    if "optimizer" in names:
+        return "optimizer"
     if not PRODUCTS.isdisjoint(names):
         return "products"
     if "aten::_to_copy" in names:
@@ -238,7 +240,7 @@ def kind(names: list[str]) -> str:
     return "elementwise" if names[0].startswith("aten::") else "the rest"
 
 
-def check(ours: AttentionDecoder, textbook: Textbook, grids: Tensor, tokens: Tensor) -> None:
+def check(ours: SoftAttentionDecoder, textbook: SoftAttentionReference, grids: Tensor, tokens: Tensor) -> None:
     """Make sure that both compute the same."""
     with torch.no_grad():
         for mine, its in zip(ours.eval()(grids, tokens), textbook.eval()(grids, tokens), strict=True):
@@ -249,7 +251,7 @@ def check(ours: AttentionDecoder, textbook: Textbook, grids: Tensor, tokens: Ten
 
 def main(rounds: int = ROUNDS) -> None:
     """Print the tables of all cases."""
-    device = open_device(os.environ.get("GRIDCAP_DEVICE", "auto"))
+    device = setup_device(os.environ.get("GRIDCAP_DEVICE", "auto"))
     named = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(
         f"training on {device}, {named}: {IMAGES} images x {CAPTIONS} captions x {WORDS} words a batch; state, "
@@ -300,8 +302,8 @@ def rows_of(case: Case, device: torch.device) -> Iterator[Row]:
     torch.manual_seed(0)
     grids = torch.rand(IMAGES, case.side**2, case.channels).half().to(device)
     tokens = torch.randint(4, case.words, (IMAGES, CAPTIONS, WORDS + 1)).to(device)
-    decoder = AttentionDecoder(SIZES, (case.side, case.side), case.channels, case.words).to(device)
-    textbook = Textbook(decoder)
+    decoder = SoftAttentionDecoder(SIZES, (case.side, case.side), case.channels, case.words).to(device)
+    textbook = SoftAttentionReference(decoder)
     check(decoder, textbook, grids, tokens[:, :, :-1])
     listed = list(products(case))
     cost = sum(product.multiply_adds for product in listed)
@@ -314,13 +316,13 @@ def rows_of(case: Case, device: torch.device) -> Iterator[Row]:
             continue
         model = copy.deepcopy(decoder)
         model.compiled = mode.compiled
-        optimiser = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
-        step = step_of(model, optimiser, grids, tokens, mode.precision)
+        optimizer = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
+        step = step_of(model, optimizer, grids, tokens, mode.precision)
         if mode is MODES[0]:
             assert counted(step) == cost
         yield Row(mode.name, mode.precision, step, cost)
     square = Product(1, 1, SQUARE, SQUARE, SQUARE)
     for precision in PRECISIONS:
-        yield Row(f"{ALONE}, {precision}", precision, multiplications(listed, precision, device), cost)
+        yield Row(f"{SINGLE_PROCESS}, {precision}", precision, multiplications(listed, precision, device), cost)
         multiply = multiplications([square], precision, device)
         yield Row(f"{FULL}, {precision}", precision, multiply, cost, share=square.multiply_adds / cost)

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from pipeline import __version__, errors
-from pipeline.prediction.flags import SearchCommand, search_settings
+from pipeline.prediction.search_options import SearchCommand, search_settings
 
 Words = Annotated[
-    Literal["ptb", "plain"],
+    Literal["spacy", "ptb"],
     typer.Option(help="Whose words are compared: ptb, coco-caption's, which needs Java, or plain, the pipeline's own."),
 ]
 Meteor = Annotated[bool, typer.Option("--meteor/--no-meteor", help="Score by METEOR too; needs Java.")]
@@ -108,7 +108,7 @@ def inspect(
         "params.yaml"
     ),
 ) -> None:
-    """Show what an artefact holds: its attributes, its datasets and a few rows, decoded."""
+    """Show what an artifact holds: its attributes, its datasets and a few rows, decoded."""
     from pipeline import inspection
 
     if (image is None) != (out is None):
@@ -117,7 +117,7 @@ def inspect(
         print(inspection.verify(path))
     if image is not None and out is not None:
         from pipeline.captions.sources.dataset import DatasetParams
-        from pipeline.features.viewing import draw_grid
+        from pipeline.features.visualize import draw_grid
         from pipeline.params import load
 
         dataset = load(params, "dataset", DatasetParams)
@@ -147,7 +147,7 @@ def predict(
     """Caption pictures; a caption's confidence stands behind it. Ends with status 1 where one could not be read."""
     from pipeline.prediction.captioner import Captioner
     from pipeline.prediction.inputs import find_inputs
-    from pipeline.prediction.predicting import predict
+    from pipeline.prediction.predict import predict
 
     search = search_settings(ctx)
     inputs = find_inputs(images)
@@ -172,7 +172,7 @@ def attend(
     """Draw where the captioner looked for each word of a picture's caption."""
     from pipeline.prediction.captioner import Captioner
     from pipeline.prediction.inputs import find_inputs
-    from pipeline.prediction.predicting import draw
+    from pipeline.prediction.predict import draw
 
     if out.suffix.lower() not in (".png", ".svg"):
         raise errors.UserError(f"{out}: is no name for a PNG or SVG file; let --out end in .png or .svg")
@@ -202,8 +202,8 @@ def export(
     download: Download = False,
 ) -> None:
     """Copy a model into a folder that travels: whole, checked, with what it needs elsewhere."""
-    from pipeline.decoder.card import CARD_FILE
-    from pipeline.prediction.exporting import export
+    from pipeline.prediction.export import export
+    from pipeline.report.model_card import CARD_FILE
 
     export(model, out, with_encoder, scores, encoder_weights, download)
     if with_encoder:
@@ -236,20 +236,20 @@ def serve(
 def score(
     hypotheses: Annotated[Path, typer.Argument(help="Captions in COCO's results format, or a folder from generate.")],
     references: Annotated[Path, typer.Argument(help="COCO's annotations, or a folder from prepare.")],
-    protocol: Words = "ptb",
+    tokenizer: Words = "spacy",
     meteor: Meteor = True,
     spice: Spice = False,
-    resamples: Resamples = 1000,
-    seed: Seed = 0,
+    bootstrap_samples: Resamples = 1000,
+    seed: Seed = 1,
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
     """Score captions against references, as coco-caption does: the images that have a caption, by ptb's words."""
     from pipeline.evaluation import scoring
-    from pipeline.evaluation.bootstrap import Resampling
+    from pipeline.metrics.bootstrap import Resampling
 
-    resampling = Resampling(resamples=resamples, seed=seed)
-    found = scoring.score(hypotheses, references, protocol, meteor, spice, resampling)
+    resampling = Resampling(bootstrap_samples=bootstrap_samples, seed=seed)
+    found = scoring.score(hypotheses, references, tokenizer, meteor, spice, resampling)
     _tell(found, scoring.score_lines(found), as_json, out)
 
 
@@ -260,25 +260,25 @@ def compare(
     references: Annotated[Path, typer.Option(help="COCO's annotations, or a folder from prepare.")] = Path(
         "data/prepared"
     ),
-    protocol: Words = "plain",
+    tokenizer: Words = "spacy",
     meteor: Meteor = True,
     spice: Spice = False,
-    resamples: Resamples = 1000,
-    seed: Seed = 0,
+    bootstrap_samples: Resamples = 1000,
+    seed: Seed = 1,
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
     """Tell by how much B's scores differ from A's, with paired 95% intervals, and which differences are noise."""
     from pipeline.evaluation import scoring
-    from pipeline.evaluation.bootstrap import Resampling
+    from pipeline.metrics.bootstrap import Resampling
 
-    resampling = Resampling(resamples=resamples, seed=seed)
-    found = scoring.compare(a, b, references, protocol, meteor, spice, resampling)
+    resampling = Resampling(bootstrap_samples=bootstrap_samples, seed=seed)
+    found = scoring.compare(a, b, references, tokenizer, meteor, spice, resampling)
     _tell(found, scoring.compare_lines(found), as_json, out)
 
 
 def _tell(found: dict[str, Any], lines: list[str], as_json: bool, out: Path | None) -> None:
-    from pipeline.publish import write_json
+    from pipeline.artifacts import write_json
 
     # First, so that a file that cannot be written takes nothing away.
     print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
@@ -290,11 +290,11 @@ def _tell(found: dict[str, Any], lines: list[str], as_json: bool, out: Path | No
 
 
 @app.command()
-def mend(
+def repair(
     repository: Annotated[Path, typer.Argument(help="The repository, in which no `dvc` runs.")] = Path(),
 ) -> None:
     """Put right what a kill left half written of DVC's own lock files; `make repro` does this first."""
-    from pipeline import mending
+    from pipeline import dvc_repair
 
-    for path in mending.mend(repository):
+    for path in dvc_repair.repair(repository):
         print(f"{path} had been cut by a kill; `dvc repro` finds again what it had recorded")

@@ -7,7 +7,7 @@ import torch
 from pipeline.errors import UserError
 
 
-def open_device(name: str) -> torch.device:
+def setup_device(name: str) -> torch.device:
     """Choose `cpu`, `cuda` (`cuda:1`, ...) or `auto`, and make PyTorch compute the same bits on every run.
 
     `auto` is the CPU where there is no GPU, and under `torchrun` each process's own GPU.

@@ -1,4 +1,4 @@
-"""Opening the HDF5 artefacts of one stage, whose schema must be the one that this version reads."""
+"""The reader of HDF5 artifacts: checks schema and version, and turns what h5py raises into errors for users."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,23 +6,28 @@ from pathlib import Path
 
 import h5py
 
+from pipeline.artifacts import Schema
 from pipeline.errors import UserError
 
 
 @contextmanager
-def open_artefact(path: Path, schema: str, version: int, stage: str) -> Iterator[h5py.File]:
-    """Open a file of `schema` that `stage` wrote, for reading.
+def open_artifact(path: Path, schema: Schema, remedy: str) -> Iterator[h5py.File]:
+    """Open an HDF5 file for reading, without a file lock.
 
-    Raises `UserError`, naming the file and the stage to run, where it is missing, no HDF5 file, of another schema or
-    version, or lacks what the block reads from it.
+    Args:
+        path: The file.
+        schema: Schema that the attributes `schema` and `schema_version` of the file must record.
+        remedy: What the user should do about a missing or damaged file, as a sentence.
+
+    Raises:
+        UserError: The file is missing, not HDF5, of another schema, or lacks something that the block reads from it.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file; run `dvc repro {stage}`")
+        raise UserError(f"{path}: no such file. {remedy}")
     try:
-        with h5py.File(path, "r") as file:
-            found = (file.attrs.get("schema"), file.attrs.get("schema_version"))
-            if found != (schema, version):
-                raise UserError(f"{path}: has schema {found[0]} {found[1]}, this version reads {schema} {version}")
+        with h5py.File(path, "r", locking=False) as file:
+            schema.check(path, (file.attrs.get("schema"), file.attrs.get("schema_version")), remedy)
             yield file
-    except (OSError, KeyError) as error:
-        raise UserError(f"{path}: cannot be read as {schema} ({error}); run `dvc repro -f -s {stage}`") from error
+    # Truncated data shows up only when it is read, as any of these.
+    except (OSError, LookupError, RuntimeError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read as {schema.name} ({error}). {remedy}") from error

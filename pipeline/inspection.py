@@ -1,4 +1,4 @@
-"""What `gridcap inspect` tells of HDF5 artefacts: attributes, datasets, a few rows, and whether shards are whole."""
+"""What `gridcap inspect` tells of HDF5 artifacts: attributes, datasets, a few rows, and whether shards are whole."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,7 +36,7 @@ def describe(path: Path) -> Iterator[str]:
     elif path.is_dir():
         yield from _describe_folder(path)
     else:
-        raise UserError(f"{path}: no such file or folder; name an artefact, such as data/tokens or data/features")
+        raise UserError(f"{path}: no such file or folder; name an artifact, such as data/tokens or data/features")
 
 
 def open_store(folder: Path) -> store.FeatureStore:
@@ -68,14 +68,14 @@ def _describe_folder(folder: Path) -> Iterator[str]:
         for file in sorted(folder.rglob("*"))
         if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     ]
-    artefacts = [file for file in files if file.suffix in _HDF5_SUFFIXES]
+    artifacts = [file for file in files if file.suffix in _HDF5_SUFFIXES]
     indices = [file for file in files if file.suffix == ".json" and _is_index(file)]
-    if not artefacts and not indices:
+    if not artifacts and not indices:
         raise UserError(f"{folder}: holds no HDF5 file and no index; run `dvc repro` to make some")
     for index in indices:
         yield from _describe_index(index)
         yield ""
-    for (place, schema), group in groupby(artefacts, key=lambda file: (file.parent, _schema(file))):
+    for (place, schema), group in groupby(artifacts, key=lambda file: (file.parent, _schema(file))):
         first, *others = group
         yield from _describe_file(first)
         yield ""
@@ -121,7 +121,7 @@ def _describe_file(path: Path) -> Iterator[str]:
         datasets = _datasets(file)
         yield from _table(datasets)
         match schema:
-            case tokens.SCHEMA:
+            case tokens.SCHEMA.name:
                 words = path.with_name(tokens.VOCABULARY_FILE)
                 yield from _captions(file, read_vocabulary(words) if words.is_file() else None)
             case store.SCHEMA:

@@ -1,4 +1,4 @@
-"""Typed params: one frozen dataclass a section of `params.yaml`, without defaults, checked when it is read."""
+"""Typed params: one frozen dataclass for each section of `params.yaml`, without defaults, checked when it is read."""
 
 import json
 from collections.abc import Mapping
@@ -10,79 +10,103 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, summarize
 
 T = TypeVar("T")
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
-def section(cls: type[T]) -> type[T]:
-    """Make a class one section of the params: frozen, keyword-only, strictly typed, no unknown keys.
+def params_section(cls: type[T]) -> type[T]:
+    """Make a class a section of the params: frozen, keyword-only, strictly typed, no unknown keys.
 
-    The sentence under a field is its documentation: it gives the unit and the effect.
+    The docstring under a field documents it: what it sets, its unit, what turns it off.
     """
     config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
     return cast(type[T], pydantic_dataclass(cls, frozen=True, kw_only=True, config=config))
 
 
-def load(path: Path, name: str, into: type[T]) -> T:
-    """Read the section `name` of a params file into the section class `into`.
+def load(path: Path, name: str, form: type[T]) -> T:
+    """Read the section `name` of a params file into its dataclass `form`.
 
-    Raises `UserError`, naming the file and the key, for a file that is missing or no YAML, and for an unknown,
-    missing or ill-typed key.
+    Raises:
+        UserError: The file is missing or not YAML, or a key is unknown, missing or of the wrong type.
     """
     document = read_yaml(path)
     if name not in document:
-        raise UserError(f"{path}: has no section '{name}'; add it, or restore it from git")
-    return check(document[name], name, into, str(path))
+        raise UserError(f"{path}: section {name} is missing. Add it, or restore it from git.")
+    return check(document[name], name, form, str(path))
+
+
+def load_key(path: Path, key: str, form: Any) -> Any:
+    """Read one value of a params file by its dotted key, without loading the code that owns its section.
+
+    Raises:
+        UserError: The file is missing or not YAML, or the value is missing or not of type `form`.
+    """
+    value: Any = read_yaml(path)
+    for name in key.split("."):
+        if not isinstance(value, dict) or name not in value:
+            raise UserError(f"{path}: {key} is missing. Add it, or restore it from git.")
+        value = value[name]
+    return check(value, key, form, str(path))
 
 
 def require_unchanged(path: Path, name: str, values: Any) -> None:
-    """See at a stage's end that a section still holds the `values` that were read from it at the beginning.
+    """Check, at the end of a stage, that a section still holds the `values` read at its beginning.
 
-    DVC takes the params that it finds at the end for those that made what the stage wrote. Raises `UserError` where
-    they are others.
+    DVC records the params that it finds at the end of a stage.
+
+    Raises:
+        UserError: The section was changed meanwhile.
     """
     if load(path, name, type(values)) != values:
         raise UserError(
-            f"{path}: section '{name}' was changed while this ran, and DVC would take what was made by the old values"
-            " for that of the new ones; run again"
+            f"{path}: section {name} was changed while the stage ran, so DVC would record the wrong values. Run again."
         )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML 1.2 file that holds a mapping (`1e-4` is a number there, as it is for DVC).
+    """Read a YAML 1.2 file that holds a mapping; `1e-4` is a number, as for DVC.
 
-    Raises `UserError` where the file is missing, is no YAML or holds anything but a mapping.
+    Raises:
+        UserError: The file is missing, not YAML, or not a mapping.
     """
     try:
         document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; name an existing params file") from error
+        raise UserError(f"{path}: no such file. Name an existing params file.") from error
     except (YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is no valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
-        raise UserError(f"{path}: must hold a mapping of sections, got {document!r}")
+        raise UserError(f"{path}: must be a mapping of sections, got {document!r}")
     return document
 
 
-def check(values: Any, name: str, into: type[T], source: str) -> T:
-    """Make the section class `into` from plain values; `source` is the file that an error names.
+def check(values: Any, name: str, form: type[T], source: str) -> T:
+    """Convert plain values to a section dataclass, or to another type, `form`.
 
-    Raises `UserError` naming each key at fault.
+    Args:
+        values: What the file holds.
+        name: Key of the values, which errors start from.
+        form: Dataclass of the section, or type of the value.
+        source: The file that errors name.
+
+    Raises:
+        UserError: Names every invalid key.
     """
     try:
-        return TypeAdapter(into).validate_json(json.dumps(values), strict=True)
+        return TypeAdapter(form).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        raise UserError(f"{source}: " + "; ".join(_sentence(name, fault) for fault in error.errors())) from None
+        faults = [_describe_fault(name, fault) for fault in error.errors()]
+        raise UserError(f"{source}: {summarize(faults, limit=10)}") from None
 
 
-def plain(values: Any) -> Any:
-    """Turn a section back into plain values, as they stand in the file: for fingerprints and for writing down."""
+def to_plain(values: Any) -> Any:
+    """Convert a section back to plain values, as in the file."""
     return TypeAdapter(type(values)).dump_python(values, mode="json")
 
 
-def _sentence(name: str, fault: Mapping[str, Any]) -> str:
+def _describe_fault(name: str, fault: Mapping[str, Any]) -> str:
     key = ".".join([name, *(str(part) for part in fault["loc"])])
     match fault["type"]:
         case "missing":
@@ -92,5 +116,5 @@ def _sentence(name: str, fault: Mapping[str, Any]) -> str:
         case "value_error":
             return f"{key}: {fault['ctx']['error']}"
         case _:
-            wanted = str(fault["msg"]).replace("Input should be", "must be")
-            return f"{key} {wanted}, got {json.dumps(fault['input'])}"
+            expected = str(fault["msg"]).replace("Input should be", "must be")
+            return f"{key} {expected}, got {json.dumps(fault['input'])}"

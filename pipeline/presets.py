@@ -14,9 +14,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from pipeline.artifacts import write_atomically
 from pipeline.errors import UserError
 from pipeline.params import check, read_yaml
-from pipeline.publish import write_atomically
 
 # Half of one dataset's section and half of another's is no dataset, so this one is never merged.
 _REPLACED_WHOLE = "dataset"
@@ -25,9 +25,9 @@ _TYPED_SECTIONS = {
     "dataset": ("pipeline.captions.sources.dataset", "DatasetParams"),
     "tokenize": ("pipeline.captions.tokens", "TokenizeParams"),
     "encode": ("pipeline.features.encoder", "EncodeParams"),
-    "train": ("pipeline.decoder.trainer", "TrainParams"),
-    "generate": ("pipeline.decoder.captioning", "GenerateParams"),
-    "evaluate": ("pipeline.evaluation.results", "EvaluateParams"),
+    "train": ("pipeline.training.trainer", "TrainParams"),
+    "generate": ("pipeline.generation.ensemble", "GenerateParams"),
+    "evaluate": ("pipeline.evaluation.evaluate", "EvaluateParams"),
 }
 
 _PLAIN = re.compile(r"[A-Za-z_./][\w./-]*")
@@ -49,7 +49,7 @@ def find_preset(name: str, folder: Path) -> Path:
 
 
 def use(preset: Path, assignments: Sequence[str], params: Path) -> None:
-    """Write a preset, and over it assignments such as `train.epochs=3`, into a params file.
+    """Write a preset, and over it assignments such as `train.max_epochs=3`, into a params file.
 
     Mappings are merged, except section `dataset`, which is replaced whole. Values of assignments are YAML.
     Raises `UserError`, and leaves the file as it was, for unknown keys, for values that are no YAML and for

@@ -2,6 +2,6 @@
 
 import os
 
-# Read by OpenMP when PyTorch is first loaded, so it stands here. A thread that waits for another spins for a while
-# before it sleeps; where something else runs on the cores, the usual while makes training up to 20 times slower.
+# OpenMP reads this when PyTorch is first imported. By default, waiting threads spin for long enough to make training up
+# to 20 times slower on cores that are shared with other work.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -6,34 +6,34 @@ from typing import Annotated
 
 import typer
 
+from pipeline.artifacts import write_json
 from pipeline.captions.records import read_records
-from pipeline.device import open_device
+from pipeline.device import setup_device
+from pipeline.distributed import init_processes
 from pipeline.errors import run
 from pipeline.features.encoder import EncodeParams
 from pipeline.features.encoding import encode
-from pipeline.params import load, require_unchanged
-from pipeline.publish import write_json
-from pipeline.ranks import open_ranks
+from pipeline.params import load, load_key, require_unchanged
 
 
 def main(
-    params: Annotated[Path, typer.Option(help="Params file; its section encode is read.")],
-    prepared: Annotated[Path, typer.Option(help="Folder that holds records.jsonl.")],
-    images: Annotated[Path, typer.Option(help="Folder that the records' files are below.")],
-    out: Annotated[Path, typer.Option(help="Folder of the feature store, replaced when all is done.")],
-    work: Annotated[Path, typer.Option(help="Folder for finished shards, which outlive kills and changed params.")],
-    metrics: Annotated[Path, typer.Option(help="JSON file for the store's figures.")],
+    params: Annotated[Path, typer.Option(help="Params file; section encode and the image folder.")],
+    prepared: Annotated[Path, typer.Option(help="Records, from prepare.")],
+    out: Annotated[Path, typer.Option(help="Output folder of the feature store.")],
+    work: Annotated[Path, typer.Option(help="Folder of finished shards, kept between runs.")],
+    metrics: Annotated[Path, typer.Option(help="Output JSON file of counts.")],
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.", envvar="GRIDCAP_DEVICE")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="Threads that decode images.")] = os.cpu_count() or 1,
 ) -> None:
-    """Encode the images of the dataset; go on where an earlier run was killed. Under torchrun, processes share."""
-    encode_params = load(params, "encode", EncodeParams)
-    with open_ranks() as ranks:
-        result = encode(read_records(prepared), images, encode_params, work, out, open_device(device), threads, ranks)
-        if ranks.first:
-            print(f"encode: {result.counts}")
-            require_unchanged(params, "encode", encode_params)
-            write_json(metrics, result.figures)
+    """Encode the images of the dataset; resume after an interruption; share the work under torchrun."""
+    settings = load(params, "encode", EncodeParams)
+    image_dir = load_key(params, "dataset.root", Path) / load_key(params, "dataset.images", str)
+    with init_processes() as processes:
+        records = read_records(prepared)
+        result = encode(records, image_dir, settings, work, out, setup_device(device), threads, processes)
+        if processes.is_main:
+            require_unchanged(params, "encode", settings)
+            write_json(metrics, result.metrics)
 
 
 if __name__ == "__main__":

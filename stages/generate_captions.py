@@ -1,38 +1,41 @@
-"""Stage `generate`: captions of one split, with the attention behind each word."""
+"""Stage `generate`: captions of one split, with the attention of each word and the search settings."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from pipeline.artifacts import fresh_folder, publish
 from pipeline.captions.records import read_records
-from pipeline.decoder.captioning import GenerateParams, caption_images, read_models
-from pipeline.decoder.generated import write_generated
-from pipeline.device import open_device
+from pipeline.device import setup_device
 from pipeline.errors import run
 from pipeline.features.store import FeatureStore
+from pipeline.generation.caption_io import write_captions
+from pipeline.generation.ensemble import read_models
+from pipeline.generation.generate import GenerateParams, generate
+from pipeline.generation.search_settings import write_search_settings
 from pipeline.params import load, require_unchanged
-from pipeline.publish import fresh_folder, publish
 
 
 def main(
-    params: Annotated[Path, typer.Option(help="Params file; its section `generate` is read.")],
-    prepared: Annotated[Path, typer.Option(help="Folder of records, from `prepare`.")],
-    features: Annotated[Path, typer.Option(help="Feature store, from `encode`.")],
-    model: Annotated[Path, typer.Option(help="Model folder, from `train`.")],
-    out: Annotated[Path, typer.Option(help="Folder to publish: captions.json, n_best.json and attention.h5.")],
+    params: Annotated[Path, typer.Option(help="Params file; section generate.")],
+    prepared: Annotated[Path, typer.Option(help="Records, from prepare.")],
+    features: Annotated[Path, typer.Option(help="Feature store, from encode.")],
+    model: Annotated[Path, typer.Option(help="Model folder, from train.")],
+    out: Annotated[Path, typer.Option(help="Output folder of captions, attention and search settings.")],
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.", envvar="GRIDCAP_DEVICE")] = "auto",
-    images_a_batch: Annotated[int, typer.Option(help="Images captioned together.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images captioned at once.")] = 64,
 ) -> None:
     """Caption the images of a split."""
     settings = load(params, "generate", GenerateParams)
     models = read_models(model, settings.ensemble)
     store = FeatureStore(features, fingerprint=models[0].config.encoder_fingerprint)
     image_ids = [record.image_id for record in read_records(prepared, settings.split)]
-    captions = caption_images(models, store, image_ids, settings.search, images_a_batch, open_device(device))
-    fingerprint = "+".join(one.config.fingerprint for one in models)
+    captions = generate(models, store, image_ids, settings.search, batch_size, setup_device(device))
+    fingerprint = "+".join(model.config.fingerprint for model in models)
     with fresh_folder(out) as folder:
-        write_generated(folder, captions, len(image_ids), store.setting.grid, fingerprint)
+        write_captions(folder, captions, len(image_ids), store.spec.grid, fingerprint)
+        write_search_settings(folder, settings.search, models[0].config.fingerprint)
         require_unchanged(params, "generate", settings)
         publish(folder, out)
 

@@ -1,4 +1,4 @@
-"""Stage `prepare`: one record an image, whatever format the dataset comes in."""
+"""Stage `prepare`: one record for each image, whatever the source format."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,24 +6,24 @@ from typing import Annotated
 
 import typer
 
+from pipeline.artifacts import fresh_folder, publish, write_json
 from pipeline.captions.records import write_records
 from pipeline.captions.sources.dataset import DatasetParams, prepare
 from pipeline.errors import run
 from pipeline.params import load, require_unchanged
-from pipeline.publish import fresh_folder, publish, write_json
 
 
 def main(
-    params: Annotated[Path, typer.Option(help="Params file; its section `dataset` is read.")],
-    out: Annotated[Path, typer.Option(help="Folder to publish: records.jsonl.")],
-    metrics: Annotated[Path, typer.Option(help="JSON file for the counts.")],
+    params: Annotated[Path, typer.Option(help="Params file; section dataset.")],
+    out: Annotated[Path, typer.Option(help="Output folder of records.jsonl.")],
+    metrics: Annotated[Path, typer.Option(help="Output JSON file of counts.")],
 ) -> None:
-    """Read the dataset that the params name, check it and write it as records."""
-    settings = load(params, "dataset", DatasetParams)
-    records, counts = prepare(settings)
+    """Read the dataset, check it and write one record for each image."""
+    dataset = load(params, "dataset", DatasetParams)
+    records, counts = prepare(dataset)
     with fresh_folder(out) as folder:
         write_records(folder, records)
-        require_unchanged(params, "dataset", settings)
+        require_unchanged(params, "dataset", dataset)
         publish(folder, out)
     write_json(metrics, asdict(counts))
 

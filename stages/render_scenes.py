@@ -1,4 +1,4 @@
-"""Stage `render`: the embedded dataset of rendered scenes, with captions in COCO's format."""
+"""Stage `render`: the embedded dataset of rendered scenes, with captions in COCO format."""
 
 import os
 from pathlib import Path
@@ -12,12 +12,12 @@ from pipeline.scenes.dataset import RenderParams, write_dataset
 
 
 def main(
-    params: Annotated[Path, typer.Option(help="Params file; its section render is read.")],
-    out: Annotated[Path, typer.Option(help="Folder of the dataset, replaced when all is done.")],
-    work: Annotated[Path, typer.Option(help="Folder for finished pictures, which outlive kills.")],
-    workers: Annotated[int, typer.Option(min=1, help="Processes that render.")] = os.cpu_count() or 1,
+    params: Annotated[Path, typer.Option(help="Params file; section render.")],
+    out: Annotated[Path, typer.Option(help="Output folder of the dataset.")],
+    work: Annotated[Path, typer.Option(help="Folder of finished images, kept between runs.")],
+    workers: Annotated[int, typer.Option(min=1, help="Rendering processes.")] = os.cpu_count() or 1,
 ) -> None:
-    """Render the scenes and word their captions; go on where an earlier run was killed."""
+    """Render the scenes and write their captions; resume after an interruption."""
     settings = load(params, "render", RenderParams)
     write_dataset(settings, out, work, workers)
     require_unchanged(params, "render", settings)

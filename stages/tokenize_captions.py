@@ -1,32 +1,33 @@
-"""Stage `tokenize`: captions to token ids, and the vocabulary of the train split."""
+"""Stage `tokenize`: token ids of every caption, and the vocabulary of the train split."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.captions import tokens, vocabulary
+from pipeline.artifacts import file_digest, fingerprint, fresh_folder, publish, write_json
 from pipeline.captions.records import RECORDS_FILE, read_records
+from pipeline.captions.tokenizer import TokenizeParams
+from pipeline.captions.tokens import SCHEMA, TOKENS_FILE, VOCABULARY_FILE, tokenize, write_tokens
+from pipeline.captions.vocabulary import write_vocabulary
 from pipeline.errors import run
-from pipeline.params import load, plain, require_unchanged
-from pipeline.publish import file_digest, fingerprint, fresh_folder, publish, write_json
+from pipeline.params import load, require_unchanged, to_plain
 
 
 def main(
-    params: Annotated[Path, typer.Option(help="Params file; its section `tokenize` is read.")],
-    prepared: Annotated[Path, typer.Option(help="Folder of records, from `prepare`.")],
-    out: Annotated[Path, typer.Option(help="Folder to publish: vocabulary.json and tokens.h5.")],
-    metrics: Annotated[Path, typer.Option(help="JSON file for the counts.")],
+    params: Annotated[Path, typer.Option(help="Params file; section tokenize.")],
+    prepared: Annotated[Path, typer.Option(help="Records, from prepare.")],
+    out: Annotated[Path, typer.Option(help="Output folder of vocabulary.json and tokens.h5.")],
+    metrics: Annotated[Path, typer.Option(help="Output JSON file of counts.")],
 ) -> None:
-    """Tokenise the captions of every split and build the vocabulary from the train captions."""
-    settings = load(params, "tokenize", tokens.TokenizeParams)
-    dataset = tokens.tokenize(read_records(prepared), settings, prepared / RECORDS_FILE)
-    name = fingerprint(
-        schema=tokens.SCHEMA_VERSION, params=plain(settings), records=file_digest(prepared / RECORDS_FILE)
-    )
+    """Tokenize the captions of every split and build the vocabulary from the train captions."""
+    settings = load(params, "tokenize", TokenizeParams)
+    records_file = prepared / RECORDS_FILE
+    dataset = tokenize(read_records(prepared), settings, records_file)
+    name = fingerprint(schema=SCHEMA.version, params=to_plain(settings), records=file_digest(records_file))
     with fresh_folder(out) as folder:
-        vocabulary.write_vocabulary(folder / tokens.VOCABULARY_FILE, dataset.vocabulary)
-        tokens.write_tokens(folder / tokens.TOKENS_FILE, dataset, settings, name)
+        write_vocabulary(folder / VOCABULARY_FILE, dataset.vocabulary)
+        write_tokens(folder / TOKENS_FILE, dataset, settings, name)
         require_unchanged(params, "tokenize", settings)
         publish(folder, out)
     write_json(metrics, dataset.counts)

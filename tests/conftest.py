@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, sync_playwright
 import stages  # noqa: F401
 
 if TYPE_CHECKING:
-    from tests.tiny import Tiny
+    from tests.tiny_captioner import Tiny
 
 # A browser that is driven has no use for what it would ask the network on its own.
 FLAGS = [
@@ -26,7 +26,7 @@ FLAGS = [
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> "Tiny":
     """A small captioner and what it was trained on; tests leave it as it is."""
-    from tests.tiny import make_tiny
+    from tests.tiny_captioner import make_tiny
 
     return make_tiny(tmp_path_factory.mktemp("tiny"))
 

@@ -30,20 +30,20 @@ import torch
 from PIL import ExifTags, Image
 from typer.testing import CliRunner
 
+from pipeline.artifacts import write_json
 from pipeline.captions.vocabulary import END, SPECIALS, Vocabulary
 from pipeline.cli import app
-from pipeline.decoder.attention import AttentionDecoder
-from pipeline.decoder.saved import ModelConfig, TrainingData, write_model
-from pipeline.decoder.trainer import TrainParams
+from pipeline.decoder.model_io import ModelConfig, TrainingData, write_model
+from pipeline.decoder.soft_attention import SoftAttentionDecoder
 from pipeline.errors import UserError
-from pipeline.evaluation.bootstrap import Resampling
-from pipeline.evaluation.caption_scores import measure, summary
-from pipeline.evaluation.protocols import corpora
 from pipeline.features.encoder import STRIDES, Architecture, GridEncoder, Layer, weights_digest
-from pipeline.features.store import Setting
+from pipeline.features.store import EncoderSpec
+from pipeline.metrics.bootstrap import Resampling
+from pipeline.metrics.caption_scores import measure, summary
+from pipeline.metrics.tokenizers import corpora
 from pipeline.params import load
 from pipeline.prediction.captioner import USUAL_SEARCH
-from pipeline.publish import write_json
+from pipeline.training.trainer import TrainParams
 
 pytest.importorskip("streamlit", reason="the app needs Streamlit: pip install 'gridcap[app]'")
 pytest.importorskip("playwright", reason="a browser is driven by Playwright: pip install 'gridcap[dev]'")
@@ -52,9 +52,9 @@ from playwright.sync_api import sync_playwright
 
 from pipeline.app.components import literal
 from pipeline.app.models import Queue
-from pipeline.app.pictures import MAX_BYTES, Picture, check, preview
 from pipeline.app.runs import read_epochs, read_live, read_scores
 from pipeline.app.serve import serve
+from pipeline.app.uploads import MAX_BYTES, Picture, check, preview
 
 ROOT = Path(__file__).parents[1]
 PHOTOGRAPHS = ROOT.parent / "shared" / "real" / "coco" / "images"
@@ -73,7 +73,7 @@ def write_seeded_model(
     vocabulary = Vocabulary(SPECIALS + words)
     encoder = GridEncoder(architecture, layer).eval()
     cells = size // STRIDES[layer]
-    setting = Setting(
+    spec = EncoderSpec(
         architecture=architecture,
         layer=layer,
         weights_digest=weights_digest(encoder),
@@ -85,17 +85,17 @@ def write_seeded_model(
         channels=encoder.channels,
     )
     params = load(ROOT / "params.yaml", "train", TrainParams).decoder
-    decoder = AttentionDecoder(params, setting.grid, encoder.channels, len(vocabulary))
+    decoder = SoftAttentionDecoder(params, spec.grid, encoder.channels, len(vocabulary))
     with torch.no_grad():
         decoder.energy *= 50
-        decoder.vocabulary.weight *= 20
-        decoder.vocabulary.bias[END] = -1000.0  # all captions are as long as they may be
+        decoder.output_proj.weight *= 20
+        decoder.output_proj.bias[END] = -1000.0  # all captions are as long as they may be
     config = ModelConfig(
         fingerprint="seeded",
         decoder=params,
         vocabulary_digest=vocabulary.digest,
-        encoder=setting,
-        encoder_fingerprint=setting.fingerprint,
+        encoder=spec,
+        encoder_fingerprint=spec.fingerprint,
         view="whole",
         data=TrainingData(images=0, captions=0, validation_images=0),
         epoch=1,
@@ -275,7 +275,7 @@ def upload_and_wait(page: Any, name: str, content: bytes) -> float:
 
 
 def light(page: Any) -> tuple[float, float, float]:
-    """How much of the picture is lit, 0 to 1, and the centre of the light, 0 to 1 from the left and from the top."""
+    """How much of the picture is lit, 0 to 1, and the center of the light, 0 to 1 from the left and from the top."""
     total, x, y = page.locator(".picture canvas").first.evaluate(
         """canvas => {
             const { width, height } = canvas;
@@ -335,12 +335,12 @@ def test_a_photograph_is_captioned_and_its_words_show_where_the_model_looked(ope
     assert 0 < lit < 0.9
     assert page.locator(".looking").count() == 1
     assert re.fullmatch(rf"{words(page).nth(0).inner_text()} · \d+%", page.locator(".viewer .note").inner_text())
-    centres = {(round(x, 2), round(y, 2))}
+    centers = {(round(x, 2), round(y, 2))}
     for number in range(1, min(6, words(page).count())):
         words(page).nth(number).hover()
         _, x, y = settled_light(page)
-        centres.add((round(x, 2), round(y, 2)))
-    assert len(centres) > 2  # it moves from word to word
+        centers.add((round(x, 2), round(y, 2)))
+    assert len(centers) > 2  # it moves from word to word
     page.mouse.move(0, 0)
     page.locator(".looking").wait_for(state="detached")
     assert asked == []  # all that without the server
@@ -426,7 +426,7 @@ def test_pictures_of_every_kind_are_taken_and_shown_upright(open_page: Callable[
     on_its_side[ExifTags.Base.Orientation] = 6  # the camera was held turned left
     pictures = {
         "turned.jpg": jpeg(halves(320, 200), exif=on_its_side),
-        "grey.jpg": jpeg(halves(300, 200).convert("L")),
+        "gray.jpg": jpeg(halves(300, 200).convert("L")),
         "cmyk.jpg": jpeg(halves(310, 200).convert("CMYK")),
         "clear.png": encoded(Image.new("RGBA", (200, 300), (0, 0, 0, 0)), "PNG"),
         "deep.tif": encoded(Image.fromarray(np.full((90, 120), 40_000, dtype=np.uint16)), "TIFF"),
@@ -556,7 +556,7 @@ def test_results_are_read_as_they_stand(tmp_path: Path) -> None:
     assert read_epochs(tmp_path / "training.json") == {"val_loss": [(1, 2.5), (2, 2)]}
     (corpus,) = corpora("plain", {1: ["a red cube"], 2: ["a blue cube"]}, [{1: "a red cube", 2: "a red cube"}])
     measured = measure(corpus, with_meteor=False, with_spice=False)
-    write_json(tmp_path / "scores.json", summary(measured, {"seen": [1]}, Resampling(resamples=100, seed=0)))
+    write_json(tmp_path / "scores.json", summary(measured, {"seen": [1]}, Resampling(bootstrap_samples=100, seed=0)))
     found = read_scores(tmp_path / "scores.json")
     assert list(found) == ["all", "seen"]
     assert list(found["all"]) == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "CIDEr"]

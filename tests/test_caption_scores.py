@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.evaluation.agreement import agreement
-from pipeline.evaluation.bleu import bleu, bleu_counts
-from pipeline.evaluation.bootstrap import Resampling
-from pipeline.evaluation.caption_scores import OF_SUMS, image_rows, measure, summary
-from pipeline.evaluation.cider import cider
-from pipeline.evaluation.corpus import Corpus
-from pipeline.evaluation.diversity import diversity
-from pipeline.evaluation.protocols import PLAIN, corpora
-from pipeline.evaluation.rouge import rouge_l
+from pipeline.metrics.bleu import bleu, bleu_counts
+from pipeline.metrics.bootstrap import Resampling
+from pipeline.metrics.caption_scores import CORPUS_SCORES, image_rows, measure, summary
+from pipeline.metrics.cider import cider
+from pipeline.metrics.corpus import Corpus
+from pipeline.metrics.diversity import diversity
+from pipeline.metrics.rouge import rouge_l
+from pipeline.metrics.tokenizers import corpora
 
-RESAMPLING = Resampling(resamples=300, seed=5)
+RESAMPLING = Resampling(bootstrap_samples=300, seed=5)
 
 REFERENCES = {
     4: ["a dog runs on grass", "a brown dog runs over the grass", "a dog in a field"],
@@ -31,7 +31,7 @@ CAPTIONS = {2: "two kids play in the water", 9: "a man rides a bike", 4: "a dog 
 
 
 def corpus() -> Corpus:
-    return corpora("plain", REFERENCES, [CAPTIONS])[0]
+    return corpora("spacy", REFERENCES, [CAPTIONS])[0]
 
 
 def test_a_corpus_is_in_the_order_of_image_ids() -> None:
@@ -39,11 +39,11 @@ def test_a_corpus_is_in_the_order_of_image_ids() -> None:
     assert found.image_ids == (2, 4, 7, 9)
     assert found.hypotheses[1] == ["a", "dog", "on", "the", "grass"]
     assert found.references[3] == [["a", "man", "rides", "a", "red", "bike"], ["a", "man", "on", "a", "bike"]]
-    assert found.protocol == (f"tokens: {PLAIN}", "references: 1 to 3 an image")
+    assert found.protocol == (f"tokens: {SPACY}", "references: 1 to 3 an image")
 
 
 def test_systems_share_their_references() -> None:
-    first, second = corpora("plain", REFERENCES, [CAPTIONS, dict.fromkeys(CAPTIONS, "A Dog!")])
+    first, second = corpora("spacy", REFERENCES, [CAPTIONS, dict.fromkeys(CAPTIONS, "A Dog!")])
     assert first == corpus()
     assert second.references == first.references
     assert second.hypotheses == (["a", "dog"],) * 4
@@ -75,7 +75,7 @@ def test_scores_are_those_of_their_modules_and_say_how_they_were_made() -> None:
 def test_intervals_are_the_same_for_the_same_seed() -> None:
     measured = measure(corpus(), with_meteor=False, with_spice=False)
     first, again = (summary(measured, {}, RESAMPLING) for _ in range(2))
-    other = summary(measured, {}, Resampling(resamples=300, seed=6))
+    other = summary(measured, {}, Resampling(bootstrap_samples=300, seed=6))
     assert first == again
     assert first["intervals"] != other["intervals"]
     assert first["CIDEr-D"] == other["CIDEr-D"]
@@ -143,7 +143,7 @@ def test_people_are_scored_each_reference_against_the_others() -> None:
 
 def test_people_who_always_agree_score_highest() -> None:
     same = {one: [text] * 3 for one, text in CAPTIONS.items()}
-    found = agreement(corpora("plain", same, [CAPTIONS])[0], with_meteor=False, resampling=RESAMPLING)
+    found = agreement(corpora("spacy", same, [CAPTIONS])[0], with_meteor=False, resampling=RESAMPLING)
     assert found["images"] == 4
     assert found["ROUGE-L"]["human"] == found["ROUGE-L"]["model"] == [1, 1, 1]
     assert found["BLEU-1"]["model - human"] == [0, 0, 0]
@@ -151,7 +151,7 @@ def test_people_who_always_agree_score_highest() -> None:
 
 def test_people_cannot_agree_where_each_image_has_one_reference() -> None:
     single = {one: captions[:1] for one, captions in REFERENCES.items()}
-    found = agreement(corpora("plain", single, [CAPTIONS])[0], with_meteor=False, resampling=RESAMPLING)
+    found = agreement(corpora("spacy", single, [CAPTIONS])[0], with_meteor=False, resampling=RESAMPLING)
     assert found.keys() == {"images", "protocol"}
     assert found["images"] == 0
 
@@ -201,4 +201,4 @@ def test_scores_of_all_images_are_made_of_sums_in_any_order(pairs, random) -> No
     straight = scores(order)
     random.shuffle(order)
     assert scores(order) == pytest.approx(straight)
-    assert set(straight) < set(OF_SUMS)
+    assert set(straight) < set(CORPUS_SCORES)

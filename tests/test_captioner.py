@@ -16,20 +16,20 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
+from pipeline.artifacts import write_json
 from pipeline.cli import app, main
-from pipeline.decoder.captioning import GenerateParams
-from pipeline.decoder.saved import note_origin, read_model, write_model
-from pipeline.decoder.search import SearchParams
+from pipeline.decoder.model_io import read_model, record_provenance, write_model
 from pipeline.errors import UserError
-from pipeline.evaluation.bootstrap import Resampling
-from pipeline.evaluation.caption_scores import measure, summary
-from pipeline.evaluation.protocols import corpora
 from pipeline.features.store import FeatureStore
+from pipeline.generation.generate import GenerateParams
+from pipeline.generation.search import SearchParams
+from pipeline.metrics.bootstrap import Resampling
+from pipeline.metrics.caption_scores import measure, summary
+from pipeline.metrics.tokenizers import corpora
 from pipeline.params import load
 from pipeline.prediction.captioner import USUAL_SEARCH, Captioner
 from pipeline.prediction.inputs import find_inputs
-from pipeline.publish import write_json
-from tests.tiny import COLOURS, Tiny
+from tests.tiny_captioner import COLORS, Tiny
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,8 +43,8 @@ def pictures(tiny: Tiny) -> list[Path]:
     return sorted(tiny.images.iterdir())
 
 
-def a_picture(colour: str = "red", size: tuple[int, int] = (28, 20)) -> Image.Image:
-    return Image.new("RGB", size, COLOURS[colour])
+def a_picture(color: str = "red", size: tuple[int, int] = (28, 20)) -> Image.Image:
+    return Image.new("RGB", size, COLORS[color])
 
 
 def png(picture: Image.Image, **options: object) -> bytes:
@@ -65,10 +65,10 @@ def test_grids_are_those_that_encode_stored_bit_for_bit(captioner: Captioner, ti
         np.testing.assert_allclose(captioner.grids(square[None])[0].astype(float), grid.astype(float), rtol=2e-3)
 
 
-def test_captions_name_the_colours_and_tell_what_they_are_worth(captioner: Captioner) -> None:
-    for colour in COLOURS:
-        [caption] = captioner.caption([a_picture(colour)])
-        assert colour in caption.words
+def test_captions_name_the_colors_and_tell_what_they_are_worth(captioner: Captioner) -> None:
+    for color in COLORS:
+        [caption] = captioner.caption([a_picture(color)])
+        assert color in caption.words
         assert caption.text == " ".join(caption.words)
         assert caption.attention.shape == (len(caption.words), *captioner.config.encoder.grid)
         np.testing.assert_allclose(caption.attention.sum(axis=(1, 2)), 1, rtol=1e-5)
@@ -79,7 +79,7 @@ def test_captions_name_the_colours_and_tell_what_they_are_worth(captioner: Capti
 
 
 def test_a_caption_cut_short_has_the_probability_of_its_words(captioner: Captioner) -> None:
-    [caption] = captioner.caption([a_picture()], replace(USUAL_SEARCH, max_words=2))
+    [caption] = captioner.caption([a_picture()], replace(USUAL_SEARCH, max_length=2))
     assert len(caption.words) == 2
     assert sum(math.log(p) for p in caption.word_probabilities) == pytest.approx(caption.log_probability, abs=1e-5)
 
@@ -99,16 +99,16 @@ def test_a_caption_does_not_depend_on_what_stands_beside_it(captioner: Captioner
         alone = [captioner.caption([file], search)[0] for file in reversed(files)][::-1]
         assert [one.text for one in alone] == [one.text for one in together]
     texts = {one.text for caption in together for one in (caption, *caption.alternatives)}
-    assert len(texts) > len(COLOURS)
+    assert len(texts) > len(COLORS)
 
 
 def test_alternatives_are_the_rest_of_the_beam(captioner: Captioner) -> None:
-    [caption] = captioner.caption([a_picture()], replace(USUAL_SEARCH, beam=4, n_best=4))
+    [caption] = captioner.caption([a_picture()], replace(USUAL_SEARCH, beam_size=4, n_best=4))
     found = [caption, *caption.alternatives]
     assert len({one.words for one in found}) == 4
     assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
     assert all(len(one.word_probabilities) == len(one.words) == len(one.attention) for one in found)
-    assert captioner.caption([a_picture()], replace(USUAL_SEARCH, beam=4))[0].alternatives == ()
+    assert captioner.caption([a_picture()], replace(USUAL_SEARCH, beam_size=4))[0].alternatives == ()
 
 
 @pytest.mark.parametrize(
@@ -132,8 +132,8 @@ def test_pictures_of_all_kinds_get_a_caption(
 
 
 def test_the_camera_says_which_side_is_up(captioner: Captioner) -> None:
-    upright = Image.new("RGB", (40, 20), COLOURS["blue"])
-    upright.paste(COLOURS["red"], (0, 0, 20, 20))
+    upright = Image.new("RGB", (40, 20), COLORS["blue"])
+    upright.paste(COLORS["red"], (0, 0, 20, 20))
     turned = upright.transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -168,11 +168,11 @@ def test_a_picture_without_pixels_is_refused(captioner: Captioner, size: tuple[i
 
 def test_a_picture_in_no_list_is_refused(captioner: Captioner, tiny: Tiny) -> None:
     file = pictures(tiny)[0]
-    for bare in (str(file), file.read_bytes(), file, a_picture()):
-        with pytest.raises(TypeError, match=rf"give \[picture\], not a bare {type(bare).__name__}"):
-            captioner.caption(bare)  # type: ignore[arg-type]
+    for uncaptioned_images in (str(file), file.read_bytes(), file, a_picture()):
+        with pytest.raises(TypeError, match=rf"give \[picture\], not a bare {type(uncaptioned_images).__name__}"):
+            captioner.caption(uncaptioned_images)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="come in a list"):
-            next(captioner.stream(bare))  # type: ignore[arg-type]
+            next(captioner.stream(uncaptioned_images))  # type: ignore[arg-type]
 
 
 def test_several_models_vote(captioner: Captioner, tiny: Tiny, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def moved(tiny: Tiny, tmp_path: Path) -> Path:
     """The model where the weights of its encoder are not to be found."""
     folder = tmp_path / "clone" / "data" / "model"
     shutil.copytree(tiny.model, folder)
-    note_origin(folder, "images", "weights/encoder.safetensors")
+    record_provenance(folder, "images", "weights/encoder.safetensors")
     return folder
 
 
@@ -236,7 +236,7 @@ def test_weights_of_torchvision_are_found_in_the_cache_and_not_downloaded(
     moved: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
-    note_origin(moved, "images", "IMAGENET1K_V1")
+    record_provenance(moved, "images", "IMAGENET1K_V1")
     with pytest.raises(UserError, match=r"checkpoints/resnet18-f37072fd\.pth.*--download"):
         Captioner.load(moved)
     checkpoints = tmp_path / "cache" / "hub" / "checkpoints"
@@ -290,8 +290,8 @@ def test_predict_prints_a_line_a_picture(tiny: Tiny, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     names = [line.split(":")[0] for line in result.stdout.splitlines()]
     assert names == [str(tmp_path / name) for name in ("red.png", "in/b.png", "in/side/a.JPG")]
-    for line, colour in zip(result.stdout.splitlines(), ("red", "blue", "white"), strict=True):
-        assert f" {colour}" in line
+    for line, color in zip(result.stdout.splitlines(), ("red", "blue", "white"), strict=True):
+        assert f" {color}" in line
 
 
 def test_a_folder_stands_for_its_pictures_and_for_what_cannot_be_reached(
@@ -318,7 +318,7 @@ def test_predict_prints_json_and_draws_strips(tiny: Tiny, tmp_path: Path) -> Non
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.png").write_bytes(png(a_picture("red")))
-    flags = ["--json", "--n-best", "3", "--beam", "4", "--attention", tmp_path / "strips", "--model", tiny.model]
+    flags = ["--json", "--n-best", "3", "--beam-size", "4", "--attention", tmp_path / "strips", "--model", tiny.model]
     result = gridcap("predict", tmp_path / "one", "-", tmp_path / "two" / "a.png", *flags, stdin=png(a_picture("blue")))
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in result.stdout.splitlines()]
@@ -380,9 +380,9 @@ def test_a_picture_that_is_too_large_is_told_without_what_pillow_tells_programme
         (["https://example.org/a.jpg"], r"https://example\.org/a\.jpg: is a URL"),
         (["{empty}"], r"holds no picture"),
         ([""], r"empty name"),
-        (["a.jpg", "--beam", "0"], r"search\.beam must be greater than or equal to 1, got 0"),
-        (["a.jpg", "--beam", "2", "--n-best", "3"], r"n_best must be at most beam, 2, got 3"),
-        (["a.jpg", "--length-exponent", "much"], r"search\.length_exponent must be a valid number, got \"much\""),
+        (["a.jpg", "--beam-size", "0"], r"search\.beam must be greater than or equal to 1, got 0"),
+        (["a.jpg", "--beam-size", "2", "--n-best", "3"], r"n_best must be at most beam, 2, got 3"),
+        (["a.jpg", "--length-alpha", "much"], r"search\.length_alpha must be a valid number, got \"much\""),
         (["a.jpg", "--model", "{empty}"], r"config\.json: cannot be read"),
     ],
 )
@@ -420,14 +420,14 @@ def test_an_exported_model_travels(tiny: Tiny, tmp_path: Path) -> None:
     references = {1: ["a red square", "red"], 2: ["a blue square", "blue"]}
     (corpus,) = corpora("plain", references, [{1: "a red square", 2: "a red square"}])
     measured = measure(corpus, with_meteor=False, with_spice=False)
-    write_json(scores, summary(measured, {"blue": [2]}, Resampling(resamples=100, seed=0)))
+    write_json(scores, summary(measured, {"blue": [2]}, Resampling(bootstrap_samples=100, seed=0)))
     out = tmp_path / "out" / "model"
     result = gridcap("export", tiny.model, "--out", out, "--with-encoder", "--scores", scores)
     assert result.exit_code == 0, result.output
     assert result.stdout == (
         f"{out}: `gridcap predict --model {out} IMAGE` captions with it; its encoder's weights are in it\n"
     )
-    note_origin(out, "images", "nowhere.safetensors")
+    record_provenance(out, "images", "nowhere.safetensors")
     assert "red" in Captioner.load(out).caption([a_picture()])[0].words
     exported = load_file(out / "encoder.safetensors")
     assert not any(name.startswith(("layer3", "fc")) for name in exported)
@@ -438,7 +438,7 @@ def test_an_exported_model_travels(tiny: Tiny, tmp_path: Path) -> None:
         "references: 2 an image",
         "32 images with 64 captions",
         "torch 2",
-        "licence",
+        "license",
     ):
         assert told in card
     again = gridcap("export", tiny.model, "--out", out)

@@ -17,7 +17,7 @@ from benchmarks.crossvalidation import (
     Photographs,
     Scored,
     System,
-    divide,
+    assign_splits,
     main,
     of_retrieval,
     out_of_fold,
@@ -26,13 +26,13 @@ from benchmarks.crossvalidation import (
     targets,
 )
 from benchmarks.retrieval import consensus, document_frequencies, nearest, retrieve
-from benchmarks.soft_attention import Settings, SoftAttention, objective
+from benchmarks.soft_attention import Settings, SoftAttention, caption_loss
 from pipeline.captions.records import Record
-from pipeline.captions.tokens import TokenizeParams
-from pipeline.captions.vocabulary import END, PAD, START, UNKNOWN
+from pipeline.captions.tokenizer import TokenizeParams
+from pipeline.captions.vocabulary import END, PAD, START, UNK
 from pipeline.errors import UserError
 from pipeline.features.store import FeatureStore, write_index, write_shard
-from tests.materials import small_setting
+from tests.factories import small_spec
 
 
 @given(
@@ -44,7 +44,7 @@ def test_every_image_is_in_exactly_one_fold_and_seen_in_none_that_captions_it(
     image_ids: list[int], folds: int, seed: int
 ) -> None:
     folds = min(folds, len(image_ids))
-    divided = divide(image_ids, folds, seed)
+    divided = assign_splits(image_ids, folds, seed)
     assert len(divided) == folds
     assert sorted(image_id for fold in divided for image_id in fold.test) == sorted(image_ids)
     sizes = [len(fold.test) for fold in divided]
@@ -56,14 +56,14 @@ def test_every_image_is_in_exactly_one_fold_and_seen_in_none_that_captions_it(
 
 def test_folds_are_the_same_for_the_same_seed_in_whatever_order_images_come() -> None:
     image_ids = list(range(50))
-    assert divide(image_ids, 5, 3) == divide(image_ids[::-1], 5, 3)
-    assert divide(image_ids, 5, 3) != divide(image_ids, 5, 4)
+    assert assign_splits(image_ids, 5, 3) == assign_splits(image_ids[::-1], 5, 3)
+    assert assign_splits(image_ids, 5, 3) != assign_splits(image_ids, 5, 4)
 
 
 @pytest.mark.parametrize("folds", [0, 1, 4])
 def test_folds_need_images_on_both_sides(folds: int) -> None:
     with pytest.raises(UserError, match="--folds must be from 2 to the number of images, 3, got"):
-        divide([1, 2, 3], folds, 0)
+        assign_splits([1, 2, 3], folds, 0)
 
 
 CAPTIONS = {
@@ -109,14 +109,14 @@ def test_the_consensus_caption_is_the_one_most_like_the_others() -> None:
     assert consensus([["plane"]], frequencies, 3) == 0
 
 
-def test_neighbours_are_found_by_direction_from_the_training_mean() -> None:
+def test_neighbors_are_found_by_direction_from_the_training_mean() -> None:
     train = np.array([[10, 11], [10, 9], [12, 10], [8, 10]], dtype=np.float32)
     near = nearest(np.array([[10, 10.1], [30, 9]], dtype=np.float32), train, 2)
     assert near[:, 0].tolist() == [0, 2]
     assert nearest(np.array([[10, 10]], dtype=np.float32), train, 4).shape == (1, 4)
 
 
-def test_retrieval_says_what_was_said_of_the_neighbours() -> None:
+def test_retrieval_says_what_was_said_of_the_neighbors() -> None:
     rng = np.random.default_rng(4)
     kinds = np.repeat([[5.0, 0.0], [-5.0, 0.0]], 20, axis=0).astype(np.float32)
     captions = [REFERENCES[1]] * 20 + [REFERENCES[2]] * 20
@@ -135,7 +135,7 @@ def test_the_textbook_decoder_steps_in_search_as_it_does_in_training() -> None:
     regions = torch.rand(3, 4, 6)
     captions = decoder.caption(regions)
     for row, words in enumerate(captions):
-        assert not {PAD, START, END, UNKNOWN} & set(words)
+        assert not {PAD, START, END, UNK} & set(words)
         ids = torch.tensor([[START, *words, END]])
         logits, attention = decoder(regions[row : row + 1], ids[:, :-1])
         assert attention.sum(dim=-1).detach().numpy() == pytest.approx(1.0)
@@ -147,23 +147,23 @@ def test_the_textbook_objective_sums_over_regions_and_averages_over_captions() -
     attention = torch.full((2, 3, 4), 0.25)
     targets = torch.tensor([[4, 4, END], [4, END, PAD]])
     wanted = np.log(5) + (4 * 0.25**2 + 4 * 0.5**2) / 2
-    assert objective(logits, attention, targets, 1.0).item() == pytest.approx(wanted)
+    assert caption_loss(logits, attention, targets, 1.0).item() == pytest.approx(wanted)
 
 
 def photographs(folder: Path) -> Photographs:
-    setting = small_setting()
+    spec = small_spec()
     contents = {image_id: f"{image_id:064}" for image_id in CAPTIONS}
     keys = [(content, "whole") for content in contents.values()]
-    grids = np.random.default_rng(5).random((len(keys), *setting.grid_shape)).astype(np.float16)
-    shard = write_shard(folder, setting, list(CAPTIONS), keys, grids)
-    write_index(folder, setting, ["whole"], [shard], contents)
+    grids = np.random.default_rng(5).random((len(keys), *spec.grid_shape)).astype(np.float16)
+    shard = write_shard(folder, spec, list(CAPTIONS), keys, grids)
+    write_index(folder, spec, ["whole"], [shard], contents)
     return Photographs(
         records={
             image_id: Record(image_id=image_id, file=f"{image_id}.jpg", split="train", captions=tuple(captions))
             for image_id, captions in CAPTIONS.items()
         },
         words=REFERENCES,
-        tokenize=TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_words=20),
+        tokenize=TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_length=20),
         store=FeatureStore(folder),
         features=folder,
     )
@@ -178,7 +178,7 @@ def test_a_run_after_a_kill_captions_only_what_is_missing(tmp_path: Path) -> Non
             raise KeyboardInterrupt
         return {image_id: GOOD[image_id].split() for image_id in fold.test}
 
-    given_to_all, folds = photographs(tmp_path / "features"), divide(list(CAPTIONS), 3, 0)
+    given_to_all, folds = photographs(tmp_path / "features"), assign_splits(list(CAPTIONS), 3, 0)
     system = System(settings={"size": 1}, code="a", caption=caption)
     with pytest.raises(KeyboardInterrupt):
         out_of_fold("ours", system, given_to_all, folds, tmp_path)
@@ -193,7 +193,7 @@ def test_a_run_after_a_kill_captions_only_what_is_missing(tmp_path: Path) -> Non
 
 def test_retrieval_captions_a_fold_from_the_others(tmp_path: Path) -> None:
     given_to_all = photographs(tmp_path / "features")
-    for fold in divide(list(CAPTIONS), 3, 0):
+    for fold in assign_splits(list(CAPTIONS), 3, 0):
         found = of_retrieval(given_to_all).caption(fold, tmp_path)
         assert list(found) == list(fold.test)
         assert all(words in [own for other in fold.others for own in REFERENCES[other]] for words in found.values())

@@ -25,9 +25,9 @@ from pipeline.features.encoder import (
     load_encoder,
     weights_digest,
 )
-from pipeline.features.quantised import multiplies_exactly
+from pipeline.features.quantization.quantized_encoder import multiplies_exactly
 from pipeline.params import load
-from tests.materials import encode_params
+from tests.factories import encode_params
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
 
@@ -101,8 +101,8 @@ def test_equal_weights_have_one_digest_in_every_container(resnet, weights, tmp_p
     torch.save(state, tmp_path / "plain.pth")
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "nested.pt")
     kept = {n: t for n, t in state.items() if n.startswith(("conv1", "bn1", "layer1", "layer2"))}
-    bare = {name: tensor for name, tensor in kept.items() if not name.endswith("num_batches_tracked")}
-    torch.save(bare, tmp_path / "bare.pth")
+    uncaptioned_images = {name: tensor for name, tensor in kept.items() if not name.endswith("num_batches_tracked")}
+    torch.save(uncaptioned_images, tmp_path / "bare.pth")
 
     containers = [weights, tmp_path / "plain.pth", tmp_path / "nested.pt", tmp_path / "bare.pth"]
     digests = {weights_digest(load_encoder(params(path))) for path in containers}
@@ -207,11 +207,11 @@ def test_a_missing_file_and_an_unknown_name_are_told(tmp_path):
 
 
 def test_image_size_is_a_multiple_of_the_layers_stride(tmp_path):
-    section = (
-        "encode: {architecture: resnet18, layer: layer3, weights: a, watch: a, image_size: 200, precision: float32,"
+    params_section = (
+        "encode: {architecture: resnet18, layer: layer3, weights: a, image_size: 200, precision: float32,"
         " compile: false, views: [whole]}"
     )
-    (tmp_path / "params.yaml").write_text(section)
+    (tmp_path / "params.yaml").write_text(params_section)
 
     with pytest.raises(UserError, match="image_size must be a multiple of 16 with layer3, got 200"):
         load(tmp_path / "params.yaml", "encode", EncodeParams)

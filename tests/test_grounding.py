@@ -4,10 +4,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from pipeline.evaluation.grounding import mass_by_chance, mass_in_boxes, peak_by_chance, peak_in_boxes
+from pipeline.metrics.grounding import mass_by_chance, mass_in_boxes, peak_by_chance, peak_in_boxes
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
-# Two rows, four columns; the peak is in row 1, column 2, whose centre lies at x = 0.625, y = 0.75.
+# Two rows, four columns; the peak is in row 1, column 2, whose center lies at x = 0.625, y = 0.75.
 ATTENTION = np.array([[0.1, 0.1, 0.1, 0.0], [0.0, 0.2, 0.4, 0.1]])
 
 

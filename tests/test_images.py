@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from pipeline.errors import UserError
-from pipeline.features.images import MAX_PIXELS, normalise, read_image, upright_size
+from pipeline.features.images import MAX_PIXELS, normalize, read_image, upright_size
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
 
@@ -24,8 +24,8 @@ RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 def quarters(width: int = 64, height: int = 32) -> Image.Image:
     """Red, green / blue, white."""
     image = Image.new("RGB", (2, 2))
-    for place, colour in zip([(0, 0), (1, 0), (0, 1), (1, 1)], [RED, GREEN, BLUE, WHITE], strict=True):
-        image.putpixel(place, colour)
+    for place, color in zip([(0, 0), (1, 0), (0, 1), (1, 1)], [RED, GREEN, BLUE, WHITE], strict=True):
+        image.putpixel(place, color)
     return image.resize((width, height), Image.Resampling.NEAREST)
 
 
@@ -85,21 +85,21 @@ def test_a_broken_exif_block_does_not_hide_the_picture():
 def test_transparency_shows_white():
     clear = Image.new("RGBA", (8, 8), (*RED, 0))
     half = Image.new("RGBA", (8, 8), (0, 0, 0, 128))
-    grey = Image.new("LA", (8, 8), (0, 0))
+    gray = Image.new("LA", (8, 8), (0, 0))
     palette = Image.new("P", (8, 8), 1)
     palette.putpalette([*BLUE, *RED])
     keyed = Image.new("RGB", (8, 8), RED)
 
     assert (read_image(encoded(clear), 4) == 255).all()
     assert (read_image(encoded(half), 4) == 127).all()
-    assert (read_image(encoded(grey), 4) == 255).all()
+    assert (read_image(encoded(gray), 4) == 255).all()
     assert (read_image(encoded(palette, transparency=1), 4) == 255).all()
     assert (read_image(encoded(palette, transparency=b"\xff\x00"), 4) == 255).all()
     assert (read_image(encoded(palette, transparency=0), 4) == RED).all()
     assert (read_image(encoded(keyed, transparency=RED), 4) == 255).all()
 
 
-def test_every_colour_mode_becomes_rgb():
+def test_every_color_mode_becomes_rgb():
     palette = Image.new("P", (8, 8), 1)
     palette.putpalette([*RED, *BLUE])
     deep = Image.fromarray(np.full((8, 8), 0x8080, dtype=np.uint16))
@@ -117,7 +117,7 @@ def test_every_colour_mode_becomes_rgb():
 
 
 def test_the_first_frame_stands_for_an_animation():
-    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE)]
+    frames = [Image.new("RGB", (8, 8), color) for color in (RED, BLUE)]
 
     assert (read_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), 4) == RED).all()
 
@@ -191,11 +191,11 @@ def test_a_damaged_file_is_read_or_named(kind, edits, kept):
         assert read_image(bytes(file[: int(kept * len(file)) + 1]), 8).shape == (8, 8, 3)
 
 
-def test_normalise_gives_imagenet_units():
+def test_normalize_gives_imagenet_units():
     pictures = torch.zeros(2, 4, 4, 3, dtype=torch.uint8)
     pictures[1] = 255
 
-    images = normalise(pictures)
+    images = normalize(pictures)
 
     assert images.shape == (2, 3, 4, 4)
     assert images.dtype == torch.float32

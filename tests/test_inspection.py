@@ -10,17 +10,17 @@ from typer.testing import CliRunner
 
 from pipeline.captions import tokens
 from pipeline.captions.records import Record
-from pipeline.captions.tokens import TokenizeParams
+from pipeline.captions.tokenizer import TokenizeParams
 from pipeline.captions.vocabulary import write_vocabulary
 from pipeline.cli import app
 from pipeline.errors import UserError
 from pipeline.features import store
 from pipeline.inspection import describe, verify
-from tests.materials import small_setting
+from tests.factories import small_spec
 
 REPOSITORY = Path(__file__).parents[1]
 
-SETTING = small_setting(grid_width=3, channels=4)
+SETTING = small_spec(grid_width=3, channels=4)
 
 
 def told(path: Path) -> str:
@@ -33,7 +33,7 @@ def write_token_folder(folder: Path) -> Path:
         Record(image_id=8, file="8.jpg", split="train", captions=("A red cube .", "A cube , and a cone .")),
         Record(image_id=9, file="9.jpg", split="val", captions=("A blue cube .",)),
     ]
-    params = TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_words=9)
+    params = TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_length=9)
     dataset = tokens.tokenize(records, params, Path("records.jsonl"))
     tokens.write_tokens(folder / tokens.TOKENS_FILE, dataset, params, "0123456789abcdef")
     write_vocabulary(folder / tokens.VOCABULARY_FILE, dataset.vocabulary)
@@ -67,7 +67,7 @@ def test_tokens_are_told_as_words(tmp_path: Path) -> None:
     text = told(write_token_folder(tmp_path / "tokens") / tokens.TOKENS_FILE)
     assert "gridcap.tokens, version 1" in text
     assert "fingerprint 0123456789abcdef" in text
-    assert "tokeniser: spacy.blank('en')" in text
+    assert "tokenizer: spacy.blank('en')" in text
     assert "train: 2 captions of 1 images, 6.0 ids each" in text
     assert "image 8: a cube and a cone" in text
     assert "image 9: a <unk> cube" in text
@@ -118,10 +118,10 @@ def test_a_folder_of_features_is_added_up(tmp_path: Path) -> None:
 
 
 def test_what_an_image_takes_is_told_beside_what_is_usual(tmp_path: Path) -> None:
-    keys = [("0" * 64, "whole"), ("0" * 64, "centre")]
+    keys = [("0" * 64, "whole"), ("0" * 64, "center")]
     shard = store.write_shard(tmp_path, SETTING, [1, 1], keys, np.zeros((2, 6, 4), dtype=np.float16))
     assert "bytes an image" not in told(tmp_path)
-    store.write_index(tmp_path, SETTING, ("whole", "centre"), [shard], {1: "0" * 64, 2: "0" * 64})
+    store.write_index(tmp_path, SETTING, ("whole", "center"), [shard], {1: "0" * 64, 2: "0" * 64})
     # Two views of 6 regions, and of 196, of 4 channels in 2, and in 4, bytes.
     assert (
         "; 96 bytes an image; 14 x 14 grids of the same channels in float32 would take 6,272 bytes an image,"
@@ -225,7 +225,7 @@ def tokens_without_tokens(path: Path) -> None:
     ],
 )
 def test_what_cannot_be_read_is_told_in_a_sentence(tmp_path: Path, make: Callable[[Path], None], message: str) -> None:
-    path = tmp_path / "artefact.h5"
+    path = tmp_path / "artifact.h5"
     make(path)
     with pytest.raises(UserError) as error:
         told(path)
@@ -263,7 +263,7 @@ def test_an_altered_and_a_missing_shard_are_named_and_end_the_command_with_2(tmp
 
 @pytest.mark.parametrize("make", [nothing, text_file, empty_folder, write_token_folder])
 def test_only_a_feature_store_can_be_verified(tmp_path: Path, make: Callable[[Path], object]) -> None:
-    path = tmp_path / "artefact"
+    path = tmp_path / "artifact"
     make(path)
     with pytest.raises(UserError) as error:
         verify(path)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-from pipeline.evaluation.java import UnavailableError, java_version
-from pipeline.evaluation.meteor import meteor, meteor_counts
-from pipeline.evaluation.ptb import ptb_words
-from pipeline.evaluation.spice import MODELS, spice
+from pipeline.metrics.java import UnavailableError, java_version
+from pipeline.metrics.meteor import meteor, meteor_counts
+from pipeline.metrics.ptb import ptb_words
+from pipeline.metrics.spice import MODELS, spice
 
 ROOT = Path(__file__).parents[1]
 REAL_CAPTIONS = ROOT.parent / "shared/real/text/captions_val2017_part.json"
@@ -95,7 +95,7 @@ def test_why_java_failed_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     install_as_java(monkeypatch, tmp_path, "echo 'Could not reserve enough space' >&2; exit 1")
     with pytest.raises(UnavailableError, match="METEOR failed: Could not reserve enough space"):
         meteor_counts([["a"]] * 5000, [[["a"]]] * 5000)
-    with pytest.raises(UnavailableError, match="PTB tokeniser failed: Could not reserve enough space"):
+    with pytest.raises(UnavailableError, match="PTB tokenizer failed: Could not reserve enough space"):
         ptb_words(["a"] * 50000)
 
 

@@ -15,8 +15,8 @@ import pytest
 from packaging.requirements import Requirement
 
 from pipeline.prediction.captioner import Captioner
-from pipeline.prediction.exporting import export
-from tests.tiny import Tiny
+from pipeline.prediction.export import export
+from tests.tiny_captioner import Tiny
 
 ROOT = Path(__file__).parents[1]
 
@@ -83,7 +83,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
 
 
 @pytest.fixture(scope="module")
-def travelled(installed: Installed, tiny: Tiny) -> Path:
+def traveled(installed: Installed, tiny: Tiny) -> Path:
     """An exported model with its encoder, and nothing else of where it was trained."""
     folder = installed.folder / "model"
     export(tiny.model, folder, with_encoder=True, scores=None, encoder_weights=tiny.weights, download=False)
@@ -91,15 +91,15 @@ def travelled(installed: Installed, tiny: Tiny) -> Path:
 
 
 def test_the_wheel_captions_a_picture_without_clone_dataset_or_dvc(
-    installed: Installed, travelled: Path, tiny: Tiny
+    installed: Installed, traveled: Path, tiny: Tiny
 ) -> None:
     picture = tiny.images / "00.png"
     for package in ("dvc", "dvclive", "spacy", "pycocoevalcap", "streamlit", "pytest", "benchmarks"):
         found = installed.run("python", "-c", f"import {package}")
         assert f"No module named '{package}'" in found.stderr
-    result = installed.run("gridcap", "predict", picture, "--model", travelled, "--json", "--attention", "strips")
+    result = installed.run("gridcap", "predict", picture, "--model", traveled, "--json", "--attention", "strips")
     assert result.returncode == 0, result.stderr
-    [expected] = Captioner.load(travelled, device="cpu").caption([picture])
+    [expected] = Captioner.load(traveled, device="cpu").caption([picture])
     row = json.loads(result.stdout)
     assert row["caption"] == expected.text
     assert row["log_probability"] == pytest.approx(expected.log_probability, abs=1e-4)
@@ -126,7 +126,7 @@ def test_the_shell_completes_commands_and_flags(installed: Installed) -> None:
 
     assert completed("gridcap pre") == ["predict"]
     assert "--attention" in completed("gridcap predict --")
-    assert "--length-exponent" in completed("gridcap predict --length")
+    assert "--length-alpha" in completed("gridcap predict --length")
     script = installed.run("gridcap", "--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     assert "_GRIDCAP_COMPLETE=complete_bash" in script.stdout
 

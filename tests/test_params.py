@@ -5,16 +5,16 @@ import pytest
 from pydantic import Field
 
 from pipeline.errors import UserError
-from pipeline.params import load, section
+from pipeline.params import load, params_section
 
 
-@section
+@params_section
 class Inner:
     kind: Literal["a", "b"]
     """Which kind."""
 
 
-@section
+@params_section
 class Outer:
     rate: Annotated[float, Field(gt=0)]
     """Steps a second."""

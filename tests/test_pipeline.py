@@ -15,7 +15,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.captions.records import read_records
-from pipeline.mending import mend
+from pipeline.dvc_repair import mend
 from pipeline.params import read_yaml
 from pipeline.prediction.captioner import Captioner
 
@@ -45,7 +45,7 @@ class Repository:
             else:
                 shutil.copy(source, target)
         self.edit("data/scenes/params.yaml", render={"train": 24, "val": 6, "test": 9})
-        decoder = {"embedding": 16, "state": 16, "attention": 16, "dropout": 0.1}
+        decoder = {"embedding_size": 16, "hidden_size": 16, "attention_size": 16, "dropout": 0.1}
         decoder |= {"region_dropout": 0.0, "word_dropout": 0.1}
         self.edit("params.yaml", train={"epochs": 3, "decoder": decoder}, evaluate={"meteor": False, "pictures": 1})
         (folder / ".gitignore").write_text("/data/.work\n/results/live\n")
@@ -56,8 +56,8 @@ class Repository:
     def edit(self, file: str, **sections: dict[str, object]) -> None:
         yaml = YAML()
         document = yaml.load(self.folder / file)
-        for section, values in sections.items():
-            document[section].update(values)
+        for params_section, values in sections.items():
+            document[params_section].update(values)
         yaml.dump(document, self.folder / file)
 
     def start(self, *words: str) -> subprocess.Popen[str]:
@@ -177,11 +177,11 @@ def test_a_second_run_runs_nothing(repository: Repository) -> None:
     ],
 )
 def test_a_param_touches_the_stage_that_reads_it_and_the_report_that_shows_it(
-    repository: Repository, file: str, section: str, values: dict[str, object], stages: list[str]
+    repository: Repository, file: str, params_section: str, values: dict[str, object], stages: list[str]
 ) -> None:
     before = (repository.folder / file).read_bytes()
     try:
-        repository.edit(file, **{section: values})
+        repository.edit(file, **{params_section: values})
         assert repository.changed() == sorted(stages)
     finally:
         (repository.folder / file).write_bytes(before)
@@ -202,7 +202,7 @@ def test_a_changed_search_runs_generate_and_evaluate_and_going_back_runs_nothing
     before = (repository.folder / "params.yaml").read_bytes()
     locks = repository.locks()
     search = read_yaml(repository.folder / "params.yaml")["generate"]["search"]
-    search |= {"beam": 1, "max_words": 10, "length_exponent": 0.5, "allow_unknown": True}
+    search |= {"beam_size": 1, "max_length": 10, "length_alpha": 0.5, "allow_unk": True}
     repository.edit("params.yaml", generate={"search": search})
     assert repository.repro() == ["generate", "evaluate"]
     (repository.folder / "params.yaml").write_bytes(before)
@@ -285,12 +285,12 @@ def test_a_cut_lock_file_goes_back_to_what_git_holds(tmp_path: Path) -> None:
 
 def test_a_wrong_param_ends_with_one_sentence_and_harms_nothing(repository: Repository) -> None:
     before = (repository.folder / "params.yaml").read_bytes()
-    repository.edit("params.yaml", train={"clip_norm": -1})
+    repository.edit("params.yaml", train={"max_grad_norm": -1})
     try:
         output = repository.dvc_fails("repro")
     finally:
         (repository.folder / "params.yaml").write_bytes(before)
-    assert "error: params.yaml: train.clip_norm must be greater than 0, got -1" in output
+    assert "error: params.yaml: train.max_grad_norm must be greater than 0, got -1" in output
     assert "Traceback" not in output
     assert repository.repro() == []
     assert (repository.folder / "data" / "model" / "config.json").is_file()

@@ -16,17 +16,17 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from pipeline.captions.sources.dataset import DatasetParams
-from pipeline.captions.tokens import TokenizeParams
+from pipeline.captions.tokenizer import TokenizeParams
 from pipeline.cli import app
-from pipeline.decoder.captioning import GenerateParams
-from pipeline.decoder.trainer import TrainParams
-from pipeline.evaluation.results import EvaluateParams
+from pipeline.evaluation.evaluate import EvaluateParams
 from pipeline.features.encoder import EncodeParams
 from pipeline.features.store import write_index, write_shard
+from pipeline.generation.generate import GenerateParams
 from pipeline.params import check, read_yaml
 from pipeline.presets import find_preset, use
-from tests.materials import small_setting
-from tests.tiny import Tiny
+from pipeline.training.trainer import TrainParams
+from tests.factories import small_spec
+from tests.tiny_captioner import Tiny
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -121,17 +121,17 @@ def test_a_preset_with_its_assignments_makes_valid_params(command: str, tmp_path
     _, _, preset, *assignments = shlex.split(command, comments=True)
     use(find_preset(preset, ROOT / "presets"), assignments, tmp_path / "params.yaml")
     written = read_yaml(tmp_path / "params.yaml")
-    for name, section in SECTIONS.items():
-        check(written[name], name, section, command)
+    for name, params_section in SECTIONS.items():
+        check(written[name], name, params_section, command)
 
 
 def test_the_lines_of_python_read_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (block,) = (block for language, block in BLOCKS if language == "python" and "h5py" in block)
     folder = tmp_path / "data/features"
-    setting = small_setting()
+    spec = small_spec()
     grids = np.arange(24, dtype=np.float16).reshape(2, 4, 3)
-    shard = write_shard(folder, setting, [5, 1_000_000], [("a" * 64, "whole"), ("b" * 64, "whole")], grids)
-    write_index(folder, setting, ("whole",), [shard], {5: "a" * 64, 1_000_000: "b" * 64})
+    shard = write_shard(folder, spec, [5, 1_000_000], [("a" * 64, "whole"), ("b" * 64, "whole")], grids)
+    write_index(folder, spec, ("whole",), [shard], {5: "a" * 64, 1_000_000: "b" * 64})
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(block, names)
@@ -189,8 +189,8 @@ def git(*arguments: str) -> str:
 def table_of_params(values: dict[str, Any]) -> str:
     assert values.keys() == SECTIONS.keys()
     lines = ["| key | value | default | meaning |", "| --- | --- | --- | --- |"]
-    for name, section in SECTIONS.items():
-        schema = TypeAdapter(section).json_schema()
+    for name, params_section in SECTIONS.items():
+        schema = TypeAdapter(params_section).json_schema()
         lines += params_rows(schema, schema.get("$defs", {}), name, values[name])
     return "\n".join(lines)
 

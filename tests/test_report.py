@@ -14,17 +14,17 @@ from PIL import ExifTags, Image
 from playwright.sync_api import Browser, Locator, Page
 
 from pipeline.captions.records import Record, Thing
-from pipeline.decoder.generated import Generated, Ranked
-from pipeline.evaluation.charts import charts
-from pipeline.evaluation.examples import LONGER_SIDE, Example, ReportParams, choose, examples
-from pipeline.evaluation.report import Report, write_report
+from pipeline.generation.caption_io import GeneratedCaptions, RankedCaption
+from pipeline.report.examples import LONGER_SIDE, Example, ReportParams, choose, examples
+from pipeline.report.report import Report, write_report
+from pipeline.report.svg_charts import charts
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared/real/coco/images"
 GRID = (4, 6)
 # Of each word: row and column of its strongest region.
 PEAKS = {"a": (0, 0), "red": (3, 1), "</script><b>ball": (1, 4)}
 REFERENCE = 'A <ball> & "more" </script><img src=x onerror=alert(1)>'
-GREY = np.full((160, 240, 3), 128, dtype=np.uint8)
+GRAY = np.full((160, 240, 3), 128, dtype=np.uint8)
 # Of a screenshot: beyond, the card's round corners show.
 INSIDE = (slice(12, -12), slice(12, -12))
 WITHOUT_MOTION = {"reduced_motion": "reduce", "offline": True}
@@ -42,7 +42,7 @@ def one_example(**changes: Any) -> Example:
     values: dict[str, Any] = {
         "image_id": 7,
         "choice": "best",
-        "picture": GREY,
+        "picture": GRAY,
         "words": tuple(PEAKS),
         "attention": peaked(*PEAKS.values()),
         "references": (REFERENCE, "A second one"),
@@ -79,7 +79,7 @@ def one_report(**changes: Any) -> Report:
             },
         },
         "teacher_forcing": {"words": 100, "loss": 2.0625, "protocol": ["loss: nats"]},
-        "scenes": {"images": 40, "attention": {"relation": looked}, "protocol": {"attention": ["peak: centre"]}},
+        "scenes": {"images": 40, "attention": {"relation": looked}, "protocol": {"attention": ["peak: center"]}},
         "history": [
             {"epoch": 1, "train_loss": 4.0, "val_loss": 5.0, "val_bleu4": None},
             {"epoch": 2, "train_loss": 2.0, "val_loss": 3.0, "val_bleu4": 0.125},
@@ -92,8 +92,8 @@ def one_report(**changes: Any) -> Report:
 def shown_of(images: Path, file: str, *things: Thing, view: str = "whole") -> list[Example]:
     """The one image of a split, whose caption is "a cube", as the worst of all."""
     record = Record(image_id=3, file=file, split="test", captions=("A cube.",), things=things)
-    found = Ranked(words=("a", "cube"), log_probability=-1.0, score=-1.0)
-    caption = Generated(image_id=3, captions=(found,), attention=peaked((0, 0), (1, 1)))
+    found = RankedCaption(words=("a", "cube"), log_probability=-1.0, score=-1.0)
+    caption = GeneratedCaptions(image_id=3, captions=(found,), attention=peaked((0, 0), (1, 1)))
     params = ReportParams(best=0, worst=1, random=1)
     return examples([record], {3: caption}, {3: {"CIDEr-D": 0.0}}, GRID, view, images, params, seed=1)
 
@@ -188,7 +188,7 @@ def test_an_example_has_its_picture_upright_and_in_proportion(tmp_path):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=exif)
-    thing = Thing(attributes={"shape": "cube", "colour": "red"}, box=(0.1, 0.2, 0.3, 0.4))
+    thing = Thing(attributes={"shape": "cube", "color": "red"}, box=(0.1, 0.2, 0.3, 0.4))
     (shown,) = shown_of(tmp_path, "a.png", thing)
     assert (shown.choice, shown.image_id, shown.scores) == ("worst", 3, {"CIDEr-D": 0.0})
     assert shown.picture.shape == (LONGER_SIDE, round(LONGER_SIDE * 2 / 3), 3)

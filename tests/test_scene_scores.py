@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from pipeline.captions.records import Record, Thing
-from pipeline.decoder.generated import Generated, Ranked
 from pipeline.evaluation.scene_scores import Grounded, grounded_words, score_scenes
+from pipeline.generation.caption_io import GeneratedCaptions, RankedCaption
 
 # A grid of 2 x 4 regions. The cube fills the left half of the upper row, the ball the last region of the lower one.
 GRID = (2, 4)
 CUBE, BALL = (0.0, 0.0, 0.5, 0.5), (0.75, 0.5, 0.25, 0.5)
 THINGS = (
-    Thing(attributes={"shape": "cube", "colour": "red", "size": "large", "texture": "matte"}, box=CUBE),
-    Thing(attributes={"shape": "sphere", "colour": "blue", "size": "small", "texture": "shiny"}, box=BALL),
+    Thing(attributes={"shape": "cube", "color": "red", "size": "large", "texture": "matte"}, box=CUBE),
+    Thing(attributes={"shape": "sphere", "color": "blue", "size": "small", "texture": "shiny"}, box=BALL),
 )
 CAPTION = "a red cube stands to the left of a shiny ball"
 LOOKED = {
@@ -28,11 +28,11 @@ def record(image_id: int, *things: Thing, subset: str | None = None) -> Record:
     return Record(image_id=image_id, file="a.png", split="test", captions=("A.",), subset=subset, things=things)
 
 
-def generated(image_id: int, caption: str) -> Generated:
+def generated(image_id: int, caption: str) -> GeneratedCaptions:
     words = tuple(caption.split())
     attention = [np.ravel(LOOKED.get(word, np.full(GRID, 1 / 8))) for word in words]
-    found = Ranked(words=words, log_probability=-1.0, score=-1.0)
-    return Generated(image_id=image_id, captions=(found,), attention=np.array(attention, np.float16))
+    found = RankedCaption(words=words, log_probability=-1.0, score=-1.0)
+    return GeneratedCaptions(image_id=image_id, captions=(found,), attention=np.array(attention, np.float16))
 
 
 def attention_of(caption: str, *things: Thing) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def row(words: int, peak: float, chance: float, mass: float, mass_by_chance: flo
 
 def test_peak_and_mass_by_kind_of_word_worked_by_hand():
     assert attention_of(CAPTION, *THINGS) == {
-        "colour": row(1, 1.0, 2 / 8, 0.5, 1 / 4),
+        "color": row(1, 1.0, 2 / 8, 0.5, 1 / 4),
         "shape": row(2, 0.0, (2 / 8 + 1 / 8) / 2, (0.2 + 0.3) / 2, (1 / 4 + 1 / 8) / 2),
         "texture": row(1, 1.0, 1 / 8, 1.0, 1 / 8),
         "relation": row(1, 1.0, 3 / 8, 0.6, 3 / 8),
@@ -65,11 +65,11 @@ def test_uniform_attention_has_the_mass_that_chance_has():
     ("caption", "kinds"),
     [
         ("a green ring stands to the left of a yellow cone", {}),  # nothing of it is shown
-        ("a red cube stands to the left of a green ring", {1: "colour", 2: "shape"}),  # one side of the relation is
-        ("a red cube stands on the left of the picture", {1: "colour", 2: "shape"}),
+        ("a red cube stands to the left of a green ring", {1: "color", 2: "shape"}),  # one side of the relation is
+        ("a red cube stands on the left of the picture", {1: "color", 2: "shape"}),
         (
             "a red cube and a ball are in front of a cube",
-            {1: "colour", 2: "shape", 5: "shape", 8: "relation", 11: "shape"},
+            {1: "color", 2: "shape", 5: "shape", 8: "relation", 11: "shape"},
         ),
         ("a ball behind a large cube", {1: "shape", 2: "relation", 4: "size", 5: "shape"}),
         ("a cube between a ball and a ball", {1: "shape", 2: "relation", 4: "shape", 7: "shape"}),

@@ -103,7 +103,7 @@ def test_boxes_lie_on_the_things_that_they_name(dataset):
             pixels = np.asarray(file).astype(int)
         for thing in image["things"]:
             left, top, width, height = (round(part) for part in thing["box"])
-            more, less = strong.get(thing["attributes"]["colour"], (None, None))
+            more, less = strong.get(thing["attributes"]["color"], (None, None))
             if more is not None:
                 inside = pixels[top : top + height, left : left + width]
                 assert np.mean(inside[..., more] > 1.3 * inside[..., less]) > 0.3
@@ -115,7 +115,7 @@ def test_held_out_pairs_are_kept_for_every_third_picture_of_test(dataset):
     held_out = {("red", "sphere"), ("blue", "cube")}
 
     def pairs(image):
-        return {(thing["attributes"]["colour"], thing["attributes"]["shape"]) for thing in image["things"]}
+        return {(thing["attributes"]["color"], thing["attributes"]["shape"]) for thing in image["things"]}
 
     for split in ("train", "val"):
         for image in coco(dataset, split)["images"]:

@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.scenes.scene import FOOTPRINT, SHAPES, SIZES, Body
 from pipeline.scenes.solids import Solid, rotation
 from pipeline.scenes.vectors import column, dot, length, unit
-from pipeline.scenes.world import FOOTPRINT, SHAPES, SIZES, Body
 
-BODY = Body(shape="sphere", colour="red", size="large", texture="matte", x=0.3, z=7.0, turn=0.0)
+BODY = Body(shape="sphere", color="red", size="large", texture="matte", x=0.3, z=7.0, turn=0.0)
 bodies = st.builds(
     Body,
     shape=st.sampled_from(SHAPES),
-    colour=st.just("red"),
+    color=st.just("red"),
     size=st.sampled_from(SIZES),
     texture=st.just("matte"),
     x=st.floats(-2, 2),
@@ -27,7 +27,7 @@ def rays_at(solid: Solid) -> tuple[np.ndarray, np.ndarray]:
     """An eye, and rays from it all over the ball that holds the solid."""
     eye = column((0.0, 2.5, 0.0))
     rng = np.random.default_rng(0)
-    aims = column(solid.centre) + rng.uniform(-1, 1, (3, 400)).astype(np.float32) * solid.radius
+    aims = column(solid.center) + rng.uniform(-1, 1, (3, 400)).astype(np.float32) * solid.radius
     return eye, unit(aims - eye)
 
 
@@ -59,7 +59,7 @@ def test_bodies_stand_on_the_floor_within_their_footprint(body):
     assert inside[1].min() > -0.01
     assert inside[1].min() < 0.25 * solid.scale
     assert length(inside[0] - body.x, inside[2] - body.z).max() < FOOTPRINT[body.size] * 1.25
-    assert length(*(inside - column(solid.centre))).max() < solid.radius
+    assert length(*(inside - column(solid.center))).max() < solid.radius
 
 
 def test_a_ray_meets_a_sphere_where_geometry_says():
@@ -93,5 +93,5 @@ def test_rotation_is_a_rotation(turn):
 def test_turning_in_and_out_again_changes_nothing():
     solid = Solid.of(replace(BODY, shape="cube", turn=0.37, size="small"))
     points = np.random.default_rng(2).normal(size=(3, 50)).astype(np.float32)
-    back = solid.turned_out(solid.local(points)) * solid.scale + column(solid.centre)
+    back = solid.turned_out(solid.local(points)) * solid.scale + column(solid.center)
     assert back == pytest.approx(points, abs=1e-5)

@@ -25,7 +25,7 @@ def test_noise_has_no_seams(u, v):
     assert left == pytest.approx(right, abs=1e-3)
 
 
-def test_hashed_values_are_spread_evenly_and_unlike_their_neighbours():
+def test_hashed_values_are_spread_evenly_and_unlike_their_neighbors():
     u, v = (axis.ravel().astype(np.float32) for axis in np.meshgrid(np.arange(256), np.arange(256)))
     values = hashed(u, v)
     counts = np.histogram(values, bins=16, range=(0, 1))[0]

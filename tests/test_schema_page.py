@@ -12,11 +12,11 @@ import pytest
 
 from pipeline.features.images import PART, View
 from pipeline.features.store import INDEX_FILE, SCHEMA_VERSION, FeatureStore, write_index, write_shard
-from tests.materials import small_setting
+from tests.factories import small_spec
 
 PAGE = (Path(__file__).parents[1] / "docs" / "features.md").read_text()
-SETTING = small_setting(compiled=True, grid_width=3, channels=4)
-VIEWS = ("centre_flipped", "whole")
+SETTING = small_spec(compiled=True, grid_width=3, channels=4)
+VIEWS = ("center_flipped", "whole")
 CONTENTS = {5: "a" * 64, 7: "b" * 64, 1_000_000: "c" * 64}
 SIZES = {"N": 4, "P": 6, "C": 4}
 
@@ -79,17 +79,17 @@ def test_the_keys_of_the_index_are_those_of_the_file(index: dict[str, Any]) -> N
 
 def test_the_index_names_shards_rows_and_the_setting(folder: Path, index: dict[str, Any]) -> None:
     attributes = list(table("attribute"))
-    setting = attributes[attributes.index("architecture") :]
+    spec = attributes[attributes.index("architecture") :]
     names = [entry["file"] for entry in index["shards"]]
     assert index["views"] == list(VIEWS)
-    assert set(index["setting"]) == set(setting)
+    assert set(index["setting"]) == set(spec)
     assert {path.name for path in folder.glob("shard-*.h5")} == set(names)
     for entry in index["shards"]:
         assert sha256((folder / entry["file"]).read_bytes()).hexdigest() == entry["sha256"]
         with h5py.File(folder / entry["file"]) as file:
             assert file["grid"].shape[0] == entry["rows"]
             assert file.attrs["fingerprint"] == index["fingerprint"]
-            assert {name: file.attrs[name] for name in setting} == index["setting"]
+            assert {name: file.attrs[name] for name in spec} == index["setting"]
     for image_id, content in CONTENTS.items():
         for (number, row), view in zip(index["images"][str(image_id)], VIEWS, strict=True):
             with h5py.File(folder / names[number]) as file:

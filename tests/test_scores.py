@@ -15,13 +15,13 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from pipeline.evaluation.bleu import bleu, bleu_counts
-from pipeline.evaluation.cider import cider
-from pipeline.evaluation.corpus import LIBRARY
-from pipeline.evaluation.meteor import meteor_counts
-from pipeline.evaluation.rouge import rouge_l
-from pipeline.evaluation.spice import spice
-from pipeline.evaluation.tokens import token_scores
+from pipeline.metrics.bleu import bleu, bleu_counts
+from pipeline.metrics.cider import cider
+from pipeline.metrics.corpus import LIBRARY
+from pipeline.metrics.meteor import meteor_counts
+from pipeline.metrics.rouge import rouge_l
+from pipeline.metrics.spice import spice
+from pipeline.metrics.token_accuracy import token_scores
 
 ROOT = Path(__file__).parents[1]
 REAL_CAPTIONS = ROOT.parent / "shared/real/text/flickr8k_captions.csv"
@@ -108,9 +108,9 @@ def test_bleu_counts_are_matches_then_ngrams_then_closest_length():
 
 def test_bleu_of_many_resamples_at_once():
     counts = bleu_counts(*corpus(("a b c d e", "a b c d"), ("a b c", "a c"), ("x", "y z")))
-    resamples = np.array([[0, 1, 2], [0, 0, 1], [2, 2, 2]])
-    at_once = bleu(counts[resamples].sum(axis=1))
-    one_by_one = [bleu(counts[rows].sum(axis=0)) for rows in resamples]
+    bootstrap_samples = np.array([[0, 1, 2], [0, 0, 1], [2, 2, 2]])
+    at_once = bleu(counts[bootstrap_samples].sum(axis=1))
+    one_by_one = [bleu(counts[rows].sum(axis=0)) for rows in bootstrap_samples]
     np.testing.assert_array_equal(at_once, one_by_one)
     assert len(np.unique(at_once[:, 0])) == 3
 

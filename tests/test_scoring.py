@@ -67,7 +67,17 @@ def test_scores_of_files_are_those_of_coco_caption(tmp_path: Path) -> None:
 def test_a_table_says_what_was_scored_and_how(tmp_path: Path) -> None:
     hypotheses = write_results(tmp_path / "results.json", GOOD)
     references = write_references(tmp_path / "annotations.json")
-    flags = ("--protocol", "plain", "--no-meteor", "--resamples", 200, "--seed", 3, "--out", tmp_path / "scores.json")
+    flags = (
+        "--tokenizer",
+        "spacy",
+        "--no-meteor",
+        "--bootstrap-samples",
+        200,
+        "--seed",
+        3,
+        "--out",
+        tmp_path / "scores.json",
+    )
     lines = gridcap("score", hypotheses, references, *flags).splitlines()
     assert lines[0] == f"{hypotheses} against {references}: 3 images scored of 4"
     assert lines[1:3] == [
@@ -127,8 +137,8 @@ def test_without_java_ptb_is_an_error_that_names_plain(
     monkeypatch.setenv("PATH", str(tmp_path))
     words = (hypotheses, references) if command == "score" else (hypotheses, hypotheses, "--references", references)
     with pytest.raises(UserError, match=r"ptb cannot be followed: there is no java .* choose the protocol plain"):
-        gridcap(command, *words, "--protocol", "ptb")
-    output = gridcap(command, *words, "--protocol", "plain", "--spice")
+        gridcap(command, *words, "--tokenizer", "ptb")
+    output = gridcap(command, *words, "--tokenizer", "spacy", "--spice")
     assert "METEOR   there is no java on the PATH" in output
     assert "SPICE    SPICE lacks stanford-corenlp" in output
 
@@ -140,7 +150,7 @@ def test_a_file_that_cannot_be_written_is_an_error_that_names_it_below_the_score
     hypotheses, references = write_results(tmp_path / "a.json", GOOD), write_references(tmp_path / "r.json")
     out = hypotheses / "scores.json"
     words = [hypotheses, references] if command == "score" else [hypotheses, hypotheses, "--references", references]
-    flags = ["--protocol", "plain", "--no-meteor", "--resamples", "100", "--out", out]
+    flags = ["--tokenizer", "spacy", "--no-meteor", "--bootstrap-samples", "100", "--out", out]
     monkeypatch.setattr(sys, "argv", ["gridcap", command, *map(str, words + flags)])
     with pytest.raises(SystemExit, match="2"):
         main()

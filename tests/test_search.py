@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.captions.vocabulary import END, START, UNKNOWN
-from pipeline.decoder.attention import AttentionDecoder, DecoderParams
-from pipeline.decoder.captioning import caption, read_ahead
-from pipeline.decoder.search import Hypothesis, SearchParams, pick_beams, search
+from pipeline.captions.vocabulary import END, START, UNK
+from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
 from pipeline.errors import UserError
+from pipeline.generation.ensemble import caption, precompute
+from pipeline.generation.search import Hypothesis, SearchParams, pick_beams, search
 from pipeline.params import check, read_yaml
 from tests import textbook
 from tests.textbook_search import Caption, score, textbook_search
@@ -52,10 +52,10 @@ class Tables:
                     logits[image, beam, follower] = math.log(probability)
         return logits, state, torch.nn.functional.one_hot(words, VOCABULARY).float()
 
-    def of_beams(self, state: Tensor, beams: Tensor) -> Tensor:
+    def select_beams(self, state: Tensor, beams: Tensor) -> Tensor:
         return state.gather(1, beams)
 
-    def of_images(self, state: Tensor, images: Tensor) -> Tensor:
+    def select_images(self, state: Tensor, images: Tensor) -> Tensor:
         return state[images]
 
 
@@ -64,19 +64,19 @@ def table_search(tables: list[Table], params: SearchParams) -> list[list[Hypothe
     return search(Tables(tables), start, range(len(tables)), params, torch.device("cpu"))
 
 
-def settings(beam: int, max_words: int = 9, average: bool = False, unknown: bool = False) -> SearchParams:
+def settings(beam: int, max_length: int = 9, average: bool = False, unknown: bool = False) -> SearchParams:
     return replace(
-        SearchParams.greedy(max_words),
-        beam=beam,
+        SearchParams.greedy(max_length),
+        beam_size=beam,
         n_best=beam,
-        length_penalty="average" if average else "none",
-        length_exponent=1.0 if average else 0.0,
-        allow_unknown=unknown,
+        length_normalization="average" if average else "none",
+        length_alpha=1.0 if average else 0.0,
+        allow_unk=unknown,
     )
 
 
 def test_greedy_search_takes_the_likeliest_word_each_time() -> None:
-    first, second = table_search(WORKED, settings(beam=1))
+    first, second = table_search(WORKED, settings(beam_size=1))
     assert first[0].words == (A, B, C)
     assert math.exp(first[0].log_probability) == pytest.approx(0.5 * 0.4 * 0.9)
     assert second[0].words == ()
@@ -84,36 +84,36 @@ def test_greedy_search_takes_the_likeliest_word_each_time() -> None:
 
 
 def test_a_beam_finds_the_better_sentence_that_greedy_search_misses() -> None:
-    first, second = table_search(WORKED, settings(beam=2))
+    first, second = table_search(WORKED, settings(beam_size=2))
     assert first[0].words == (B, C)
     assert math.exp(first[0].score) == pytest.approx(0.4 * 0.9)
     assert [beam.words for beam in second] == [(), (A,)]
 
 
 def test_the_average_ranks_longer_sentences_higher() -> None:
-    ranked = table_search(WORKED, settings(beam=3, average=True))[1]
+    ranked = table_search(WORKED, settings(beam_size=3, average=True))[1]
     assert [beam.words for beam in ranked] == [(A,), ()]
     assert ranked[0].score == pytest.approx(math.log(0.4) / 2)
 
 
 def test_attention_follows_the_beam_it_belongs_to() -> None:
-    best = table_search(WORKED, settings(beam=2))[0][0]
+    best = table_search(WORKED, settings(beam_size=2))[0][0]
     assert best.words == (B, C)
     assert best.attention.argmax(dim=-1).tolist() == [1, B]
 
 
 def test_a_caption_that_never_ends_is_returned_as_it_stands() -> None:
     endless = [{1: {A: 1.0}, A: {B: 0.5, A: 0.5}, B: {A: 1.0}}]
-    best = table_search(endless, settings(beam=2, max_words=4))[0][0]
+    best = table_search(endless, settings(beam_size=2, max_length=4))[0][0]
     assert len(best.words) == 4
     assert END not in best.words
     assert best.attention.shape == (4, VOCABULARY)
 
 
-@pytest.mark.parametrize(("allowed", "words"), [(True, (UNKNOWN,)), (False, (A,))])
+@pytest.mark.parametrize(("allowed", "words"), [(True, (UNK,)), (False, (A,))])
 def test_unknown_words_stand_in_captions_only_where_allowed(allowed: bool, words: tuple[int, ...]) -> None:
-    rare = [{1: {UNKNOWN: 0.9, A: 0.1}}]
-    assert table_search(rare, settings(beam=1, unknown=allowed))[0][0].words == words
+    rare = [{1: {UNK: 0.9, A: 0.1}}]
+    assert table_search(rare, settings(beam_size=1, unknown=allowed))[0][0].words == words
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -130,7 +130,7 @@ def test_a_beam_as_wide_as_all_sentences_finds_the_best_of_all(seed: int) -> Non
     cut = list(itertools.product((A, B, C), repeat=4))
     everything = {sentence: probability(sentence) for sentence in [*sentences, *cut]}
     best = max(everything, key=everything.__getitem__)
-    found = table_search([table], settings(beam=200, max_words=4))[0]
+    found = table_search([table], settings(beam_size=200, max_length=4))[0]
     assert found[0].words == tuple(word for word in best if word != END)
     assert math.exp(found[0].log_probability) == pytest.approx(everything[best], rel=1e-5)
     assert len(found) == len(everything)
@@ -158,10 +158,10 @@ class RandomModels:
         logits = (2 * hidden @ self.output[images]).masked_fill(self.strange[images.unsqueeze(1), words], -torch.inf)
         return logits, (images, hidden), (hidden @ self.look[images]).softmax(dim=-1)
 
-    def of_beams(self, state: RandomState, beams: Tensor) -> RandomState:
+    def select_beams(self, state: RandomState, beams: Tensor) -> RandomState:
         return state[0], pick_beams(state[1], beams)
 
-    def of_images(self, state: RandomState, images: Tensor) -> RandomState:
+    def select_images(self, state: RandomState, images: Tensor) -> RandomState:
         return state[0][images], state[1][images]
 
     def alone(self, word: int, state: RandomState) -> tuple[list[float], RandomState, list[float]]:
@@ -170,10 +170,12 @@ class RandomModels:
         return logits.log_softmax(dim=-1).flatten().tolist(), state, attention.flatten().tolist()
 
 
-def real_decoder(state: int = 8) -> AttentionDecoder:
+def real_decoder(state: int = 8) -> SoftAttentionDecoder:
     """For 2 x 3 regions of 5 channels and 9 words, with weights large enough to have opinions."""
-    sizes = DecoderParams(embedding=7, state=state, attention=6, dropout=0.3, region_dropout=0.0, word_dropout=0.0)
-    decoder = AttentionDecoder(sizes, (2, 3), 5, 9).double().eval()
+    sizes = DecoderParams(
+        embedding_size=7, hidden_size=state, attention_size=6, dropout=0.3, region_dropout=0.0, word_dropout=0.0
+    )
+    decoder = SoftAttentionDecoder(sizes, (2, 3), 5, 9).double().eval()
     for weights in decoder.parameters():
         weights.data *= 3
     return decoder
@@ -182,15 +184,15 @@ def real_decoder(state: int = 8) -> AttentionDecoder:
 def random_settings(rng: random.Random) -> SearchParams:
     beam = rng.randint(1, 6)
     groups = rng.choice([number for number in range(1, beam + 1) if beam % number == 0])
-    min_words = rng.choice([0, 0, 1, 3])
+    min_length = rng.choice([0, 0, 1, 3])
     penalty = rng.choice(["none", "average", "gnmt"])
     params = replace(
-        SearchParams.greedy(rng.randint(max(1, min_words), 8)),
-        min_words=min_words,
-        length_penalty=penalty,
-        length_exponent=0.0 if penalty == "none" else rng.random(),
-        block_ngrams=rng.choice([0, 0, 1, 2, 3]),
-        allow_unknown=rng.random() < 0.5,
+        SearchParams.greedy(rng.randint(max(1, min_length), 8)),
+        min_length=min_length,
+        length_normalization=penalty,
+        length_alpha=0.0 if penalty == "none" else rng.random(),
+        no_repeat_ngram_size=rng.choice([0, 0, 1, 2, 3]),
+        allow_unk=rng.random() < 0.5,
     )
     if rng.random() < 0.3:
         return replace(
@@ -203,7 +205,7 @@ def random_settings(rng: random.Random) -> SearchParams:
             n_best=rng.randint(1, 3),
         )
     diversity = rng.choice([0.0, 0.5, 2.0]) if groups > 1 else 0.0
-    return replace(params, beam=beam, groups=groups, diversity=diversity, n_best=rng.randint(1, beam))
+    return replace(params, beam_size=beam, num_groups=groups, diversity_penalty=diversity, n_best=rng.randint(1, beam))
 
 
 def assert_same(ours: Sequence[Hypothesis], wanted: Sequence[Caption], params: SearchParams) -> None:
@@ -241,7 +243,7 @@ def test_real_decoders_are_searched_as_by_the_textbook() -> None:
         logits, remembered, attention = its.step(torch.tensor([word]), remembered, regions)
         return logits.log_softmax(dim=-1).flatten().tolist(), (regions, remembered), attention.flatten().tolist()
 
-    its = textbook.Textbook(decoder).eval()
+    its = textbook.SoftAttentionReference(decoder).eval()
     for seed in range(12):
         params = random_settings(random.Random(seed))
         with torch.no_grad():
@@ -253,11 +255,11 @@ def test_real_decoders_are_searched_as_by_the_textbook() -> None:
 
 
 @pytest.mark.parametrize("method", ["beam", "sample"])
-def test_a_caption_depends_neither_on_the_batch_nor_on_the_neighbours(method: str) -> None:
+def test_a_caption_depends_neither_on_the_batch_nor_on_the_neighbors(method: str) -> None:
     torch.manual_seed(4)
     decoder, grids, image_ids = real_decoder().float(), torch.randn(20, 6, 5), [7 * number for number in range(20)]
-    params = replace(SearchParams.greedy(max_words=12), min_words=1)
-    params = replace(params, beam=4, n_best=4) if method == "beam" else replace(params, method="sample", n_best=2)
+    params = replace(SearchParams.greedy(max_length=12), min_length=1)
+    params = replace(params, beam_size=4, n_best=4) if method == "beam" else replace(params, method="sample", n_best=2)
     together = caption([decoder], grids, image_ids, params)
     backwards = caption([decoder], grids.flip(0), image_ids[::-1], params)[::-1]
     pairs = [
@@ -275,9 +277,9 @@ def test_a_caption_depends_neither_on_the_batch_nor_on_the_neighbours(method: st
 def test_words_read_ahead_change_no_caption() -> None:
     torch.manual_seed(5)
     decoder, grids = real_decoder(), torch.randn(5, 6, 5, dtype=torch.float64)
-    params = replace(SearchParams.greedy(max_words=9), beam=3)
+    params = replace(SearchParams.greedy(max_length=9), beam_size=3)
     plain = caption([decoder], grids, range(5), params)
-    ahead = caption([decoder], grids, range(5), params, read_ahead([decoder], params))
+    ahead = caption([decoder], grids, range(5), params, precompute([decoder], params))
     for (one,), (other,) in zip(plain, ahead, strict=True):
         assert one.words == other.words
         assert one.score == pytest.approx(other.score, rel=1e-9)
@@ -289,7 +291,7 @@ def test_an_ensemble_averages_probabilities() -> None:
         [real_decoder(state=8), real_decoder(state=5), real_decoder(state=3)],
         torch.randn(4, 6, 5, dtype=torch.float64),
     )
-    params = replace(SearchParams.greedy(max_words=6), beam=3, n_best=3)
+    params = replace(SearchParams.greedy(max_length=6), beam_size=3, n_best=3)
     for grid, found in zip(grids, caption(decoders, grids, range(4), params), strict=True):
         for one in found:
             read = torch.tensor([[[START, *one.words, END]]])
@@ -305,7 +307,7 @@ def test_an_ensemble_averages_probabilities() -> None:
 def test_an_ensemble_of_one_model_twice_is_that_model() -> None:
     torch.manual_seed(7)
     decoder, grids = real_decoder(), torch.randn(4, 6, 5, dtype=torch.float64)
-    params = replace(SearchParams.greedy(max_words=6), beam=2)
+    params = replace(SearchParams.greedy(max_length=6), beam_size=2)
     for (one,), (two,) in zip(
         caption([decoder], grids, range(4), params), caption([decoder, decoder], grids, range(4), params), strict=True
     ):
@@ -314,24 +316,24 @@ def test_an_ensemble_of_one_model_twice_is_that_model() -> None:
 
 
 def test_an_image_for_which_no_word_is_possible_has_an_empty_caption() -> None:
-    silent: list[Table] = [{1: {UNKNOWN: 1.0}}, {1: {A: 1.0}, A: {A: 1.0}}]
-    first, second = table_search(silent, replace(settings(beam=2), block_ngrams=1, min_words=2))
+    silent: list[Table] = [{1: {UNK: 1.0}}, {1: {A: 1.0}, A: {A: 1.0}}]
+    first, second = table_search(silent, replace(settings(beam_size=2), no_repeat_ngram_size=1, min_length=2))
     assert [(one.words, one.log_probability, one.score) for one in first] == [((), 0.0, 0.0)]
     assert [one.words for one in second] == [(A,)]
 
 
 def test_groups_begin_with_different_words() -> None:
     even: list[Table] = [{1: {A: 0.5, B: 0.3, C: 0.2}}]
-    found = table_search(even, replace(settings(beam=3), groups=3, diversity=9.0))[0]
+    found = table_search(even, replace(settings(beam_size=3), num_groups=3, diversity_penalty=9.0))[0]
     assert [one.words for one in found] == [(A,), (B,), (C,)]
     assert [math.exp(one.score) for one in found] == pytest.approx([0.5, 0.3, 0.2])
-    alike = table_search(even, replace(settings(beam=3), groups=3, diversity=0.0))[0]
+    alike = table_search(even, replace(settings(beam_size=3), num_groups=3, diversity_penalty=0.0))[0]
     assert [one.words for one in alike] == [(A,)]
 
 
 def test_words_are_drawn_as_often_as_they_are_likely() -> None:
     table: list[Table] = [{1: {A: 0.5, B: 0.3, C: 0.2}}] * 1500
-    drawing = replace(SearchParams.greedy(max_words=2), method="sample")
+    drawing = replace(SearchParams.greedy(max_length=2), method="sample")
     for changes, wanted in (
         ({}, {A: 0.5, B: 0.3, C: 0.2}),
         ({"temperature": 0.5}, {A: 0.25 / 0.38, B: 0.09 / 0.38, C: 0.04 / 0.38}),
@@ -346,7 +348,7 @@ def test_words_are_drawn_as_often_as_they_are_likely() -> None:
 
 def test_another_seed_or_image_draws_other_words_and_more_draws_leave_the_first() -> None:
     table: list[Table] = [{1: {A: 0.5, B: 0.5}, A: {A: 0.5, B: 0.5}, B: {A: 0.5, B: 0.5}}] * 30
-    drawing = replace(SearchParams.greedy(max_words=8), method="sample", n_best=2)
+    drawing = replace(SearchParams.greedy(max_length=8), method="sample", n_best=2)
     found = table_search(table, drawing)
     assert found != table_search(table, replace(drawing, seed=1))
     assert len({one.words for draws in found for one in draws}) > 40
@@ -357,13 +359,16 @@ def test_another_seed_or_image_draws_other_words_and_more_draws_leave_the_first(
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"min_words": 31}, "min_words must be at most max_words, 30, got 31"),
-        ({"groups": 2}, "groups must divide beam, 5, got 2"),
+        ({"min_length": 31}, "min_length must be at most max_length, 30, got 31"),
+        ({"num_groups": 2}, "groups must divide beam, 5, got 2"),
         ({"n_best": 6}, "n_best must be at most beam, 5, got 6; a wider beam finds more"),
-        ({"diversity": 0.5}, "diversity must be 0, got 0.5: it is between groups; set groups to 2 or more"),
+        ({"diversity_penalty": 0.5}, "diversity must be 0, got 0.5: it is between groups; set groups to 2 or more"),
         ({"top_p": 0.9}, "top_p must be 1, got 0.9: method beam draws nothing; or set method to sample"),
         ({"method": "sample"}, "beam must be 1, got 5: method sample draws each caption apart; n_best says how many"),
-        ({"length_penalty": "none"}, "length_exponent must be 0 with length_penalty none, got 0.5; set it to 0, or"),
+        (
+            {"length_normalization": "none"},
+            "length_alpha must be 0 with length_normalization none, got 0.5; set it to 0, or",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_told(changes: dict[str, object], sentence: str) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.captions.records import Record, Thing, read_records
 from pipeline.captions.sources.dataset import Counts, DatasetParams, prepare
-from pipeline.captions.sources.entry import id_from_name
+from pipeline.captions.sources.parsed_file import id_from_name
 from pipeline.errors import UserError
 from pipeline.params import check
 
@@ -26,7 +26,7 @@ SEEDED = {"by": "seed", "seed": 7, "val": 0.25, "test": 0.25}
 LISTS = {"by": "lists", "train": "train.txt", "val": "val.txt", "test": "test.txt"}
 
 
-def section(folder: Path, file: str = "captions.txt", **changes: Any) -> dict[str, Any]:
+def params_section(folder: Path, file: str = "captions.txt", **changes: Any) -> dict[str, Any]:
     return {
         "format": "flickr8k",
         "root": str(folder),
@@ -40,7 +40,7 @@ def section(folder: Path, file: str = "captions.txt", **changes: Any) -> dict[st
 
 def prepared(folder: Path, *arguments: Any, **changes: Any) -> tuple[dict[str, Record], Counts]:
     """Records by file."""
-    params = check(section(folder, *arguments, **changes), "dataset", DatasetParams, "params.yaml")
+    params = check(params_section(folder, *arguments, **changes), "dataset", DatasetParams, "params.yaml")
     records, counts = prepare(params)
     return {record.file: record for record in records}, counts
 
@@ -379,7 +379,7 @@ def test_the_stage_writes_the_same_bytes_for_any_order_of_rows(tmp_path: Path) -
     data = tmp_path / "data"
     touch(data, *(f"{number}_a.jpg" for number in range(12)))
     params = tmp_path / "params.yaml"
-    params.write_text(json.dumps({"dataset": section(data)}))
+    params.write_text(json.dumps({"dataset": params_section(data)}))
     outputs = []
     for order in (list(range(12)), random.Random(1).sample(range(12), 12)):
         write_numbered(data, order)
@@ -396,7 +396,7 @@ def test_the_stage_ends_with_2_and_keeps_what_was_published(tmp_path: Path) -> N
     four_images(data)
     (data / "captions.txt").write_text(FOUR_CAPTIONS)
     params = tmp_path / "params.yaml"
-    params.write_text(json.dumps({"dataset": section(data)}))
+    params.write_text(json.dumps({"dataset": params_section(data)}))
     assert run_stage(tmp_path, params).returncode == 0
     (data / "b.jpg").unlink()
     failed = run_stage(tmp_path, params)

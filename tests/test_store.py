@@ -20,15 +20,13 @@ from pipeline.features.store import (
     INDEX_FILE,
     FeatureStore,
     Shard,
-    whole_shards,
+    intact_shards,
     write_index,
     write_shard,
 )
-from tests.materials import small_setting
+from tests.factories import small_spec
 
-SETTING = small_setting(
-    layer="layer4", weights_digest="ab" * 32, image_size=96, grid_height=3, grid_width=3, channels=16
-)
+SETTING = small_spec(layer="layer4", weights_digest="ab" * 32, image_size=96, grid_height=3, grid_width=3, channels=16)
 WHOLE = ("whole",)
 PYTHON = [sys.executable, "-c"]
 IMAGE_IDS = [3, 10, 11, 2**40, 2**40 + 1]
@@ -61,7 +59,7 @@ def test_grids_come_back_by_image_id(folder):
     store = FeatureStore(folder, SETTING.fingerprint)
 
     assert store.image_ids == tuple(IMAGE_IDS)
-    assert store.setting == SETTING
+    assert store.spec == SETTING
     assert store.grid_shape == (9, 16)
     assert store.channels == 16
     order = [2**40, 3, 11, 3]
@@ -130,7 +128,7 @@ def test_what_is_written_is_read_however_it_is_sharded(tmp_path_factory, sizes, 
     shards = [shard(folder, part.tolist()) for part in parts]
     write_index(folder, SETTING, WHOLE, shards, {image_id: content(image_id) for image_id in image_ids})
 
-    assert sorted(whole_shards(folder), key=str) == sorted(shards, key=str)
+    assert sorted(intact_shards(folder), key=str) == sorted(shards, key=str)
     assert np.array_equal(FeatureStore(folder).grids(image_ids), grids(image_ids))
 
 
@@ -154,7 +152,7 @@ def test_a_damaged_shard_is_not_reused(tmp_path, capsys, damage):
     damage(bad.path)
     (tmp_path / f".{good.path.name}.partial").write_bytes(b"half")
 
-    assert whole_shards(tmp_path) == [good]
+    assert intact_shards(tmp_path) == [good]
     assert f"{bad.path}: is unfinished or damaged" in capsys.readouterr().err
     assert not bad.path.exists()
     assert not list(tmp_path.glob(".*"))

@@ -5,17 +5,11 @@ import numpy as np
 import pytest
 
 from pipeline.captions.records import Record, Split
-from pipeline.captions.tokens import (
-    TokenizeParams,
-    read_tokens,
-    references,
-    tokeniser,
-    tokenize,
-    write_tokens,
-)
+from pipeline.captions.tokenizer import TokenizeParams, make_tokenizer
+from pipeline.captions.tokens import read_tokens, references, tokenize, write_tokens
 from pipeline.errors import UserError
 
-PARAMS = TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_words=4)
+PARAMS = TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_length=4)
 
 
 def record(image_id: int, split: Split, *captions: str) -> Record:
@@ -39,8 +33,8 @@ RECORDS = [
     ],
 )
 def test_a_caption_is_split_by_english_rules(lowercase: bool, punctuation: str, words: list[str]) -> None:
-    params = TokenizeParams(lowercase=lowercase, punctuation=punctuation, min_count=1, max_words=9)  # type: ignore[arg-type]
-    assert tokeniser(params)('A T-shirt  "doesn\'t" cost $5.50 !') == words
+    params = TokenizeParams(lowercase=lowercase, punctuation=punctuation, min_count=1, max_length=9)  # type: ignore[arg-type]
+    assert make_tokenizer(params)('A T-shirt  "doesn\'t" cost $5.50 !') == words
 
 
 def test_ids_are_framed_padded_and_cut_and_words_come_from_train_alone() -> None:
@@ -75,7 +69,7 @@ def test_an_image_without_a_word_is_an_error() -> None:
 
 
 def test_a_vocabulary_without_words_is_an_error() -> None:
-    rare = TokenizeParams(lowercase=True, punctuation="drop", min_count=99, max_words=4)
+    rare = TokenizeParams(lowercase=True, punctuation="drop", min_count=99, max_length=4)
     with pytest.raises(UserError, match=r"tokenize\.min_count = 99"):
         tokenize(RECORDS, rare, Path("records.jsonl"))
 

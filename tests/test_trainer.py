@@ -22,91 +22,87 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from pipeline.captions.records import Record, Split
-from pipeline.captions.tokens import (
-    TOKENS_FILE,
-    VOCABULARY_FILE,
-    CaptionTokens,
-    TokenizeParams,
-    read_tokens,
-    tokenize,
-    write_tokens,
-)
+from pipeline.captions.tokenizer import TokenizeParams
+from pipeline.captions.tokens import TOKENS_FILE, VOCABULARY_FILE, CaptionTokens, read_tokens, tokenize, write_tokens
 from pipeline.captions.vocabulary import PAD, Vocabulary, read_vocabulary, write_vocabulary
-from pipeline.decoder.attention import DecoderParams
-from pipeline.decoder.batches import Batch, CaptionBatches
-from pipeline.decoder.card import CARD_FILE, write_card
-from pipeline.decoder.saved import CONFIG_FILE, WEIGHTS_FILE, read_model
-from pipeline.decoder.schedule import ScheduleParams
-from pipeline.decoder.trainer import CHECKPOINT_FILE, Rhythm, Trainer, TrainParams, train
+from pipeline.decoder.model_io import CONFIG_FILE, WEIGHTS_FILE, read_model
+from pipeline.decoder.soft_attention import DecoderParams
 from pipeline.errors import UserError
 from pipeline.features.encoding import encode
 from pipeline.features.store import FeatureStore, write_index, write_shard
-from tests.materials import encode_params, small_setting
+from pipeline.report.model_card import CARD_FILE, write_model_card
+from pipeline.training.batches import Batch, CaptionBatches
+from pipeline.training.lr_schedule import LRParams
+from pipeline.training.train import TrainInputs, train_in
+from pipeline.training.trainer import CHECKPOINT_FILE, Intervals, Trainer, TrainParams
+from tests.factories import encode_params, small_spec
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
 P, C = 4, 6
-COLOURS = ["red", "green", "blue", "black"]
-SETTING = small_setting(channels=C)
+COLORS = ["red", "green", "blue", "black"]
+SETTING = small_spec(channels=C)
 
 
-def schedule(**changes: object) -> ScheduleParams:
+def schedule(**changes: object) -> LRParams:
     values: dict[str, object] = {"highest": 0.01, "warm_up": 2, "decay": "cosine", "step_epochs": 1, "step_factor": 0.5}
-    return ScheduleParams(**(values | changes))  # type: ignore[arg-type]
+    return LRParams(**(values | changes))  # type: ignore[arg-type]
 
 
 def params(**changes: object) -> TrainParams:
     values: dict[str, object] = {
         "seed": 3,
-        "decoder": DecoderParams(embedding=8, state=12, attention=8, dropout=0.2, region_dropout=0.1, word_dropout=0.1),
-        "images_a_batch": 5,
-        "batches_a_step": 1,
+        "decoder": DecoderParams(
+            embedding_size=8, hidden_size=12, attention_size=8, dropout=0.2, region_dropout=0.1, word_dropout=0.1
+        ),
+        "batch_size": 5,
+        "gradient_accumulation_steps": 1,
         "random_views": False,
         "epochs": 3,
-        "optimiser": "adam",
+        "optimizer": "adam",
         "weight_decay": 0.0,
         "learning_rate": schedule(),
-        "clip_norm": 5.0,
+        "max_grad_norm": 5.0,
         "label_smoothing": 0.0,
         "scheduled_sampling": 0.0,
         "average": 0.0,
         "precision": "float32",
         "compile": False,
-        "coverage_weight": 0.1,
+        "doubly_stochastic_weight": 0.1,
         "select_by": "cider",
         "patience": 9,
-        "max_words": 6,
+        "max_length": 6,
     }
     return TrainParams(**(values | changes))  # type: ignore[arg-type]
 
 
 EVERYTHING = params(
-    batches_a_step=2,
-    optimiser="adamw",
+    gradient_accumulation_steps=2,
+    optimizer="adamw",
     weight_decay=0.01,
-    average=0.9,
+    ema_decay=0.9,
     label_smoothing=0.1,
     scheduled_sampling=0.3,
-    learning_rate=schedule(decay="step"),
+    lr=schedule(schedule="step"),
 )
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images whose one bright region tells the colour that their captions name."""
+    """Images whose one bright region tells the color that their captions name."""
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     splits: list[Split] = ["train"] * 24 + ["val"] * 8
     records, grids = [], []
     for image_id, split in enumerate(splits):
-        colour = int(rng.integers(len(COLOURS)))
+        color = int(rng.integers(len(COLORS)))
         grid = rng.random((P, C)).astype(np.float16) / 8
-        grid[rng.integers(P), colour] = 4
+        grid[rng.integers(P), color] = 4
         grids.append(grid)
-        captions = [f"a {COLOURS[colour]} thing", f"the thing is {COLOURS[colour]}", f"{COLOURS[colour]}"]
+        captions = [f"a {COLORS[color]} thing", f"the thing is {COLORS[color]}", f"{COLORS[color]}"]
         records.append(
             Record(image_id=image_id, file=f"{image_id}.jpg", split=split, captions=tuple(captions[: 2 + image_id % 2]))
         )
-    settings_of_words = TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_words=9)
+    settings_of_words = TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_length=9)
     dataset = tokenize(records, settings_of_words, folder)
     (folder / "tokens").mkdir()
     write_vocabulary(folder / "tokens" / VOCABULARY_FILE, dataset.vocabulary)
@@ -122,9 +118,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(data: Path, folder: Path, settings: TrainParams, live_steps: int = 1) -> Path:
     folder.mkdir(exist_ok=True)
-    rhythm = Rhythm(checkpoint_steps=10**9, checkpoint_seconds=1e9, live_steps=live_steps)
+    intervals = Intervals(checkpoint_steps=10**9, checkpoint_seconds=1e9, live_steps=live_steps)
     live = folder.parent / "live"
-    return train(settings, data / "tokens", data / "features", folder, live, torch.device("cpu"), rhythm)
+    return train_in(
+        folder,
+        settings,
+        TrainInputs(tokens=data / "tokens", features=data / "features", work=folder.parent, live=live),
+        torch.device("cpu"),
+        intervals,
+    )
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -154,7 +156,7 @@ def test_an_altered_shard_is_named_before_anything_is_learned_from_it(data: Path
 
 
 def test_epochs_draw_among_the_views_and_validation_sees_the_first(tmp_path: Path) -> None:
-    count, views = 40, ("whole", "whole_flipped", "centre")
+    count, views = 40, ("whole", "whole_flipped", "center")
     keys = [(f"{image_id:064x}", view) for image_id in range(count) for view in views]
     rows = [np.full((P, C), image_id + place / 4, np.float16) for image_id in range(count) for place in range(3)]
     shard = write_shard(tmp_path, SETTING, [row // 3 for row in range(3 * count)], keys, np.stack(rows))
@@ -217,11 +219,11 @@ def test_a_run_stopped_after_any_steps_goes_on_to_the_same_bytes(
 
 
 PARAMS_YAML = """
-train: {seed: 3, decoder: {embedding: 8, state: 12, attention: 8, dropout: 0.2, region_dropout: 0.1, word_dropout: 0.1},
-  images_a_batch: 5, batches_a_step: 2, optimiser: adamw, weight_decay: 0.01, average: 0.9, label_smoothing: 0.1,
-  random_views: false, epochs: 14, learning_rate: {highest: 0.01, warm_up: 2, decay: cosine, step_epochs: 1,
-  step_factor: 1.0}, scheduled_sampling: 0.2, precision: float32, compile: false, clip_norm: 5.0,
-  coverage_weight: 0.1, select_by: cider, patience: 99, max_words: 6}
+train: {seed: 3, decoder: {embedding_size: 8, hidden_size: 12, attention_size: 8, dropout: 0.2, region_dropout: 0.1, word_dropout: 0.1},
+  batch_size: 5, gradient_accumulation_steps: 2, optimizer: adamw, weight_decay: 0.01, ema_decay: 0.9, label_smoothing: 0.1,
+  random_views: false, max_epochs: 14, lr: {peak: 0.01, warmup_steps: 2, schedule: cosine, step_epochs: 1,
+  step_factor: 1.0}, scheduled_sampling: 0.2, precision: float32, compile: false, max_grad_norm: 5.0,
+  doubly_stochastic_weight: 0.1, select_by: cider, patience: 99, max_length: 6}
 """
 
 
@@ -297,17 +299,19 @@ def test_tokens_of_another_vocabulary_are_refused(data: Path, tmp_path: Path) ->
 def test_a_finished_model_that_was_damaged_is_made_anew(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = run(data, tmp_path / "run", params(epochs=1))
+    model = run(data, tmp_path / "run", params(max_epochs=1))
     whole = files_of(model)
     file = bytearray(whole[WEIGHTS_FILE])
     file[-1] ^= 1
     (model / WEIGHTS_FILE).write_bytes(file)
-    assert files_of(run(data, tmp_path / "run", params(epochs=1))) == whole
+    assert files_of(run(data, tmp_path / "run", params(max_epochs=1))) == whole
     assert "the finished model is damaged and is made anew" in capsys.readouterr().out
 
 
 def test_the_average_forgets_the_first_weights_of_a_short_run(data: Path, tmp_path: Path) -> None:
-    runs = {average: run(data, tmp_path / str(average), params(average=average, epochs=6)) for average in (0.0, 0.999)}
+    runs = {
+        average: run(data, tmp_path / str(average), params(ema_decay=average, max_epochs=6)) for average in (0.0, 0.999)
+    }
     last, averaged = (json.loads((folder / "history.json").read_text())[-1]["val_loss"] for folder in runs.values())
     assert averaged < last + 0.1
 
@@ -334,8 +338,10 @@ def test_live_metrics_show_each_step_once_though_the_run_was_resumed(data: Path,
 
 
 def test_the_entropy_shown_is_that_of_attention_over_the_words_of_the_step(data: Path, tmp_path: Path) -> None:
-    decoder = DecoderParams(embedding=8, state=12, attention=8, dropout=0.0, region_dropout=0.0, word_dropout=0.0)
-    settings_of_run = params(decoder=decoder, epochs=1)
+    decoder = DecoderParams(
+        embedding_size=8, hidden_size=12, attention_size=8, dropout=0.0, region_dropout=0.0, word_dropout=0.0
+    )
+    settings_of_run = params(decoder=decoder, max_epochs=1)
     tokens = data / "tokens"
     trainer = Trainer(
         params=settings_of_run,
@@ -374,7 +380,7 @@ def test_the_words_it_reads_are_more_and_more_its_own(data: Path, tmp_path: Path
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_read_words", watched)
-        run(data, tmp_path / "run", params(scheduled_sampling=1.0, epochs=6))
+        run(data, tmp_path / "run", params(scheduled_sampling=1.0, max_epochs=6))
     assert read[0] == 0
     assert sum(read[-5:]) > sum(read[:5])
 
@@ -388,13 +394,13 @@ def test_the_words_it_reads_are_more_and_more_its_own(data: Path, tmp_path: Path
     ],
 )
 def test_the_learning_rate_runs_as_its_params_say(changes: dict[str, object], rates: list[float]) -> None:
-    rising = schedule(highest=1.0, **changes)
-    assert [rising.at(step, steps_an_epoch=2, epochs=3) for step in range(6)] == pytest.approx(rates, abs=1e-6)
+    rising = schedule(peak=1.0, **changes)
+    assert [rising.at(step, steps_an_epoch=2, max_epochs=3) for step in range(6)] == pytest.approx(rates, abs=1e-6)
 
 
 def test_averaged_weights_are_kept_and_judged(data: Path, tmp_path: Path) -> None:
-    plain = run(data, tmp_path / "plain", params(epochs=1))
-    averaged = run(data, tmp_path / "averaged", params(epochs=1, average=0.5))
+    plain = run(data, tmp_path / "plain", params(max_epochs=1))
+    averaged = run(data, tmp_path / "averaged", params(max_epochs=1, ema_decay=0.5))
     weights = [load_file(folder / WEIGHTS_FILE) for folder in (plain, averaged)]
     assert weights[0].keys() == weights[1].keys()
     assert not torch.equal(weights[0]["key.weight"], weights[1]["key.weight"])
@@ -450,23 +456,27 @@ def test_twenty_real_photographs_can_be_learned_by_heart(tmp_path: Path) -> None
     encoder = encode_params(REAL / "weights" / "resnet18-imagenet-to-layer3.pth", image_size=224)
     cpu = torch.device("cpu")
     encode(records, REAL / "flickr" / "images", encoder, tmp_path / "work", tmp_path / "features", cpu, 2)
-    settings_of_words = TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_words=30)
+    settings_of_words = TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_length=30)
     dataset = tokenize(records, settings_of_words, tmp_path)
     (tmp_path / "tokens").mkdir()
     write_vocabulary(tmp_path / "tokens" / VOCABULARY_FILE, dataset.vocabulary)
     write_tokens(tmp_path / "tokens" / TOKENS_FILE, dataset, settings_of_words, "0")
-    decoder = DecoderParams(embedding=64, state=256, attention=64, dropout=0.0, region_dropout=0.0, word_dropout=0.0)
-    rate = schedule(highest=4e-3, warm_up=10)
-    by_heart = params(decoder=decoder, learning_rate=rate, epochs=60, patience=60, coverage_weight=0.0, max_words=20)
+    decoder = DecoderParams(
+        embedding_size=64, hidden_size=256, attention_size=64, dropout=0.0, region_dropout=0.0, word_dropout=0.0
+    )
+    rate = schedule(peak=4e-3, warmup_steps=10)
+    by_heart = params(decoder=decoder, lr=rate, max_epochs=60, patience=60, doubly_stochastic_weight=0.0, max_length=20)
 
     folder = run(tmp_path, tmp_path / "run", by_heart)
 
     assert json.loads((folder / "history.json").read_text())[-1]["train_loss"] < 0.1
 
 
-def test_it_learns_which_region_tells_the_colour(data: Path, tmp_path: Path) -> None:
-    decoder = DecoderParams(embedding=8, state=12, attention=8, dropout=0.0, region_dropout=0.0, word_dropout=0.0)
-    settings_of_run = params(epochs=60, patience=99, coverage_weight=0.0, decoder=decoder)
+def test_it_learns_which_region_tells_the_color(data: Path, tmp_path: Path) -> None:
+    decoder = DecoderParams(
+        embedding_size=8, hidden_size=12, attention_size=8, dropout=0.0, region_dropout=0.0, word_dropout=0.0
+    )
+    settings_of_run = params(max_epochs=60, patience=99, doubly_stochastic_weight=0.0, decoder=decoder)
     folder = run(data, tmp_path / "run", settings_of_run)
     history = json.loads((folder / "history.json").read_text())
     assert history[-1]["train_loss"] < history[0]["train_loss"] / 2
@@ -475,18 +485,18 @@ def test_it_learns_which_region_tells_the_colour(data: Path, tmp_path: Path) -> 
 
 
 def test_training_stops_when_nothing_gets_better(data: Path, tmp_path: Path) -> None:
-    folder = run(data, tmp_path / "run", params(epochs=50, patience=2, learning_rate=schedule(highest=1e-9)))
+    folder = run(data, tmp_path / "run", params(max_epochs=50, patience=2, lr=schedule(peak=1e-9)))
     assert len(json.loads((folder / "history.json").read_text())) == 3
 
 
 def test_the_last_epoch_is_kept_whatever_its_score_where_params_say_so(data: Path, tmp_path: Path) -> None:
-    still = schedule(highest=1e-9)  # no epoch scores better than the first
-    first = run(data, tmp_path / "first", params(epochs=4, patience=9, learning_rate=still))
-    last = run(data, tmp_path / "last", params(epochs=4, patience=1, learning_rate=still, select_by="last"))
+    still = schedule(peak=1e-9)  # no epoch scores better than the first
+    first = run(data, tmp_path / "first", params(max_epochs=4, patience=9, lr=still))
+    last = run(data, tmp_path / "last", params(max_epochs=4, patience=1, lr=still, select_by="last"))
     assert [read_model(folder).config.epoch for folder in (first, last)] == [1, 4]
     cards = []
     for folder in (first, last):
-        write_card(folder, read_model(folder).config)
+        write_model_card(folder, read_model(folder).config)
         cards.append((folder / CARD_FILE).read_text())
     for told in ("after epoch 1 of 4, by `cider`", "that chose its epoch"):
         assert told in cards[0]
@@ -498,15 +508,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(data: Path, tmp_
     with pytest.raises(
         UserError, match=r"the loss is (nan|inf) in epoch \d+, step \d+ of the run, at a learning rate of"
     ):
-        run(data, tmp_path / "run", params(learning_rate=schedule(highest=1e30, warm_up=0), clip_norm=1e30))
+        run(data, tmp_path / "run", params(lr=schedule(peak=1e30, warmup_steps=0), max_grad_norm=1e30))
 
 
 def test_a_rate_that_ruins_the_weights_in_the_last_step_is_told_before_captions_are(data: Path, tmp_path: Path) -> None:
-    rate = schedule(highest=1e30, warm_up=0)
+    rate = schedule(peak=1e30, warmup_steps=0)
     with pytest.raises(
         UserError, match=r"the loss in validation is (nan|inf) in epoch 1, step 1 of the run, at a lear"
     ):
-        run(data, tmp_path / "run", params(learning_rate=rate, images_a_batch=99, epochs=1))
+        run(data, tmp_path / "run", params(lr=rate, batch_size=99, max_epochs=1))
 
 
 def test_a_damaged_checkpoint_is_named(data: Path, tmp_path: Path) -> None:

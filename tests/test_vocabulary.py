@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pipeline.captions.vocabulary import (
     END,
     START,
-    UNKNOWN,
+    UNK,
     Vocabulary,
     read_vocabulary,
     write_vocabulary,
@@ -24,7 +24,7 @@ def test_words_stand_by_count_then_alphabet_after_the_specials() -> None:
 
 def test_rare_words_become_unknown_and_decoding_stops_at_the_end() -> None:
     vocabulary = Vocabulary.build(CAPTIONS, min_count=2)
-    assert vocabulary.encode(["dog", "rare"]) == [4, UNKNOWN]
+    assert vocabulary.encode(["dog", "rare"]) == [4, UNK]
     assert vocabulary.decode([START, 4, 5, END, 6]) == ["dog", "a"]
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.captions.vocabulary import END, PAD, START, UNKNOWN
-from pipeline.decoder.search import SearchParams
+from pipeline.captions.vocabulary import END, PAD, START, UNK
+from pipeline.generation.search import SearchParams
 
 Step = Callable[[int, Any], tuple[Sequence[float], Any, Any]]
 """Takes the last word and a state; returns every word's log-probability, the next state and the attention."""
@@ -31,19 +31,21 @@ class Caption:
 
 
 def textbook_search(step: Step, state: Any, image_id: int, params: SearchParams) -> list[Caption]:
-    """The captions of one image, as `pipeline.decoder.search.search` has to return them."""
+    """The captions of one image, as `pipeline.generation.search.search` has to return them."""
     if params.method == "sample":
         return [sample(step, state, image_id, number, params) for number in range(params.n_best)]
-    groups = [[Caption(state)] for _ in range(params.groups)]
-    for _ in range(params.max_words):
+    groups = [[Caption(state)] for _ in range(params.num_groups)]
+    for _ in range(params.max_length):
         used: list[int] = []
         for number, group in enumerate(groups):
             candidates = []
             for caption in group:
                 for word, longer in continuations(step, caption, params):
-                    candidates.append((longer.log_probability - params.diversity * used.count(word), word, longer))
+                    candidates.append(
+                        (longer.log_probability - params.diversity_penalty * used.count(word), word, longer)
+                    )
             candidates.sort(key=lambda candidate: candidate[0], reverse=True)
-            best = candidates[: params.beam // params.groups]
+            best = candidates[: params.beam_size // params.num_groups]
             groups[number] = [longer for _, _, longer in best]
             used += [word for _, word, _ in best if word != PAD]
     distinct = {caption.words: caption for group in groups for caption in group}
@@ -53,7 +55,7 @@ def textbook_search(step: Step, state: Any, image_id: int, params: SearchParams)
 def sample(step: Step, state: Any, image_id: int, number: int, params: SearchParams) -> Caption:
     """One drawn caption of an image."""
     caption = Caption(state)
-    for chance in np.random.default_rng([params.seed, image_id, number]).random(params.max_words):
+    for chance in np.random.default_rng([params.seed, image_id, number]).random(params.max_length):
         options = dict(continuations(step, caption, params))
         before = caption.log_probability
         weights = {
@@ -95,11 +97,11 @@ def continuations(step: Step, caption: Caption, params: SearchParams) -> Iterato
 
 def permitted(word: int, before: tuple[int, ...], params: SearchParams) -> bool:
     """Whether a word may follow those before it."""
-    if word in (PAD, START) or (word == UNKNOWN and not params.allow_unknown):
+    if word in (PAD, START) or (word == UNK and not params.allow_unk):
         return False
     if word == END:
-        return len(before) >= params.min_words
-    size = params.block_ngrams
+        return len(before) >= params.min_length
+    size = params.no_repeat_ngram_size
     latest = (*before, word)[-size:]
     return not size or latest not in {before[first : first + size] for first in range(len(before) - size + 1)}
 
@@ -107,10 +109,10 @@ def permitted(word: int, before: tuple[int, ...], params: SearchParams) -> bool:
 def score(caption: Caption, params: SearchParams) -> float:
     """What captions are ranked by."""
     length = max(1, len(caption.words) + caption.reached_end)
-    match params.length_penalty:
+    match params.length_normalization:
         case "none":
             return caption.log_probability
         case "average":
-            return caption.log_probability / length**params.length_exponent
+            return caption.log_probability / length**params.length_alpha
         case "gnmt":
-            return caption.log_probability / ((5 + length) / 6) ** params.length_exponent
+            return caption.log_probability / ((5 + length) / 6) ** params.length_alpha

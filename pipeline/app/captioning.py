@@ -12,11 +12,11 @@ import streamlit as st
 
 from pipeline.app import models
 from pipeline.app.components import literal, pick, show_caption
-from pipeline.app.pictures import FORMATS, Picture, check, preview
 from pipeline.app.samples import samples, thumbnails
-from pipeline.app.settings import search_settings
-from pipeline.decoder.search import SearchParams
+from pipeline.app.search_controls import search_settings
+from pipeline.app.uploads import FORMATS, Picture, check, preview
 from pipeline.errors import UserError
+from pipeline.generation.search import SearchParams
 from pipeline.prediction.captioner import USUAL_SEARCH
 
 Call = tuple[Any, ...]

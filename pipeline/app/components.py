@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from pipeline.app.pictures import MAX_BYTES, Preview
+from pipeline.app.uploads import MAX_BYTES, Preview
 from pipeline.prediction.captioner import Caption
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 import streamlit as st
 from PIL import Image
 
-from pipeline.decoder.saved import CONFIG_FILE
+from pipeline.decoder.model_io import CONFIG_FILE
 from pipeline.errors import UserError
 from pipeline.prediction.captioner import Captioner
 

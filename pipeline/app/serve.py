@@ -28,14 +28,14 @@ def serve(models: list[Path], host: str, port: int) -> None:
         from starlette.formparsers import MultiPartParser
         from streamlit.web import cli
 
-        from pipeline.app import captioning, pictures, training  # noqa: F401
+        from pipeline.app import captioning, training, uploads  # noqa: F401
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
         raise UserError(f"gridcap app needs {package}; install it with `pip install 'gridcap[app]'`") from error
     _check_free(host, port)
     captioning.prepare(models or [folder for folder in [_USUAL_MODEL] if folder.is_dir()])
     # Beyond this an upload would pass through a file.
-    MultiPartParser.spool_max_size = 2 * pictures.MAX_BYTES
+    MultiPartParser.spool_max_size = 2 * uploads.MAX_BYTES
     settings = {
         "browser.gatherUsageStats": False,
         "browser.serverAddress": socket.gethostname() if host in _EVERY_ADDRESS else host,
@@ -46,9 +46,9 @@ def serve(models: list[Path], host: str, port: int) -> None:
         "server.address": host,
         "server.fileWatcherType": "none",
         "server.headless": True,
-        "server.maxUploadSize": pictures.MAX_MEGABYTES,
+        "server.maxUploadSize": uploads.MAX_MEGABYTES,
         # What is pasted comes as text, a third longer, in a message of the session.
-        "server.maxWidgetStateSize": 2 * pictures.MAX_MEGABYTES,
+        "server.maxWidgetStateSize": 2 * uploads.MAX_MEGABYTES,
         "server.port": port,
         "theme.baseRadius": "large",
         "theme.dark.primaryColor": "#e07b50",

@@ -11,7 +11,7 @@ from pipeline.app.runs import LiveRun, Series, read_epochs, read_live, read_scor
 
 RESULTS = Path("results")
 
-_COLOURS = {"train": "#8a8f98", "val": "#c8552b"}
+_COLORS = {"train": "#8a8f98", "val": "#c8552b"}
 _CURVES = {
     "Loss, nats a word": {"train": "train/loss", "val": "val_loss"},
     "CIDEr-D of validation captions": {"val": "val_cider"},
@@ -97,14 +97,14 @@ def _chart(title: str, lines: Mapping[str, Series], unit: str) -> alt.Chart:
         for split, points in lines.items()
         for place, value in [*points[: -1 : len(points) // _MOST_POINTS + 1], points[-1]]
     ]
-    colours = alt.Scale(domain=list(lines), range=[_COLOURS[split] for split in lines])
+    colors = alt.Scale(domain=list(lines), range=[_COLORS[split] for split in lines])
     legend = alt.Legend(title=None, orient="top-right") if len(lines) > 1 else None
     chart = alt.Chart(alt.InlineData(values=rows), title=title, height=220)
     lone = any(len(points) == 1 for points in lines.values())
     drawn: alt.Chart = chart.mark_line(strokeWidth=1.8, point=lone).encode(
         alt.X(unit, type="quantitative").axis(grid=False, tickCount=5, format="~s"),
         alt.Y("value", type="quantitative").scale(zero=False).title(None),
-        alt.Color("split", type="nominal", scale=colours, legend=legend),
+        alt.Color("split", type="nominal", scale=colors, legend=legend),
     )
     return drawn
 

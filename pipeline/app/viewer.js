@@ -201,11 +201,11 @@ function taps(count) {
     return a < 1 ? 2 / 3 - a ** 2 + a ** 3 / 2 : (2 - a) ** 3 / 6;
   };
   return Array.from({ length: SIDE }, (_, i) => {
-    const centre = ((i + 0.5) * count) / SIDE - 0.5;
-    const first = Math.floor(centre) - 1;
+    const center = ((i + 0.5) * count) / SIDE - 0.5;
+    const first = Math.floor(center) - 1;
     return [0, 1, 2, 3].map((n) => [
       Math.min(count - 1, Math.max(0, first + n)),
-      kernel(centre - first - n),
+      kernel(center - first - n),
     ]);
   });
 }

@@ -11,8 +11,8 @@ from typing import Literal, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline.artifacts import write_atomically
 from pipeline.errors import UserError
-from pipeline.publish import write_atomically
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -24,7 +24,7 @@ class Thing:
     """Something that the image is known to show."""
 
     attributes: dict[str, str]
-    """Its kinds and their words, such as `{"shape": "cube", "colour": "red"}`."""
+    """Its kinds and their words, such as `{"shape": "cube", "color": "red"}`."""
     box: tuple[float, float, float, float]
     """Left, top, width and height, as fractions of the image's width and height."""
 

@@ -1,54 +1,24 @@
-"""From captions to token ids: the tokeniser, and `tokens.h5`, which this module alone reads and writes."""
+"""From captions to token ids: the tokenizer, and `tokens.h5`, which this module alone reads and writes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
+from pipeline.artifacts import Schema
 from pipeline.captions.records import SPLITS, Record, Split
+from pipeline.captions.tokenizer import TokenizeParams, make_tokenizer
 from pipeline.captions.vocabulary import END, PAD, SPECIALS, START, Vocabulary
 from pipeline.errors import UserError
-from pipeline.hdf5 import open_artefact
-from pipeline.params import section
+from pipeline.hdf5 import open_artifact
 
-SCHEMA = "gridcap.tokens"
-SCHEMA_VERSION = 1
+SCHEMA = Schema("gridcap.tokens", 1)
+_REMEDY = "Run `dvc repro -f -s tokenize`."
 TOKENS_FILE = "tokens.h5"
 VOCABULARY_FILE = "vocabulary.json"
-
-
-@section
-class TokenizeParams:
-    """How captions become words, and which words are known."""
-
-    lowercase: bool
-    """Whether words are lower-cased: `A` and `a` are then one word."""
-    punctuation: Literal["drop", "keep"]
-    """Whether tokens without any letter or digit stay words of the caption."""
-    min_count: Annotated[int, Field(ge=1)]
-    """Times a word must occur in the train captions to be known; rarer ones become `<unk>`."""
-    max_words: Annotated[int, Field(ge=1)]
-    """Words of a caption that are kept for training; what is beyond is cut off, and counted."""
-
-
-def tokeniser(params: TokenizeParams) -> Callable[[str], list[str]]:
-    """Make the function from a caption to its words: spaCy's English rules, then case and punctuation."""
-    import spacy
-
-    split = spacy.blank("en").tokenizer
-
-    def words(caption: str) -> list[str]:
-        tokens = [token.text for token in split(caption.lower() if params.lowercase else caption)]
-        if params.punctuation == "drop":
-            return [token for token in tokens if any(character.isalnum() for character in token)]
-        return [token for token in tokens if not token.isspace()]
-
-    return words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +45,11 @@ class TokenizedDataset:
 
 
 def tokenize(records: Sequence[Record], params: TokenizeParams, source: Path) -> TokenizedDataset:
-    """Tokenise every caption; build the vocabulary from the train captions alone.
+    """Tokenize every caption; build the vocabulary from the train captions alone.
 
     Raises `UserError`, naming `source`, where an image has no caption with a word in it.
     """
-    split_words = tokeniser(params)
+    split_words = make_tokenizer(params)
     captions: dict[Split, list[tuple[int, list[str]]]] = {split: [] for split in SPLITS}
     wordless = 0
     for record in records:
@@ -95,21 +65,21 @@ def tokenize(records: Sequence[Record], params: TokenizeParams, source: Path) ->
     if len(vocabulary) == len(SPECIALS):
         raise UserError(f"{source}: no word occurs tokenize.min_count = {params.min_count} times; lower it")
     longest = max(len(words) for rows in captions.values() for _, words in rows)
-    width = 2 + min(longest, params.max_words)
-    splits = {split: _arrays(captions[split], vocabulary, params.max_words, width) for split in SPLITS}
+    width = 2 + min(longest, params.max_length)
+    splits = {split: _arrays(captions[split], vocabulary, params.max_length, width) for split in SPLITS}
     return TokenizedDataset(
         vocabulary=vocabulary, splits=splits, counts=_counts(captions, vocabulary, params, wordless)
     )
 
 
 def _arrays(
-    captions: Sequence[tuple[int, list[str]]], vocabulary: Vocabulary, max_words: int, width: int
+    captions: Sequence[tuple[int, list[str]]], vocabulary: Vocabulary, max_length: int, width: int
 ) -> CaptionTokens:
     tokens = np.full((len(captions), width), PAD, dtype=np.int32)
     length = np.zeros(len(captions), dtype=np.int32)
     for row, (_, words) in enumerate(captions):
-        ids = [START, *vocabulary.encode(words[:max_words])]
-        if len(words) <= max_words:
+        ids = [START, *vocabulary.encode(words[:max_length])]
+        if len(words) <= max_length:
             ids.append(END)
         tokens[row, : len(ids)] = ids
         length[row] = len(ids)
@@ -137,7 +107,7 @@ def _counts(
         words = sum(len(words) for _, words in rows)
         unknown = sum(word not in known for _, words in rows for word in words)
         counts[f"{split}_captions"] = len(rows)
-        counts[f"{split}_captions_cut"] = sum(len(words) > params.max_words for _, words in rows)
+        counts[f"{split}_captions_cut"] = sum(len(words) > params.max_length for _, words in rows)
         counts[f"{split}_words_a_caption"] = round(words / max(1, len(rows)), 3)
         counts[f"{split}_share_unknown"] = round(unknown / max(1, words), 6)
     return counts
@@ -154,11 +124,11 @@ def write_tokens(path: Path, dataset: TokenizedDataset, params: TokenizeParams, 
     with h5py.File(path, "w") as file:
         file.attrs.update(
             {
-                "schema": SCHEMA,
-                "schema_version": SCHEMA_VERSION,
+                "schema": SCHEMA.name,
+                "schema_version": SCHEMA.version,
                 "fingerprint": fingerprint,
                 "vocabulary_digest": dataset.vocabulary.digest,
-                "tokeniser": "spacy.blank('en')",
+                "tokenizer": "spacy.blank('en')",
                 "lowercase": params.lowercase,
                 "punctuation": params.punctuation,
             }
@@ -178,7 +148,7 @@ def read_tokens(path: Path, split: Split) -> CaptionTokens:
 
     Raises `UserError`, naming the file, where it is missing, no HDF5 file or of another schema.
     """
-    with open_artefact(path, SCHEMA, SCHEMA_VERSION, "tokenize") as file:
+    with open_artifact(path, SCHEMA, _REMEDY) as file:
         group = file[split]
         return CaptionTokens(
             tokens=group["tokens"][:],
@@ -193,7 +163,7 @@ def require_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
 
     Raises `UserError` where they are of another, and as `read_tokens` does.
     """
-    with open_artefact(path, SCHEMA, SCHEMA_VERSION, "tokenize") as file:
+    with open_artifact(path, SCHEMA, _REMEDY) as file:
         found = file.attrs["vocabulary_digest"]
     if found != vocabulary.digest:
         raise UserError(
@@ -202,15 +172,15 @@ def require_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
         )
 
 
-def tokens_protocol(path: Path) -> str:
+def tokenizer_description(path: Path) -> str:
     """How the captions of a `tokens.h5` became words, in a phrase to store beside scores.
 
     Raises `UserError` as `read_tokens` does.
     """
-    with open_artefact(path, SCHEMA, SCHEMA_VERSION, "tokenize") as file:
+    with open_artifact(path, SCHEMA, _REMEDY) as file:
         case = "lower-cased" if file.attrs["lowercase"] else "as written"
         punctuation = "dropped" if file.attrs["punctuation"] == "drop" else "kept"
-        return f"{file.attrs['tokeniser']}, {case}, punctuation {punctuation}"
+        return f"{file.attrs['tokenizer']}, {case}, punctuation {punctuation}"
 
 
 def references(captions: CaptionTokens) -> dict[int, list[list[str]]]:

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.artifacts import fingerprint, write_json
 from pipeline.errors import UserError
-from pipeline.publish import fingerprint, write_json
 
 SCHEMA = "gridcap.vocabulary"
 SCHEMA_VERSION = 1
 _MEND = "run `dvc repro -f -s tokenize`"
-PAD, START, END, UNKNOWN = range(4)
+PAD, START, END, UNK = range(4)
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
 
 
@@ -47,7 +47,7 @@ class Vocabulary:
 
     def encode(self, words: Iterable[str]) -> list[int]:
         """Ids of words; a word that is not known gets the id of `<unk>`. Adds neither start nor end."""
-        return [self._ids.get(word, UNKNOWN) for word in words]
+        return [self._ids.get(word, UNK) for word in words]
 
     def decode(self, ids: Iterable[int]) -> list[str]:
         """Words of ids up to the first `<end>`, without `<start>` and `<pad>`."""

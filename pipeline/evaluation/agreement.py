@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.bootstrap import Interval, Resampling, Table, paired_difference, score_interval
-from pipeline.evaluation.caption_scores import OF_SUMS, measure
-from pipeline.evaluation.corpus import LIBRARY, Corpus, Words
-from pipeline.evaluation.java import UnavailableError
-from pipeline.evaluation.meteor import meteor_counts
+from pipeline.metrics.bootstrap import Interval, Resampling, Table, paired_difference, score_interval
+from pipeline.metrics.caption_scores import CORPUS_SCORES, measure
+from pipeline.metrics.corpus import LIBRARY, Corpus, Words
+from pipeline.metrics.java import UnavailableError
+from pipeline.metrics.meteor import meteor_counts
 
 PROTOCOL = (
     "human: each reference of an image against its others; model: its caption against those same others, each time",
@@ -45,8 +45,8 @@ def agreement(corpus: Corpus, with_meteor: bool, resampling: Resampling) -> dict
         except UnavailableError as error:
             missing.append(f"METEOR is missing: {error}")
     scores = {}
-    for name in [name for name in OF_SUMS if name in tables[0]]:
-        person, decoder, of_sums = tables[0][name], tables[1][name], OF_SUMS[name]
+    for name in [name for name in CORPUS_SCORES if name in tables[0]]:
+        person, decoder, of_sums = tables[0][name], tables[1][name], CORPUS_SCORES[name]
         scores[name] = {
             "human": _plain(score_interval(person, of_sums, resampling)),
             "model": _plain(score_interval(decoder, of_sums, resampling)),

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.captions.records import read_records
-from pipeline.decoder.generated import CAPTIONS_FILE
 from pipeline.errors import UserError
+from pipeline.generation.caption_io import CAPTIONS_FILE
 
 SHOWN = 5
 """Image ids that an error names at most."""
@@ -72,10 +72,10 @@ def check_known(results: Mapping[int, str], references: Mapping[int, list[str]],
             f"{path}: captions {len(unknown)} images that {against} lacks, such as {_named(unknown)}; "
             "name the annotations of the same images"
         )
-    bare = sorted(image_id for image_id in results if not references[image_id])
-    if bare:
+    uncaptioned_images = sorted(image_id for image_id in results if not references[image_id])
+    if uncaptioned_images:
         raise UserError(
-            f"{against}: has no caption of {len(bare)} images that {path} captions, such as {_named(bare)}; "
+            f"{against}: has no caption of {len(uncaptioned_images)} images that {path} captions, such as {_named(uncaptioned_images)}; "
             "leave them out of the results, or add captions"
         )
 

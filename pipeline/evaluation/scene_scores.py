@@ -8,21 +8,21 @@ from typing import Any
 import numpy as np
 
 from pipeline.captions.records import Record, Thing
-from pipeline.decoder.generated import Generated
-from pipeline.evaluation import grounding
-from pipeline.evaluation.grounding import Box
-from pipeline.scenes.judge import matches, mentions, names_rightly, relations, statements
+from pipeline.generation.caption_io import GeneratedCaptions
+from pipeline.metrics import grounding
+from pipeline.metrics.grounding import Box
+from pipeline.scenes.caption_checker import matches, mentions, names_rightly, relations, statements
 
 NAMES_PROTOCOL = [
     "share of captions, among those that name anything, in which every mention is right",
-    "a mention is right where as many things as it counts have the colour and shape that it names",
+    "a mention is right where as many things as it counts have the color and shape that it names",
 ]
 RELATIONS_PROTOCOL = ["share of the statements of place that hold between the things named"]
 ATTENTION_PROTOCOL = [
     *(f"{key}: {said}" for key, said in grounding.PROTOCOL.items()),
-    "boxes of a shape, colour, size or texture: of the things that its phrase can mean",
+    "boxes of a shape, color, size or texture: of the things that its phrase can mean",
     "boxes of a relation: of the things that its subjects and its objects can mean, taken together",
-    "all: shapes, colours, sizes and textures; words that speak of nothing shown do not count",
+    "all: shapes, colors, sizes and textures; words that speak of nothing shown do not count",
 ]
 
 
@@ -33,13 +33,13 @@ class Grounded:
     position: int
     """Its index in the caption."""
     kind: str
-    """`shape`, `colour`, `size`, `texture` or `relation`."""
+    """`shape`, `color`, `size`, `texture` or `relation`."""
     boxes: tuple[Box, ...]
     """Where these things are."""
 
 
 def score_scenes(
-    records: Sequence[Record], generated: Mapping[int, Generated], grid: tuple[int, int]
+    records: Sequence[Record], generated: Mapping[int, GeneratedCaptions], grid: tuple[int, int]
 ) -> dict[str, Any]:
     """Score the generated captions of those records whose things are known; numbers with their protocol.
 
@@ -57,7 +57,9 @@ def score_scenes(
     return {"protocol": protocol, **whole, **({"subsets": apart} if apart else {})}
 
 
-def _score(records: Sequence[Record], generated: Mapping[int, Generated], grid: tuple[int, int]) -> dict[str, Any]:
+def _score(
+    records: Sequence[Record], generated: Mapping[int, GeneratedCaptions], grid: tuple[int, int]
+) -> dict[str, Any]:
     verdicts = [names_rightly(generated[record.image_id].words, record.things) for record in records]
     stated = [relations(generated[record.image_id].words, record.things) for record in records]
     statements = sum(total for _, total in stated)
@@ -93,7 +95,7 @@ def grounded_words(words: Sequence[str], things: Sequence[Thing]) -> list[Ground
 
 
 def _looks(
-    records: Sequence[Record], generated: Mapping[int, Generated], grid: tuple[int, int]
+    records: Sequence[Record], generated: Mapping[int, GeneratedCaptions], grid: tuple[int, int]
 ) -> dict[str, list[tuple[float, ...]]]:
     """By kind of word, for each word: whether the peak is in a box, the same by chance, mass in boxes, by chance."""
     looks: dict[str, list[tuple[float, ...]]] = defaultdict(list)

@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.evaluation.bootstrap import Resampling, paired_difference
-from pipeline.evaluation.caption_scores import OF_SUMS, Measured, measure, statements, summary
 from pipeline.evaluation.coco_files import check_known, read_references, read_results
-from pipeline.evaluation.protocols import Protocol, corpora
+from pipeline.metrics.bootstrap import Resampling, paired_difference
+from pipeline.metrics.caption_scores import CORPUS_SCORES, MetricTables, measure, statements, summary
+from pipeline.metrics.tokenizers import TokenizerName, corpora
 
 
 def score(
     hypotheses: Path,
     references: Path,
-    protocol: Protocol,
+    tokenizer: TokenizerName,
     with_meteor: bool,
     with_spice: bool,
     resampling: Resampling,
@@ -25,7 +25,7 @@ def score(
     """
     captions, wanted = read_results(hypotheses), read_references(references)
     check_known(captions, wanted, hypotheses, references)
-    (corpus,) = corpora(protocol, wanted, [captions])
+    (corpus,) = corpora(tokenizer, wanted, [captions])
     measured = measure(corpus, with_meteor, with_spice)
     return {
         "hypotheses": str(hypotheses),
@@ -44,7 +44,7 @@ def score_lines(scores: Mapping[str, Any]) -> list[str]:
         "",
         f"{'':<8} {'score':>8}   95% interval",
     ]
-    for name in [name for name in OF_SUMS if name in scores]:
+    for name in [name for name in CORPUS_SCORES if name in scores]:
         low, high = scores["intervals"][name]
         lines.append(f"{name:<8} {scores[name]:>8.4f}   {low:.4f} to {high:.4f}")
     return [*lines, *(f"{name:<8} {reason}" for name, (reason,) in scores["unavailable"].items())]
@@ -54,7 +54,7 @@ def compare(
     first: Path,
     second: Path,
     references: Path,
-    protocol: Protocol,
+    tokenizer: TokenizerName,
     with_meteor: bool,
     with_spice: bool,
     resampling: Resampling,
@@ -71,7 +71,7 @@ def compare(
     common = systems[0].keys() & systems[1].keys()
     if not common:
         raise UserError(f"{first} and {second} caption no image that is in both; compare captions of the same images")
-    pair = corpora(protocol, wanted, [{one: captions[one] for one in common} for captions in systems])
+    pair = corpora(tokenizer, wanted, [{one: captions[one] for one in common} for captions in systems])
     one, other = (measure(corpus, with_meteor, with_spice) for corpus in pair)
     return {
         "first": str(first),
@@ -84,10 +84,10 @@ def compare(
     }
 
 
-def _differences(first: Measured, second: Measured, resampling: Resampling) -> dict[str, dict[str, Any]]:
+def _differences(first: MetricTables, second: MetricTables, resampling: Resampling) -> dict[str, dict[str, Any]]:
     found = {}
     for name in [name for name in first.tables if name in second.tables]:
-        difference = paired_difference(second.tables[name], first.tables[name], OF_SUMS[name], resampling)
+        difference = paired_difference(second.tables[name], first.tables[name], CORPUS_SCORES[name], resampling)
         found[name] = {
             "first": round(first.score(name), 6),
             "second": round(second.score(name), 6),

@@ -23,21 +23,21 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pipeline.errors import UserError
-from pipeline.features.images import Pixels, View, normalise
-from pipeline.features.quantised import QuantisedEncoder
-from pipeline.params import section
+from pipeline.features.images import Pixels, View, normalize
+from pipeline.features.quantization.quantized_encoder import QuantizedEncoder
+from pipeline.params import params_section
 
 Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 Layer = Literal["layer2", "layer3", "layer4"]
 Precision = Literal["float32", "bfloat16", "int8"]
 
 # Fixed, and the last batch filled up, since convolutions may round otherwise for another batch size.
-PICTURES_A_BATCH = 16
+IMAGES_PER_BATCH = 16
 
 STRIDES: dict[Layer, int] = {"layer2": 8, "layer3": 16, "layer4": 32}
 
 
-@section
+@params_section
 class EncodeParams:
     """Section `encode`: what the frozen encoder is and how it sees a picture."""
 
@@ -48,8 +48,6 @@ class EncodeParams:
     weights: str
     """torchvision's name of a set of weights, such as `IMAGENET1K_V2`, or a path that ends in .safetensors,
     .pth or .pt."""
-    watch: str
-    """File or folder that DVC watches for changes: the path of the weights; any existing path where they are named."""
     image_size: int
     """Side in px of the square that the whole picture is resized to; a multiple of the layer's 8, 16 or
     32 px, so that grid cells map linearly on the picture."""
@@ -59,7 +57,7 @@ class EncodeParams:
     compile: bool
     """Whether PyTorch compiles the ResNet: faster after a start of half a minute, and rounds otherwise."""
     views: tuple[View, ...]
-    """What is stored of each picture: `whole`, parts of 7/8 of its sides such as `top_left` or `centre`, and
+    """What is stored of each picture: `whole`, parts of 7/8 of its sides such as `top_left` or `center`, and
     these mirrored, such as `whole_flipped`. Captions are generated from the first."""
 
     def __post_init__(self) -> None:
@@ -73,7 +71,7 @@ class EncodeParams:
 
 
 class GridEncoder(nn.Module):
-    """A ResNet up to and with `layer`: pictures [B, 3, S, S], normalised, to grids [B, C, H, W].
+    """A ResNet up to and with `layer`: pictures [B, 3, S, S], normalized, to grids [B, C, H, W].
 
     Its parameters have torchvision's names. He et al. 2016, Deep Residual Learning for Image Recognition.
     """
@@ -91,7 +89,7 @@ class GridEncoder(nn.Module):
         return [child for child in self.modules() if isinstance(child, nn.BatchNorm2d)][-1].num_features
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map normalised pictures [B, 3, S, S] to grids [B, C, H, W]."""
+        """Map normalized pictures [B, 3, S, S] to grids [B, C, H, W]."""
         for child in self.children():
             images = child(images)
         return images
@@ -132,7 +130,7 @@ def for_inference(encoder: GridEncoder, precision: Precision, compiled: bool, de
     compiled one, or one in int8, cannot be had.
     """
     if precision == "int8":
-        return QuantisedEncoder(encoder)
+        return QuantizedEncoder(encoder)
     network = _folded(copy.deepcopy(encoder)).to(device, torch.bfloat16 if precision == "bfloat16" else torch.float32)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if not compiled:
@@ -154,18 +152,18 @@ def encode_grids(network: nn.Module, pictures: Pixels) -> npt.NDArray[np.float16
     Raises `UserError` where a value is NaN or beyond float16, which only foreign weights bring about.
     """
     pixels = torch.from_numpy(pictures)
-    if isinstance(network, QuantisedEncoder):
+    if isinstance(network, QuantizedEncoder):
         grids = network(pixels)  # [B, C, H, W]
     else:
         weight = next(network.parameters())
-        grids = network(normalise(pixels.to(weight.device)).to(weight.dtype))  # [B, C, H, W]
+        grids = network(normalize(pixels.to(weight.device)).to(weight.dtype))  # [B, C, H, W]
     regions = grids.flatten(2).transpose(1, 2)  # [B, P, C]
     if not torch.stack(regions.aminmax()).half().isfinite().all():
         raise UserError("encode.weights give features that are NaN or beyond float16; use other weights")
     return np.asarray(regions.half().contiguous().cpu().numpy(), dtype=np.float16)
 
 
-def encode_batch(network: nn.Module, pictures: Pixels, size: int = PICTURES_A_BATCH) -> npt.NDArray[np.float16]:
+def encode_batch(network: nn.Module, pictures: Pixels, size: int = IMAGES_PER_BATCH) -> npt.NDArray[np.float16]:
     """Encode at most `size` pictures, uint8 [B, S, S, 3], as a batch of just that size; otherwise as `encode_grids`."""
     batch = np.zeros((size, *pictures.shape[1:]), dtype=np.uint8)
     batch[: len(pictures)] = pictures

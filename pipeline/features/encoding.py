@@ -25,10 +25,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from pipeline.artifacts import file_digests, publish
 from pipeline.captions.records import Record
-from pipeline.errors import NO_ROOM, UserError
+from pipeline.distributed import SINGLE_PROCESS, Processes
+from pipeline.errors import NO_SPACE, UserError
 from pipeline.features.encoder import (
-    PICTURES_A_BATCH,
+    IMAGES_PER_BATCH,
     STRIDES,
     EncodeParams,
     GridEncoder,
@@ -39,18 +41,16 @@ from pipeline.features.encoder import (
     weights_digest,
 )
 from pipeline.features.images import Pixels, View, read_bytes, read_views
-from pipeline.features.store import Grids, Key, Setting, Shard, whole_shards, write_index, write_shard
-from pipeline.publish import file_digests, publish
-from pipeline.ranks import ALONE, Ranks
+from pipeline.features.store import EncoderSpec, Grids, RowKey, Shard, intact_shards, write_index, write_shard
 
 STAGE = "encode"
 RUNS_FILE = "runs.jsonl"
 # What a kill may cost, and, as it decides which rows share a file, part of the published bytes.
-ROWS_A_SHARD = 128
+ROWS_PER_SHARD = 128
 
 # Batches encoded at once, each by its share of the processors: where decoding takes one from a batch, its others wait
 # for that one, but those of the other batch go on.
-_LANES = 2
+CONCURRENT_BATCHES = 2
 
 # Whose pictures are read: the one encoded and the next, and one more while a shard is written.
 _SHARDS_AHEAD = 2
@@ -84,18 +84,18 @@ class Encoded:
     shards: int
     """Files published."""
     views: tuple[View, ...]
-    setting: Setting
+    spec: EncoderSpec
 
     @property
-    def figures(self) -> dict[str, int]:
+    def metrics(self) -> dict[str, int]:
         """What describes the store, however many runs it took."""
-        regions, channels = self.setting.grid_shape
+        regions, channels = self.spec.grid_shape
         return {
             "images": self.images,
             "views": len(self.views),
             "shards": self.shards,
-            "grid_height": self.setting.grid_height,
-            "grid_width": self.setting.grid_width,
+            "grid_height": self.spec.grid_height,
+            "grid_width": self.spec.grid_width,
             "channels": channels,
             "bytes_an_image": len(self.views) * regions * channels * np.dtype(np.float16).itemsize,
         }
@@ -128,7 +128,7 @@ def encode(
     out: Path,
     device: torch.device,
     threads: int,
-    ranks: Ranks = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> Encoded:
     """Encode the records' images below the folder `images` and publish them as a feature store at `out`.
 
@@ -141,15 +141,15 @@ def encode(
     are missing or unreadable; what stood at `out` then stands there still.
     """
     encoder = load_encoder(params)
-    setting = encoder_setting(encoder, params)
+    spec = encoder_setting(encoder, params)
     network = for_inference(encoder, params.precision, params.compile, device)
     # Compiled, it takes all processors whoever calls it.
-    lanes = _LANES if runs_on_cpu(params.precision, device) and not params.compile else 1
+    lanes = CONCURRENT_BATCHES if runs_on_cpu(params.precision, device) and not params.compile else 1
     try:
-        with ranks.work_folder(work, STAGE, setting.fingerprint) as folder:
-            return _Run(folder, setting, params.views, network, lanes, threads, ranks).encode(records, images, out)
+        with processes.work_folder(work, STAGE, spec.fingerprint) as folder:
+            return _Run(folder, spec, params.views, network, lanes, threads, processes).encode(records, images, out)
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno not in NO_SPACE:
             raise
         raise UserError(
             f"{error.filename or work}: cannot be written ({error.strerror}); free space and run again:"
@@ -157,10 +157,10 @@ def encode(
         ) from error
 
 
-def encoder_setting(encoder: GridEncoder, params: EncodeParams) -> Setting:
+def encoder_setting(encoder: GridEncoder, params: EncodeParams) -> EncoderSpec:
     """Tell the setting of the features that a loaded encoder gives."""
     side = params.image_size // STRIDES[params.layer]
-    return Setting(
+    return EncoderSpec(
         architecture=params.architecture,
         layer=params.layer,
         weights_digest=weights_digest(encoder),
@@ -179,30 +179,30 @@ class _Run:
     def __init__(
         self,
         folder: Path,
-        setting: Setting,
+        spec: EncoderSpec,
         views: tuple[View, ...],
         network: nn.Module,
         lanes: int,
         threads: int,
-        ranks: Ranks,
+        processes: Processes,
     ) -> None:
         self._folder = folder
-        self._setting = setting
+        self._spec = spec
         self._views = views
         self._network = network
         self._lanes = lanes
         self._threads = threads
-        self._ranks = ranks
+        self._processes = processes
 
     def encode(self, records: Sequence[Record], images: Path, out: Path) -> Encoded:
         began = time.monotonic()
         records = sorted(records, key=lambda record: record.image_id)
-        shards = self._ranks.from_first(whole_shards(self._folder) if self._ranks.first else [])
+        shards = self._processes.broadcast(intact_shards(self._folder) if self._processes.is_main else [])
         stored = {key for shard in shards for key in shard.keys}
         contents = self._digests(records, images)
         plan = self._plan(records, images, contents, stored)
         planned = sum(map(len, plan))
-        if self._ranks.first:
+        if self._processes.is_main:
             print(f"{STAGE}: {len(records) - planned} of {len(records)} images are stored already", flush=True)
         made, faults = self._encode_shards(plan)
         shards += made
@@ -215,31 +215,31 @@ class _Run:
             failed=len(faults),
         )
         used = sorted((s for s in shards if not needed.isdisjoint(s.keys)), key=lambda shard: shard.path.name)
-        if self._ranks.first:
+        if self._processes.is_main:
             self._record(counts, time.monotonic() - began)
             if not faults:
                 self._publish(used, contents, out)
         if faults:
             raise UserError(_told(faults, counts))
-        return Encoded(counts=counts, images=len(records), shards=len(used), views=self._views, setting=self._setting)
+        return Encoded(counts=counts, images=len(records), shards=len(used), views=self._views, spec=self._spec)
 
     def _digests(self, records: Sequence[Record], images: Path) -> dict[int, str]:
         """SHA-256 of each image's file; a name of its own for one that cannot be read."""
-        own = records[self._ranks.rank :: self._ranks.size]
+        own = records[self._processes.rank :: self._processes.world_size]
         paths = [images / record.file for record in own]
-        digests = file_digests(paths, f"{STAGE}, digests", "image", self._threads, silent=not self._ranks.first)
+        digests = file_digests(paths, f"{STAGE}, digests", "image", self._threads, silent=not self._processes.is_main)
         found = {
             record.image_id: digest if isinstance(digest, str) else f"unreadable {record.image_id}"
             for record, digest in zip(own, digests, strict=True)
         }
-        return {image_id: content for part in self._ranks.gather(found) for image_id, content in part.items()}
+        return {image_id: content for part in self._processes.gather(found) for image_id, content in part.items()}
 
     def _plan(
-        self, records: Sequence[Record], images: Path, contents: Mapping[int, str], stored: Set[Key]
+        self, records: Sequence[Record], images: Path, contents: Mapping[int, str], stored: Set[RowKey]
     ) -> list[list[_Image]]:
         """For each shard to write its images, by ascending id; of equal files the first stands for all."""
         plan: list[list[_Image]] = []
-        rows = ROWS_A_SHARD
+        rows = ROWS_PER_SHARD
         planned: set[str] = set()
         for record in records:
             content = contents[record.image_id]
@@ -247,7 +247,7 @@ class _Run:
             if not views or content in planned:
                 continue
             planned.add(content)
-            if rows >= ROWS_A_SHARD:
+            if rows >= ROWS_PER_SHARD:
                 plan.append([])
                 rows = 0
             plan[-1].append(_Image(image_id=record.image_id, path=images / record.file, content=content, views=views))
@@ -259,22 +259,22 @@ class _Run:
 
         A shard of which an image cannot be read is left for the next run: mended, it is what it would have been.
         """
-        own = plan[self._ranks.rank :: self._ranks.size]
+        own = plan[self._processes.rank :: self._processes.world_size]
         rows = sum(len(image.views) for group in own for image in group)
         shards, faults = [], []
         with (
             ThreadPoolExecutor(self._threads) as readers,
-            _side_by_side(self._lanes if rows > PICTURES_A_BATCH else 1) as encoders,
+            _side_by_side(self._lanes if rows > IMAGES_PER_BATCH else 1) as encoders,
             tqdm(
                 total=rows,
                 desc=f"{STAGE}, grids",
                 unit="grid",
-                disable=None if self._ranks.first else True,
+                disable=None if self._processes.is_main else True,
             ) as bar,
         ):
 
             def read(group: Sequence[_Image]) -> list[Future[_Picture | UserError]]:
-                return [readers.submit(_read, image, self._setting.image_size) for image in group]
+                return [readers.submit(_read, image, self._spec.image_size) for image in group]
 
             groups = iter(own)
             coming = deque(map(read, islice(groups, _SHARDS_AHEAD)))
@@ -287,42 +287,42 @@ class _Run:
                 coming.extend(map(read, islice(groups, 1)))  # processors have work while the shard is written
                 if grids is not None:
                     shards.append(self._write_shard(pictures, grids))
-        gathered = self._ranks.gather((shards, faults))
+        gathered = self._processes.gather((shards, faults))
         return [shard for part, _ in gathered for shard in part], [fault for _, part in gathered for fault in part]
 
     def _grids(self, pictures: Sequence[_Picture], encoders: ThreadPoolExecutor, bar: "tqdm[NoReturn]") -> Grids:
         squares = np.concatenate([picture.pixels for picture in pictures])
-        grids = np.empty((len(squares), *self._setting.grid_shape), dtype=np.float16)
+        grids = np.empty((len(squares), *self._spec.grid_shape), dtype=np.float16)
 
         def encode_from(start: int) -> int:
-            batch = squares[start : start + PICTURES_A_BATCH]
+            batch = squares[start : start + IMAGES_PER_BATCH]
             grids[start : start + len(batch)] = encode_batch(self._network, batch)
             return len(batch)
 
-        for count in encoders.map(encode_from, range(0, len(squares), PICTURES_A_BATCH)):
+        for count in encoders.map(encode_from, range(0, len(squares), IMAGES_PER_BATCH)):
             bar.update(count)
         return grids
 
     def _write_shard(self, pictures: Sequence[_Picture], grids: Grids) -> Shard:
         image_ids = [picture.image.image_id for picture in pictures for _ in picture.image.views]
         keys = [(picture.image.content, view) for picture in pictures for view in picture.image.views]
-        return write_shard(self._folder, self._setting, image_ids, keys, grids)
+        return write_shard(self._folder, self._spec, image_ids, keys, grids)
 
     def _publish(self, shards: Sequence[Shard], contents: Mapping[int, str], out: Path) -> None:
         staged = self._folder / "published"
         shutil.rmtree(staged, ignore_errors=True)
         for shard in shards:
             publish(shard.path, staged / shard.path.name)
-        write_index(staged, self._setting, self._views, shards, contents)
+        write_index(staged, self._spec, self._views, shards, contents)
         publish(staged, out)
 
     def _record(self, counts: Counts, seconds: float) -> None:
         line = {
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-            "fingerprint": self._setting.fingerprint,
+            "fingerprint": self._spec.fingerprint,
             **asdict(counts),
             "seconds": round(seconds, 1),
-            "processes": self._ranks.size,
+            "processes": self._processes.world_size,
         }
         with (self._folder.parent / RUNS_FILE).open("a") as file:
             file.write(json.dumps(line) + "\n")

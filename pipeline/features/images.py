@@ -1,4 +1,4 @@
-"""Images as the encoder sees them: any file that Pillow reads, as upright RGB squares, normalised.
+"""Images as the encoder sees them: any file that Pillow reads, as upright RGB squares, normalized.
 
 B images, S side of the square in px.
 """
@@ -24,13 +24,13 @@ View = Literal[
     "top_right",
     "bottom_left",
     "bottom_right",
-    "centre",
+    "center",
     "whole_flipped",
     "top_left_flipped",
     "top_right_flipped",
     "bottom_left_flipped",
     "bottom_right_flipped",
-    "centre_flipped",
+    "center_flipped",
 ]
 """What a row shows of a picture: all of it or a part, the second six mirrored left to right."""
 
@@ -42,7 +42,7 @@ _CORNERS = {
     "top_right": (1.0, 0.0),
     "bottom_left": (0.0, 1.0),
     "bottom_right": (1.0, 1.0),
-    "centre": (0.5, 0.5),
+    "center": (0.5, 0.5),
 }
 
 # Decoding takes three bytes a pixel and more, in every thread, and a small file can claim any size.
@@ -158,7 +158,7 @@ def read_bytes(path: Path) -> bytes:
         raise UserError(f"{path}: cannot be read ({error.strerror}); restore it or name another file") from error
 
 
-def normalise(batch: torch.Tensor) -> torch.Tensor:
+def normalize(batch: torch.Tensor) -> torch.Tensor:
     """Scale pictures, uint8 [B, S, S, 3], by ImageNet's mean and deviation: float32 [B, 3, S, S]."""
     mean = torch.tensor(MEAN, device=batch.device)
     deviation = torch.tensor(STANDARD_DEVIATION, device=batch.device)
@@ -174,11 +174,11 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
-        # 16-bit grey; Pillow's own conversion clips at 255 instead of scaling.
+        # 16-bit gray; Pillow's own conversion clips at 255 instead of scaling.
         deep = np.asarray(image).astype(np.int64).clip(0, 0xFFFF)
         return Image.fromarray((deep // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ValueError("floating-point pixels have no known white; store 8-bit colours")
+        raise ValueError("floating-point pixels have no known white; store 8-bit colors")
     if image.has_transparency_data:
         layers = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")

@@ -22,16 +22,16 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline.artifacts import file_digests, fingerprint, write_atomically
 from pipeline.errors import UserError
-from pipeline.publish import file_digests, fingerprint, write_atomically
 
 SCHEMA = "gridcap.features"
 # Raise it when shards change, and when the way from an image file to a row changes: no old row is used again.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 INDEX_FILE = "index.json"
 
 Grids = npt.NDArray[np.float16]
-Key = tuple[str, str]
+RowKey = tuple[str, str]
 """What a row is found by: the SHA-256 of an image file, in hexadecimal, and the name of a view of it."""
 
 # One handle a shard: all of COCO in shards of 128 would meet the usual limit of 1,024 files a process.
@@ -39,7 +39,7 @@ _HANDLES = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class EncoderSpec:
     """The encoder setting that all rows of a store share: stores of one setting agree about every image."""
 
     architecture: str
@@ -84,7 +84,7 @@ class Shard:
     path: Path
     digest: str
     """SHA-256 of the file."""
-    keys: tuple[Key, ...]
+    keys: tuple[RowKey, ...]
     """What each row describes."""
 
 
@@ -100,7 +100,7 @@ class _Index:
     schema: str
     schema_version: int
     fingerprint: str
-    setting: Setting
+    spec: EncoderSpec
     views: tuple[str, ...]
     shards: tuple[_ShardEntry, ...]
     images: dict[int, tuple[tuple[int, int], ...]]
@@ -115,7 +115,9 @@ class _OpenShard:
     """Byte at which row 0 begins; the others follow."""
 
 
-def write_shard(folder: Path, setting: Setting, image_ids: Sequence[int], keys: Sequence[Key], grids: Grids) -> Shard:
+def write_shard(
+    folder: Path, spec: EncoderSpec, image_ids: Sequence[int], keys: Sequence[RowKey], grids: Grids
+) -> Shard:
     """Write a shard, atomically, and after it its digest, without which `whole_shards` does not trust it.
 
     Row `i` holds `grids[i]`, float16 [P, C], of the image file and view `keys[i]`, which was image
@@ -127,8 +129,8 @@ def write_shard(folder: Path, setting: Setting, image_ids: Sequence[int], keys: 
             {
                 "schema": SCHEMA,
                 "schema_version": SCHEMA_VERSION,
-                "fingerprint": setting.fingerprint,
-                **asdict(setting),
+                "fingerprint": spec.fingerprint,
+                **asdict(spec),
             }
         )
         grid = file.create_dataset("grid", data=grids, dtype="<f2")
@@ -153,7 +155,7 @@ def write_shard(folder: Path, setting: Setting, image_ids: Sequence[int], keys: 
     return shard
 
 
-def whole_shards(folder: Path) -> list[Shard]:
+def intact_shards(folder: Path) -> list[Shard]:
     """Find the shards of a work folder whose bytes are as they were written, and delete the others.
 
     The folder must hold shards of one setting.
@@ -176,7 +178,7 @@ def whole_shards(folder: Path) -> list[Shard]:
 
 
 def write_index(
-    folder: Path, setting: Setting, views: Sequence[str], shards: Sequence[Shard], contents: Mapping[int, str]
+    folder: Path, spec: EncoderSpec, views: Sequence[str], shards: Sequence[Shard], contents: Mapping[int, str]
 ) -> None:
     """Write the index that turns a folder with these shards into a store.
 
@@ -187,8 +189,8 @@ def write_index(
     index = _Index(
         schema=SCHEMA,
         schema_version=SCHEMA_VERSION,
-        fingerprint=setting.fingerprint,
-        setting=setting,
+        fingerprint=spec.fingerprint,
+        spec=spec,
         views=tuple(views),
         shards=tuple(_ShardEntry(file=shard.path.name, sha256=shard.digest, rows=len(shard.keys)) for shard in shards),
         images={
@@ -238,9 +240,9 @@ class FeatureStore:
         return len(shards)
 
     @property
-    def setting(self) -> Setting:
+    def spec(self) -> EncoderSpec:
         """The encoder setting that made the grids."""
-        return self._index.setting
+        return self._index.spec
 
     @property
     def fingerprint(self) -> str:
@@ -250,12 +252,12 @@ class FeatureStore:
     @property
     def grid_shape(self) -> tuple[int, int]:
         """(P, C)."""
-        return self.setting.grid_shape
+        return self.spec.grid_shape
 
     @property
     def channels(self) -> int:
         """C."""
-        return self.setting.channels
+        return self.spec.channels
 
     @property
     def image_ids(self) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """From pictures to captions: the one way that `gridcap predict`, the app and callers in Python take.
 
     captioner = Captioner.load(Path("data/model"))
-    for caption in captioner.caption(["bench.jpg", "harbour.png"]):
+    for caption in captioner.caption(["bench.jpg", "harbor.png"]):
         print(caption.text, caption.confidence)
 
 Shapes: `B` images, `N` captions an image, `T` words, `P` regions in a grid of `h` x `w`, `C` channels, `S` side in px.
@@ -24,18 +24,23 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.decoder.captioning import caption, read_ahead, read_models
-from pipeline.decoder.saved import CONFIG_FILE, MEND, ModelConfig, SavedModel
-from pipeline.decoder.search import Hypothesis, SearchParams
-from pipeline.device import open_device
+from pipeline.decoder.model_io import CONFIG_FILE, MEND, ModelConfig, TrainedModel
+from pipeline.device import setup_device
 from pipeline.errors import UserError
-from pipeline.features.encoder import PICTURES_A_BATCH, encode_batch, for_inference, runs_on_cpu
+from pipeline.features.encoder import IMAGES_PER_BATCH, encode_batch, for_inference, runs_on_cpu
 from pipeline.features.images import Pixels, View, read_views
 from pipeline.features.store import Grids
+from pipeline.generation.ensemble import caption, precompute, read_models
+from pipeline.generation.search import Hypothesis, SearchParams
 from pipeline.prediction.weights import find_encoder
 
 USUAL_SEARCH = replace(
-    SearchParams.greedy(30), beam=5, length_penalty="average", length_exponent=0.5, block_ngrams=4, seed=1
+    SearchParams.greedy(30),
+    beam_size=5,
+    length_normalization="average",
+    length_alpha=0.5,
+    no_repeat_ngram_size=4,
+    seed=1,
 )
 """What captions are searched with unless the caller says otherwise: the settings that params.yaml comes with."""
 
@@ -78,7 +83,7 @@ class Caption:
 class Captioner:
     """A decoder, or several that vote, with their encoder, ready for pictures. Calls from several threads are safe."""
 
-    def __init__(self, models: Sequence[SavedModel], network: nn.Module, device: torch.device, threads: int) -> None:
+    def __init__(self, models: Sequence[TrainedModel], network: nn.Module, device: torch.device, threads: int) -> None:
         """`network` is the models' encoder, made ready by `for_inference`; `load` makes all of this from a folder."""
         self._model = models[0]
         self._decoders = [model.decoder.to(device) for model in models]
@@ -117,7 +122,7 @@ class Captioner:
             )
         given = None if encoder_weights is None else Path(encoder_weights)
         encoder = find_encoder(Path(folder), config, given, download)
-        where = open_device(device)
+        where = setup_device(device)
         network = for_inference(encoder, config.encoder.precision, False, where)
         return cls(models, network, where, threads or os.cpu_count() or 1)
 
@@ -129,7 +134,7 @@ class Captioner:
     def caption(self, images: Iterable[Picture], search: SearchParams = USUAL_SEARCH) -> list[Caption]:
         """Caption pictures, in their order.
 
-        Pictures are turned upright by their EXIF block and shown to the encoder as in `encode`, whatever their colours
+        Pictures are turned upright by their EXIF block and shown to the encoder as in `encode`, whatever their colors
         and their size. A picture's captions depend on its pixels and the settings alone, but for the rounding of
         smaller batches. Raises `UserError` where one cannot be read, and `TypeError` as `stream` does.
         """
@@ -160,7 +165,7 @@ class Captioner:
                 read = [picture for picture in group if not isinstance(picture, UserError)]
                 # For fewer pictures it costs more than it saves.
                 if asked is None and len(read) == IMAGES_TOGETHER:
-                    asked = read_ahead(self._decoders, search)
+                    asked = precompute(self._decoders, search)
                 captions = iter(self._caption(np.stack(read), search, asked) if read else [])
                 for picture in group:
                     yield picture if isinstance(picture, UserError) else next(captions)
@@ -168,8 +173,8 @@ class Captioner:
     def grids(self, pictures: Pixels) -> Grids:
         """Encode pictures, uint8 [B, S, S, 3], to grids, float16 [B, P, C], as `encode` does."""
         grids = []
-        for start in range(0, len(pictures), PICTURES_A_BATCH):
-            batch = pictures[start : start + PICTURES_A_BATCH]
+        for start in range(0, len(pictures), IMAGES_PER_BATCH):
+            batch = pictures[start : start + IMAGES_PER_BATCH]
             grids.append(encode_batch(self._network, batch, self._size(len(batch))))
         return np.concatenate(grids)
 
@@ -192,7 +197,7 @@ class Captioner:
         were the same from two pictures on with two threads, and a step of float16 off with one and ResNet-50.
         """
         if not runs_on_cpu(self.config.encoder.precision, self._device):
-            return PICTURES_A_BATCH
+            return IMAGES_PER_BATCH
         return max(2, 1 << (pictures - 1).bit_length())
 
     def _pictures(

@@ -7,7 +7,7 @@ from typing import cast
 
 import torchvision
 
-from pipeline.decoder.saved import ModelConfig
+from pipeline.decoder.model_io import ModelConfig
 from pipeline.errors import UserError
 from pipeline.features.encoder import (
     Architecture,

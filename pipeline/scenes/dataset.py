@@ -1,9 +1,9 @@
 """The embedded dataset on disk: pictures of random scenes with five captions each, in COCO's caption format.
 
-    images/train_00000.jpg ...    JPEG, quality 95, colours at full resolution
+    images/train_00000.jpg ...    JPEG, quality 95, colors at full resolution
     captions_train.json, captions_val.json, captions_test.json
 
-Beyond COCO's keys an image has `things` (what it shows, boxes in pixels) and `subset`. Some pairs of colour and
+Beyond COCO's keys an image has `things` (what it shows, boxes in pixels) and `subset`. Some pairs of color and
 shape are held out: no picture of train or val shows one. Every third picture of test does ("held-out", against
 "seen"), so that a captioner can be asked for a combination that it never saw.
 """
@@ -23,12 +23,13 @@ from PIL import Image
 from pydantic import Field
 from tqdm import tqdm
 
+from pipeline.artifacts import fingerprint, publish, work_folder, write_atomically, write_json
 from pipeline.captions.records import SPLITS, Split
-from pipeline.params import plain, section
-from pipeline.publish import code_digest, fingerprint, publish, work_folder, write_atomically, write_json
-from pipeline.scenes.render import Rendering, render
-from pipeline.scenes.wording import captions
-from pipeline.scenes.world import Colour, Scene, Shape, draw_scene
+from pipeline.import_graph import code_digest
+from pipeline.params import params_section, to_plain
+from pipeline.scenes.caption_templates import captions
+from pipeline.scenes.renderer import Rendering, render
+from pipeline.scenes.scene import Color, Scene, Shape, draw_scene
 
 STAGE = "render"
 
@@ -41,7 +42,7 @@ _IDS_A_SPLIT = 1_000_000
 _MOST_PAIRS_TAKEN = 2
 
 
-@section
+@params_section
 class RenderParams:
     """What the dataset holds."""
 
@@ -55,16 +56,16 @@ class RenderParams:
     """Pictures to choose the best epoch by."""
     test: Annotated[int, Field(ge=1, le=_IDS_A_SPLIT)]
     """Pictures to score; every third shows a held-out pair."""
-    alike: Annotated[float, Field(ge=0, le=1)]
+    duplicate_rate: Annotated[float, Field(ge=0, le=1)]
     """Share of the pictures with more than one thing in which some are alike, and captions count them."""
-    held_out: Annotated[tuple[tuple[Colour, Shape], ...], Field(min_length=1)]
-    """Pairs of colour and shape that train and val never show; each colour and shape keeps other pairs."""
+    held_out: Annotated[tuple[tuple[Color, Shape], ...], Field(min_length=1)]
+    """Pairs of color and shape that train and val never show; each color and shape keeps other pairs."""
 
     def __post_init__(self) -> None:
-        """Check that train can still teach every colour and every shape."""
-        for (colour, shape), times in Counter(self.held_out).items():
+        """Check that train can still teach every color and every shape."""
+        for (color, shape), times in Counter(self.held_out).items():
             if times > 1:
-                raise ValueError(f"held_out must name a pair once, got {times} times {colour} {shape}")
+                raise ValueError(f"held_out must name a pair once, got {times} times {color} {shape}")
         for word, taken in Counter(word for pair in self.held_out for word in pair).items():
             if taken > _MOST_PAIRS_TAKEN:
                 raise ValueError(
@@ -106,7 +107,7 @@ def write_dataset(params: RenderParams, out: Path, work: Path, workers: int) -> 
     same params and code finished are kept in `work` and not made again.
     """
     tasks = [_Task(split=split, index=index) for split in SPLITS for index in range(getattr(params, split))]
-    with work_folder(work, STAGE, fingerprint(params=plain(params), code=code_digest())) as folder:
+    with work_folder(work, STAGE, fingerprint(params=to_plain(params), code=code_digest(__name__))) as folder:
         dataset, facts = folder / "dataset", folder / "facts"
         missing = [task for task in tasks if not (facts / f"{task.name}.json").is_file()]
         with tqdm(total=len(tasks), initial=len(tasks) - len(missing), unit="image", desc=STAGE) as progress:
@@ -136,7 +137,7 @@ def _make(params: RenderParams, task: _Task) -> _Made:
     asked = task.split == "test" and task.index % _HELD_OUT_EVERY == 0
     required = params.held_out[task.index // _HELD_OUT_EVERY % len(params.held_out)] if asked else None
     while True:
-        scene = draw_scene(rng, forbidden=held_out, required=required, alike=params.alike)
+        scene = draw_scene(rng, forbidden=held_out, required=required, duplicate_rate=params.duplicate_rate)
         rendering = render(scene, params.size)
         if _clear(rendering, params.size):
             break
@@ -168,7 +169,7 @@ def _things(scene: Scene, rendering: Rendering) -> list[dict[str, Any]]:
         {
             "attributes": {
                 "shape": body.shape,
-                "colour": body.colour,
+                "color": body.color,
                 "size": body.size,
                 "texture": body.texture,
             },

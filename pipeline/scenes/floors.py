@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.scenes.scene import Floor
 from pipeline.scenes.vectors import Reals, Vector, hashed, noise
-from pipeline.scenes.world import Floor
 
 _PLANK_WIDTH, _PLANK_LENGTH = 0.42, 2.6
 _TILE = 0.8
@@ -20,10 +20,10 @@ _THREAD = 0.11
 class FloorMaterial:
     """The look of one floor."""
 
-    colour: Vector
+    color: Vector
     """Share of red, green and blue light that it throws back on the whole."""
     relief: Callable[[Reals, Reals, Reals], Reals]
-    """Factor [R] on the colour at `u` and `v`, where one subsample covers `footprint` [R] of floor."""
+    """Factor [R] on the color at `u` and `v`, where one subsample covers `footprint` [R] of floor."""
 
 
 def _wooden(u: Reals, v: Reals, footprint: Reals) -> Reals:
@@ -89,14 +89,14 @@ def _kept(period: float, footprint: Reals) -> Reals:
 
 
 def linear(red: float, green: float, blue: float) -> Vector:
-    """Linear light of a colour as the picture shows it, whose encoding is a square root."""
+    """Linear light of a color as the picture shows it, whose encoding is a square root."""
     return (red * red, green * green, blue * blue)
 
 
 MATERIALS: Mapping[Floor, FloorMaterial] = {
-    "wooden": FloorMaterial(colour=linear(0.63, 0.46, 0.31), relief=_wooden),
-    "tiled": FloorMaterial(colour=linear(0.53, 0.58, 0.62), relief=_tiled),
-    "sandy": FloorMaterial(colour=linear(0.80, 0.71, 0.55), relief=_sandy),
-    "grassy": FloorMaterial(colour=linear(0.42, 0.52, 0.27), relief=_grassy),
-    "carpeted": FloorMaterial(colour=linear(0.56, 0.47, 0.52), relief=_carpeted),
+    "wooden": FloorMaterial(color=linear(0.63, 0.46, 0.31), relief=_wooden),
+    "tiled": FloorMaterial(color=linear(0.53, 0.58, 0.62), relief=_tiled),
+    "sandy": FloorMaterial(color=linear(0.80, 0.71, 0.55), relief=_sandy),
+    "grassy": FloorMaterial(color=linear(0.42, 0.52, 0.27), relief=_grassy),
+    "carpeted": FloorMaterial(color=linear(0.56, 0.47, 0.52), relief=_carpeted),
 }

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.scenes.scene import Body, Shape, Size
 from pipeline.scenes.vectors import Reals, Vector, column, dot, eased, length, unit
-from pipeline.scenes.world import Body, Shape, Size
 
 SCALES: Mapping[Size, float] = {"small": 0.64, "large": 1.0}
 
@@ -43,7 +43,7 @@ class Solid:
     """A body in its place."""
 
     body: Body
-    centre: Vector
+    center: Vector
     scale: float
     """World units for one of the body's own."""
     axis: tuple[float, float]
@@ -55,17 +55,17 @@ class Solid:
         """Stand a body on the floor."""
         form, scale = _FORMS[body.shape], SCALES[body.size]
         turn = (body.turn - 0.5) * _RING_SWAY if body.shape == "ring" else body.turn
-        centre = (body.x, form.half_height * scale, body.z)
-        return cls(body=body, centre=centre, scale=scale, axis=rotation(turn), form=form)
+        center = (body.x, form.half_height * scale, body.z)
+        return cls(body=body, center=center, scale=scale, axis=rotation(turn), form=form)
 
     @property
     def radius(self) -> float:
-        """Radius of a ball around the centre that holds the body."""
+        """Radius of a ball around the center that holds the body."""
         return self.form.radius * self.scale
 
     def local(self, points: Reals) -> Reals:
         """World points in the body's own frame and unit."""
-        return self._turned_in((points - column(self.centre)) * (1 / self.scale))
+        return self._turned_in((points - column(self.center)) * (1 / self.scale))
 
     def turned_out(self, vectors: Reals) -> Reals:
         """The body's directions in the world."""
@@ -93,18 +93,18 @@ class Solid:
         reach = self.form.radius * self.form.radius - (dot(origin, origin) - along * along)
         rays = np.flatnonzero((reach > 0) & (along > 0))
         half_chord = np.sqrt(reach[rays])
-        travelled, last = along[rays] - half_chord, along[rays] + half_chord
+        traveled, last = along[rays] - half_chord, along[rays] + half_chord
         origin = np.broadcast_to(origin, directions.shape)[:, rays]
         heading = heading[:, rays]
         for _ in range(_TRACE_STEPS):
-            gap = self.form.distance(origin + heading * travelled)
-            travelled = travelled + gap
+            gap = self.form.distance(origin + heading * traveled)
+            traveled = traveled + gap
             arrived = gap < _HIT
-            met[rays[arrived]] = travelled[arrived] * self.scale
-            going = np.flatnonzero(~arrived & (travelled < last))
+            met[rays[arrived]] = traveled[arrived] * self.scale
+            going = np.flatnonzero(~arrived & (traveled < last))
             if len(going) == 0:
                 break
-            rays, travelled, last = rays[going], travelled[going], last[going]
+            rays, traveled, last = rays[going], traveled[going], last[going]
             origin, heading = origin[:, going], heading[:, going]
         return met
 
@@ -120,12 +120,12 @@ class Solid:
         reach = self.form.radius + np.maximum(along, 0.0) * (1 / _LAMP_SHARPNESS)
         rays = np.flatnonzero((along > -self.form.radius) & (aside_squared < reach * reach))
         origin = origin[:, rays]
-        travelled = np.maximum(along[rays] - 1.2 * self.form.radius, 0.03)
+        traveled = np.maximum(along[rays] - 1.2 * self.form.radius, 0.03)
         share = np.ones(len(rays), dtype=np.float32)
         for _ in range(_SHADOW_STEPS):
-            gap = self.form.distance(origin + heading * travelled)
-            np.minimum(share, gap * _LAMP_SHARPNESS / travelled, out=share)
-            travelled = travelled + np.clip(gap, 0.03, 2.4 * self.form.radius / _SHADOW_STEPS)
+            gap = self.form.distance(origin + heading * traveled)
+            np.minimum(share, gap * _LAMP_SHARPNESS / traveled, out=share)
+            traveled = traveled + np.clip(gap, 0.03, 2.4 * self.form.radius / _SHADOW_STEPS)
         passed[rays] = eased(np.maximum(share, 0.0))
         return passed
 

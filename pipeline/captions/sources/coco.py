@@ -9,7 +9,7 @@ from pycocotools.coco import COCO
 from typing_extensions import TypedDict
 
 from pipeline.captions.records import Thing
-from pipeline.captions.sources.entry import Caption, Entry, ImageId, Source, below, read_json
+from pipeline.captions.sources.parsed_file import Caption, Entry, ImageId, Source, join_relative, read_json
 from pipeline.errors import UserError
 
 
@@ -53,7 +53,7 @@ def read(path: Path, folder: str) -> Source:
     return Source(
         # Not index.imgs: that keeps only the last of several images with one id.
         entries=[_entry(path, folder, image, index.imgToAnns[image["id"]]) for image in content["images"]],
-        strays=[
+        unmatched_captions=[
             f"{_place(path, annotation)} (image {annotation['image_id']})"
             for annotation in content["annotations"]
             if annotation["image_id"] not in index.imgs
@@ -65,7 +65,7 @@ def _entry(path: Path, folder: str, image: _Image, annotations: list[_Annotation
     place = f"{path}, image {image['id']}"
     return Entry(
         image_id=image["id"],
-        file=below(folder, image["file_name"]),
+        file=join_relative(folder, image["file_name"]),
         place=place,
         split=None,
         captions=tuple(Caption(one["caption"], _place(path, one)) for one in annotations),

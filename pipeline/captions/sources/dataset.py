@@ -8,10 +8,10 @@ from typing import Literal
 
 from pipeline.captions.records import SPLITS, Record, Split
 from pipeline.captions.sources import coco, flickr8k, karpathy
-from pipeline.captions.sources.division import Splits, divide
-from pipeline.captions.sources.entry import Entry, Source, leads_out, require_below, some
+from pipeline.captions.sources.parsed_file import Entry, Source, escapes_root, require_relative, some
+from pipeline.captions.sources.splits import Splits, assign_splits
 from pipeline.errors import UserError
-from pipeline.params import section
+from pipeline.params import params_section
 
 Format = Literal["coco", "flickr8k", "karpathy"]
 Policy = Literal["error", "skip"]
@@ -23,7 +23,7 @@ _READERS: dict[Format, Callable[[Path, str], Source]] = {
 }
 
 
-@section
+@params_section
 class CaptionFile:
     """One caption file."""
 
@@ -35,10 +35,10 @@ class CaptionFile:
     """Split of all images of the file; null: as the file itself says (karpathy) or as dataset.splits says."""
 
     def __post_init__(self) -> None:
-        require_below(self.file, self.folder)
+        require_relative(self.file, self.folder)
 
 
-@section
+@params_section
 class DatasetParams:
     """Section `dataset`: where the images and their captions are, and how strictly they are checked."""
 
@@ -60,7 +60,12 @@ class DatasetParams:
     def __post_init__(self) -> None:
         if not self.captions:
             raise ValueError("captions must name at least one caption file")
-        require_below(self.images)
+        require_relative(self.images)
+
+    @property
+    def image_dir(self) -> Path:
+        """Folder of the image files."""
+        return self.root / self.images
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,20 +86,20 @@ def prepare(params: DatasetParams) -> tuple[list[Record], Counts]:
     Of an image only its presence is checked. Raises `UserError`, naming file and line or entry, for every
     fault that the params do not let pass.
     """
-    images = params.root / params.images
+    images = params.image_dir
     for folder in (params.root, images):
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; put the dataset there, or mend dataset.root and dataset.images")
-    entries, strays = _read(params)
+    entries, unmatched_captions = _read(params)
     _refuse_names_that_lead_out(entries)
     _refuse_repeats(entries, lambda entry: entry.image_id, "image id")
     _refuse_repeats(entries, lambda entry: entry.file, "file")
-    division = divide(entries, params.splits, params.root)
+    division = assign_splits(entries, params.splits, params.root)
     used = [entry for entry in entries if entry.file in division.split]
 
     missing = {entry.file: f"{entry.file} ({entry.place})" for entry in used if not (images / entry.file).is_file()}
     _allow(params.missing_images, list(missing.values()), f"{images}: images not found", "dataset.missing_images")
-    empty, bare, records = [], list(division.strangers), []
+    empty, uncaptioned_images, records = [], list(division.unknown_images), []
     for entry in used:
         if entry.file in missing:
             continue
@@ -102,19 +107,24 @@ def prepare(params: DatasetParams) -> tuple[list[Record], Counts]:
         if record := _record(entry, division.split[entry.file]):
             records.append(record)
         else:
-            bare.append(f"{entry.file} ({entry.place})")
-    _allow(params.bad_captions, strays, "captions of images that the file does not list", "dataset.bad_captions")
+            uncaptioned_images.append(f"{entry.file} ({entry.place})")
+    _allow(
+        params.bad_captions,
+        unmatched_captions,
+        "captions of images that the file does not list",
+        "dataset.bad_captions",
+    )
     _allow(params.bad_captions, empty, "empty captions", "dataset.bad_captions")
-    _allow(params.bad_captions, bare, "images without captions", "dataset.bad_captions")
+    _allow(params.bad_captions, uncaptioned_images, "images without captions", "dataset.bad_captions")
     counts = Counts(
         images=_by_split((record.split, 1) for record in records),
         captions=_by_split((record.split, len(record.captions)) for record in records),
         left_out=len(entries) - len(used),
         skipped={
             "missing_images": len(missing),
-            "captions_of_unknown_images": len(strays),
+            "captions_of_unknown_images": len(unmatched_captions),
             "empty_captions": len(empty),
-            "images_without_captions": len(bare),
+            "images_without_captions": len(uncaptioned_images),
         },
     )
     _refuse_empty_splits(params, counts)
@@ -122,12 +132,12 @@ def prepare(params: DatasetParams) -> tuple[list[Record], Counts]:
 
 
 def _read(params: DatasetParams) -> tuple[list[Entry], list[str]]:
-    entries, strays = [], []
+    entries, unmatched_captions = [], []
     for one in params.captions:
         source = _READERS[params.format](params.root / one.file, one.folder)
-        strays += source.strays
+        unmatched_captions += source.unmatched_captions
         entries += [replace(entry, split=one.split or entry.split) for entry in source.entries]
-    return entries, strays
+    return entries, unmatched_captions
 
 
 def _record(entry: Entry, split: Split) -> Record | None:
@@ -152,7 +162,7 @@ def _by_split(amounts: Iterable[tuple[Split, int]]) -> dict[Split, int]:
 
 
 def _refuse_names_that_lead_out(entries: Sequence[Entry]) -> None:
-    faults = [f"{entry.file!r} ({entry.place})" for entry in entries if leads_out(entry.file)]
+    faults = [f"{entry.file!r} ({entry.place})" for entry in entries if escapes_root(entry.file)]
     if faults:
         raise UserError(f"file names must lie below the image folder, got {some(faults)}; mend them")
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.captions.sources.entry import Caption, Entry, Source, below, id_from_name, read_text, some
+from pipeline.captions.sources.parsed_file import Caption, Entry, Source, id_from_name, join_relative, read_text, some
 from pipeline.errors import UserError
 
 _HEADER = ["image", "caption"]
@@ -43,11 +43,11 @@ def read(path: Path, folder: str) -> Source:
     by_name: dict[str, list[_Row]] = {}
     for row in rows:
         by_name.setdefault(row.name, []).append(row)
-    return Source(entries=[_entry(path, folder, name, rows) for name, rows in by_name.items()], strays=[])
+    return Source(entries=[_entry(path, folder, name, rows) for name, rows in by_name.items()], unmatched_captions=[])
 
 
 def _entry(path: Path, folder: str, name: str, rows: list[_Row]) -> Entry:
-    file = below(folder, name)
+    file = join_relative(folder, name)
     return Entry(
         image_id=id_from_name(file),
         file=file,

@@ -10,7 +10,15 @@ from typing import Literal, NotRequired
 from typing_extensions import TypedDict
 
 from pipeline.captions.records import Split
-from pipeline.captions.sources.entry import Caption, Entry, ImageId, Source, below, id_from_name, read_json
+from pipeline.captions.sources.parsed_file import (
+    Caption,
+    Entry,
+    ImageId,
+    Source,
+    id_from_name,
+    join_relative,
+    read_json,
+)
 
 
 class _Sentence(TypedDict):
@@ -37,11 +45,13 @@ def read(path: Path, folder: str) -> Source:
     where the file has another form.
     """
     images = read_json(path, _Dataset, "Karpathy dataset file")["images"]
-    return Source(entries=[_entry(path, folder, number, image) for number, image in enumerate(images)], strays=[])
+    return Source(
+        entries=[_entry(path, folder, number, image) for number, image in enumerate(images)], unmatched_captions=[]
+    )
 
 
 def _entry(path: Path, folder: str, number: int, image: _Image) -> Entry:
-    file = below(folder, image.get("filepath", "."), image["filename"])
+    file = join_relative(folder, image.get("filepath", "."), image["filename"])
     place = f"{path}, images[{number}]"
     split: Split = "train" if image["split"] == "restval" else image["split"]
     return Entry(

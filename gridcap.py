@@ -1,0 +1,29 @@
+"""The public Python API of gridcap: `from gridcap import Captioner, FeatureStore`.
+
+Names are imported when they are first used, so importing this module loads neither torch nor h5py.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from pipeline import __version__
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.scoring import compare, score
+    from pipeline.features.store import FeatureStore
+    from pipeline.prediction.captioner import Captioner
+
+__all__ = ["Captioner", "FeatureStore", "__version__", "compare", "score"]
+
+_MODULES = {
+    "Captioner": "pipeline.prediction.captioner",
+    "FeatureStore": "pipeline.features.store",
+    "compare": "pipeline.evaluation.scoring",
+    "score": "pipeline.evaluation.scoring",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'gridcap' has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

@@ -1,0 +1,225 @@
+"""Artifacts that are complete or absent: fingerprints, checked reads, atomic writes, work folders, publication.
+
+A stage works in `data/.work/<stage>/<fingerprint>/`, which survives kills and is ignored by git and DVC, and publishes
+its result under the final name once it is complete.
+"""
+
+import codecs
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from tqdm import tqdm
+from typing_extensions import TypedDict
+
+from pipeline.errors import UserError, summarize
+
+T = TypeVar("T")
+
+
+class Schema(NamedTuple):
+    """Name and version of an artifact's file format, as the artifact itself records them."""
+
+    name: str
+    version: int
+
+    def check(self, path: Path, found: tuple[object, object], remedy: str) -> None:
+        """Raise `UserError` unless the artifact at `path` records this name and version."""
+        if found != self:
+            raise UserError(
+                f"{path}: has schema {found[0]} version {found[1]}; this version of gridcap reads {self.name} version"
+                f" {self.version}. {remedy}"
+            )
+
+
+def fingerprint(**parts: Any) -> str:
+    """Digest named JSON values into 16 hexadecimal digits that name a piece of work."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_digests(
+    paths: Sequence[Path], told: str, unit: str, threads: int | None = None, silent: bool = False
+) -> list[str | OSError]:
+    """Digest files as `file_digest` does, on several threads; one that cannot be read gives its error.
+
+    On a terminal a bar headed `told` counts them in `unit`s, unless `silent`.
+    """
+
+    def digest(path: Path) -> str | OSError:
+        try:
+            return file_digest(path)
+        except OSError as error:
+            return error
+
+    with ThreadPoolExecutor(threads) as pool:
+        digests = pool.map(digest, paths)
+        return list(tqdm(digests, told, len(paths), unit=unit, leave=False, disable=True if silent else None))
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a file so that a crash leaves either the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    _sync_folder(path.parent)
+
+
+def read_json(path: Path, form: type[T], remedy: str, schema: Schema | None = None) -> T:
+    """Read a JSON file and check its schema and its form.
+
+    Args:
+        path: The file; a byte-order mark is skipped.
+        form: Type that the document must have: anything pydantic validates. Extra keys of an object are ignored.
+        remedy: What the user should do about a missing or damaged file, as a sentence.
+        schema: Schema that the document must record under `schema` and `schema_version`.
+
+    Raises:
+        UserError: The file is missing, unreadable, not JSON, of another schema or of another form.
+    """
+    content = read_bytes(path, remedy)
+    if schema is not None:
+        header = _validate(path, content, _Header, remedy)
+        schema.check(path, (header["schema"], header["schema_version"]), remedy)
+    return _validate(path, content, form, remedy)
+
+
+def read_bytes(path: Path, remedy: str) -> bytes:
+    """Read a whole file without its byte-order mark.
+
+    Raises:
+        UserError: The file is missing or unreadable; the message ends with the sentence `remedy`.
+    """
+    try:
+        return path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise UserError(f"{path}: {reason}. {remedy}") from error
+
+
+class _Header(TypedDict):
+    schema: str
+    schema_version: int
+
+
+def _validate(path: Path, content: bytes, form: type[T], remedy: str) -> T:
+    try:
+        return TypeAdapter(form).validate_json(content, strict=True)
+    except ValidationError as error:
+        faults = [f"{_json_place(fault['loc'])}{fault['msg']}" for fault in error.errors(include_url=False)]
+        raise UserError(f"{path}: {summarize(faults)}. {remedy}") from error
+
+
+def _json_place(steps: tuple[int | str, ...]) -> str:
+    place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
+    return f"{place.removeprefix('.')}: " if place else ""
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically, in a form that is the same for the same value. NaN is refused."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, text + "\n")
+
+
+@contextmanager
+def work_folder(root: Path, stage: str, name: str) -> Iterator[Path]:
+    """Open the work folder of one stage and fingerprint, with this process its only writer.
+
+    A second process waits, after saying whom it waits for: the first may be the child of a killed `dvc`.
+    """
+    folder = root / stage / name
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder.with_name(f"{name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(lock, 32, 0).decode() or "unknown"
+            print(f"{stage}: waiting for process {holder}, which works in {folder}", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        yield folder
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def fresh_folder(target: Path) -> Iterator[Path]:
+    """Make an empty folder beside `target` for work that is quick to do again; it is gone afterwards.
+
+    What a killed run left of it is removed first.
+    """
+    folder = target.with_name(f".{target.name}.unfinished")
+    _remove(folder)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        _remove(folder)
+
+
+def publish(source: Path, target: Path) -> None:
+    """Show the finished file or folder `source` as `target`, replacing what stands there, in one rename.
+
+    Files are hard-linked, so `source` stays for the run that comes after a kill; they are copied where the file system
+    allows no links.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staged = target.with_name(f".{target.name}.staged")
+    retired = target.with_name(f".{target.name}.retired")
+    _remove(staged)
+    _link_tree(source, staged)
+    _remove(retired)
+    if target.is_dir() and not target.is_symlink():
+        os.replace(target, retired)
+    os.replace(staged, target)
+    _sync_folder(target.parent)
+    _remove(retired)
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    if source.is_dir():
+        target.mkdir()
+        for entry in sorted(source.iterdir()):
+            _link_tree(entry, target / entry.name)
+        _sync_folder(target)
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

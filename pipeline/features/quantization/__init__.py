@@ -1,0 +1,1 @@
+"""The frozen ResNet in int8."""

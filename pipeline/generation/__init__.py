@@ -1,0 +1,1 @@
+"""Caption generation: search over any decoder, ensembles, and the files that captions are stored in."""

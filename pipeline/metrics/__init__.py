@@ -1,0 +1,1 @@
+"""Caption metrics as pure functions of tokens: training, evaluation and the command line share them."""
