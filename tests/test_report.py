@@ -141,7 +141,7 @@ def page(chromium: Browser, path: Path) -> Iterator[Page]:
 
 def pixels(card: Locator) -> np.ndarray:
     """The card's picture as it shows, without text and boxes: [H, W, 3]."""
-    shot = card.locator(".picture").screenshot(style=".told, .boxes { visibility: hidden }")
+    shot = card.locator(".attention-overlay").screenshot(style=".status, .boxes { visibility: hidden }")
     with Image.open(io.BytesIO(shot)) as image:
         return np.asarray(image.convert("RGB")).astype(float)
 
@@ -266,7 +266,7 @@ def test_numbers_stand_with_interval_protocol_and_chance(path):
     assert "distinct 12 39" in text
     assert "loss (nats a word) train val" in text
     assert "3.000" in text  # the best epoch's
-    assert "of 100 words in the test captions: loss 2.062" in text
+    assert "on 100 tokens of the test captions: loss 2.062" in text
     assert "relation 4 0.750 0.125 0.500 0.062" in text
     assert "decoder.state 256" in text
     assert f"python {sys.version.split()[0]}" in text
@@ -293,7 +293,7 @@ def test_pointing_at_a_word_lights_where_it_looked(page: Page) -> None:
     for word in ("a", "red"):
         card.get_by_role("button", name=word, exact=True).hover()
         assert_lit_at(card, word)
-        assert f"{word}: 54% of attention" in card.locator(".told").inner_text()
+        assert f"{word}: 54% of attention" in card.locator(".status").inner_text()
     assert card.locator(".boxes rect").count() == 1
     assert np.ptp(pixels(other)[INSIDE]) == 0
     page.mouse.move(1, 1)

@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from pipeline.artifacts import write_atomically
+from pipeline.report.overlay import DIMMED_BRIGHTNESS, GLOW
 
 Point = tuple[float, float]
 """An epoch, and a value after it."""
@@ -55,10 +56,6 @@ MOST_PANELS = 6
 """Panels in a row of an attention strip."""
 PANEL = 1.9
 """Longer side of such a panel, in inches."""
-DIMMED = 0.4
-"""Brightness, as a share, of the part of a picture that gets no attention; it loses its colors too."""
-GLOW = np.array([0.40, 0.32, 0.14])
-"""Red, green and blue that full attention adds to black: a dark thing would not show that it is lit."""
 
 
 def curves(rows: Sequence[Mapping[str, Any]], folder: Path, suffix: Literal[".png", ".svg"]) -> list[Path]:
@@ -178,8 +175,8 @@ def _lit(image: npt.NDArray[np.uint8], attention: npt.NDArray[np.floating]) -> n
     light = smooth / max(float(smooth.max()), np.finfo(np.float32).tiny)
     light = np.clip(light, 0.0, 1.0)[..., np.newaxis]  # bicubic interpolation overshoots below 0
     picture = image / 255
-    dim = DIMMED * picture.mean(axis=-1, keepdims=True)
-    bright = 1 - (1 - picture) * (1 - GLOW)
+    dim = DIMMED_BRIGHTNESS * picture.mean(axis=-1, keepdims=True)
+    bright = 1 - (1 - picture) * (1 - np.array(GLOW))
     lit: npt.NDArray[np.uint8] = (255 * (dim + (bright - dim) * light)).round().astype(np.uint8)
     return lit
 

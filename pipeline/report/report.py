@@ -11,7 +11,6 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from pipeline.features.images import Pixels
 from pipeline.metrics.grounding import Box
 from pipeline.report import svg_charts as charts
 from pipeline.report.examples import Choice, Example
+from pipeline.report.overlay import attention_levels, encode_levels, overlay_css, overlay_js, page_file
 
 PACKAGES = ("torch", "torchvision", "numpy")
 """Whose versions decide what a run gives."""
@@ -80,10 +80,10 @@ def write_report(path: Path, report: Report) -> None:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    page = environment.from_string(_resource("page.html")).render(
+    page = environment.from_string(page_file("page.html")).render(
         report=report,
-        style=Markup(_resource("page.css")),
-        script=Markup(_resource("page.js")),
+        style=Markup(overlay_css() + page_file("page.css")),
+        script=Markup(overlay_js() + page_file("page.js")),
         groups=[
             (TITLES[choice], [_shown(example) for example in examples])
             for choice, examples in groupby(report.examples, key=lambda example: example.choice)
@@ -94,10 +94,6 @@ def write_report(path: Path, report: Report) -> None:
         versions=_versions(),
     )
     write_atomically(path, page)
-
-
-def _resource(name: str) -> str:
-    return (files("pipeline.report") / "page" / name).read_text(encoding="utf-8")
 
 
 def _shown(example: Example) -> dict[str, Any]:
@@ -125,13 +121,10 @@ def _data_uri(picture: Pixels) -> str:
 
 
 def _word(text: str, attention: npt.NDArray[np.floating], boxes: Sequence[Box]) -> _Word:
-    weights = attention.astype(np.float64)
-    peak = float(weights.max())
-    steps = (255 * weights / peak).round().astype(np.uint8)
     return _Word(
         text=text,
-        map=base64.b64encode(steps.tobytes()).decode(),
-        peak=peak,
+        map=encode_levels(attention_levels(attention)),
+        peak=float(attention.max()),
         boxes=json.dumps([[round(edge, 4) for edge in box] for box in boxes]),
     )
 
