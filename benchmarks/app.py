@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -53,7 +54,7 @@ def main(rounds: int = ROUNDS) -> None:
             samples = page.locator(".samples button").all()[1 : 1 + rounds]
             sample_times = [wait_for_image(page, sample.click) for sample in samples]
             file_input = page.locator("input[type=file]").first
-            upload_times = [wait_for_image(page, lambda file=file: file_input.set_input_files(file)) for file in files]
+            upload_times = [wait_for_image(page, partial(file_input.set_input_files, file)) for file in files]
             browser.close()
     print(f"app: ResNet-50 at {IMAGE_SIZE} px, {rounds} uploads, {source}")
     print(f"{'waiting for':>18} {'median, ms':>11} {'max, ms':>9}")

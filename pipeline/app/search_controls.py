@@ -13,7 +13,7 @@ from pipeline.generation.search import SearchParams
 from pipeline.params import check, to_plain
 
 NUM_SAMPLED_CAPTIONS = 3
-"""Initial number of captions when sampling, unless the settings ask for several."""
+"""Initial number of captions when sampling, unless `n_best` of the defaults is higher."""
 
 _MAIN_SETTINGS = ("method", "beam_size", "temperature", "top_p", "length_alpha", "max_length")
 """Settings shown at the top; the others are below, in an expander."""
@@ -28,7 +28,7 @@ _SLIDER_MAX = {
     "no_repeat_ngram_size": 5,
     "n_best": 10,
 }
-"""Upper ends of sliders, where they are below the limit of the setting or it has none."""
+"""Upper ends of sliders, for settings whose own limit is higher or missing."""
 _SLIDER_STEP = 0.05
 
 
@@ -43,11 +43,8 @@ def search_controls(defaults: SearchParams) -> SearchParams:
     Returns:
         The settings of the controls; if they are inconsistent, a warning is shown and `defaults` are returned.
     """
-    neutral = to_plain(SearchParams.greedy(defaults.max_length))
-    initial = to_plain(defaults)
-    if defaults.method == "beam":
-        initial["n_best"] = NUM_SAMPLED_CAPTIONS
-    values: dict[str, Any] = dict(neutral)
+    initial = {**to_plain(defaults), "n_best": max(NUM_SAMPLED_CAPTIONS, defaults.n_best)}
+    values = to_plain(SearchParams.greedy(defaults.max_length))
     main, more = st.container(), st.expander("More")
     for name, field in TypeAdapter(SearchParams).json_schema()["properties"].items():
         if _has_effect(name, values):
@@ -96,7 +93,7 @@ def _control(name: str, field: Mapping[str, Any], value: Any) -> Any:
             return st.number_input(label, field["minimum"], None, value, help=description)
         case "integer":
             return st.slider(label, field["minimum"], max(limit, value), value, help=description)
-        case "number":
+        case "number" if limit is not None:
             low = float(field.get("minimum", _SLIDER_STEP))  # a setting without a minimum must be positive
             return st.slider(label, low, max(float(limit), value), float(value), _SLIDER_STEP, help=description)
     raise AssertionError(f"no control for {name} of type {field['type']}")

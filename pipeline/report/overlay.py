@@ -29,7 +29,8 @@ def attention_levels(attention: npt.NDArray[np.floating]) -> npt.NDArray[np.uint
     """
     weights = attention.astype(np.float64)
     peaks = np.maximum(weights.max(axis=(-2, -1), keepdims=True), np.finfo(np.float64).tiny)
-    return (255 * weights / peaks).round().astype(np.uint8)
+    levels: npt.NDArray[np.uint8] = (255 * weights / peaks).round().astype(np.uint8)
+    return levels
 
 
 def encode_levels(levels: npt.NDArray[np.uint8]) -> str:
