@@ -87,7 +87,7 @@ def write_seeded_model(
     params = load(ROOT / "params.yaml", "train", TrainParams).decoder
     decoder = SoftAttentionDecoder(params, spec.grid, encoder.channels, len(vocabulary))
     with torch.no_grad():
-        decoder.energy *= 50
+        decoder.score_weight *= 50
         decoder.output_proj.weight *= 20
         decoder.output_proj.bias[END] = -1000.0  # all captions are as long as they may be
     config = ModelConfig(
