@@ -73,19 +73,15 @@ class SoftAttentionReference(nn.Module):
         Returns:
             Logits [B, K, T, V] and attention weights alpha [B, K, T, P].
         """
-        num_captions = tokens.shape[1]
-        regions = self.prepare(grids).repeat_interleave(num_captions, dim=0)  # [N, P, D], N = B * K
+        regions = self.prepare(grids).repeat_interleave(tokens.shape[1], dim=0)  # [N, P, D], N = B * K
         state = self.init_state(regions)
-        logits, alphas = [], []
+        step_logits, step_alphas = [], []
         for words in tokens.flatten(0, 1).unbind(dim=1):  # [N]
-            step_logits, state, alpha = self.decode_step(words, state, regions)
-            logits.append(step_logits)
-            alphas.append(alpha)
-        shape = tokens.shape[:2]
-        return (
-            torch.stack(logits, dim=1).unflatten(0, shape),  # [B, K, T, V]
-            torch.stack(alphas, dim=1).unflatten(0, shape),  # [B, K, T, P]
-        )
+            logits, state, alpha = self.decode_step(words, state, regions)
+            step_logits.append(logits)
+            step_alphas.append(alpha)
+        logits, alpha = torch.stack(step_logits, dim=1), torch.stack(step_alphas, dim=1)  # [N, T, V], [N, T, P]
+        return logits.view(*tokens.shape, -1), alpha.view(*tokens.shape, -1)
 
     def prepare(self, grids: Tensor) -> Tensor:
         """Return regions [B, P, D]: grids [B, P, C], layer-normalized, with a position encoding."""
