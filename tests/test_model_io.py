@@ -99,6 +99,7 @@ def test_provenance_is_recorded_in_the_config_alone(folder: Path) -> None:
     [
         (CONFIG_FILE, '"channels": 6', '"channels": 7', WEIGHTS_FILE, ["size mismatch for key_proj.weight"]),
         (CONFIG_FILE, '"hidden_size": 12', '"hidden_size": "x"', CONFIG_FILE, ["decoder.hidden_size", "integer"]),
+        (CONFIG_FILE, '"hidden_size": 12', '"hidden_size": 10000000000', WEIGHTS_FILE, [CONFIG_FILE]),
         (CONFIG_FILE, '"epoch": 1,', "", CONFIG_FILE, ["epoch", "required"]),
         (CONFIG_FILE, '"schema_version": 5', '"schema_version": 4', CONFIG_FILE, ["gridcap.model version 4"]),
         (CONFIG_FILE, '"gridcap.model"', '"gridcap.tokens"', CONFIG_FILE, ["gridcap.tokens"]),
@@ -120,6 +121,13 @@ def test_a_file_that_does_not_fit_is_named(
     assert message.startswith(f"{folder / blamed}: ")
     assert all(fact in message for fact in facts), message
     assert "\n" not in message
+
+
+def test_a_config_that_is_no_object_is_named(folder: Path) -> None:
+    (folder / CONFIG_FILE).write_text("[]")
+    with pytest.raises(UserError) as error:
+        read_model(folder)
+    assert str(error.value).startswith(f"{folder / CONFIG_FILE}: ")
 
 
 @pytest.mark.parametrize("file", [WEIGHTS_FILE, CONFIG_FILE, VOCABULARY_FILE, HISTORY_FILE])

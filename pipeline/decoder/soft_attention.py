@@ -89,11 +89,11 @@ class EncodedImages(ABC):
 
     @abstractmethod
     def attend(self, gated_alpha: Tensor) -> Tensor:
-        """Return the left factor of the products with `context_weights`, given beta * alpha [B, K, P]."""
+        """Apply the gated attention weights, beta * alpha [B, K, P]; return what `context_weights` project."""
 
     @abstractmethod
     def context_weights(self, decoder: "SoftAttentionDecoder") -> tuple[Tensor, Tensor]:
-        """Return the right factors of the products that yield LSTM gates [B, K, 4H] and deep output [B, K, E]."""
+        """Return the matrices that project the result of `attend` to the LSTM gates and to the deep output."""
 
     @abstractmethod
     def select_images(self, index: Tensor) -> "EncodedImages":
@@ -112,7 +112,7 @@ class RegionFeatures(EncodedImages):
         return torch.bmm(gated_alpha, self.regions)
 
     def context_weights(self, decoder: "SoftAttentionDecoder") -> tuple[Tensor, Tensor]:
-        """Return the weights of the context vectors [D, 4H] and [D, E]."""
+        """Return the decoder's weights for context vectors [D, 4H] and [D, E]."""
         return decoder.context_proj.weight.T, decoder.context_output.weight.T
 
     def select_images(self, index: Tensor) -> "RegionFeatures":
@@ -130,7 +130,7 @@ class ProjectedRegions(EncodedImages):
     """Regions projected to the deep output [B, P, E]."""
 
     def attend(self, gated_alpha: Tensor) -> Tensor:
-        """Return `gated_alpha` [B, K, P]: the weighted sum is part of the products with `context_weights`."""
+        """Return `gated_alpha` [B, K, P]: the products with the projected regions include the weighted sum."""
         return gated_alpha
 
     def context_weights(self, decoder: "SoftAttentionDecoder") -> tuple[Tensor, Tensor]:
@@ -173,8 +173,8 @@ class SoftAttentionDecoder(nn.Module):
 
     It differs from the paper in five points:
 
-    1. Attention and beta depend on the previous word as well as on the previous hidden state, because people describe
-       one image in different ways.
+    1. Attention and beta depend on the previous word as well as on h, which has not read that word yet: people
+       describe one image in different ways.
     2. Regions are layer-normalized over channels, which removes the scale of the encoder's activations.
     3. Regions carry a position encoding, without which left and right are indistinguishable.
     4. The coverage, times a weight that the decoder predicts at every step, is added to the attention scores (after Tu
@@ -217,11 +217,15 @@ class SoftAttentionDecoder(nn.Module):
         self.region_dropout = Dropout(params.region_dropout)
 
     def prepare(self, grids: Tensor, num_steps: int = 0) -> EncodedImages:
-        """Compute what depends on the images alone.
+        """Compute everything that depends on the images alone.
 
         Args:
             grids: Grids [B, P, C] of any floating-point type.
-            num_steps: Decoding steps per image, over all of its captions; 0 if unknown. Affects speed and rounding.
+            num_steps: Expected decoding steps per image, over all of its captions; 0 if unknown. Results for different
+                values are equal up to rounding.
+
+        Returns:
+            `ProjectedRegions` for images with fewer regions than decoding steps, else `RegionFeatures`.
         """
         normalized = F.layer_norm(grids.to(self.key_proj.weight.dtype), [self._num_channels])  # [B, P, C]
         normalized = normalized * self.region_dropout(normalized.new_ones(*normalized.shape[:2], 1))
@@ -257,20 +261,17 @@ class SoftAttentionDecoder(nn.Module):
             tokens: Ids of the words to read [B, K].
             state: State before the step.
             images: Result of `prepare`.
-            word_projection: Result of `project_vocabulary` [V, G]; None computes the projections of `tokens`.
+            word_projection: Result of `project_vocabulary` [V, G]; None projects the words of this step.
 
         Returns:
             Logits [B, K, V], the next state, and attention weights alpha [B, K, P], which sum to 1.
         """
         embedded = self._embed(tokens)  # [B, K, E]
+        projected = (
+            self._project_words(embedded) if word_projection is None else F.embedding(tokens, word_projection)
+        )  # [B, K, G]
         gate_weight, output_weight = images.context_weights(self)
-        state, alpha, attended = self._recurrent_step(
-            self._project_words(embedded) if word_projection is None else F.embedding(tokens, word_projection),
-            state,
-            images,
-            self.state_proj.weight.T,
-            gate_weight,
-        )
+        state, alpha, attended = self._recurrent_step(projected, state, images, self.state_proj.weight.T, gate_weight)
         return self._logits(embedded, state.h, attended @ output_weight), state, alpha
 
     def forward(self, grids: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -311,7 +312,7 @@ class SoftAttentionDecoder(nn.Module):
         return masked
 
     def _project_words(self, embedded: Tensor) -> Tensor:
-        """Return the terms [..., G] of embedded words [..., E] and of the biases in the joint projection."""
+        """Compute the share of word embeddings [..., E] and biases in the joint projection [..., G]."""
         return F.linear(embedded, self.word_proj.weight, self.state_proj.bias)
 
     def _recurrent_step(
@@ -347,7 +348,7 @@ class SoftAttentionDecoder(nn.Module):
         return DecoderState(h, c, state.coverage + alpha), alpha, attended
 
     def _logits(self, embedded: Tensor, h: Tensor, context_term: Tensor) -> Tensor:
-        """Return logits [..., V] from embedded words [..., E], h [..., H] and L_z z [..., E] (eq. 7)."""
+        """Compute logits [..., V] from word embeddings [..., E], h [..., H] and L_z times context [..., E] (eq. 7)."""
         deep_output = torch.tanh(embedded + self.state_output(h) + context_term)  # [..., E]
         logits: Tensor = self.output_proj(self.dropout(deep_output))
         return logits
