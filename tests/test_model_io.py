@@ -82,7 +82,7 @@ def test_equal_models_have_equal_bytes(folder: Path, tmp_path: Path) -> None:
 def test_history_is_read_as_written(folder: Path) -> None:
     history = read_history(folder)
     assert history == HISTORY
-    assert isinstance(history[0]["epoch"], int)
+    assert [type(history[0][key]) for key in ("epoch", "train_loss")] == [int, float]
 
 
 def test_provenance_is_recorded_in_the_config_alone(folder: Path) -> None:

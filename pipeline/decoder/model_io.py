@@ -68,8 +68,7 @@ class ModelConfig:
     dataset: str | None = None
     """Dataset folder, as in the params of the training run; None if unknown."""
     encoder_weights: str | None = None
-    """Path of the encoder's weights, or torchvision's name of them, as in the params of the training run; None if
-    unknown."""
+    """Path of the encoder's weights, as in the params of the training run; None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +104,7 @@ def record_provenance(folder: Path, dataset: str, encoder_weights: str) -> Model
     Args:
         folder: Model folder.
         dataset: Dataset folder.
-        encoder_weights: Path of the encoder's weights, or torchvision's name of them.
+        encoder_weights: Path of the encoder's weights.
 
     Returns:
         The new configuration.
@@ -149,12 +148,12 @@ def read_model(folder: Path) -> TrainedModel:
 
 
 def read_history(folder: Path) -> Sequence[Mapping[str, float]]:
-    """Read the metrics of each training epoch from a model folder.
+    """Read the metrics of every training epoch from a model folder: a mapping for each epoch, with the key `epoch`.
 
     Raises:
         UserError: The history is missing or damaged.
     """
-    # `int` first, so that epochs stay integers.
+    # A plain `float` would turn epochs into floats.
     return read_json(folder / HISTORY_FILE, list[dict[str, int | float]], REMEDY)
 
 
