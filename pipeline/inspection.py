@@ -81,8 +81,8 @@ def _describe_folder(folder: Path) -> Iterator[str]:
         yield ""
         for other in others:
             yield f"{other}: {schema}, {_rows(other):,} rows, {other.stat().st_size:,} bytes"
-        if others or schema == store.SCHEMA:
-            each = _size_an_image(first) if schema == store.SCHEMA else ""
+        if others or schema == store.SCHEMA.name:
+            each = _size_an_image(first) if schema == store.SCHEMA.name else ""
             yield _total(place, [first, *others]) + each
             yield ""
 
@@ -124,7 +124,7 @@ def _describe_file(path: Path) -> Iterator[str]:
             case tokens.SCHEMA.name:
                 words = path.with_name(tokens.VOCABULARY_FILE)
                 yield from _captions(file, read_vocabulary(words) if words.is_file() else None)
-            case store.SCHEMA:
+            case store.SCHEMA.name:
                 yield from _grid(file)
             case _:
                 yield from _statistics(datasets)
