@@ -23,7 +23,6 @@ from pipeline.hdf5 import open_artifact
 
 _REMEDY = "Restore it with `dvc checkout`, or run its stage again."
 _HDF5_SUFFIXES = (".h5", ".hdf5")
-_FEATURES_SCHEMA = "gridcap.features"
 _SAMPLE_SIZE = 5  # rows or values of a dataset that are printed
 # Feature shards are small, but any file can be inspected, so statistics read only the first rows of a large dataset.
 _MAX_VALUES = 2**22
@@ -98,7 +97,7 @@ def _describe_folder(folder: Path) -> Iterator[str]:
         yield ""
         for file in remaining:
             yield f"{file}: {schema}, {_num_rows(file):,} rows, {file.stat().st_size:,} bytes"
-        is_store = schema == _FEATURES_SCHEMA
+        is_store = schema == store.SCHEMA.name
         if remaining or is_store:
             yield _total_size(parent, [first, *remaining]) + (_size_per_image(first) if is_store else "")
             yield ""
@@ -141,7 +140,7 @@ def _describe_file(path: Path) -> Iterator[str]:
             vocabulary_path = path.with_name(tokens.VOCABULARY_FILE)
             vocabulary = read_vocabulary(vocabulary_path) if vocabulary_path.is_file() else None
             yield from _describe_tokens(file, vocabulary)
-        elif schema == _FEATURES_SCHEMA:
+        elif schema == store.SCHEMA.name:
             yield from _describe_grid(file)
         else:
             yield from _describe_values(datasets)
