@@ -1,3 +1,4 @@
+from importlib.metadata import version
 from pathlib import Path
 
 import h5py
@@ -8,11 +9,11 @@ from pipeline.captions.records import Record, Split
 from pipeline.captions.tokenizer import TokenizeParams
 from pipeline.captions.tokens import (
     SCHEMA,
+    read_tokenization,
     read_tokens,
     references,
     require_vocabulary,
     tokenize,
-    tokenizer_description,
     write_tokens,
 )
 from pipeline.captions.vocabulary import Vocabulary
@@ -101,13 +102,14 @@ def test_references_group_captions_by_image() -> None:
     }
 
 
-def test_tokenizer_description_gives_library_case_and_punctuation(tmp_path: Path) -> None:
+def test_tokenization_is_recorded_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "tokens.h5"
     write_tokens(path, tokenize(RECORDS, PARAMS, Path("records.jsonl")), PARAMS, "0123")
-    description = tokenizer_description(path)
-    assert "spacy.blank('en')" in description
-    assert "lower-cased" in description
-    assert "punctuation dropped" in description
+    tokenization = read_tokenization(path)
+    assert tokenization.tokenizer == "spacy"
+    assert tokenization.version == version("spacy")
+    assert tokenization.lowercase is True
+    assert tokenization.punctuation == "drop"
 
 
 def test_tokens_of_another_vocabulary_are_an_error(tmp_path: Path) -> None:

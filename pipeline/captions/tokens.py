@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from pipeline.artifacts import Schema
 from pipeline.captions.records import SPLITS, Record, Split
+from pipeline.captions.tokenization import Tokenization, installed_version, spacy_tokenization
 from pipeline.captions.tokenizer import TokenizeParams, make_tokenizer
 from pipeline.captions.vocabulary import END, PAD, SPECIALS, START, Vocabulary
 from pipeline.errors import UserError
 from pipeline.hdf5 import open_artifact
 
-SCHEMA = Schema("gridcap.tokens", 1)
+SCHEMA = Schema("gridcap.tokens", 2)
 _REMEDY = "Run `dvc repro -f -s tokenize`."
 TOKENS_FILE = "tokens.h5"
 VOCABULARY_FILE = "vocabulary.json"
@@ -148,6 +149,7 @@ def write_tokens(path: Path, dataset: TokenizedDataset, params: TokenizeParams, 
                 "fingerprint": fingerprint,
                 "vocabulary_digest": dataset.vocabulary.digest,
                 "tokenizer": "spacy.blank('en')",
+                "tokenizer_version": installed_version("spacy"),
                 "lowercase": params.lowercase,
                 "punctuation": params.punctuation,
             }
@@ -192,16 +194,18 @@ def require_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
         )
 
 
-def tokenizer_description(path: Path) -> str:
-    """Describe the tokenizer of a `tokens.h5` in a phrase, which is stored with scores.
+def read_tokenization(path: Path) -> Tokenization:
+    """Read how the captions of a `tokens.h5` were tokenized.
 
     Raises:
         UserError: The file is missing, damaged, or of another schema.
     """
     with open_artifact(path, SCHEMA, _REMEDY) as file:
-        case = "lower-cased" if file.attrs["lowercase"] else "as written"
-        punctuation = "dropped" if file.attrs["punctuation"] == "drop" else "kept"
-        return f"{file.attrs['tokenizer']}, {case}, punctuation {punctuation}"
+        return spacy_tokenization(
+            lowercase=bool(file.attrs["lowercase"]),
+            punctuation=file.attrs["punctuation"],
+            spacy_version=file.attrs["tokenizer_version"],
+        )
 
 
 def references(captions: CaptionTokens) -> dict[int, list[list[str]]]:
