@@ -231,7 +231,7 @@ def _describe_grid(file: h5py.File) -> Iterator[str]:
 
 
 def _describe_values(datasets: dict[str, h5py.Dataset]) -> Iterator[str]:
-    """Summarize the values of each dataset of a file whose schema has no description of its own."""
+    """Summarize the values of each dataset."""
     yield ""
     for name, dataset in datasets.items():
         if not dataset.size:

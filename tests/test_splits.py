@@ -40,33 +40,33 @@ def assign_by_files(parsed: list[ParsedImage], params: dict[str, Any], root: Pat
 @given(st.permutations(range(40)), st.integers(min_value=0, max_value=9))
 def test_random_splits_have_exact_counts_and_ignore_the_order(order: list[int], seed: int) -> None:
     params = SeededSplits(by="seed", seed=seed, val=0.1, test=0.26)
-    split = assign_splits(images(order), params, Path()).split
-    assert split == assign_splits(images(range(40)), params, Path()).split
+    split = assign_splits(images(order), params, Path()).split_by_file
+    assert split == assign_splits(images(range(40)), params, Path()).split_by_file
     assert [list(split.values()).count(name) for name in ("train", "val", "test")] == [26, 4, 10]
 
 
 def test_random_splits_depend_on_the_seed() -> None:
     other_seed = SeededSplits(by="seed", seed=8, val=0.25, test=0.25)
-    first, second = (assign_splits(images(range(40)), params, Path()).split for params in (SEEDED, other_seed))
+    first, second = (assign_splits(images(range(40)), params, Path()).split_by_file for params in (SEEDED, other_seed))
     assert sum(first[file] != second[file] for file in first) > 10
 
 
 def test_one_more_image_changes_at_most_two_random_splits() -> None:
-    before = assign_splits(images(range(40)), SEEDED, Path()).split
-    after = assign_splits(images(range(41)), SEEDED, Path()).split
+    before = assign_splits(images(range(40)), SEEDED, Path()).split_by_file
+    after = assign_splits(images(range(41)), SEEDED, Path()).split_by_file
     assert sum(after[file] != split for file, split in before.items()) <= 2
 
 
 def test_random_splits_leave_the_splits_of_caption_files_alone() -> None:
     params = SeededSplits(by="seed", seed=1, val=0.5, test=0.5)
-    split = assign_splits([image(0, "train"), image(1), image(2)], params, Path()).split
+    split = assign_splits([image(0, "train"), image(1), image(2)], params, Path()).split_by_file
     assert split["0.jpg"] == "train"
     assert {split["1.jpg"], split["2.jpg"]} == {"val", "test"}
 
 
 def test_images_that_no_list_names_are_in_no_split(tmp_path: Path) -> None:
     write_lists(tmp_path, "0.jpg\n\n")
-    assert assign_by_files(images(range(4)), LISTS, tmp_path).split == {
+    assert assign_by_files(images(range(4)), LISTS, tmp_path).split_by_file == {
         "0.jpg": "train",
         "1.jpg": "val",
         "2.jpg": "test",
@@ -77,7 +77,7 @@ def test_json_file_gives_the_splits(tmp_path: Path) -> None:
     (tmp_path / "splits.json").write_text(
         json.dumps({"train": ["0.jpg", "3.jpg"], "val": ["1.jpg"], "test": ["2.jpg"]})
     )
-    split = assign_by_files(images(range(4)), {"by": "json", "file": "splits.json"}, tmp_path).split
+    split = assign_by_files(images(range(4)), {"by": "json", "file": "splits.json"}, tmp_path).split_by_file
     assert split == {"0.jpg": "train", "3.jpg": "train", "1.jpg": "val", "2.jpg": "test"}
 
 
@@ -85,7 +85,7 @@ def test_listed_images_without_captions_are_reported(tmp_path: Path) -> None:
     write_lists(tmp_path, "0.jpg\n9.jpg\n")
     assignment = assign_by_files(images(range(4)), LISTS, tmp_path)
     assert assignment.unknown_images == [f"9.jpg ({tmp_path / 'train.txt'}:2)"]
-    assert "9.jpg" not in assignment.split
+    assert "9.jpg" not in assignment.split_by_file
 
 
 def test_image_without_a_split_is_an_error() -> None:

@@ -46,7 +46,7 @@ class Record:
     """Annotated objects; empty if the dataset has no such annotations."""
 
 
-_record = TypeAdapter(Record)
+_record_adapter = TypeAdapter(Record)
 
 
 def write_records(folder: Path, records: Iterable[Record]) -> None:
@@ -75,7 +75,7 @@ def read_records(folder: Path, split: Split | None = None) -> list[Record]:
 def _parse_records(path: Path) -> Iterator[Record]:
     for line_number, line in enumerate(read_bytes(path, _REMEDY).splitlines(), start=1):
         try:
-            yield _record.validate_json(line)
+            yield _record_adapter.validate_json(line)
         except ValidationError as error:
             fault = error.errors()[0]
             key = ".".join(str(part) for part in fault["loc"])

@@ -1,7 +1,7 @@
 """Section `dataset` of the params, and the checks that turn a dataset in any format into records."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,12 @@ _PARSERS: dict[Format, Callable[[Path, str], ParsedFile]] = {
     "coco": coco.parse,
     "flickr8k": flickr8k.parse,
     "karpathy": karpathy.parse,
+}
+_SKIPPABLE_FAULTS = {
+    "missing_images": "missing image files",
+    "unmatched_captions": "captions of unknown images",
+    "empty_captions": "empty captions",
+    "uncaptioned_images": "images without captions",
 }
 
 
@@ -88,7 +94,7 @@ def prepare(params: DatasetParams) -> tuple[list[Record], PreparedCounts]:
         The records, unordered, and their counts.
 
     Raises:
-        UserError: A file is missing or malformed, or a fault is not one that `params` skip.
+        UserError: A file is missing or malformed, or the dataset has a fault that `params` do not skip.
     """
     for folder in (params.root, params.image_dir):
         if not folder.is_dir():
@@ -100,34 +106,29 @@ def prepare(params: DatasetParams) -> tuple[list[Record], PreparedCounts]:
     _check_unique(params, images, lambda image: image.image_id, "image id")
     _check_unique(params, images, lambda image: image.file, "image path")
     assignment = assign_splits(images, params.splits, params.root)
-    assigned = [image for image in images if image.file in assignment.split]
-    missing = [image for image in assigned if not (params.image_dir / image.file).is_file()]
-    missing_files = {image.file for image in missing}
+    assigned = [image for image in images if image.file in assignment.split_by_file]
+    missing_files = {image.file for image in assigned if not (params.image_dir / image.file).is_file()}
     present = [image for image in assigned if image.file not in missing_files]
-    records = [record for image in present if (record := _make_record(image, assignment.split[image.file]))]
-
+    records = [record for image in present if (record := _make_record(image, assignment.split_by_file[image.file]))]
     recorded_files = {record.file for record in records}
-    empty_captions = [caption.location for image in present for caption in image.captions if not caption.text.strip()]
-    uncaptioned_images = [
-        *assignment.unknown_images,
-        *(_describe(image) for image in present if image.file not in recorded_files),
-    ]
-    if params.missing_images == "error":
-        _reject(params, "missing image files", [_describe(image) for image in missing], "dataset.missing_images")
-    if params.bad_captions == "error":
-        _reject(params, "captions of unknown images", unmatched_captions, "dataset.bad_captions")
-        _reject(params, "empty captions", empty_captions, "dataset.bad_captions")
-        _reject(params, "images without captions", uncaptioned_images, "dataset.bad_captions")
+
+    faults = {
+        "missing_images": [_describe(image) for image in assigned if image.file in missing_files],
+        "unmatched_captions": unmatched_captions,
+        "empty_captions": [
+            caption.location for image in present for caption in image.captions if not caption.text.strip()
+        ],
+        "uncaptioned_images": [
+            *assignment.unknown_images,
+            *(_describe(image) for image in present if image.file not in recorded_files),
+        ],
+    }
+    _apply_policies(params, faults)
     counts = PreparedCounts(
         num_images=_sum_by_split((record.split, 1) for record in records),
         num_captions=_sum_by_split((record.split, len(record.captions)) for record in records),
         num_unassigned_images=len(images) - len(assigned),
-        num_skipped={
-            "missing_images": len(missing),
-            "unmatched_captions": len(unmatched_captions),
-            "empty_captions": len(empty_captions),
-            "uncaptioned_images": len(uncaptioned_images),
-        },
+        num_skipped={fault: len(locations) for fault, locations in faults.items()},
     )
     _check_splits_not_empty(params, counts)
     return records, counts
@@ -190,12 +191,18 @@ def _check_unique(
         )
 
 
-def _reject(params: DatasetParams, description: str, faults: Sequence[str], policy_key: str) -> None:
-    if faults:
-        raise UserError(
-            f"{params.root}: {description} ({len(faults)}): {summarize(faults)}."
-            f" Fix the dataset, or set {policy_key} to skip."
-        )
+def _apply_policies(params: DatasetParams, faults: Mapping[str, Sequence[str]]) -> None:
+    """Raise `UserError` for the first kind of fault that the params do not skip; `faults` has locations by kind."""
+    for fault, locations in faults.items():
+        if fault == "missing_images":
+            key, policy = "dataset.missing_images", params.missing_images
+        else:
+            key, policy = "dataset.bad_captions", params.bad_captions
+        if locations and policy == "error":
+            raise UserError(
+                f"{params.root}: {_SKIPPABLE_FAULTS[fault]} ({len(locations)}): {summarize(locations)}."
+                f" Fix the dataset, or set {key} to skip."
+            )
 
 
 def _check_splits_not_empty(params: DatasetParams, counts: PreparedCounts) -> None:

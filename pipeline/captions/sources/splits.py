@@ -71,8 +71,8 @@ Splits = Annotated[ListedSplits | JsonSplits | SeededSplits, Field(discriminator
 class SplitAssignment:
     """The split of every image."""
 
-    split: dict[str, Split]
-    """Split by image path; an image that no split contains is absent."""
+    split_by_file: dict[str, Split]
+    """Split by image path, without the images that are in no split."""
     unknown_images: list[str]
     """Images that a split file lists but no caption file does, each with its location."""
 
@@ -96,7 +96,7 @@ def assign_splits(images: Sequence[ParsedImage], params: Splits | None, root: Pa
         UserError: An image has no split and `params` is None, or an image is in two splits, or a split file is missing
             or malformed.
     """
-    split: dict[str, Split] = {image.file: image.split for image in images if image.split}
+    split_by_file = {image.file: image.split for image in images if image.split}
     without_split = [image for image in images if not image.split]
     match params:
         case None:
@@ -105,18 +105,21 @@ def assign_splits(images: Sequence[ParsedImage], params: Splits | None, root: Pa
                     f"{without_split[0].location}: image without a split ({len(without_split)} in total)."
                     " Set split in dataset.captions, or set dataset.splits."
                 )
-            return SplitAssignment(split=split, unknown_images=[])
+            return SplitAssignment(split_by_file=split_by_file, unknown_images=[])
         case SeededSplits():
-            return SplitAssignment(split=split | _random_splits(without_split, params), unknown_images=[])
+            split_by_file |= _random_splits(without_split, params)
+            return SplitAssignment(split_by_file=split_by_file, unknown_images=[])
         case ListedSplits() | JsonSplits():
             listed = _read_split_files(params, root)
-            from_captions = (_ListedImage(file, name, "its caption file") for file, name in split.items())
+            from_captions = (_ListedImage(file, split, "its caption file") for file, split in split_by_file.items())
             _check_one_split_each([*from_captions, *listed])
-            split |= {item.file: item.split for item in listed}
-            known = {image.file for image in images}
+            split_by_file |= {image.file: image.split for image in listed}
+            known_files = {image.file for image in images}
             return SplitAssignment(
-                split={file: name for file, name in split.items() if file in known},
-                unknown_images=[f"{item.file} ({item.location})" for item in listed if item.file not in known],
+                split_by_file={file: split for file, split in split_by_file.items() if file in known_files},
+                unknown_images=[
+                    f"{image.file} ({image.location})" for image in listed if image.file not in known_files
+                ],
             )
 
 
@@ -132,10 +135,10 @@ def _random_splits(images: Sequence[ParsedImage], params: SeededSplits) -> dict[
     files = [image.file for image in sorted(images, key=sort_key)]
     val_end = round(params.val * len(files))
     test_end = min(val_end + round(params.test * len(files)), len(files))
-    split: dict[str, Split] = dict.fromkeys(files, "train")
-    split.update(dict.fromkeys(files[:val_end], "val"))
-    split.update(dict.fromkeys(files[val_end:test_end], "test"))
-    return split
+    split_by_file: dict[str, Split] = dict.fromkeys(files, "train")
+    split_by_file.update(dict.fromkeys(files[:val_end], "val"))
+    split_by_file.update(dict.fromkeys(files[val_end:test_end], "test"))
+    return split_by_file
 
 
 def _read_split_files(params: ListedSplits | JsonSplits, root: Path) -> list[_ListedImage]:
