@@ -8,7 +8,7 @@ import streamlit as st
 from pipeline.app.uploads import Picture, as_jpeg
 from pipeline.captions.records import read_records
 from pipeline.errors import UserError
-from pipeline.features.images import read_bytes, read_image
+from pipeline.features.images import read_image, read_image_file
 from pipeline.params import read_yaml
 from pipeline.scenes.renderer import render
 from pipeline.scenes.scene import draw_scene
@@ -42,7 +42,7 @@ def _of_the_dataset(params: Path, prepared: Path) -> list[Picture]:
     test = [record for record in read_records(prepared) if record.split == "test"]
     step = max(1, len(test) // COUNT)
     paths = [Path(dataset["root"], dataset["images"], record.file) for record in test[::step][:COUNT]]
-    return [Picture(name=path.name, content=read_bytes(path)) for path in paths]
+    return [Picture(name=path.name, content=read_image_file(path)) for path in paths]
 
 
 def _scene(seed: int) -> Picture:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.captions.records import Record, Thing
+from pipeline.captions.records import AnnotatedObject, Record
 from pipeline.generation.caption_io import GeneratedCaptions
 from pipeline.metrics import grounding
 from pipeline.metrics.grounding import Box
@@ -45,7 +45,7 @@ def score_scenes(
 
     Where no record has things, only their number, 0, is returned.
     """
-    known = [record for record in records if record.things]
+    known = [record for record in records if record.objects]
     if not known:
         return {"images": 0}
     whole = _score(known, generated, grid)
@@ -60,8 +60,8 @@ def score_scenes(
 def _score(
     records: Sequence[Record], generated: Mapping[int, GeneratedCaptions], grid: tuple[int, int]
 ) -> dict[str, Any]:
-    verdicts = [names_rightly(generated[record.image_id].words, record.things) for record in records]
-    stated = [relations(generated[record.image_id].words, record.things) for record in records]
+    verdicts = [names_rightly(generated[record.image_id].words, record.objects) for record in records]
+    stated = [relations(generated[record.image_id].words, record.objects) for record in records]
     statements = sum(total for _, total in stated)
     looks = _looks(records, generated, grid)
     things_named = [look for kind in looks.keys() - {"relation"} for look in looks[kind]]
@@ -79,7 +79,7 @@ def _score(
     }
 
 
-def grounded_words(words: Sequence[str], things: Sequence[Thing]) -> list[Grounded]:
+def grounded_words(words: Sequence[str], things: Sequence[AnnotatedObject]) -> list[Grounded]:
     """Find the words of a caption that speak of things which the image shows, by `ATTENTION_PROTOCOL`."""
     found = []
     for mention in mentions(words):
@@ -101,7 +101,7 @@ def _looks(
     looks: dict[str, list[tuple[float, ...]]] = defaultdict(list)
     for record in records:
         caption = generated[record.image_id]
-        for word in grounded_words(caption.words, record.things):
+        for word in grounded_words(caption.words, record.objects):
             attention = caption.attention[word.position].reshape(grid)
             looks[word.kind].append(
                 (

@@ -7,7 +7,7 @@ ungrammatical: models write those too. What is there is told by the record's thi
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.captions.records import Thing
+from pipeline.captions.records import AnnotatedObject
 
 _WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     "shape": {
@@ -115,12 +115,12 @@ def mentions(words: Sequence[str]) -> list[Mention]:
     return found
 
 
-def matches(mention: Mention, things: Sequence[Thing]) -> list[int]:
+def matches(mention: Mention, things: Sequence[AnnotatedObject]) -> list[int]:
     """Give the places in `things` of those that the mention can mean: all that it names is true of them."""
     return _showing(mention.attributes, things)
 
 
-def names_rightly(words: Sequence[str], things: Sequence[Thing]) -> bool | None:
+def names_rightly(words: Sequence[str], things: Sequence[AnnotatedObject]) -> bool | None:
     """Tell whether every object that a caption names is there.
 
     An object is there when color and shape, as far as named, occur together on as many things as the mention
@@ -151,7 +151,7 @@ def statements(words: Sequence[str]) -> list[Statement]:
     return found
 
 
-def relations(words: Sequence[str], things: Sequence[Thing]) -> tuple[int, int]:
+def relations(words: Sequence[str], things: Sequence[AnnotatedObject]) -> tuple[int, int]:
     """Count the statements of place that hold, and all that are made.
 
     "A and B stand to the left of C" makes two statements, "A stands between B and C" one. Sides are judged by
@@ -195,7 +195,7 @@ def _mention(words: Sequence[str], start: int, stop: int) -> list[Mention]:
     ]
 
 
-def _showing(attributes: Mapping[str, str], things: Sequence[Thing]) -> list[int]:
+def _showing(attributes: Mapping[str, str], things: Sequence[AnnotatedObject]) -> list[int]:
     return [i for i, thing in enumerate(things) if attributes.items() <= thing.attributes.items()]
 
 
@@ -223,7 +223,7 @@ def _objects(words: Sequence[str], named: Sequence[Mention], stop: int) -> tuple
     return tuple(joined)
 
 
-def _stands(subject: Mention, relation: str, other: Mention, things: Sequence[Thing]) -> bool:
+def _stands(subject: Mention, relation: str, other: Mention, things: Sequence[AnnotatedObject]) -> bool:
     """Tell whether as many things as the subject counts stand so to as many things as the other counts."""
 
     def stands(one: int, place: int) -> bool:
@@ -242,7 +242,7 @@ def _stands(subject: Mention, relation: str, other: Mention, things: Sequence[Th
     return len(standing) >= subject.count
 
 
-def _between(subject: Mention, first: Mention, last: Mention, things: Sequence[Thing]) -> bool:
+def _between(subject: Mention, first: Mention, last: Mention, things: Sequence[AnnotatedObject]) -> bool:
     pairs = [
         sorted((_center(things[one]), _center(things[other])))
         for one in matches(first, things)
@@ -252,11 +252,11 @@ def _between(subject: Mention, first: Mention, last: Mention, things: Sequence[T
     return sum(any(left < center < right for left, right in pairs) for center in centers) >= subject.count
 
 
-def _center(thing: Thing) -> float:
+def _center(thing: AnnotatedObject) -> float:
     left, _, width, _ = thing.box
     return left + width / 2
 
 
-def _foot(thing: Thing) -> float:
+def _foot(thing: AnnotatedObject) -> float:
     _, top, _, height = thing.box
     return top + height

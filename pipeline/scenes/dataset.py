@@ -150,7 +150,7 @@ def _make(params: RenderParams, task: _Task) -> _Made:
             "width": params.size,
             "height": params.size,
             "subset": {"test": "held-out" if asked else "seen"}.get(task.split),
-            "things": _things(scene, rendering),
+            "objects": _things(scene, rendering),
         },
         "captions": captions(scene, rng, across),
     }
