@@ -44,7 +44,7 @@ class Repository:
                 shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(source, target)
-        self.edit("data/scenes/params.yaml", render={"train": 24, "val": 6, "test": 9})
+        self.edit("data/scenes/params.yaml", render={"num_train": 24, "num_val": 6, "num_test": 9})
         decoder = {"embedding_size": 16, "hidden_size": 16, "attention_size": 16, "dropout": 0.1}
         decoder |= {"region_dropout": 0.0, "word_dropout": 0.1}
         self.edit("params.yaml", train={"epochs": 3, "decoder": decoder}, evaluate={"meteor": False, "pictures": 1})
