@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.captions.records import Thing
+from pipeline.captions.records import AnnotatedObject
 from pipeline.scenes import caption_checker as judge
 from pipeline.scenes.caption_checker import WORD_KINDS
 from pipeline.scenes.caption_templates import canonical_caption, captions
@@ -25,12 +25,12 @@ def words(caption: str) -> list[str]:
     return re.findall("[a-z]+", caption.lower())
 
 
-def thing(color: str, shape: str, across: float, foot: float = 0.6, size: str = "small") -> Thing:
+def thing(color: str, shape: str, across: float, foot: float = 0.6, size: str = "small") -> AnnotatedObject:
     attributes = {"shape": shape, "color": color, "size": size, "texture": "matte"}
-    return Thing(attributes=attributes, box=(across - 0.05, foot - 0.1, 0.1, 0.1))
+    return AnnotatedObject(attributes=attributes, box=(across - 0.05, foot - 0.1, 0.1, 0.1))
 
 
-def seen(body: Body) -> Thing:
+def seen(body: Body) -> AnnotatedObject:
     """Project a body as a camera of height 2.7 does, near enough."""
     width = (1.0 if body.size == "large" else 0.55) * 1.8 / body.z
     center, foot = 0.5 + 1.8 * body.x / body.z, 2.7 / body.z
@@ -40,10 +40,10 @@ def seen(body: Body) -> Thing:
         "size": body.size,
         "texture": body.texture,
     }
-    return Thing(attributes=attributes, box=(center - width / 2, foot - width, width, width))
+    return AnnotatedObject(attributes=attributes, box=(center - width / 2, foot - width, width, width))
 
 
-def drawn(seed: int) -> tuple[Scene, list[Thing], list[list[str]]]:
+def drawn(seed: int) -> tuple[Scene, list[AnnotatedObject], list[list[str]]]:
     """Draw a scene, its things, and the words of its five captions and its canonical one."""
     rng = np.random.default_rng(seed)
     scene = draw_scene(rng, forbidden=frozenset(), required=None, duplicate_rate=0.35)

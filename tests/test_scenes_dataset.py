@@ -101,7 +101,7 @@ def test_boxes_lie_on_the_things_that_they_name(dataset):
     for image in coco(dataset, "train")["images"]:
         with Image.open(dataset / "images" / image["file_name"]) as file:
             pixels = np.asarray(file).astype(int)
-        for thing in image["things"]:
+        for thing in image["objects"]:
             left, top, width, height = (round(part) for part in thing["box"])
             more, less = strong.get(thing["attributes"]["color"], (None, None))
             if more is not None:
@@ -115,7 +115,7 @@ def test_held_out_pairs_are_kept_for_every_third_picture_of_test(dataset):
     held_out = {("red", "sphere"), ("blue", "cube")}
 
     def pairs(image):
-        return {(thing["attributes"]["color"], thing["attributes"]["shape"]) for thing in image["things"]}
+        return {(thing["attributes"]["color"], thing["attributes"]["shape"]) for thing in image["objects"]}
 
     for split in ("train", "val"):
         for image in coco(dataset, split)["images"]:
