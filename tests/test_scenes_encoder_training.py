@@ -19,37 +19,38 @@ from pipeline.scenes.dataset import RenderParams
 from pipeline.scenes.encoder_training import (
     LAYER,
     STRIDE,
-    Lessons,
-    Pupil,
+    EncoderWithHeads,
     SceneEncoderParams,
-    caption_loss,
+    TrainingSet,
+    classification_loss,
     stack,
-    teach,
+    train,
     train_scene_encoder,
     write_weights,
 )
 from pipeline.scenes.examples import (
     ATTRIBUTES,
-    NOTHING,
-    UNCOUNTED,
-    Syllabus,
+    BACKGROUND,
+    IGNORE,
+    SamplingSpec,
     center_cell,
-    classes_of,
-    draw_lesson,
-    draw_lessons,
+    object_labels,
+    sample_example,
 )
 from pipeline.scenes.scene import COLORS, SHAPES
 from tests.factories import encode_params
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 SCENES = ROOT / "data" / "scenes"
 HELD_OUT = (("red", "sphere"), ("blue", "cube"))
-SYLLABUS = Syllabus(seed=3, size=64, stride=STRIDE, held_out=HELD_OUT)
+SPEC = SamplingSpec(seed=3, image_size=64, stride=STRIDE, held_out=HELD_OUT)
 PARAMS = SceneEncoderParams(
     seed=5,
-    train=24,
-    test=4,
-    lessons_a_batch=4,
+    num_train=24,
+    num_test=4,
+    batch_size=4,
     max_epochs=2,
     peak_lr=2e-3,
     warmup_fraction=0.2,
@@ -60,180 +61,156 @@ PARAMS = SceneEncoderParams(
 
 
 @pytest.fixture(scope="module")
-def lessons() -> Lessons:
-    return stack([draw_lesson(SYLLABUS, "train", index) for index in range(PARAMS.train)], HELD_OUT)
+def training_set() -> TrainingSet:
+    return stack([sample_example(SPEC, "train", index) for index in range(PARAMS.num_train)], HELD_OUT)
 
 
 @pytest.fixture
-def quick_and_exact():
-    threads, exact = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+def deterministic():
+    """Use one thread and deterministic algorithms."""
+    num_threads, was_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     yield
-    torch.use_deterministic_algorithms(exact)
-    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(was_deterministic)
+    torch.set_num_threads(num_threads)
 
 
-def test_train_lessons_never_show_a_held_out_pair_and_every_second_test_lesson_does():
-    def shows(purpose, index) -> bool:
-        bodies = draw_lesson(SYLLABUS, purpose, index).scene.bodies
-        return any((body.color, body.shape) in HELD_OUT for body in bodies)
-
-    assert not any(shows("train", index) for index in range(40))
-    assert [shows("test", index) for index in range(8)] == [False, True] * 4
+def render_params(image_size: int) -> RenderParams:
+    return RenderParams(
+        seed=1, image_size=image_size, num_train=1, num_val=1, num_test=1, duplicate_rate=0.3, held_out=HELD_OUT
+    )
 
 
-def test_cells_are_told_the_body_in_front_of_them():
-    syllabus = replace(SYLLABUS, size=128)
-    for index in range(12):
-        lesson = draw_lesson(syllabus, "train", index)
-        bodies = sorted(zip(lesson.scene.bodies, lesson.boxes, strict=True), key=lambda pair: pair[0].z)
-        nearest, box = bodies[0]
-        assert lesson.classes[(slice(None), *center_cell(box, STRIDE))].tolist() == classes_of(nearest)
-        # The wall above the horizon is behind everything.
-        assert (lesson.classes[:, 0] == NOTHING).all()
-        by_attribute = [set(lesson.classes[i].flat) - {NOTHING, UNCOUNTED} for i in range(len(ATTRIBUTES))]
-        shown = [set(values) for values in zip(*(classes_of(body) for body, _ in bodies), strict=True)]
-        assert by_attribute == shown
-
-
-def test_lessons_do_not_depend_on_the_worker():
-    for index, lesson in enumerate(draw_lessons(SYLLABUS, "train", 3, workers=2)):
-        again = draw_lesson(SYLLABUS, "train", index)
-        assert np.array_equal(lesson.picture, again.picture)
-        assert np.array_equal(lesson.classes, again.classes)
-
-
-def test_training_lowers_the_loss(lessons, quick_and_exact, tmp_path):
-    pupil = teach(PARAMS, lessons, tmp_path / "checkpoint")
-    torch.manual_seed(PARAMS.seed)
-    untaught = Pupil()
-    before, after = (
-        caption_loss(
-            one.train(),
-            normalize(lessons.pictures),
-            lessons.classes,
-            lessons.floors,
-            lessons.unseen,
+def test_training_lowers_the_loss(training_set, deterministic, tmp_path):
+    def loss(model: EncoderWithHeads) -> float:
+        return classification_loss(
+            model.train(),
+            normalize(training_set.images),
+            training_set.labels,
+            training_set.floors,
+            training_set.held_out,
             PARAMS.background_weight,
         ).item()
-        for one in (untaught, pupil)
-    )
-    assert after < 0.75 * before
+
+    trained = train(PARAMS, training_set, tmp_path / "checkpoint")
+    torch.manual_seed(PARAMS.seed)
+    assert loss(trained) < 0.75 * loss(EncoderWithHeads())
 
 
-def test_training_gives_the_same_file_twice(lessons, quick_and_exact, tmp_path):
+def test_training_twice_gives_the_same_file(training_set, deterministic, tmp_path):
     for name in ("first", "second"):
-        write_weights(teach(PARAMS, lessons, tmp_path / f"{name}.checkpoint").encoder, tmp_path / name)
+        model = train(PARAMS, training_set, tmp_path / f"{name}.checkpoint")
+        write_weights(model.encoder, tmp_path / name)
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
 
-def test_training_goes_on_after_a_kill_to_the_same_weights(lessons, quick_and_exact, tmp_path):
+def test_resume_after_a_kill_gives_the_same_weights(training_set, deterministic, tmp_path):
     params = replace(PARAMS, max_epochs=6)
-    straight = teach(params, lessons, tmp_path / "straight").state_dict()
-    safetensors.torch.save_file(vars(lessons), tmp_path / "lessons")
-    child = subprocess.Popen(
-        [sys.executable, "-c", TEACH, repr(params), tmp_path / "lessons", tmp_path / "killed"], cwd=ROOT
+    uninterrupted = train(params, training_set, tmp_path / "uninterrupted").state_dict()
+    safetensors.torch.save_file(vars(training_set), tmp_path / "training_set")
+    process = subprocess.Popen(
+        [sys.executable, "-c", TRAIN, repr(params), tmp_path / "training_set", tmp_path / "killed"], cwd=ROOT
     )
     while not (tmp_path / "killed").is_file():
-        assert child.poll() is None
+        assert process.poll() is None
         time.sleep(0.005)
-    child.kill()
-    child.wait()
+    process.kill()
+    process.wait()
 
-    done = torch.load(tmp_path / "killed", weights_only=True)["epochs"]
-    assert 1 <= done < params.max_epochs
-    resumed = teach(params, lessons, tmp_path / "killed").state_dict()
-    assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+    num_epochs = torch.load(tmp_path / "killed", weights_only=True)["num_epochs"]
+    assert 1 <= num_epochs < params.max_epochs
+    resumed = train(params, training_set, tmp_path / "killed").state_dict()
+    assert all(torch.equal(resumed[name], uninterrupted[name]) for name in uninterrupted)
 
 
-TEACH = """
+TRAIN = """
 import sys
 from pathlib import Path
 import safetensors.torch
 import torch
-from pipeline.scenes.encoder_training import Lessons, SceneEncoderParams, teach
-from tests.factories import encode_params
+from pipeline.scenes.encoder_training import SceneEncoderParams, TrainingSet, train
 torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)
-teach(eval(sys.argv[1]), Lessons(**safetensors.torch.load_file(sys.argv[2])), Path(sys.argv[3]))
+train(eval(sys.argv[1]), TrainingSet(**safetensors.torch.load_file(sys.argv[2])), Path(sys.argv[3]))
 """
 
 
-def test_a_held_out_pair_is_neither_taught_nor_denied(lessons):
+def test_a_held_out_pair_has_no_gradient(training_set):
     red, sphere, cube = 1 + COLORS.index("red"), 1 + SHAPES.index("sphere"), 1 + SHAPES.index("cube")
-    classes = torch.full((1, len(ATTRIBUTES), 4, 4), UNCOUNTED, dtype=torch.int8)
-    classes[0, :, 2, 2] = torch.tensor([cube, red, 1, 1])
-    pupil = Pupil()
-    images = normalize(lessons.pictures[:1])
-    caption_loss(pupil, images, classes, lessons.floors[:1], lessons.unseen, 0.3).backward()
-    pull = pupil.cells.bias.grad[: 1 + len(SHAPES)]
-    assert pull[sphere] == 0
-    assert (pull[[place for place in range(len(pull)) if place != sphere]] != 0).all()
+    labels = torch.full((1, len(ATTRIBUTES), 4, 4), IGNORE, dtype=torch.int8)
+    labels[0, :, 2, 2] = torch.tensor([cube, red, 1, 1])
+    model = EncoderWithHeads()
+    images = normalize(training_set.images[:1])
+    classification_loss(model, images, labels, training_set.floors[:1], training_set.held_out, 0.3).backward()
+    shape_gradient = model.attribute_head.bias.grad[: 1 + len(SHAPES)]
+    assert shape_gradient[sphere] == 0
+    assert (shape_gradient[[i for i in range(len(shape_gradient)) if i != sphere]] != 0).all()
 
 
-def test_a_loss_that_is_not_finite_names_the_knob(lessons, tmp_path):
-    with pytest.raises(UserError, match=r"not finite in epoch 1, step \d+; lower encoder.peak_lr"):
-        teach(replace(PARAMS, peak_lr=1e30, warmup_fraction=0.0), lessons, tmp_path / "checkpoint")
+def test_a_loss_that_is_not_finite_is_an_error(training_set, tmp_path):
+    with pytest.raises(UserError, match="not finite") as error:
+        train(replace(PARAMS, peak_lr=1e30, warmup_fraction=0.0), training_set, tmp_path / "checkpoint")
+    assert all(fact in str(error.value) for fact in ("epoch 1", "step", "encoder.peak_lr"))
 
 
-def test_pictures_must_divide_into_cells(tmp_path):
-    render = RenderParams(seed=1, size=72, train=1, val=1, test=1, alike=0.3, held_out=HELD_OUT)
-    with pytest.raises(UserError, match=r"render.size must be a multiple of 16 for the encoder, got 72"):
-        train_scene_encoder(PARAMS, render, tmp_path / "work", tmp_path / "out", workers=1)
+def test_an_image_size_that_is_not_a_multiple_of_the_stride_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"render\.image_size") as error:
+        train_scene_encoder(PARAMS, render_params(72), tmp_path / "work", tmp_path / "out", num_workers=1)
+    assert all(fact in str(error.value) for fact in ("multiple of 16", "72"))
 
 
-def test_the_whole_run_publishes_weights_that_load(tmp_path):
-    render = RenderParams(seed=1, size=64, train=1, val=1, test=1, alike=0.3, held_out=HELD_OUT)
+def test_published_weights_load(tmp_path):
     out = tmp_path / "encoder.safetensors"
-    figures = train_scene_encoder(replace(PARAMS, max_epochs=1), render, tmp_path / "work", out, workers=1)
-    assert figures["weights"] == file_digest(out)
-    assert figures["bodies"]["held_out"]["count"] >= 2
-    assert encoder_of(out, 64).channels == 256
+    params = replace(PARAMS, max_epochs=1)
+    metrics = train_scene_encoder(params, render_params(64), tmp_path / "work", out, num_workers=1)
+    assert metrics["weights_sha256"] == file_digest(out)
+    assert metrics["objects"]["held_out"]["num_objects"] >= 2
+    assert load_weights(out, 64).channels == 256
 
 
-def test_the_shipped_encoder_is_small_and_its_features_tell_shape_and_color():
+def test_a_linear_probe_reads_shape_and_color_from_features_of_the_shipped_encoder():
     path = SCENES / "encoder.safetensors"
     assert path.stat().st_size <= 6_000_000
-    render = load(SCENES / "params.yaml", "render", RenderParams)
-    # A seed of its own, so that the encoder was not trained on these scenes.
-    syllabus = Syllabus(seed=987, size=render.size, stride=STRIDE, held_out=render.held_out)
-    encoder = encoder_of(path, render.size)
-    features, classes = read_cells(encoder, syllabus, "train", 150, at_centers=False)
-    seen, wanted = read_cells(encoder, syllabus, "test", 30, at_centers=True)
+    params = load(SCENES / "params.yaml", "render", RenderParams)
+    # The seed differs from that of the encoder's training.
+    spec = SamplingSpec(seed=987, image_size=params.image_size, stride=STRIDE, held_out=params.held_out)
+    encoder = load_weights(path, params.image_size)
+    features, labels = read_cells(encoder, spec, "train", 150, at_centers=False)
+    test_features, test_labels = read_cells(encoder, spec, "test", 30, at_centers=True)
     for column, attribute in enumerate(ATTRIBUTES):
         if attribute in ("shape", "color"):
-            answers = seen @ ridge_probe(features, classes[:, column])
-            assert (answers.argmax(axis=1) == wanted[:, column]).mean() >= 0.9, attribute
+            scores = test_features @ fit_ridge_probe(features, labels[:, column])
+            assert (scores.argmax(axis=1) == test_labels[:, column]).mean() >= 0.9, attribute
 
 
-def test_the_shipped_figures_are_those_of_the_shipped_file():
-    figures = json.loads((SCENES / "encoder.json").read_text(encoding="utf-8"))
-    assert figures["weights"] == file_digest(SCENES / "encoder.safetensors")
-    assert figures["bodies"]["seen"]["shape_and_color"] >= 0.95
+def test_shipped_metrics_belong_to_the_shipped_weights():
+    metrics = json.loads((SCENES / "encoder.json").read_text(encoding="utf-8"))
+    assert metrics["weights_sha256"] == file_digest(SCENES / "encoder.safetensors")
+    assert metrics["objects"]["seen"]["shape_and_color"] >= 0.95
 
 
-def encoder_of(path, size):
-    return load_encoder(encode_params(path, layer=LAYER, image_size=size))
+def load_weights(path, image_size):
+    return load_encoder(encode_params(path, layer=LAYER, image_size=image_size))
 
 
-def read_cells(encoder, syllabus, purpose, count, *, at_centers):
-    """Features [cells, 257], the last of them 1, and classes [cells, A] of cells with a body."""
-    features, classes = [], []
-    lessons = [draw_lesson(syllabus, purpose, index) for index in range(count)]
-    grids = encode_grids(encoder, np.stack([lesson.picture for lesson in lessons]))
-    for lesson, grid in zip(lessons, grids, strict=True):
-        side = lesson.classes.shape[-1]
+def read_cells(encoder, spec, split, num_examples, *, at_centers):
+    """Return features [cells, 257], the last of them 1 as a bias, and labels [cells, A] of cells with an object."""
+    features, labels = [], []
+    examples = [sample_example(spec, split, index) for index in range(num_examples)]
+    grids = encode_grids(encoder, np.stack([example.image for example in examples]))
+    for example, grid in zip(examples, grids, strict=True):
+        side = example.labels.shape[-1]
         if at_centers:
-            cells = [center_cell(box, STRIDE) for box in lesson.boxes]
-            classes += [classes_of(body) for body in lesson.scene.bodies]
+            cells = [center_cell(box, STRIDE) for box in example.boxes]
+            labels += [object_labels(obj) for obj in example.scene.objects]
         else:
-            cells = list(zip(*np.nonzero(lesson.classes[0] > NOTHING), strict=True))
-            classes += [lesson.classes[:, y, x] for y, x in cells]
-        features += [np.append(grid[y * side + x].astype(np.float32), 1) for y, x in cells]
-    return np.array(features), np.array(classes)
+            cells = list(zip(*np.nonzero(example.labels[0] > BACKGROUND), strict=True))
+            labels += [example.labels[:, row, column] for row, column in cells]
+        features += [np.append(grid[row * side + column].astype(np.float32), 1) for row, column in cells]
+    return np.array(features), np.array(labels)
 
 
-def ridge_probe(features, classes):
-    targets = np.eye(classes.max() + 1)[classes]
+def fit_ridge_probe(features, labels):
+    targets = np.eye(labels.max() + 1)[labels]
     return np.linalg.solve(features.T @ features + np.eye(features.shape[1]), features.T @ targets)

@@ -3,8 +3,8 @@
 Hart, "Sphere tracing: a geometric method for the antialiased ray tracing of implicit surfaces", The Visual Computer 12,
 1996.
 
-R points or rays in a flat array; points and unit directions are float32 [3, R]. In object space the object is centered on
-the origin, neither rotated nor scaled.
+R points or rays in a flat array; points and unit directions are float32 [3, R]. In object space the object is centered
+on the origin, neither rotated nor scaled.
 """
 
 import math
