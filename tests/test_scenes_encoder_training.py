@@ -40,8 +40,6 @@ from pipeline.scenes.examples import (
 from pipeline.scenes.scene import COLORS, SHAPES
 from tests.factories import encode_params
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[1]
 SCENES = ROOT / "data" / "scenes"
 HELD_OUT = (("red", "sphere"), ("blue", "cube"))
@@ -82,6 +80,7 @@ def render_params(image_size: int) -> RenderParams:
     )
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(training_set, deterministic, tmp_path):
     def loss(model: EncoderWithHeads) -> float:
         return classification_loss(
@@ -98,6 +97,7 @@ def test_training_lowers_the_loss(training_set, deterministic, tmp_path):
     assert loss(trained) < 0.75 * loss(EncoderWithHeads())
 
 
+@pytest.mark.slow
 def test_training_twice_gives_the_same_file(training_set, deterministic, tmp_path):
     for name in ("first", "second"):
         model = train(PARAMS, training_set, tmp_path / f"{name}.checkpoint")
@@ -105,6 +105,7 @@ def test_training_twice_gives_the_same_file(training_set, deterministic, tmp_pat
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
 
+@pytest.mark.slow
 def test_resume_after_a_kill_gives_the_same_weights(training_set, deterministic, tmp_path):
     params = replace(PARAMS, max_epochs=6)
     uninterrupted = train(params, training_set, tmp_path / "uninterrupted").state_dict()
@@ -160,6 +161,7 @@ def test_an_image_size_that_is_not_a_multiple_of_the_stride_is_an_error(tmp_path
     assert all(fact in str(error.value) for fact in ("multiple of 16", "72"))
 
 
+@pytest.mark.slow
 def test_published_weights_load(tmp_path):
     out = tmp_path / "encoder.safetensors"
     params = replace(PARAMS, max_epochs=1)
@@ -169,6 +171,7 @@ def test_published_weights_load(tmp_path):
     assert load_weights(out, 64).channels == 256
 
 
+@pytest.mark.slow
 def test_a_linear_probe_reads_shape_and_color_from_features_of_the_shipped_encoder():
     path = SCENES / "encoder.safetensors"
     assert path.stat().st_size <= 6_000_000
