@@ -1,4 +1,4 @@
-"""Objects as signed distance fields, with which rays intersect by sphere tracing.
+"""Signed distance fields of the objects, and their intersection with rays by sphere tracing.
 
 Hart, "Sphere tracing: a geometric method for the antialiased ray tracing of implicit surfaces", The Visual Computer 12,
 1996.
@@ -23,7 +23,7 @@ _NUM_TRACE_STEPS = 48
 _NUM_SHADOW_STEPS = 16
 _GRADIENT_STEP = 0.003
 _SHADOW_SHARPNESS = 9.0
-"""Inverse of the light's angular width; higher values give harder shadows."""
+"""Inverse of the light's angular radius in radians; higher values give harder shadows."""
 _RING_YAW_RANGE = 1 / 6
 """Range of a ring's yaw, in turns: rings roughly face the camera, so that their hole stays visible."""
 
@@ -33,7 +33,7 @@ class _ShapeField:
     """Distance field of a shape of about unit height, centered on the origin."""
 
     distance: Callable[[FloatArray], FloatArray]
-    """Maps points [3, R] to signed distances [R], negative inside: exact, or smaller in magnitude."""
+    """Maps points [3, R] to signed distances [R], negative inside; exact or underestimated."""
     half_height: float
     bounding_radius: float
     """Radius of a sphere around the origin that contains the shape."""
@@ -41,7 +41,7 @@ class _ShapeField:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectField:
-    """Distance field of an object at its place in the world."""
+    """Signed distance field of an object in world coordinates."""
 
     scene_object: SceneObject
     center: Vector
@@ -117,14 +117,14 @@ class ObjectField:
         return hits
 
     def soft_shadow(self, points: FloatArray, light_direction: Vector) -> FloatArray:
-        """Return the fraction [R] of the light that this object lets through to world points.
+        """Return the fraction [R] of the light that reaches world points past this object.
 
-        It decreases with the smallest ratio, along the ray to the light, of the distance to the object and the distance
-        traveled: https://iquilezles.org/articles/rmshadows/.
+        The fraction decreases with the smallest ratio, along the ray to the light, of the distance to the object to the
+        distance traveled: https://iquilezles.org/articles/rmshadows/.
         """
         visibility = np.ones(points.shape[1], dtype=np.float32)
         origin, heading = self.to_object_space(points), self._rotate_to_object(column(light_direction))
-        # Rays that pass the bounding sphere at a distance are fully lit.
+        # Rays that miss the bounding sphere by more than the width of the half shadow are fully lit.
         radius = self.shape_field.bounding_radius
         closest = -dot(origin, heading)
         miss_squared = dot(origin, origin) - closest * closest
@@ -142,7 +142,7 @@ class ObjectField:
 
     def normals(self, points: FloatArray) -> FloatArray:
         """Return unit normals [3, R], in the world, at surface points [3, R] of object space."""
-        # Central differences over the corners of a tetrahedron.
+        # Finite differences at the vertices of a tetrahedron.
         gradient = np.zeros_like(points)
         for corner in ((1, -1, -1), (-1, -1, 1), (-1, 1, -1), (1, 1, 1)):
             signs = column(corner)

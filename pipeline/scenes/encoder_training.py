@@ -259,7 +259,7 @@ def evaluate(model: EncoderWithHeads, weights: Path, examples: Sequence[Example]
         model: Encoder and heads; only its heads are used.
         weights: Weights file of the encoder.
         examples: Test examples.
-        spec: Distribution of the examples.
+        spec: Parameters of the examples.
 
     Returns:
         Accuracy per attribute for the objects with a seen pair, the small striped or spotted ones among them, and the

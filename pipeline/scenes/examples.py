@@ -39,11 +39,13 @@ ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
 BACKGROUND = 0
 """Label of a cell without an object."""
 IGNORE = -1
-"""Label of a cell that an object covers only marginally; the loss ignores it."""
+"""Label of a cell that shows too little of an object to count as object or background; the loss ignores it."""
 
 _DUPLICATE_RATE = 0.35
-_MIN_OBJECT_COVERAGE, _MAX_BACKGROUND_COVERAGE = 0.25, 0.05
-"""Fractions of a cell that objects cover: at least the first for an object, at most the second for the background."""
+_MIN_OBJECT_COVERAGE = 0.25
+"""A cell gets the label of an object that covers at least this fraction of it."""
+_MAX_BACKGROUND_COVERAGE = 0.05
+"""A cell of which objects cover at most this fraction is background."""
 _SEED_SUFFIX: Mapping[ExampleSplit, int] = {"train": 1, "test": 2}
 """Last of the four integers of a seed. The dataset's seeds have three, so no example is an image of the dataset."""
 
@@ -63,7 +65,7 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSpec:
-    """Distribution of the examples."""
+    """Parameters that determine the sampled examples."""
 
     seed: int
     image_size: int

@@ -235,7 +235,7 @@ def _shade_object(
         diffuse: FloatArray = albedo * light
         return diffuse
 
-    # Reflections use slightly rounded normals, lest a flat face be uniformly bright or dark.
+    # Reflections use slightly rounded normals, so that a flat face is not uniformly bright or dark.
     rounded_normals = normalize(normals + 0.28 * field.rotate_to_world(normalize(local_points)))
     cosine = np.clip(-dot(directions, rounded_normals), 0.0, 1.0)
     reflected_directions = normalize(directions + rounded_normals * (2.0 * cosine))
