@@ -124,7 +124,7 @@ class ObjectField:
         """
         visibility = np.ones(points.shape[1], dtype=np.float32)
         origin, heading = self.to_object_space(points), self._rotate_to_object(column(light_direction))
-        # Rays that miss the bounding sphere by more than the width of the half shadow are fully lit.
+        # Rays that miss the bounding sphere by more than the penumbra are fully lit.
         radius = self.shape_field.bounding_radius
         closest = -dot(origin, heading)
         miss_squared = dot(origin, origin) - closest * closest
