@@ -127,7 +127,7 @@ class _Camera:
         return cls(height=scene.camera_height, forward=forward, up=up, side=side)
 
     def project_bounds(self, field: ObjectField) -> tuple[int, int, int, int]:
-        """Return top, bottom, left and right of a rectangle of subsamples, clipped nowhere, around an object."""
+        """Return top, bottom, left and right of the subsamples around an object, not clipped to the frame."""
         x, y, z = field.center[0], field.center[1] - self.height, field.center[2]
         depth = y * self.forward[1] + z * self.forward[2]
         center_x, center_y = FOCAL_LENGTH * x / depth, -FOCAL_LENGTH * (y * self.up[1] + z * self.up[2]) / depth
