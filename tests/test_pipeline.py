@@ -49,7 +49,7 @@ class Repository:
                 shutil.copy(source, target)
         # The working tree may be set to another dataset.
         use(ROOT / "presets/scenes.yaml", [], folder / "params.yaml")
-        self.edit("data/scenes/params.yaml", render={"train": 24, "val": 6, "test": 9})
+        self.edit("data/scenes/params.yaml", render={"num_train": 24, "num_val": 6, "num_test": 9})
         decoder = {"embedding_size": 16, "hidden_size": 16, "attention_size": 16, "dropout": 0.1}
         decoder |= {"region_dropout": 0.0, "word_dropout": 0.1}
         self.edit(

@@ -11,7 +11,7 @@ from pipeline.errors import UserError
 from pipeline.features.images import read_image, read_image_file
 from pipeline.params import read_yaml
 from pipeline.scenes.renderer import render
-from pipeline.scenes.scene import draw_scene
+from pipeline.scenes.scene import sample_scene
 
 COUNT = 8
 THUMBNAIL = 112
@@ -46,5 +46,5 @@ def _of_the_dataset(params: Path, prepared: Path) -> list[Picture]:
 
 
 def _scene(seed: int) -> Picture:
-    scene = draw_scene(np.random.default_rng(seed), forbidden=frozenset(), required=None, duplicate_rate=0.2)
+    scene = sample_scene(np.random.default_rng(seed), forbidden=frozenset(), required=None, duplicate_rate=0.2)
     return Picture(name=f"scene {seed + 1}", content=as_jpeg(render(scene, SCENE).image))
