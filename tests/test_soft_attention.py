@@ -1,10 +1,9 @@
-"""The decoder against the equations of the paper and against its reference implementation, in float64."""
+"""The decoder against the equations of the paper, in float64."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from pipeline.captions.vocabulary import PAD
 from pipeline.decoder.soft_attention import (
     DecoderParams,
     Dropout,
@@ -13,7 +12,6 @@ from pipeline.decoder.soft_attention import (
     SoftAttentionDecoder,
     position_encoding,
 )
-from pipeline.decoder.soft_attention_reference import SoftAttentionReference, convert_weights
 from pipeline.training.loss import caption_loss
 
 B, K, T, P, C, V = 3, 2, 4, 9, 8, 11
@@ -22,14 +20,20 @@ MANY_STEPS = P + 1
 """Decoding steps per image for which `prepare` projects the regions."""
 
 
-def decoder_params(size: int, **changes: float) -> DecoderParams:
-    dropout = {"dropout": 0.0, "region_dropout": 0.0, "word_dropout": 0.0} | changes
-    return DecoderParams(embedding_size=size + 2, hidden_size=size + 1, attention_size=size, **dropout)
+def decoder_params(size: int) -> DecoderParams:
+    return DecoderParams(
+        embedding_size=size + 2,
+        hidden_size=size + 1,
+        attention_size=size,
+        dropout=0.0,
+        region_dropout=0.0,
+        word_dropout=0.0,
+    )
 
 
-def build_decoder(**changes: float) -> SoftAttentionDecoder:
+def build_decoder() -> SoftAttentionDecoder:
     torch.manual_seed(1)
-    return SoftAttentionDecoder(decoder_params(5, **changes), (SIDE, SIDE), C, V).double()
+    return SoftAttentionDecoder(decoder_params(5), (SIDE, SIDE), C, V).double()
 
 
 def example_batch(caption_length: int = T) -> tuple[Tensor, Tensor]:
@@ -96,34 +100,6 @@ def test_gradients_follow_the_equations(caption_length: int) -> None:
     loss.total(loss.counts, 0.5).backward()
     for gradient, parameter in zip(gradients, model.parameters(), strict=True):
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-10, atol=1e-13)
-
-
-@pytest.mark.parametrize("side", [3, 5], ids=["fewer regions than steps", "more regions than steps"])
-def test_loss_and_gradients_equal_the_reference(side: int) -> None:
-    torch.manual_seed(3)
-    decoder = SoftAttentionDecoder(decoder_params(16), (side, side), num_channels=32, vocab_size=40).double()
-    reference = SoftAttentionReference(decoder)
-    grids = torch.rand(4, side**2, 32, dtype=torch.float64)
-    tokens = torch.randint(PAD + 1, 40, (4, 3, 7))
-    for i, length in enumerate([7, 4, 6, 2, 5, 7, 3, 7, 6, 0, 4, 5]):
-        tokens[i // 3, i % 3, length:] = PAD
-    losses = []
-    for model in (decoder, reference):
-        loss = caption_loss(*model(grids, tokens[:, :, :-1]), tokens[:, :, 1:], label_smoothing=0.1)
-        losses.append(loss.total(loss.counts, 0.5))
-        losses[-1].backward()
-    torch.testing.assert_close(losses[0], losses[1], rtol=1e-10, atol=0)
-    gradients = convert_weights({name: parameter.grad for name, parameter in decoder.named_parameters()})
-    expected = {name: parameter.grad for name, parameter in reference.named_parameters() if parameter.requires_grad}
-    assert gradients.keys() - expected.keys() == {"lstm.bias_hh"}
-    for name, gradient in expected.items():
-        assert (gradients[name] - gradient).norm() < 1e-10 * gradient.norm(), name
-
-
-@pytest.mark.parametrize("dropout", ["region_dropout", "word_dropout"])
-def test_reference_refuses_a_decoder_with_dropout_that_it_lacks(dropout: str) -> None:
-    with pytest.raises(ValueError, match="neither word dropout nor region dropout"):
-        SoftAttentionReference(build_decoder(**{dropout: 0.1}))
 
 
 @pytest.mark.parametrize(("num_steps", "form"), [(P, RegionFeatures), (MANY_STEPS, ProjectedRegions)])
