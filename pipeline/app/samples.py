@@ -8,10 +8,10 @@ import streamlit as st
 from pipeline.app.uploads import ImageFile, encode_jpeg
 from pipeline.captions.records import read_records
 from pipeline.errors import UserError
-from pipeline.features.images import read_image
+from pipeline.features.images import read_image, read_image_file
 from pipeline.params import load_key
 from pipeline.scenes.renderer import render
-from pipeline.scenes.scene import draw_scene
+from pipeline.scenes.scene import sample_scene
 
 NUM_SAMPLES = 8
 THUMBNAIL_SIZE = 112
@@ -25,7 +25,7 @@ def sample_images() -> list[ImageFile]:
     """Return the sample images, which all sessions share."""
     try:
         samples = dataset_samples(Path("params.yaml"), Path("data/prepared"))
-    except (UserError, OSError):  # not a gridcap repository, or `prepare` has not run yet
+    except UserError:  # not a gridcap repository, or `prepare` has not run yet
         samples = []
     return samples or [_render_scene(seed) for seed in range(NUM_SAMPLES)]
 
@@ -44,17 +44,16 @@ def dataset_samples(params: Path, prepared: Path) -> list[ImageFile]:
         prepared: Output folder of `prepare`.
 
     Raises:
-        UserError: The params file or the records are missing or invalid.
-        OSError: An image cannot be read.
+        UserError: The params file, the records or an image is missing or invalid.
     """
     # The dataclass of the section would import the dataset readers and their dependencies.
     image_dir = load_key(params, "dataset.root", Path) / load_key(params, "dataset.images", str)
     records = read_records(prepared, "test")
     step = max(1, len(records) // NUM_SAMPLES)
     paths = [image_dir / record.file for record in records[::step][:NUM_SAMPLES]]
-    return [ImageFile(name=path.name, content=path.read_bytes()) for path in paths]
+    return [ImageFile(name=path.name, content=read_image_file(path)) for path in paths]
 
 
 def _render_scene(seed: int) -> ImageFile:
-    scene = draw_scene(np.random.default_rng(seed), forbidden=frozenset(), required=None, duplicate_rate=0.2)
+    scene = sample_scene(np.random.default_rng(seed), forbidden=frozenset(), required=None, duplicate_rate=0.2)
     return ImageFile(name=f"scene {seed + 1}", content=encode_jpeg(render(scene, SCENE_SIZE).image))
