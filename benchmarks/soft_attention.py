@@ -23,7 +23,7 @@ from pipeline.captions.tokens import CaptionTokens
 from pipeline.captions.vocabulary import PAD, Vocabulary
 from pipeline.decoder.additive_scores import additive_scores
 from pipeline.features.store import FeatureStore
-from pipeline.generation.search import SearchParams, pick_beams, search
+from pipeline.generation.search import SearchParams, search, select_beams
 
 SEARCH = replace(SearchParams.greedy(max_length=50), beam_size=5)
 """Captions are ranked by their log-probability, whatever their length."""
@@ -97,10 +97,10 @@ class SoftAttention(nn.Module):
         return self.vocabulary(self.dropout(torch.cat(hiddens, dim=1))), torch.cat(attentions, dim=1)
 
     @torch.inference_mode()
-    def caption(self, regions: Tensor) -> list[tuple[int, ...]]:
-        """The ids of each image's best caption."""
+    def caption(self, regions: Tensor, words: Sequence[str]) -> list[tuple[str, ...]]:
+        """The words of each image's best caption."""
         view = View(regions, self.key(regions), self.start(regions))
-        found = search(self, view, range(len(regions)), SEARCH, regions.device)
+        found = search(self, view, range(len(regions)), SEARCH, words, regions.device)
         return [best.words for best, *_ in found]
 
     def step(self, words: Tensor, view: "View") -> tuple[Tensor, "View", Tensor]:
@@ -109,7 +109,7 @@ class SoftAttention(nn.Module):
         return self.vocabulary(state.hidden), view._replace(state=state), attention
 
     def select_beams(self, view: "View", beams: Tensor) -> "View":
-        return view._replace(state=State(*(pick_beams(values, beams) for values in view.state)))
+        return view._replace(state=State(*(select_beams(values, beams) for values in view.state)))
 
     def select_images(self, view: "View", images: Tensor) -> "View":
         return View(view.regions[images], view.keys[images], State(*(values[images] for values in view.state)))
@@ -159,6 +159,6 @@ def generate(
     for start in range(0, len(image_ids), _IMAGES_A_SEARCH):
         part = image_ids[start : start + _IMAGES_A_SEARCH]
         regions = torch.from_numpy(store.grids(part)).to(device).float()
-        for image_id, ids in zip(part, decoder.caption(regions), strict=True):
-            found[image_id] = vocabulary.decode(ids)
+        for image_id, caption in zip(part, decoder.caption(regions, vocabulary.words), strict=True):
+            found[image_id] = list(caption)
     return found

@@ -341,9 +341,9 @@ class Trainer:
         for batch in self._val.in_order():
             parts.append(evaluate_batch(decoder, batch, self._device))
             self._require_finite("loss in validation", parts[-1].loss, begun=0)
-            beams = caption([decoder], batch.grids.to(self._device), batch.image_ids, greedy)
+            beams = caption([decoder], self._vocabulary.words, batch.grids.to(self._device), batch.image_ids, greedy)
             for image_id, (best, *_) in zip(batch.image_ids, beams, strict=True):
-                generated[image_id] = [" ".join(self._vocabulary.decode(best.words))]
+                generated[image_id] = [best.text]
         for image_id, captions in islice(generated.items(), _SAMPLES):
             print(f"  image {image_id}: {captions[0]}", flush=True)
         forced = merge_results(parts)
