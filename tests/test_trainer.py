@@ -496,7 +496,8 @@ def test_the_last_epoch_is_kept_whatever_its_score_where_params_say_so(data: Pat
     assert [read_model(folder).config.epoch for folder in (first, last)] == [1, 4]
     cards = []
     for folder in (first, last):
-        write_model_card(folder, read_model(folder).config)
+        history = json.loads((folder / "history.json").read_text())
+        write_model_card(folder / CARD_FILE, read_model(folder).config, history)
         cards.append((folder / CARD_FILE).read_text())
     for told in ("after epoch 1 of 4, by `cider`", "that chose its epoch"):
         assert told in cards[0]

@@ -1,12 +1,11 @@
 """The model card: what a model folder holds, for the people that it travels to. After Mitchell et al. 2019."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import write_atomically
-from pipeline.decoder.model_io import CONFIG_FILE, HISTORY_FILE, ModelConfig
+from pipeline.decoder.model_io import CONFIG_FILE, ModelConfig
 
 CARD_FILE = "model_card.md"
 
@@ -33,16 +32,23 @@ all of these, which may be narrower: Flickr8k is for research and teaching, COCO
 photographs their authors', and torchvision's weights were trained on ImageNet, which is for research."""
 
 
-def write_model_card(folder: Path, config: ModelConfig, scores: Mapping[str, Any] | None = None) -> None:
-    """Write the card of the model in `folder`; `scores` is what `evaluate` found on other images, where it is known.
+def write_model_card(
+    path: Path, config: ModelConfig, history: Sequence[Mapping[str, float]], scores: Mapping[str, Any] | None = None
+) -> None:
+    """Write the model card; the same model gives the same bytes.
 
-    The same model gives the same bytes.
+    Args:
+        path: The file.
+        config: Configuration of the model.
+        history: Metrics of each epoch of training.
+        scores: Value and protocol of each test score; None if the model was not evaluated.
     """
-    history = json.loads((folder / HISTORY_FILE).read_text(encoding="utf-8"))
-    write_atomically(folder / CARD_FILE, "\n".join(_lines(config, history, scores)) + "\n")
+    write_atomically(path, "\n".join(_lines(config, history, scores)) + "\n")
 
 
-def _lines(config: ModelConfig, history: list[dict[str, float]], scores: Mapping[str, Any] | None) -> Iterator[str]:
+def _lines(
+    config: ModelConfig, history: Sequence[Mapping[str, float]], scores: Mapping[str, Any] | None
+) -> Iterator[str]:
     encoder, data = config.encoder, config.data
     last = config.selected_by == "last"
     chosen = "the last" if last else f"by `{config.selected_by}`"
