@@ -27,7 +27,7 @@ from pipeline.captions.vocabulary import END, PAD, SPECIALS, START, UNK
 from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
 from pipeline.decoder.soft_attention_reference import ReferenceState, SoftAttentionReference
 from pipeline.device import setup_device
-from pipeline.generation.ensemble import caption, precompute
+from pipeline.generation.ensemble import caption_grids, precompute
 from pipeline.generation.search import SearchParams
 
 HIDDEN_SIZE, BEAM_SIZE, MEAN_LENGTH, STD_LENGTH = 512, 5, 12, 3
@@ -162,7 +162,7 @@ def batched_search(decoder: SoftAttentionDecoder, words: Words, grids: Tensor, p
     search = replace(SEARCH, precision=precision)
     word_projections = precompute([decoder], search)
     captions = [
-        caption([decoder], words, batch, range(len(batch)), search, word_projections)
+        caption_grids([decoder], words, batch, range(len(batch)), search, word_projections)
         for batch in torch.split(grids, BATCH_SIZE)
     ]
     return [best.words for best, *_ in chain.from_iterable(captions)]

@@ -21,7 +21,7 @@ _TYPICAL_LENGTH = 12
 """Words of a caption, from which the decoder estimates what is worth preparing once per image."""
 
 
-def caption(
+def caption_grids(
     decoders: Sequence[SoftAttentionDecoder],
     words: Sequence[str],
     grids: Tensor,

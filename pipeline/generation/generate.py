@@ -11,7 +11,7 @@ from pipeline.decoder.model_io import TrainedModel
 from pipeline.errors import UserError
 from pipeline.features.store import FeatureStore
 from pipeline.generation.caption_io import GeneratedCaptions
-from pipeline.generation.ensemble import caption, precompute
+from pipeline.generation.ensemble import caption_grids, precompute
 from pipeline.generation.search import SearchParams
 from pipeline.params import params_section
 
@@ -61,10 +61,10 @@ def generate(
         for start in range(0, len(image_ids), batch_size):
             batch_ids = image_ids[start : start + batch_size]
             grids = torch.from_numpy(store.grids(batch_ids)).to(device)  # [B, P, C]
-            results = caption(decoders, words, grids, batch_ids, params, word_projections)
+            results = caption_grids(decoders, words, grids, batch_ids, params, word_projections)
             for image_id, captions in zip(batch_ids, results, strict=True):
                 yield GeneratedCaptions(
                     image_id=image_id,
-                    captions=tuple(one_caption.reshape_attention(store.spec.grid) for one_caption in captions),
+                    captions=tuple(caption.reshape_attention(store.spec.grid) for caption in captions),
                 )
             bar.update(len(batch_ids))

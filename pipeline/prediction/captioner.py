@@ -31,7 +31,7 @@ from pipeline.features.encoder import IMAGES_PER_BATCH, encode_batch, for_infere
 from pipeline.features.images import Pixels, View, read_views
 from pipeline.features.store import Grids
 from pipeline.generation.caption import Caption
-from pipeline.generation.ensemble import caption, precompute, read_models
+from pipeline.generation.ensemble import caption_grids, precompute, read_models
 from pipeline.generation.search import SearchParams
 from pipeline.generation.search_settings import find_search_settings
 from pipeline.prediction.encoder_weights import find_encoder
@@ -254,7 +254,9 @@ class Captioner:
         grids = torch.from_numpy(self.encode(pixels)).to(self._device)  # [B, P, C]
         # Samples are seeded by an image's pixels, so they do not depend on its position or its neighbors.
         image_ids = [int.from_bytes(sha256(image.tobytes()).digest()[:7]) for image in pixels]
-        results = caption(self._decoders, self._model.vocabulary.words, grids, image_ids, search, word_projections)
+        results = caption_grids(
+            self._decoders, self._model.vocabulary.words, grids, image_ids, search, word_projections
+        )
         grid = self.config.encoder.grid
         best_captions = []
         for captions in results:
