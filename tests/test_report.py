@@ -13,7 +13,7 @@ import pytest
 from PIL import ExifTags, Image
 from playwright.sync_api import Browser, Locator, Page
 
-from pipeline.captions.records import Record, Thing
+from pipeline.captions.records import AnnotatedObject, Record
 from pipeline.generation.caption_io import GeneratedCaptions, RankedCaption
 from pipeline.report.examples import LONGER_SIDE, Example, ReportParams, choose, examples
 from pipeline.report.report import Report, write_report
@@ -89,9 +89,9 @@ def one_report(**changes: Any) -> Report:
     return Report(**values | changes)
 
 
-def shown_of(images: Path, file: str, *things: Thing, view: str = "whole") -> list[Example]:
+def shown_of(images: Path, file: str, *things: AnnotatedObject, view: str = "whole") -> list[Example]:
     """The one image of a split, whose caption is "a cube", as the worst of all."""
-    record = Record(image_id=3, file=file, split="test", captions=("A cube.",), things=things)
+    record = Record(image_id=3, file=file, split="test", captions=("A cube.",), objects=things)
     found = RankedCaption(words=("a", "cube"), log_probability=-1.0, score=-1.0)
     caption = GeneratedCaptions(image_id=3, captions=(found,), attention=peaked((0, 0), (1, 1)))
     params = ReportParams(best=0, worst=1, random=1)
@@ -188,7 +188,7 @@ def test_an_example_has_its_picture_upright_and_in_proportion(tmp_path):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=exif)
-    thing = Thing(attributes={"shape": "cube", "color": "red"}, box=(0.1, 0.2, 0.3, 0.4))
+    thing = AnnotatedObject(attributes={"shape": "cube", "color": "red"}, box=(0.1, 0.2, 0.3, 0.4))
     (shown,) = shown_of(tmp_path, "a.png", thing)
     assert (shown.choice, shown.image_id, shown.scores) == ("worst", 3, {"CIDEr-D": 0.0})
     assert shown.picture.shape == (LONGER_SIDE, round(LONGER_SIDE * 2 / 3), 3)

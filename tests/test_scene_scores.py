@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.captions.records import Record, Thing
+from pipeline.captions.records import AnnotatedObject, Record
 from pipeline.evaluation.scene_scores import Grounded, grounded_words, score_scenes
 from pipeline.generation.caption_io import GeneratedCaptions, RankedCaption
 
@@ -11,8 +11,8 @@ from pipeline.generation.caption_io import GeneratedCaptions, RankedCaption
 GRID = (2, 4)
 CUBE, BALL = (0.0, 0.0, 0.5, 0.5), (0.75, 0.5, 0.25, 0.5)
 THINGS = (
-    Thing(attributes={"shape": "cube", "color": "red", "size": "large", "texture": "matte"}, box=CUBE),
-    Thing(attributes={"shape": "sphere", "color": "blue", "size": "small", "texture": "shiny"}, box=BALL),
+    AnnotatedObject(attributes={"shape": "cube", "color": "red", "size": "large", "texture": "matte"}, box=CUBE),
+    AnnotatedObject(attributes={"shape": "sphere", "color": "blue", "size": "small", "texture": "shiny"}, box=BALL),
 )
 CAPTION = "a red cube stands to the left of a shiny ball"
 LOOKED = {
@@ -24,8 +24,8 @@ LOOKED = {
 }
 
 
-def record(image_id: int, *things: Thing, subset: str | None = None) -> Record:
-    return Record(image_id=image_id, file="a.png", split="test", captions=("A.",), subset=subset, things=things)
+def record(image_id: int, *things: AnnotatedObject, subset: str | None = None) -> Record:
+    return Record(image_id=image_id, file="a.png", split="test", captions=("A.",), subset=subset, objects=things)
 
 
 def generated(image_id: int, caption: str) -> GeneratedCaptions:
@@ -35,7 +35,7 @@ def generated(image_id: int, caption: str) -> GeneratedCaptions:
     return GeneratedCaptions(image_id=image_id, captions=(found,), attention=np.array(attention, np.float16))
 
 
-def attention_of(caption: str, *things: Thing) -> dict[str, Any]:
+def attention_of(caption: str, *things: AnnotatedObject) -> dict[str, Any]:
     found: dict[str, Any] = score_scenes([record(1, *things)], {1: generated(1, caption)}, GRID)["attention"]
     return found
 
@@ -80,7 +80,7 @@ def test_words_that_speak_of_what_is_shown(caption, kinds):
 
 
 def test_a_relation_speaks_of_all_things_on_both_its_sides():
-    twin = Thing(attributes=THINGS[0].attributes, box=(0.5, 0.0, 0.25, 0.5))
+    twin = AnnotatedObject(attributes=THINGS[0].attributes, box=(0.5, 0.0, 0.25, 0.5))
     found = grounded_words(["two", "red", "cubes", "stand", "behind", "a", "ball"], (*THINGS, twin))
     assert found[-1] == Grounded(position=4, kind="relation", boxes=(CUBE, BALL, twin.box))
     assert found[0].boxes == found[1].boxes == (CUBE, twin.box)

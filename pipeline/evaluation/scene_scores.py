@@ -7,11 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.captions.records import Record, Thing
+from pipeline.captions.records import AnnotatedObject, Record
 from pipeline.generation.caption_io import GeneratedCaptions
 from pipeline.metrics import grounding
 from pipeline.metrics.grounding import Box
-from pipeline.scenes.caption_checker import matches, mentions, names_rightly, relations, statements
+from pipeline.scenes.caption_checker import (
+    count_relations,
+    find_mentions,
+    find_relations,
+    matching_objects,
+    names_correctly,
+)
 
 NAMES_PROTOCOL = [
     "share of captions, among those that name anything, in which every mention is right",
@@ -45,7 +51,7 @@ def score_scenes(
 
     Where no record has things, only their number, 0, is returned.
     """
-    known = [record for record in records if record.things]
+    known = [record for record in records if record.objects]
     if not known:
         return {"images": 0}
     whole = _score(known, generated, grid)
@@ -60,8 +66,8 @@ def score_scenes(
 def _score(
     records: Sequence[Record], generated: Mapping[int, GeneratedCaptions], grid: tuple[int, int]
 ) -> dict[str, Any]:
-    verdicts = [names_rightly(generated[record.image_id].words, record.things) for record in records]
-    stated = [relations(generated[record.image_id].words, record.things) for record in records]
+    verdicts = [names_correctly(generated[record.image_id].words, record.objects) for record in records]
+    stated = [count_relations(generated[record.image_id].words, record.objects) for record in records]
     statements = sum(total for _, total in stated)
     looks = _looks(records, generated, grid)
     things_named = [look for kind in looks.keys() - {"relation"} for look in looks[kind]]
@@ -79,15 +85,18 @@ def _score(
     }
 
 
-def grounded_words(words: Sequence[str], things: Sequence[Thing]) -> list[Grounded]:
+def grounded_words(words: Sequence[str], things: Sequence[AnnotatedObject]) -> list[Grounded]:
     """Find the words of a caption that speak of things which the image shows, by `ATTENTION_PROTOCOL`."""
     found = []
-    for mention in mentions(words):
-        if places := matches(mention, things):
+    for mention in find_mentions(words):
+        if places := matching_objects(mention, things):
             boxes = tuple(things[place].box for place in places)
             found += [Grounded(position=at, kind=kind, boxes=boxes) for kind, at in mention.positions.items()]
-    for said in statements(words):
-        sides = [{place for one in side for place in matches(one, things)} for side in (said.subjects, said.objects)]
+    for said in find_relations(words):
+        sides = [
+            {place for one in side for place in matching_objects(one, things)}
+            for side in (said.subjects, said.landmarks)
+        ]
         if all(sides):
             boxes = tuple(things[place].box for place in sorted(set.union(*sides)))
             found.append(Grounded(position=said.position, kind="relation", boxes=boxes))
@@ -101,7 +110,7 @@ def _looks(
     looks: dict[str, list[tuple[float, ...]]] = defaultdict(list)
     for record in records:
         caption = generated[record.image_id]
-        for word in grounded_words(caption.words, record.things):
+        for word in grounded_words(caption.words, record.objects):
             attention = caption.attention[word.position].reshape(grid)
             looks[word.kind].append(
                 (

@@ -1,1 +1,1 @@
-"""Caption metrics as pure functions of tokens: training, evaluation and the command line share them."""
+"""Caption metrics as functions of tokenized captions, shared by training, evaluation and the command line."""

@@ -1,7 +1,9 @@
-"""BLEU of a corpus of captions.
+"""BLEU-1 to BLEU-4 of a corpus of captions (Papineni et al. 2002).
 
-BLEU adds up counts over the corpus before it divides: sum the rows of `bleu_counts`, over all images or over
-a resample of them, and give the sum to `bleu`.
+BLEU divides counts that are summed over the corpus: sum the rows of `bleu_counts` over all images, a subset or a
+bootstrap sample, and pass the sums to `bleu`.
+
+Legend: `N` images.
 """
 
 from collections import Counter
@@ -10,61 +12,70 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.metrics.corpus import LIBRARY, Words, check_corpus
+from pipeline.metrics.corpus import LIBRARY, LIBRARY_TAG, Words, check_corpus
 
 ORDERS = 4
+"""Largest n of the n-grams."""
+# The constants of coco-caption's scorer, which avoid a division by 0 and a logarithm of 0.
 _TINY, _SMALL = 1e-15, 1e-9
 PROTOCOL: dict[str, str | int] = {
     "metric": "BLEU-1 to BLEU-4",
     "library": LIBRARY,
     "n": ORDERS,
     "average": "corpus",
-    "brevity": "closest reference, the shorter of two equally close",
-    "smoothing": "none but 1e-15 on matches and 1e-9 on n-grams, as coco-caption has it",
+    "brevity": "closest reference, the shorter one of a tie",
+    "smoothing": "none; 1e-15 is added to matches and 1e-9 to n-gram counts, as in coco-caption",
     "reference": "Papineni et al. 2002",
 }
+SIGNATURE: dict[str, str] = {"smooth": "none", "brevity": "closest", "lib": LIBRARY_TAG}
 
 
 def bleu_counts(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) -> npt.NDArray[np.int64]:
-    """Count what BLEU needs, for each of N images: [N, 9].
+    """Count n-grams and lengths for BLEU.
 
-    Columns 0 to 3 are the n-grams of order 1 to 4 that match a reference, each as often at most as it stands
-    in the one reference that has it most often; columns 4 to 7 all n-grams of the hypothesis; column 8 the
-    length in words of the reference whose length is closest to the hypothesis, the shorter of two equally
-    close.
+    Args:
+        hypotheses: One tokenized caption for each of N images.
+        references: The tokenized references of each image.
 
-    Raises `ValueError` as `check_corpus` does.
+    Returns:
+        Counts [N, 9]. Columns 0 to 3 are the matched n-grams of order 1 to 4, clipped to the largest count in any one
+        reference. Columns 4 to 7 are all n-grams of the hypothesis. Column 8 is the length in words of the reference
+        closest in length, the shorter one of a tie.
+
+    Raises:
+        ValueError: There are no images, or one has no reference.
     """
     check_corpus(hypotheses, references)
-    return np.array([_count(*pair) for pair in zip(hypotheses, references, strict=True)], dtype=np.int64)
+    return np.array([_image_counts(*pair) for pair in zip(hypotheses, references, strict=True)], dtype=np.int64)
 
 
 def bleu(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """BLEU-1 to BLEU-4, [..., 4], in 0 to 1, from summed counts [..., 9] (Papineni et al. 2002).
+    """Compute BLEU-1 to BLEU-4, [..., 4] in 0 to 1, from summed counts [..., 9].
 
-    Like the scorer of coco-caption, whose tiny constants keep it off a division by 0: a corpus without any n-gram of
-    an order counts a precision of 1e-6 there, one of which none matches next to 0.
+    An order without any n-gram in the corpus has precision 1e-6, and an order without a match nearly 0, as in
+    coco-caption.
     """
-    matched, proposed, closest = counts[..., :ORDERS], counts[..., ORDERS:-1], counts[..., -1:]
-    log_precision = np.log((matched + _TINY) / (proposed + _SMALL))
+    matched, total, closest_length = counts[..., :ORDERS], counts[..., ORDERS:-1], counts[..., -1:]
+    log_precision = np.log((matched + _TINY) / (total + _SMALL))
     log_mean = np.cumsum(log_precision, axis=-1) / np.arange(1, ORDERS + 1)
-    length = proposed[..., :1] + _TINY
-    scores: npt.NDArray[np.float64] = np.exp(log_mean + np.minimum(0.0, 1 - (closest + _SMALL) / length))
+    length = total[..., :1] + _TINY
+    scores: npt.NDArray[np.float64] = np.exp(log_mean + np.minimum(0.0, 1 - (closest_length + _SMALL) / length))
     return scores
 
 
-def _count(hypothesis: Words, references: Sequence[Words]) -> list[int]:
-    proposed = Counter(_ngrams(hypothesis))
-    limits: dict[tuple[str, ...], int] = {}
+def _image_counts(hypothesis: Words, references: Sequence[Words]) -> list[int]:
+    counts = Counter(_ngrams(hypothesis))
+    max_counts: dict[tuple[str, ...], int] = {}
     for reference in references:
-        for ngram, count in Counter(ngram for ngram in _ngrams(reference) if ngram in proposed).items():
-            limits[ngram] = max(limits.get(ngram, 0), count)
+        for ngram, count in Counter(ngram for ngram in _ngrams(reference) if ngram in counts).items():
+            max_counts[ngram] = max(max_counts.get(ngram, 0), count)
     matched = [0] * ORDERS
-    for ngram, limit in limits.items():
-        matched[len(ngram) - 1] += min(proposed[ngram], limit)
+    for ngram, max_count in max_counts.items():
+        matched[len(ngram) - 1] += min(counts[ngram], max_count)
     length = len(hypothesis)
-    closest = min((len(reference) for reference in references), key=lambda other: (abs(other - length), other))
-    return [*matched, *(max(length - order, 0) for order in range(ORDERS)), closest]
+    lengths = [len(reference) for reference in references]
+    closest_length = min(lengths, key=lambda reference_length: (abs(reference_length - length), reference_length))
+    return [*matched, *(max(length - order, 0) for order in range(ORDERS)), closest_length]
 
 
 def _ngrams(words: Words) -> Iterator[tuple[str, ...]]:

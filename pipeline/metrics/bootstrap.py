@@ -1,9 +1,11 @@
-"""How far scores of systems on the same images, and their differences, are to be trusted.
+"""Confidence intervals of scores, and of the difference between two systems on the same images.
 
-A corpus score is a function of sums over images, so a resample of the images is scored from its own sums: of n-gram
+A corpus score is a function of sums over images, so a bootstrap sample of the images is scored from its sums: of n-gram
 counts for BLEU, of the images' scores for CIDEr, whose document frequencies stay those of all images. The difference of
-two systems is taken on the same resamples (paired bootstrap: Koehn 2004, Statistical Significance Tests for Machine
-Translation Evaluation). It tells what other images could have changed, not what another seed of training would have.
+two systems is computed on the same samples (paired bootstrap: Koehn 2004, Statistical Significance Tests for Machine
+Translation Evaluation). The intervals cover the choice of images, not the seed of training.
+
+Legend: `N` images, `D` columns of a metric's table, `M` bootstrap samples.
 """
 
 from collections.abc import Callable
@@ -14,32 +16,35 @@ import numpy as np
 import numpy.typing as npt
 
 Table = npt.NDArray[Any]
-"""[N, D]: D numbers an image that are summed up over the images."""
-Score = Callable[[Table], npt.NDArray[np.float64]]
-"""The scores [...] of corpora from their sums [..., D]."""
+"""[N, D]: a metric's counts for each image, which are summed over images."""
+ScoreFunction = Callable[[Table], npt.NDArray[np.float64]]
+"""Computes the scores [...] of corpora from their summed counts [..., D]."""
 
 PERCENTILES = (2.5, 97.5)
+"""Ends of a 95% interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resampling:
-    """The resamples of images that intervals are made of: the same ones for the same number of images."""
+    """Bootstrap settings. The same settings draw the same samples for the same number of images."""
 
     bootstrap_samples: int
+    """M, the number of samples."""
     seed: int
+    """Seed of the random samples."""
 
     @property
     def protocol(self) -> str:
-        """What an interval says of itself."""
+        """Protocol line of the intervals."""
         return (
-            f"intervals: 95%, bootstrap over images, percentiles of {self.bootstrap_samples} resamples, seed {self.seed}; "
-            "document frequencies stay those of all images"
+            f"intervals: 95%, percentile bootstrap over images, {self.bootstrap_samples} samples, seed {self.seed}; "
+            "document frequencies of all images"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A number measured on all images, and where it lies in 95% of the resamples."""
+    """A score on all images with its 95% interval."""
 
     value: float
     low: float
@@ -47,49 +52,60 @@ class Interval:
 
     @property
     def includes_zero(self) -> bool:
-        """Whether a difference of this kind may be noise."""
+        """Whether a difference with this interval is not significant."""
         return self.low <= 0 <= self.high
 
-
-def mean(sums: Table) -> npt.NDArray[np.float64]:
-    """The mean [...] of scores from the sums [..., 2] of what `of_scores` makes of them."""
-    return np.asarray(sums[..., 0] / sums[..., 1])
+    def rounded(self) -> list[float]:
+        """Return value, low and high, rounded to 6 digits for JSON."""
+        return [round(number, 6) for number in (self.value, self.low, self.high)]
 
 
 def score_table(scores: npt.NDArray[np.float64]) -> Table:
-    """The table [N, 2] that `mean` takes: each image's score [N], and a 1 to count it."""
+    """Build the table [N, 2] of a metric that averages the scores [N] of images: each score, and a 1."""
     return np.stack([scores, np.ones(len(scores))], axis=1)
 
 
-def score_interval(images: Table, score: Score, resampling: Resampling) -> Interval:
-    """The score of one system, and its interval."""
-    return _interval(score(images.sum(axis=0)), score(_resampled(images, resampling)))
+def mean(sums: Table) -> npt.NDArray[np.float64]:
+    """Compute the mean score [...] from the sums [..., 2] of a `score_table`."""
+    return np.asarray(sums[..., 0] / sums[..., 1])
 
 
-def paired_difference(images: Table, others: Table, score: Score, resampling: Resampling) -> Interval:
-    """The score of one system less that of another on the same images, row by row, and its interval.
+def score_interval(table: Table, score: ScoreFunction, resampling: Resampling) -> Interval:
+    """Compute the score of one system with its interval."""
+    return _interval(score(table.sum(axis=0)), score(_bootstrap_sums(table, resampling)))
 
-    Raises `ValueError` where the tables have unlike numbers of images.
+
+def paired_difference(table: Table, baseline: Table, score: ScoreFunction, resampling: Resampling) -> Interval:
+    """Compute the difference in score of a system to a baseline, with its interval.
+
+    Args:
+        table: Counts of the system, [N, D].
+        baseline: Counts of the baseline for the same images in the same order, [N, D].
+        score: The metric.
+        resampling: Bootstrap settings.
+
+    Raises:
+        ValueError: The tables differ in their number of images.
     """
-    if len(images) != len(others):
-        raise ValueError(f"systems are compared on the same images, got {len(images)} and {len(others)}")
+    if len(table) != len(baseline):
+        raise ValueError(f"systems must be compared on the same images, got {len(table)} and {len(baseline)}")
     return _interval(
-        score(images.sum(axis=0)) - score(others.sum(axis=0)),
-        score(_resampled(images, resampling)) - score(_resampled(others, resampling)),
+        score(table.sum(axis=0)) - score(baseline.sum(axis=0)),
+        score(_bootstrap_sums(table, resampling)) - score(_bootstrap_sums(baseline, resampling)),
     )
 
 
-def _resampled(images: Table, resampling: Resampling) -> Table:
-    """Sums over each resample: [resamples, D]."""
-    count = len(images)
+def _bootstrap_sums(table: Table, resampling: Resampling) -> Table:
+    """Sum the counts of each bootstrap sample: [M, D]."""
+    num_images = len(table)
     generator = np.random.default_rng(resampling.seed)
-    sums = np.empty((resampling.bootstrap_samples, images.shape[1]))
-    table = images.astype(np.float64)  # exact for counts, and many times faster to multiply than integers
+    sums = np.empty((resampling.bootstrap_samples, table.shape[1]))
+    counts = table.astype(np.float64)  # exact for counts, and much faster to multiply than integers
     for row in sums:
-        row[:] = np.bincount(generator.integers(count, size=count), minlength=count) @ table
+        row[:] = np.bincount(generator.integers(num_images, size=num_images), minlength=num_images) @ counts
     return sums
 
 
-def _interval(value: npt.NDArray[np.float64], found: npt.NDArray[np.float64]) -> Interval:
-    low, high = np.percentile(found, PERCENTILES)
+def _interval(value: npt.NDArray[np.float64], samples: npt.NDArray[np.float64]) -> Interval:
+    low, high = np.percentile(samples, PERCENTILES)
     return Interval(value=float(value), low=float(low), high=float(high))

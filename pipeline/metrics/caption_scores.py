@@ -1,6 +1,9 @@
-"""All scores of captions against references, with their intervals and protocols.
+"""All metrics of a corpus, with intervals, protocols and signatures.
 
-`measure` looks at each image once; scores of all images, of a subset or of resamples are then made of sums over images.
+`compute_metrics` processes each image once. Scores of all images, of a subset or of a bootstrap sample are then
+computed from sums over images.
+
+Legend: `N` images, `D` columns of a metric's table.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,139 +14,176 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.metrics import bleu, cider, meteor, rouge, spice
-from pipeline.metrics.bootstrap import Resampling, Score, Table, mean, score_interval, score_table
+from pipeline.metrics.bootstrap import Resampling, ScoreFunction, Table, mean, score_interval, score_table
 from pipeline.metrics.corpus import Corpus
 from pipeline.metrics.java import UnavailableError
 
-
-def _bleu(order: int) -> Score:
-    return lambda sums: bleu.bleu(sums)[..., order - 1]
+_BLEU_NAMES = [f"BLEU-{order}" for order in range(1, bleu.ORDERS + 1)]
 
 
-CORPUS_SCORES: dict[str, Score] = {
-    **{f"BLEU-{order}": _bleu(order) for order in range(1, bleu.ORDERS + 1)},
+def _bleu(index: int) -> ScoreFunction:
+    return lambda sums: bleu.bleu(sums)[..., index]
+
+
+CORPUS_SCORES: dict[str, ScoreFunction] = {
+    **{name: _bleu(index) for index, name in enumerate(_BLEU_NAMES)},
     "METEOR": meteor.meteor,
     "ROUGE-L": mean,
     "CIDEr-D": mean,
     "CIDEr": mean,
     "SPICE": mean,
 }
-"""The scores, in the order in which they are shown, from sums of their tables."""
+"""The score of a corpus from the sums of its table, by metric, in display order."""
 
 SUBSET_SCORES = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr-D", "CIDEr", "SPICE")
-"""Those that are told of subsets too."""
+"""Metrics that are reported for subsets too."""
+
+_PROTOCOLS: dict[str, Mapping[str, object]] = {
+    **dict.fromkeys(_BLEU_NAMES, bleu.PROTOCOL),
+    "METEOR": meteor.PROTOCOL,
+    "ROUGE-L": rouge.PROTOCOL,
+    "CIDEr-D": cider.PROTOCOL,
+    "CIDEr": cider.PROTOCOL,
+    "SPICE": spice.PROTOCOL,
+}
+_SIGNATURES: dict[str, Mapping[str, str]] = {
+    **dict.fromkeys(_BLEU_NAMES, bleu.SIGNATURE),
+    "METEOR": meteor.SIGNATURE,
+    "ROUGE-L": rouge.SIGNATURE,
+    "CIDEr-D": cider.SIGNATURE_D,
+    "CIDEr": cider.SIGNATURE,
+    "SPICE": spice.SIGNATURE,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricTables:
-    """What is counted of one system's captions of N images."""
+    """The counts of all metrics for one system's captions of N images. Mappings are by metric."""
 
     image_ids: tuple[int, ...]
     tables: Mapping[str, Table]
-    """By the name of a score, [N, D]: what `OF_SUMS` takes summed up over images."""
-    images: Mapping[str, NDArray[np.float64]]
-    """By the name of a score, [N]: that of each image, for scores that mean something for one."""
+    """Counts [N, D], whose sums `CORPUS_SCORES` takes."""
+    image_scores: Mapping[str, NDArray[np.float64]]
+    """Scores of single images [N], of metrics that are defined for one image."""
     protocol: Mapping[str, tuple[str, ...]]
-    """By the name of a score, what it says of itself."""
+    """How the score is computed, in lines of `key: value`."""
+    signature: Mapping[str, str]
+    """The protocol in one line, to quote with the score."""
     unavailable: Mapping[str, str]
-    """By the name of a score, why it was not computed."""
+    """Why the metric was not computed."""
 
-    def score(self, name: str) -> float:
-        """The score of all images."""
-        return float(CORPUS_SCORES[name](self.tables[name].sum(axis=0)))
+    def score(self, metric: str) -> float:
+        """Compute the score of all images."""
+        return float(CORPUS_SCORES[metric](self.tables[metric].sum(axis=0)))
 
 
-def measure(corpus: Corpus, with_meteor: bool, with_spice: bool) -> MetricTables:
-    """Measure captions by all scores; those that this machine cannot compute come out as unavailable.
+def compute_metrics(corpus: Corpus, with_meteor: bool, with_spice: bool) -> MetricTables:
+    """Compute the tables of all metrics; those that this machine cannot compute are listed as unavailable.
 
-    Raises `ValueError` where there are no images, or one has no reference.
+    Args:
+        corpus: Hypotheses and references.
+        with_meteor: Compute METEOR, which needs Java.
+        with_spice: Compute SPICE, which needs Java 8 to 14 and Stanford CoreNLP.
+
+    Raises:
+        ValueError: There are no images, or one has no reference.
     """
     hypotheses, references = corpus.hypotheses, corpus.references
+    enabled = {"METEOR": with_meteor, "SPICE": with_spice}
+    unavailable = {metric: "disabled" for metric, is_enabled in enabled.items() if not is_enabled}
     tables: dict[str, Table] = {}
-    images: dict[str, NDArray[np.float64]] = {}
-    protocols: dict[str, Mapping[str, object]] = {}
-    asked = {"METEOR": with_meteor, "SPICE": with_spice}
-    unavailable = {name: "not asked for" for name, wanted in asked.items() if not wanted}
+    image_scores: dict[str, NDArray[np.float64]] = {}
 
-    counts = bleu.bleu_counts(hypotheses, references)
-    for order in range(1, bleu.ORDERS + 1):
-        tables[f"BLEU-{order}"], protocols[f"BLEU-{order}"] = counts, bleu.PROTOCOL
+    tables |= dict.fromkeys(_BLEU_NAMES, bleu.bleu_counts(hypotheses, references))
     if with_meteor:
         try:
             tables["METEOR"] = meteor.meteor_counts(hypotheses, references)
-            images["METEOR"] = meteor.meteor(tables["METEOR"])
+            image_scores["METEOR"] = meteor.meteor(tables["METEOR"])
         except UnavailableError as error:
             unavailable["METEOR"] = str(error)
-    images["ROUGE-L"] = rouge.rouge_l(hypotheses, references)
-    ciders = cider.cider(hypotheses, references)
-    images["CIDEr-D"], images["CIDEr"] = ciders.cider_d, ciders.cider
+    image_scores["ROUGE-L"] = rouge.rouge_l(hypotheses, references)
+    cider_scores = cider.cider(hypotheses, references)
+    image_scores["CIDEr-D"], image_scores["CIDEr"] = cider_scores.cider_d, cider_scores.cider
     if with_spice:
         try:
-            images["SPICE"] = spice.spice(hypotheses, references)
+            image_scores["SPICE"] = spice.spice(hypotheses, references)
         except UnavailableError as error:
             unavailable["SPICE"] = str(error)
 
-    protocols |= {"METEOR": meteor.PROTOCOL, "ROUGE-L": rouge.PROTOCOL, "SPICE": spice.PROTOCOL}
-    protocols |= {"CIDEr-D": cider.PROTOCOL, "CIDEr": cider.PROTOCOL}
-    tables |= {name: score_table(scores) for name, scores in images.items() if name not in tables}
+    tables |= {metric: score_table(scores) for metric, scores in image_scores.items() if metric not in tables}
+    metrics = [metric for metric in CORPUS_SCORES if metric in tables]
     return MetricTables(
         image_ids=corpus.image_ids,
-        tables={name: tables[name] for name in CORPUS_SCORES if name in tables},
-        images=images,
-        protocol={
-            name: (*(f"{key}: {said}" for key, said in protocols[name].items()), *corpus.protocol)
-            for name in CORPUS_SCORES
-            if name in tables
-        },
+        tables={metric: tables[metric] for metric in metrics},
+        image_scores=image_scores,
+        protocol={metric: _protocol(metric, corpus) for metric in metrics},
+        signature={metric: _signature(metric, corpus) for metric in metrics},
         unavailable=unavailable,
     )
 
 
-def summary(measured: MetricTables, subsets: Mapping[str, Sequence[int]], resampling: Resampling) -> dict[str, Any]:
-    """The scores of all images and of each subset of them, as plain values to write down.
+def _protocol(metric: str, corpus: Corpus) -> tuple[str, ...]:
+    return (*(f"{key}: {value}" for key, value in _PROTOCOLS[metric].items()), *corpus.protocol)
 
-    Numbers to look at stand by themselves, `{"BLEU-4": 0.31, "subsets": {"seen": {"BLEU-4": 0.33}}}`; intervals and
-    protocols, lists, beside them under the same names. CIDEr's document frequencies are those of all images in subsets
-    too.
+
+def _signature(metric: str, corpus: Corpus) -> str:
+    fields = corpus.signature | _SIGNATURES[metric]
+    return "|".join([metric, *(f"{key}:{value}" for key, value in fields.items())])
+
+
+def summarize_scores(
+    metrics: MetricTables, subsets: Mapping[str, Sequence[int]], resampling: Resampling
+) -> dict[str, Any]:
+    """Summarize the scores of all images and of each subset, as JSON values.
+
+    Scores are numbers, `{"BLEU-4": 0.31, "subsets": {"seen": {"BLEU-4": 0.33}}}`. Intervals, protocols and signatures
+    are lists under the same names, which `dvc metrics show` leaves out. In subsets too, CIDEr's document frequencies
+    are those of all images.
+
+    Args:
+        metrics: Tables of all images.
+        subsets: Image ids of each subset, by name.
+        resampling: Bootstrap settings of the intervals.
     """
-    rows = {image_id: row for row, image_id in enumerate(measured.image_ids)}
-    chosen = {subset: np.array([rows[image_id] for image_id in members]) for subset, members in subsets.items()}
-    values, intervals = _intervals(measured, np.arange(len(rows)), tuple(CORPUS_SCORES), resampling)
-    parts = {subset: _intervals(measured, members, SUBSET_SCORES, resampling) for subset, members in chosen.items()}
-    if parts:
-        values["subsets"] = {subset: part[0] for subset, part in parts.items()}
-        intervals["subsets"] = {subset: part[1] for subset, part in parts.items()}
-    return {
-        **values,
-        "intervals": intervals,
-        **statements(measured, resampling),
+    rows = {image_id: row for row, image_id in enumerate(metrics.image_ids)}
+    scores, intervals = _scores_and_intervals(metrics, np.arange(len(rows)), tuple(CORPUS_SCORES), resampling)
+    parts = {
+        subset: _scores_and_intervals(
+            metrics, np.array([rows[image_id] for image_id in image_ids]), SUBSET_SCORES, resampling
+        )
+        for subset, image_ids in subsets.items()
     }
+    if parts:
+        scores["subsets"] = {subset: subset_scores for subset, (subset_scores, _) in parts.items()}
+        intervals["subsets"] = {subset: subset_intervals for subset, (_, subset_intervals) in parts.items()}
+    return {**scores, "intervals": intervals, **provenance(metrics, resampling)}
 
 
-def statements(measured: MetricTables, resampling: Resampling) -> dict[str, dict[str, list[str]]]:
-    """What stands beside scores: the protocol of each and of intervals, and why some are absent."""
-    protocol = {name: list(lines) for name, lines in measured.protocol.items()}
+def provenance(metrics: MetricTables, resampling: Resampling) -> dict[str, dict[str, list[str]]]:
+    """Return the protocol and signature of each score, and why metrics are missing, as JSON values."""
+    protocol = {metric: list(lines) for metric, lines in metrics.protocol.items()}
     return {
         "protocol": {**protocol, "intervals": [resampling.protocol]},
-        "unavailable": {name: [reason] for name, reason in measured.unavailable.items()},
+        "signature": {metric: [signature] for metric, signature in metrics.signature.items()},
+        "unavailable": {metric: [reason] for metric, reason in metrics.unavailable.items()},
     }
 
 
-def _intervals(
-    measured: MetricTables, rows: NDArray[np.intp], names: Sequence[str], resampling: Resampling
+def _scores_and_intervals(
+    metrics: MetricTables, rows: NDArray[np.intp], names: Sequence[str], resampling: Resampling
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    found = {
-        name: score_interval(measured.tables[name][rows], CORPUS_SCORES[name], resampling)
+    intervals = {
+        name: score_interval(metrics.tables[name][rows], CORPUS_SCORES[name], resampling).rounded()
         for name in names
-        if name in measured.tables
+        if name in metrics.tables
     }
-    values = {"images": len(rows), **{name: round(interval.value, 6) for name, interval in found.items()}}
-    return values, {name: [round(one.low, 6), round(one.high, 6)] for name, one in found.items()}
+    scores = {"num_images": len(rows), **{name: value for name, (value, _, _) in intervals.items()}}
+    return scores, {name: [low, high] for name, (_, low, high) in intervals.items()}
 
 
-def image_rows(measured: MetricTables) -> list[dict[str, float | int]]:
-    """For each image its id and its own scores, as plain values to write down."""
+def per_image_scores(metrics: MetricTables) -> list[dict[str, float | int]]:
+    """Return the id and the scores of each image, as JSON values."""
     return [
-        {"image_id": image_id, **{name: round(float(scores[row]), 6) for name, scores in measured.images.items()}}
-        for row, image_id in enumerate(measured.image_ids)
+        {"image_id": image_id, **{name: round(float(scores[row]), 6) for name, scores in metrics.image_scores.items()}}
+        for row, image_id in enumerate(metrics.image_ids)
     ]

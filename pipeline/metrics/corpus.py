@@ -1,34 +1,50 @@
-"""What is scored: captions beside their references, as words; and what all scores say of themselves."""
+"""The input of every metric: tokenized captions with their references."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline import __version__
+from pipeline.captions.tokenization import Tokenization
 
 Words = Sequence[str]
+"""A tokenized caption."""
 
 LIBRARY = f"gridcap {__version__}"
-"""The code that made a score, as it is stored beside the score."""
+"""The code that computes a score, as protocols name it."""
+LIBRARY_TAG = f"gridcap-{__version__}"
+"""The same, as signatures name it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """N images with one caption each, the hypothesis, beside captions to compare it with."""
+    """One hypothesis and at least one reference for each of N images."""
 
     image_ids: tuple[int, ...]
-    """Ascending."""
+    """N image ids, ascending."""
     hypotheses: tuple[Words, ...]
+    """N captions to score."""
     references: tuple[Sequence[Words], ...]
-    """At least one for each image."""
-    tokens: str
-    """How captions became words, in a phrase to store beside scores."""
+    """The references of each image."""
+    tokenization: Tokenization
+    """How hypotheses and references were tokenized."""
 
     @property
     def protocol(self) -> tuple[str, str]:
-        """What every score of these captions says of itself."""
-        numbers = sorted({len(captions) for captions in self.references})
-        told = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
-        return f"tokens: {self.tokens}", f"references: {told} an image"
+        """Protocol lines that all scores of this corpus share."""
+        fewest, most = self._num_references
+        count = str(fewest) if fewest == most else f"{fewest} to {most}"
+        return f"tokenizer: {self.tokenization.description}", f"references: {count} per image"
+
+    @property
+    def signature(self) -> dict[str, str]:
+        """Signature fields that all scores of this corpus share."""
+        fewest, most = self._num_references
+        return {"refs": str(fewest) if fewest == most else f"{fewest}-{most}", **self.tokenization.signature}
+
+    @property
+    def _num_references(self) -> tuple[int, int]:
+        counts = [len(captions) for captions in self.references]
+        return min(counts), max(counts)
 
 
 def check_corpus(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) -> None:

@@ -1,4 +1,4 @@
-"""How much captions vary: the other side of scores, which one safe caption for all images may raise."""
+"""Diversity of captions, to report with the scores: a single safe caption for all images can score well."""
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
@@ -10,36 +10,42 @@ from pipeline.metrics.corpus import LIBRARY, Words
 
 PROTOCOL = (
     f"library: {LIBRARY}",
-    "words: the pipeline's own tokens, whatever the protocol of the scores",
-    "distinct: captions that differ in any word; share_distinct: of all captions",
-    "vocabulary: distinct words used; share_of_vocabulary: of the words that the decoder knows",
-    "distinct_bigrams: as a share of all pairs of neighboring words",
-    "seen_in_training: share of captions that are, word for word, a caption of a train image",
-    "reference: one caption of each image, the first that the dataset has",
+    "tokenizer: that of the training captions, whatever the tokenizer of the scores",
+    "num_distinct_captions: captions that differ in at least one word; distinct_rate: over all captions",
+    "vocab_size: distinct words; vocab_coverage: fraction of the decoder's vocabulary that occurs",
+    "distinct_bigram_rate: distinct bigrams over all bigrams",
+    "verbatim_in_train: fraction of captions that are word for word a caption of a train image",
+    "reference: the first caption of each image in the dataset",
 )
 
 
 def diversity(
-    captions: Sequence[Words], known: AbstractSet[str], trained_on: AbstractSet[tuple[str, ...]]
+    captions: Sequence[Words], vocabulary: AbstractSet[str], train_captions: AbstractSet[tuple[str, ...]]
 ) -> dict[str, int | float]:
-    """Count how N captions vary; `known` are the decoder's words, `trained_on` the captions of train images."""
+    """Compute diversity statistics.
+
+    Args:
+        captions: Tokenized captions, at least one.
+        vocabulary: Words of the decoder's vocabulary.
+        train_captions: Tokenized captions of the train split.
+    """
     texts = [tuple(words) for words in captions]
     lengths = [len(words) for words in texts]
-    used = {word for words in texts for word in words}
-    bigrams = [pair for words in texts for pair in pairwise(words)]
+    words_used = {word for words in texts for word in words}
+    bigrams = [bigram for words in texts for bigram in pairwise(words)]
     return {
-        "captions": len(texts),
-        "words_a_caption": round(float(np.mean(lengths)), 3),
-        "shortest": min(lengths),
-        "longest": max(lengths),
-        "distinct": len(set(texts)),
-        "share_distinct": _share(len(set(texts)), len(texts)),
-        "vocabulary": len(used),
-        "share_of_vocabulary": _share(len(used & known), len(known)),
-        "distinct_bigrams": _share(len(set(bigrams)), len(bigrams)),
-        "seen_in_training": _share(sum(words in trained_on for words in texts), len(texts)),
+        "num_captions": len(texts),
+        "words_per_caption": round(float(np.mean(lengths)), 3),
+        "min_length": min(lengths),
+        "max_length": max(lengths),
+        "num_distinct_captions": len(set(texts)),
+        "distinct_rate": _rate(len(set(texts)), len(texts)),
+        "vocab_size": len(words_used),
+        "vocab_coverage": _rate(len(words_used & vocabulary), len(vocabulary)),
+        "distinct_bigram_rate": _rate(len(set(bigrams)), len(bigrams)),
+        "verbatim_in_train": _rate(sum(words in train_captions for words in texts), len(texts)),
     }
 
 
-def _share(part: int, whole: int) -> float:
-    return round(part / whole, 6) if whole else 0.0
+def _rate(count: int, total: int) -> float:
+    return round(count / total, 6) if total else 0.0

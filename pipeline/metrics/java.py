@@ -1,4 +1,4 @@
-"""Java programs of others, which some scores and one tokenizer need."""
+"""Runs the Java programs behind METEOR, SPICE and the PTB tokenizer."""
 
 import re
 import shutil
@@ -7,50 +7,60 @@ from collections.abc import Sequence
 
 
 class UnavailableError(Exception):
-    """What this machine cannot compute; the message says why and what would help."""
+    """A metric or tokenizer that this machine cannot run; the message says why and what to do."""
 
 
 def find_java() -> str:
-    """The path of `java`. Raises `UnavailableError` where there is none."""
+    """Return the path of `java`, or raise `UnavailableError` if there is none."""
     java = shutil.which("java")
     if java is None:
-        raise UnavailableError("there is no java on the PATH; install a Java runtime, version 8 or later")
+        raise UnavailableError("java is not on the PATH. Install a Java runtime, version 8 or later.")
     return java
 
 
 def java_version() -> int:
-    """The number of Java's release, such as 8 or 17.
+    """Return the major version of Java, such as 8 or 17.
 
-    Raises `UnavailableError` where there is no Java or it does not tell.
+    Raises:
+        UnavailableError: Java is missing or does not report a version.
     """
-    told = subprocess.run([find_java(), "-version"], capture_output=True, text=True, check=False).stderr
-    found = re.search(r'version "(?:1\.)?(\d+)', told)
-    if found is None:
-        raise UnavailableError(f"java -version says {told.strip()!r}, which names no version")
-    return int(found[1])
+    output = subprocess.run([find_java(), "-version"], capture_output=True, text=True, check=False).stderr
+    match = re.search(r'version "(?:1\.)?(\d+)', output)
+    if match is None:
+        raise UnavailableError(f"`java -version` reports no version: {output.strip()!r}. Install another Java runtime.")
+    return int(match[1])
 
 
-def run_java(name: str, arguments: Sequence[str], asked: str, timeout: float) -> str:
-    """Run Java with `asked` as its input until it ends; returns what it printed. Text is UTF-8 either way.
+def run_java(name: str, arguments: Sequence[str], text: str, timeout: float) -> str:
+    """Run a Java program to its end, and stop it on an error or timeout.
 
-    Java is stopped when this returns or raises, and after `timeout` seconds in any case. Raises `UnavailableError`,
-    which calls the program by `name`, where it cannot be started, fails or takes longer.
+    Args:
+        name: Name of the program for error messages.
+        arguments: Arguments of `java`.
+        text: Standard input, sent as UTF-8.
+        timeout: Seconds until the program is stopped.
+
+    Returns:
+        What the program printed, read as UTF-8.
+
+    Raises:
+        UnavailableError: Java is missing, or the program cannot start, fails or exceeds the timeout.
     """
-    # Otherwise the machine's locale decides how text is read and whether numbers have a decimal comma.
-    machine = ["-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-Duser.language=en"]
+    # Without these flags the locale decides the text encoding and whether numbers have a decimal comma.
+    flags = ["-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-Duser.language=en"]
     try:
-        done = subprocess.run(
-            [find_java(), *machine, *arguments],
-            input=asked.encode(),
+        process = subprocess.run(
+            [find_java(), *flags, *arguments],
+            input=text.encode(),
             capture_output=True,
             timeout=timeout,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise UnavailableError(f"{name} did not end within {timeout:g} s") from None
+        raise UnavailableError(f"{name} did not finish within {timeout:g} s. Run again on a faster machine.") from None
     except OSError as error:
-        raise UnavailableError(f"{name} could not be started: {error}") from None
-    if done.returncode != 0:
-        complaints = done.stderr.decode(errors="replace").strip().splitlines()
-        raise UnavailableError(f"{name} failed: {complaints[0] if complaints else f'exit status {done.returncode}'}")
-    return done.stdout.decode(errors="replace")
+        raise UnavailableError(f"{name} cannot start: {error}. Check the Java runtime.") from None
+    if process.returncode != 0:
+        lines = process.stderr.decode(errors="replace").strip().splitlines()
+        raise UnavailableError(f"{name} failed: {lines[0] if lines else f'exit status {process.returncode}'}.")
+    return process.stdout.decode(errors="replace")

@@ -1,97 +1,114 @@
-"""METEOR: words of a caption matched with a reference's by form, stem, synonym and paraphrase.
+"""METEOR: words of a caption aligned with a reference by form, stem, synonym and paraphrase (Denkowski and Lavie 2014).
 
-Its authors' Java program, which pycocoevalcap carries, aligns the words and counts; `meteor` turns sums of its counts
-into scores, so that a resample or a subset of the images needs no Java again.
+The authors' Java program, included in pycocoevalcap, aligns and counts. `meteor` computes scores from sums of its
+counts, so that bootstrap samples and subsets of the images do not run Java again.
+
+Legend: `N` images.
 """
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from importlib.resources import as_file, files
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.metrics.corpus import LIBRARY, Words, check_corpus
+from pipeline.captions.tokenization import installed_version
+from pipeline.metrics.corpus import LIBRARY, LIBRARY_TAG, Words, check_corpus
 from pipeline.metrics.java import UnavailableError, run_java
 
 PROTOCOL: dict[str, str] = {
     "metric": "METEOR",
-    "library": f"METEOR 1.5 (Java) in pycocoevalcap {version('pycocoevalcap')}; sums of its counts by {LIBRARY}",
+    "library": f"METEOR 1.5 (Java) in pycocoevalcap {installed_version('pycocoevalcap')}; counts summed by {LIBRARY}",
     "average": "corpus",
-    "several references": "the best one",
+    "multiple references": "the best one",
     "language": "en",
     "options": "-l en -norm",
     "smoothing": "none",
     "reference": "Denkowski and Lavie 2014",
 }
-# Of the English that ranks translations, the program's default: of the harmonic mean, of the penalty for gaps, of
-# content words beside function words, and of matches by form, stem, synonym and paraphrase.
-ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
-WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
+SIGNATURE: dict[str, str] = {"lang": "en", "norm": "yes", "lib": f"meteor-1.5+{LIBRARY_TAG}"}
 
-START_SECONDS = 120.0
-SECONDS_A_CAPTION = 0.1
-"""Many times what one takes, so that only a program that hangs is stopped."""
+# Parameters of the program for English ("rank" task), in the symbols of the paper: alpha weighs precision against
+# recall, beta and gamma set the fragmentation penalty, delta weighs content words against function words.
+ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
+MATCH_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
+"""Weights of exact, stem, synonym and paraphrase matches."""
+NUM_STATISTICS = 23
+"""Statistics that the program prints for each image."""
+
+STARTUP_SECONDS = 120.0
+SECONDS_PER_CAPTION = 0.1
+"""Timeout, far above the usual time, so that it only stops a program that hangs."""
 
 
 def meteor_counts(
     hypotheses: Sequence[Words], references: Sequence[Sequence[Words]], timeout: float | None = None
 ) -> npt.NDArray[np.float64]:
-    """Count what METEOR needs, for each of N images, against the reference that it scores best with: [N, 6].
+    """Count matches for METEOR, against the best reference of each image.
 
-    Columns 0 and 1 are the weighted matches of the hypothesis and its weighted length, 2 and 3 those of the reference,
-    4 the runs in which matched words stand together (0 where all of both match in one), and 5 the matched words.
+    Java needs 2 GB of memory, a few seconds to start and then milliseconds per image.
 
-    Java takes 2 GB of memory, some seconds to start and then milliseconds an image; it is stopped when this returns or
-    raises, and after `timeout` seconds (by default a time that grows with the images) in any case.
+    Args:
+        hypotheses: One tokenized caption for each of N images.
+        references: The tokenized references of each image.
+        timeout: Seconds until Java is stopped; by default a limit that grows with the number of captions.
 
-    Raises `UnavailableError` where Java is missing or its program fails, and `ValueError` as `check_corpus` does.
+    Returns:
+        Counts [N, 6]: weighted matches and weighted length of the hypothesis, the same of the reference, chunks
+        (0 if all words of both match in one chunk), and matched words.
+
+    Raises:
+        UnavailableError: Java is missing or its program fails.
+        ValueError: There are no images, or one has no reference.
     """
     check_corpus(hypotheses, references)
     requests = [
         " ||| ".join(["SCORE", *map(_line, captions), _line(hypothesis)]) + "\n"
         for hypothesis, captions in zip(hypotheses, references, strict=True)
     ]
-    limit = timeout or START_SECONDS + SECONDS_A_CAPTION * sum(map(len, references))
+    timeout = timeout or STARTUP_SECONDS + SECONDS_PER_CAPTION * sum(map(len, references))
     with as_file(files("pycocoevalcap") / "meteor") as folder:
-        program = ["-Xmx2G", "-jar", str(folder / "meteor-1.5.jar"), "-", "-", "-stdio", "-l", "en", "-norm"]
-        said = run_java("METEOR", program, "".join(requests), limit).splitlines()
+        arguments = ["-Xmx2G", "-jar", str(folder / "meteor-1.5.jar"), "-", "-", "-stdio", "-l", "en", "-norm"]
+        lines = run_java("METEOR", arguments, "".join(requests), timeout).splitlines()
     try:
-        counts = np.array([line.split() for line in said], dtype=np.float64).reshape(len(requests), 23)
+        statistics = np.array([line.split() for line in lines], dtype=np.float64)
+        return _weighted_counts(statistics.reshape(len(requests), NUM_STATISTICS))
     except ValueError:
-        raise UnavailableError(f"METEOR answered {len(said)} lines for {len(requests)} captions: {said[-1:]}") from None
-    return _weighted(counts)
+        raise UnavailableError(
+            f"METEOR returned {len(lines)} lines for {len(requests)} captions: {lines[-1:]}."
+        ) from None
 
 
 def meteor(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """METEOR [...], in 0 to 1, from summed counts [..., 6] (Denkowski and Lavie 2014)."""
-    matches, length, reference_matches, reference_length, runs, words = np.moveaxis(counts, -1, 0)
+    """Compute METEOR, [...] in 0 to 1, from summed counts [..., 6]."""
+    matches, length, reference_matches, reference_length, chunks, words = np.moveaxis(counts, -1, 0)
     matched = (matches > 0) & (reference_matches > 0)
     precision = np.divide(matches, length, where=matched, out=np.ones_like(matches))
     recall = np.divide(reference_matches, reference_length, where=matched, out=np.ones_like(matches))
-    mean = 1 / ((1 - ALPHA) / precision + ALPHA / recall)
-    penalty = GAMMA * np.divide(runs, words, where=matched, out=np.ones_like(runs)) ** BETA
-    return np.asarray(np.where(matched, mean * (1 - penalty), 0.0))
+    f_mean = 1 / ((1 - ALPHA) / precision + ALPHA / recall)
+    penalty = GAMMA * np.divide(chunks, words, where=matched, out=np.ones_like(chunks)) ** BETA
+    return np.asarray(np.where(matched, f_mean * (1 - penalty), 0.0))
 
 
 def _line(words: Words) -> str:
-    """One line of text, without the mark that separates sentences in a request."""
+    """Join words to one line without `|||`, which separates the sentences of a request."""
     return " ".join(" ".join(words).replace("|||", " ").split())
 
 
-def _weighted(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """What is summed up [N, 6] of the program's counts [N, 23].
+def _weighted_counts(statistics: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Weigh the program's statistics [N, 23] to the counts [N, 6] that are summed.
 
-    Those are the length of hypothesis and of reference, the function words of either; for each kind of match the
-    content words matched in hypothesis and in reference and the function words in either; the runs, and the words
-    matched in either.
+    The statistics are the lengths of hypothesis and reference; their function words; for each of four kinds of match
+    the content words of hypothesis and reference and the function words of both; the chunks; the matched words of
+    hypothesis and reference.
     """
-    lengths, function_words = counts[:, 0:2], counts[:, 2:4]
-    content_matches, function_matches = np.moveaxis(counts[:, 4:20].reshape(-1, 4, 2, 2), 2, 0)  # [N, kind, side]
-    matches = np.einsum("k,nks->ns", WEIGHTS, DELTA * content_matches + (1 - DELTA) * function_matches)
+    lengths, function_words = statistics[:, 0:2], statistics[:, 2:4]
+    # [N, kind of match, hypothesis or reference]
+    content_matches, function_matches = np.moveaxis(statistics[:, 4:20].reshape(-1, 4, 2, 2), 2, 0)
+    matches = np.einsum("k,nks->ns", MATCH_WEIGHTS, DELTA * content_matches + (1 - DELTA) * function_matches)
     weighted_lengths = DELTA * (lengths - function_words) + (1 - DELTA) * function_words
-    runs, words = counts[:, 20], counts[:, 21:23].mean(axis=1)
-    whole = (content_matches + function_matches).sum(axis=1) == lengths
-    runs = np.where(whole.all(axis=1) & (runs == 1), 0.0, runs)
-    sides = np.stack([matches, weighted_lengths], axis=-1).reshape(-1, 4)
-    return np.column_stack([sides, runs, words])
+    chunks, words = statistics[:, 20], statistics[:, 21:23].mean(axis=1)
+    all_matched = ((content_matches + function_matches).sum(axis=1) == lengths).all(axis=1)
+    chunks = np.where(all_matched & (chunks == 1), 0.0, chunks)
+    matches_and_lengths = np.stack([matches, weighted_lengths], axis=-1).reshape(-1, 4)
+    return np.column_stack([matches_and_lengths, chunks, words])

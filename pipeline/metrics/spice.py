@@ -1,37 +1,40 @@
-"""SPICE: objects, attributes and relations that a caption shares with its references.
+"""SPICE: objects, attributes and relations that a caption shares with its references (Anderson et al. 2016).
 
-Its authors' Java program lies in pycocoevalcap. The parser that it needs does not: pycocoevalcap downloads it at the
-first use, into its own folder; here it must lie there already.
+The authors' Java program is included in pycocoevalcap. Its parser, Stanford CoreNLP 3.6.0, is not: pycocoevalcap
+downloads it on first use; gridcap downloads nothing and expects the files in place.
+
+Legend: `N` images.
 """
 
 import json
 import tempfile
 from collections.abc import Sequence
-from importlib.metadata import version
 from importlib.resources import as_file, files
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.captions.tokenization import installed_version
 from pipeline.metrics.corpus import Words, check_corpus
 from pipeline.metrics.java import UnavailableError, java_version, run_java
 
 PROTOCOL: dict[str, str] = {
     "metric": "SPICE, F1 of tuples",
-    "library": f"SPICE 1.0 (Java) in pycocoevalcap {version('pycocoevalcap')}, Stanford CoreNLP 3.6.0",
+    "library": f"SPICE 1.0 (Java) in pycocoevalcap {installed_version('pycocoevalcap')}, Stanford CoreNLP 3.6.0",
     "average": "mean over images",
-    "several references": "all their tuples together",
+    "multiple references": "union of their tuples",
     "smoothing": "none",
     "reference": "Anderson et al. 2016",
 }
-MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
-ARCHIVE = "stanford-corenlp-full-2015-12-09.zip"
-LAST_JAVA = 14
+SIGNATURE: dict[str, str] = {"parser": "corenlp-3.6.0", "lib": "spice-1.0"}
+CORENLP_FILES = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+CORENLP_ARCHIVE = "stanford-corenlp-full-2015-12-09.zip"
+MAX_JAVA_VERSION = 14
 
-START_SECONDS = 600.0
-SECONDS_A_CAPTION = 1.0
-"""Many times what parsing one takes, so that only a program that hangs is stopped."""
+STARTUP_SECONDS = 600.0
+SECONDS_PER_CAPTION = 1.0
+"""Timeout, far above the usual time, so that it only stops a program that hangs."""
 
 
 def spice(
@@ -40,45 +43,49 @@ def spice(
     folder: Path | None = None,
     timeout: float | None = None,
 ) -> npt.NDArray[np.float64]:
-    """SPICE of each of N images, [N], in 0 to 1 (Anderson et al. 2016); a corpus scores their mean.
+    """Compute SPICE of each image, [N] in 0 to 1; the score of a corpus is their mean.
 
-    `folder` holds the program and its `lib`; without it, that of pycocoevalcap. Java takes 8 GB of memory and about a
-    tenth of a second a caption, references included; it is stopped when this returns or raises, and after `timeout`
-    seconds (by default a time that grows with the captions) in any case.
+    Java needs 8 GB of memory and about 0.1 s per caption, references included.
 
-    Raises `UnavailableError` where Java or a file is missing, Java is too new, or the program fails, and `ValueError`
-    as `check_corpus` does.
+    Args:
+        hypotheses: One tokenized caption for each of N images.
+        references: The tokenized references of each image.
+        folder: Folder of the program with its `lib`; by default that of pycocoevalcap.
+        timeout: Seconds until Java is stopped; by default a limit that grows with the number of captions.
+
+    Raises:
+        UnavailableError: Java or a file is missing, Java is too new, or the program fails.
+        ValueError: There are no images, or one has no reference.
     """
     check_corpus(hypotheses, references)
-    with as_file(files("pycocoevalcap") / "spice") as packaged:
-        return _ask(folder or packaged, hypotheses, references, timeout)
+    with as_file(files("pycocoevalcap") / "spice") as default_folder:
+        return _run_spice(folder or default_folder, hypotheses, references, timeout)
 
 
-def _ask(
+def _run_spice(
     folder: Path, hypotheses: Sequence[Words], references: Sequence[Sequence[Words]], timeout: float | None
 ) -> npt.NDArray[np.float64]:
-    missing = [name for name in MODELS if not (folder / "lib" / name).is_file()]
+    missing = [name for name in CORENLP_FILES if not (folder / "lib" / name).is_file()]
     if missing:
         raise UnavailableError(
-            f"SPICE lacks {' and '.join(missing)} in {folder / 'lib'}; take them from {ARCHIVE} of the Stanford NLP "
-            "group (gridcap downloads nothing by itself)"
+            f"{folder / 'lib'}: {' and '.join(missing)} missing. Copy from {CORENLP_ARCHIVE} of the Stanford NLP Group."
         )
-    if (found := java_version()) > LAST_JAVA:
-        # Its program writes its results by Java's engine for JavaScript, which later versions lack.
-        raise UnavailableError(f"SPICE needs Java 8 to {LAST_JAVA}, not {found}; put an older one on the PATH")
-    asked = [
-        {"image_id": row, "test": " ".join(hypothesis), "refs": [" ".join(words) for words in captions]}
-        for row, (hypothesis, captions) in enumerate(zip(hypotheses, references, strict=True))
+    if (version := java_version()) > MAX_JAVA_VERSION:
+        # The program writes its results with Java's JavaScript engine, which later versions lack.
+        raise UnavailableError(f"SPICE needs Java 8 to {MAX_JAVA_VERSION}, not {version}. Put one on the PATH.")
+    documents = [
+        {"image_id": index, "test": " ".join(hypothesis), "refs": [" ".join(words) for words in captions]}
+        for index, (hypothesis, captions) in enumerate(zip(hypotheses, references, strict=True))
     ]
-    limit = timeout or START_SECONDS + SECONDS_A_CAPTION * sum(len(captions) + 1 for captions in references)
+    timeout = timeout or STARTUP_SECONDS + SECONDS_PER_CAPTION * sum(len(captions) + 1 for captions in references)
     with tempfile.TemporaryDirectory() as work:
-        question, answer = Path(work) / "captions.json", Path(work) / "scores.json"
-        question.write_text(json.dumps(asked), encoding="utf-8")
-        # Without its cache of parsed references, which would lie among the installed packages.
-        program = ["-Xmx8G", "-jar", str(folder / "spice-1.0.jar"), str(question), "-out", str(answer), "-silent"]
-        run_java("SPICE", program, "", limit)
+        input_path, output_path = Path(work) / "captions.json", Path(work) / "scores.json"
+        input_path.write_text(json.dumps(documents), encoding="utf-8")
+        # Without the program's cache of parsed references, which would be written among the installed packages.
+        jar = str(folder / "spice-1.0.jar")
+        run_java("SPICE", ["-Xmx8G", "-jar", jar, str(input_path), "-out", str(output_path), "-silent"], "", timeout)
         try:
-            scores = {row["image_id"]: row["scores"]["All"]["f"] for row in json.loads(answer.read_bytes())}
-            return np.array([scores[row] for row in range(len(asked))], dtype=np.float64)
+            scores = {row["image_id"]: row["scores"]["All"]["f"] for row in json.loads(output_path.read_bytes())}
+            return np.array([scores[index] for index in range(len(documents))], dtype=np.float64)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UnavailableError(f"SPICE ended without scores that can be read: {error!r}") from None
+            raise UnavailableError(f"SPICE wrote no readable scores: {error!r}.") from None

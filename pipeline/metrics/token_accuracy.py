@@ -1,4 +1,4 @@
-"""How well a decoder guesses the next token when it is shown the true ones before it."""
+"""Accuracy and F1 of next-token predictions under teacher forcing."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from pipeline.metrics.corpus import LIBRARY
 PROTOCOL: dict[str, str] = {
     "metric": "token accuracy, macro F1 and weighted F1",
     "library": LIBRARY,
-    "decoding": "teacher forcing, the likeliest token",
+    "decoding": "teacher forcing, argmax token",
     "classes": "tokens that occur among the targets",
     "smoothing": "none",
 }
@@ -18,36 +18,40 @@ PROTOCOL: dict[str, str] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenScores:
-    """Scores of next-token guesses, in 0 to 1."""
+    """Scores of next-token predictions, in 0 to 1."""
 
     accuracy: float
-    """Share of guesses that are right."""
+    """Rate of correct predictions."""
     macro_f1: float
-    """Mean F1 over the classes that occur among the targets: a rare token weighs as much as a common one."""
+    """Unweighted mean F1 of the classes that occur among the targets."""
     weighted_f1: float
-    """Mean F1 over the same classes, each weighted by its number of targets."""
+    """Mean F1 of the same classes, weighted by their number of targets."""
 
 
 def token_scores(predicted: npt.NDArray[np.integer], target: npt.NDArray[np.integer]) -> TokenScores:
-    """Score predicted token ids [tokens] against target ids [tokens], both without padding.
+    """Score predicted token ids against target ids.
 
-    F1 of class c is 2 * right(c) / (predicted(c) + targets(c)). A class that is only ever predicted lowers
-    the F1 of the classes it stands in for, but has none of its own (scikit-learn's macro average counts it as
-    0).
+    F1 of class c is 2 * correct(c) / (predicted(c) + targets(c)). A class that is only predicted lowers the F1 of the
+    true classes, but is not averaged itself. (scikit-learn's macro average includes it as 0.)
 
-    Raises `ValueError` where the shapes differ, are not flat or are empty, or an id is negative.
+    Args:
+        predicted: Predicted ids, [tokens], without padding.
+        target: Target ids, [tokens], without padding.
+
+    Raises:
+        ValueError: The arrays differ in shape, are not one-dimensional or are empty, or an id is negative.
     """
     if predicted.shape != target.shape or target.ndim != 1 or target.size == 0:
-        raise ValueError(f"want two flat arrays of one length, got shapes {predicted.shape} and {target.shape}")
+        raise ValueError(f"expected two 1-D arrays of one length, got shapes {predicted.shape} and {target.shape}")
     if min(predicted.min(), target.min()) < 0:
         raise ValueError("token ids must be >= 0")
-    classes = int(max(predicted.max(), target.max())) + 1
-    right = np.bincount(target[predicted == target], minlength=classes)
-    targets = np.bincount(target, minlength=classes)
+    num_classes = int(max(predicted.max(), target.max())) + 1
+    correct = np.bincount(target[predicted == target], minlength=num_classes)
+    targets = np.bincount(target, minlength=num_classes)
     occurs = targets > 0
-    f1 = 2 * right[occurs] / (np.bincount(predicted, minlength=classes) + targets)[occurs]
+    f1 = 2 * correct[occurs] / (np.bincount(predicted, minlength=num_classes) + targets)[occurs]
     return TokenScores(
-        accuracy=float(right.sum() / target.size),
+        accuracy=float(correct.sum() / target.size),
         macro_f1=float(f1.mean()),
         weighted_f1=float(f1 @ targets[occurs] / target.size),
     )

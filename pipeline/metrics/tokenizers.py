@@ -1,53 +1,62 @@
-"""How captions become the words that are compared: the protocols `plain` and `ptb`."""
+"""Tokenizes hypotheses and references for scoring: `spacy`, the pipeline's tokenizer, or `ptb`, coco-caption's."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Literal
 
+from pipeline.captions.tokenization import installed_version, spacy_tokenization
 from pipeline.captions.tokenizer import TokenizeParams, make_tokenizer
 from pipeline.errors import UserError
-from pipeline.metrics import ptb
 from pipeline.metrics.corpus import Corpus, Words
 from pipeline.metrics.java import UnavailableError
+from pipeline.metrics.ptb import PTB, ptb_words
 
 TokenizerName = Literal["spacy", "ptb"]
 
-SPACY = "spacy, spacy.blank('en'), lower-cased, punctuation dropped"
-PTB = f"ptb, {ptb.PROTOCOL}"
+SPACY = spacy_tokenization(lowercase=True, punctuation="drop", spacy_version=installed_version("spacy"))
 
 
-def corpora(
+def build_corpora(
     tokenizer: TokenizerName, references: Mapping[int, Sequence[str]], systems: Sequence[Mapping[int, str]]
 ) -> list[Corpus]:
-    """Put each system's captions, as text, beside the references, all as words: a corpus for each system.
+    """Tokenize the captions of each system and the references of their images.
 
-    All systems caption the same images, which have references; `references` may have others too. Raises `UserError`
-    where the protocol is `ptb` and this machine cannot follow it.
+    Args:
+        tokenizer: Tokenizer of both.
+        references: Untokenized references by image id; images without a hypothesis are ignored.
+        systems: Untokenized captions of each system by image id, all of the same images.
+
+    Returns:
+        One corpus per system.
+
+    Raises:
+        UserError: The tokenizer is `ptb`, and Java is missing or fails.
     """
     image_ids = sorted(systems[0])
     texts = [caption for image_id in image_ids for caption in references[image_id]]
     texts += [captions[image_id] for captions in systems for image_id in image_ids]
-    words = iter(_words(tokenizer, texts))
-    wanted = tuple(_take(words, len(references[image_id])) for image_id in image_ids)
+    words = iter(_tokenize(tokenizer, texts))
+    tokenized_references = tuple(_take(words, len(references[image_id])) for image_id in image_ids)
     return [
         Corpus(
             image_ids=tuple(image_ids),
             hypotheses=tuple(_take(words, len(image_ids))),
-            references=wanted,
-            tokens=PTB if tokenizer == "ptb" else SPACY,
+            references=tokenized_references,
+            tokenization=PTB if tokenizer == "ptb" else SPACY,
         )
         for _ in systems
     ]
 
 
-def _words(tokenizer: TokenizerName, texts: Sequence[str]) -> list[list[str]]:
+def _tokenize(tokenizer: TokenizerName, texts: Sequence[str]) -> list[list[str]]:
     if tokenizer == "spacy":
-        split = make_tokenizer(TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_length=1))
-        return [split(text) for text in texts]
+        split_words = make_tokenizer(TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_length=1))
+        return [split_words(text) for text in texts]
     try:
-        return ptb.ptb_words(texts)
+        return ptb_words(texts)
     except UnavailableError as error:
-        raise UserError(f"the protocol ptb cannot be followed: {error}; or choose the protocol plain") from None
+        raise UserError(f"tokenizer ptb is unavailable: {error} Or use the tokenizer spacy.") from None
 
 
 def _take(words: Iterator[list[str]], count: int) -> list[Words]:
-    return [next(words) for _ in range(count)]
+    return list(islice(words, count))

@@ -97,7 +97,7 @@ def examples(
             references=by_id[image_id].captions,
             scores=scores[image_id],
             boxes={
-                word.position: word.boxes for word in grounded_words(generated[image_id].words, by_id[image_id].things)
+                word.position: word.boxes for word in grounded_words(generated[image_id].words, by_id[image_id].objects)
             },
         )
         for choice, image_id in chosen
