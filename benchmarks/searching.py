@@ -124,12 +124,12 @@ def make_captions_end(decoder: SoftAttentionDecoder, num_regions: int) -> None:
 
     The count starts from a value that depends on the image, so that lengths have a standard deviation of `STD_LENGTH`.
     """
-    attention_size, step = len(decoder.energy), 0.75 / MEAN_LENGTH
+    attention_size, step = len(decoder.score_weight), 0.75 / MEAN_LENGTH
     counter = decoder.init_c.out_features * torch.arange(4)  # its input, forget, cell and output gate
     gates = attention_size + 2 + counter
-    for layer, rows in ((decoder.state_proj, gates), (decoder.word_proj, gates), (decoder.context_gates, counter)):
+    for layer, rows in ((decoder.state_proj, gates), (decoder.word_proj, gates), (decoder.context_proj, counter)):
         layer.weight[rows] = 0
-    decoder.state_proj.bias[gates] = torch.tensor([20, 20, math.atanh(step), 20]).to(decoder.energy)
+    decoder.state_proj.bias[gates] = torch.tensor([20, 20, math.atanh(step), 20]).to(decoder.score_weight)
     # The mean of `num_regions` regions, whose channels have a standard deviation of 1.
     decoder.init_c.weight[0] *= STD_LENGTH * step * (3 * num_regions) ** 0.5
     decoder.init_c.bias[0] = 0

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.decoder.model_io import CONFIG_FILE, ModelConfig, TrainedModel
+from pipeline.decoder.model_io import CONFIG_FILE, REMEDY, ModelConfig, TrainedModel
 from pipeline.device import setup_device
 from pipeline.errors import UserError
 from pipeline.features.encoder import IMAGES_PER_BATCH, encode_batch, for_inference, runs_on_cpu
@@ -115,8 +115,7 @@ class Captioner:
         config = models[0].config
         if config.view not in get_args(View):
             raise UserError(
-                f"{folder / CONFIG_FILE}: view must be one of {', '.join(get_args(View))}, got {config.view}."
-                " Restore the model folder."
+                f"{folder / CONFIG_FILE}: view must be one of {', '.join(get_args(View))}, got {config.view}. {REMEDY}"
             )
         encoder = find_encoder(folder, config, None if encoder_weights is None else Path(encoder_weights), download)
         torch_device = setup_device(device)

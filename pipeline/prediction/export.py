@@ -3,31 +3,19 @@
 import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 
 from pipeline.artifacts import fresh_folder, publish, read_json, write_atomically
-from pipeline.decoder.model_io import HISTORY_FILE, MODEL_FILES, read_model
+from pipeline.decoder.model_io import HISTORY_FILE, MODEL_FILES, REMEDY, read_history, read_model
 from pipeline.errors import UserError
 from pipeline.generation.search_settings import find_search_settings, write_search_settings
 from pipeline.prediction.encoder_weights import ENCODER_FILES, find_encoder
 from pipeline.report.model_card import CARD_FILE, write_model_card
 
-_RESTORE_MODEL = "Restore the model folder."
 _NAME_SCORES = "Name a file that `evaluate` wrote, such as results/metrics/scores.json."
-
-
-@dataclass(frozen=True)
-class _Epoch:
-    """An epoch in `history.json`, as far as the model card shows it."""
-
-    val_loss: float
-    val_accuracy: float
-    val_bleu4: float
-    val_cider: float
 
 
 def export(
@@ -50,11 +38,11 @@ def export(
         raise UserError(f"{out}: already exists. Name a new folder.")
     config = read_model(model).config
     card_scores = None if scores is None else _read_scores(scores)
-    history = [asdict(epoch) for epoch in read_json(model / HISTORY_FILE, list[_Epoch], _RESTORE_MODEL)]
+    history = read_history(model)
     if len(history) < config.epoch:
         raise UserError(
             f"{model / HISTORY_FILE}: has {len(history)} epochs, but the weights are from epoch {config.epoch}."
-            f" {_RESTORE_MODEL}"
+            f" {REMEDY}"
         )
     search = find_search_settings(model, config.fingerprint)
     with fresh_folder(out) as folder:

@@ -57,7 +57,7 @@ def _lines(
     yield "| | |"
     yield "| --- | --- |"
     yield f"| training run | `{config.fingerprint}` |"
-    yield f"| training data | {_told(config.dataset)}: {data.images:,} images with {data.captions:,} captions |"
+    yield f"| training data | {_told(config.dataset)}: {data.num_images:,} images with {data.num_captions:,} captions |"
     yield f"| weights kept | after epoch {config.epoch} of {len(history)}, {chosen} |"
     yield (
         f"| encoder | {encoder.architecture} up to {encoder.layer}, of {encoder.image_size} px ({config.view}), "
@@ -68,7 +68,7 @@ def _lines(
     yield f"| versions | {', '.join(f'{name} {version}' for name, version in config.versions.items())} |"
     yield f"\n`{CONFIG_FILE}` has the same and more for programs.\n"
     yield "## Scores in validation\n"
-    yield f"Of {data.validation_images:,} images that the decoder was not trained on{flattery}."
+    yield f"Of {data.num_val_images:,} images that the decoder was not trained on{flattery}."
     yield "Captions were searched greedily; BLEU-4 (closest reference, no smoothing) and CIDEr-D are of whole corpora,"
     yield "on the tokens that the pipeline trains on, `<unk>` matching nothing.\n"
     yield "| score | value |"
