@@ -65,7 +65,7 @@ def write_foreign(path: Path, **attributes: str | int) -> h5py.File:
 
 def test_tokens_are_told_as_words(tmp_path: Path) -> None:
     text = told(write_token_folder(tmp_path / "tokens") / tokens.TOKENS_FILE)
-    assert "gridcap.tokens, version 1" in text
+    assert "gridcap.tokens, version 2" in text
     assert "fingerprint 0123456789abcdef" in text
     assert "tokenizer: spacy.blank('en')" in text
     assert "train: 2 captions of 1 images, 6.0 ids each" in text

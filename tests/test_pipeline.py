@@ -117,11 +117,11 @@ def test_what_comes_out_is_there_and_tells_what_it_is(repository: Repository) ->
     assert 0 <= scores["BLEU-4"] <= 1
     assert scores["intervals"]["BLEU-4"][0] <= scores["BLEU-4"] <= scores["intervals"]["BLEU-4"][1]
     assert any("closest" in line for line in scores["protocol"]["BLEU-4"])
-    assert scores["unavailable"]["METEOR"] == ["not asked for"]
-    assert sum(part["images"] for part in scores["subsets"].values()) == scores["images"] == 9
+    assert scores["unavailable"]["METEOR"] == ["disabled"]
+    assert sum(part["num_images"] for part in scores["subsets"].values()) == scores["num_images"] == 9
     about = json.loads((repository.folder / "results/metrics/captions.json").read_text())
-    assert about["diversity"]["generated"]["captions"] == about["diversity"]["reference"]["captions"] == 9
-    assert about["human_agreement"]["images"] == 9
+    assert about["diversity"]["generated"]["num_captions"] == about["diversity"]["reference"]["num_captions"] == 9
+    assert about["human_agreement"]["num_images"] == 9
     rows = [json.loads(line) for line in (repository.folder / "results/metrics/images.jsonl").read_text().splitlines()]
     assert [{name: row[name] for name in captions[0]} for row in rows] == captions
     plots = repository.folder / "results/plots"
@@ -141,7 +141,7 @@ def test_predict_gives_the_captions_that_generate_gave(repository: Repository) -
     captions = Captioner.load(data / "model", device="cpu").caption([images / record.file for record in records])
     generated = json.loads((data / "generated" / "captions.json").read_text())
     assert [caption.text for caption in captions] == [row["caption"] for row in generated]
-    assert "data/scenes/rendered`: 24 images" in (data / "model" / "model_card.md").read_text()
+    assert "data/scenes/rendered`: 24 images" in (repository.folder / "results" / "model_card.md").read_text()
 
 
 def test_dvc_shows_metrics_and_plots(repository: Repository) -> None:
@@ -149,7 +149,7 @@ def test_dvc_shows_metrics_and_plots(repository: Repository) -> None:
     scores = shown["results/metrics/scores.json"]["data"]
     assert scores["BLEU-4"] >= 0
     # Intervals and protocols are lists: they would make no readable columns.
-    assert not {"intervals", "protocol", "unavailable"} & {name for name, value in scores.items() if value}
+    assert not {"intervals", "protocol", "signature", "unavailable"} & {name for name, value in scores.items() if value}
     repository.dvc("plots", "show")
     page = (repository.folder / "dvc_plots" / "index.html").read_text()
     assert "val_bleu4" in page

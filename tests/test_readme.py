@@ -49,10 +49,10 @@ Form = dict[str, Any]
 # What the README calls a figure, and where it stands in results/metrics: in the whole, and in each subset.
 SCORES = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "CIDEr-D")
 SCENE_SCORES = {
-    "captions with all objects named rightly": ("names", "all_right"),
-    "statements of place that hold": ("relations", "right"),
+    "captions with all objects named rightly": ("names", "accuracy"),
+    "statements of place that hold": ("relations", "accuracy"),
     "strongest attention on the object named": ("attention", "all", "peak_in_box"),
-    "the same by chance": ("attention", "all", "chance"),
+    "the same by chance": ("attention", "all", "peak_by_chance"),
 }
 
 
@@ -280,7 +280,7 @@ def table_of_stages() -> str:
 def table_of_results(scores: dict[str, Any], scenes: dict[str, Any]) -> str:
     subsets = ("seen", "held-out")
     rows = {
-        "pictures": [str(scores["images"]), *(str(scores["subsets"][subset]["images"]) for subset in subsets)],
+        "pictures": [str(scores["num_images"]), *(str(scores["subsets"][subset]["num_images"]) for subset in subsets)],
         **{
             name: [with_interval(scores, name), *(figure(scores["subsets"][one].get(name)) for one in subsets)]
             for name in SCORES

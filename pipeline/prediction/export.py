@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from pipeline.artifacts import fresh_folder, publish, write_atomically
 from pipeline.decoder.model_io import HISTORY_FILE, MEND, MODEL_FILES, read_model
 from pipeline.errors import UserError
 from pipeline.prediction.weights import BESIDE, find_encoder
-from pipeline.report.model_card import write_model_card
+from pipeline.report.model_card import CARD_FILE, write_model_card
 
 
 def export(
@@ -31,11 +31,11 @@ def export(
         raise UserError(f"{out}: exists already; name a folder that does not")
     trained = read_model(model)
     found = None if scores is None else _read_scores(scores)
-    _check_history(model / HISTORY_FILE, trained.config.epoch)
+    history = _check_history(model / HISTORY_FILE, trained.config.epoch)
     with fresh_folder(out) as folder:
         for name in MODEL_FILES:
             shutil.copyfile(model / name, folder / name)
-        write_model_card(folder, trained.config, found)
+        write_model_card(folder / CARD_FILE, trained.config, history, found)
         if with_encoder:
             encoder = find_encoder(model, trained.config, encoder_weights, download)
             weights = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
@@ -53,8 +53,8 @@ class _Epoch:
     val_cider: float
 
 
-def _check_history(path: Path, epoch: int) -> None:
-    """Raise `UserError` where a history does not tell the epoch after which the weights were kept."""
+def _check_history(path: Path, epoch: int) -> list[dict[str, float]]:
+    """Give a history; raise `UserError` where it does not tell the epoch after which the weights were kept."""
     try:
         history = TypeAdapter(list[_Epoch]).validate_json(path.read_bytes(), strict=True)
     except OSError as error:
@@ -65,6 +65,7 @@ def _check_history(path: Path, epoch: int) -> None:
         raise UserError(f"{path}: is no history of a training run ({found}); {MEND}") from error
     if len(history) < epoch:
         raise UserError(f"{path}: tells {len(history)} epochs, but the weights are those after epoch {epoch}; {MEND}")
+    return [asdict(one) for one in history]
 
 
 def _read_scores(path: Path) -> Mapping[str, Any]:
@@ -83,4 +84,4 @@ def _read_scores(path: Path) -> Mapping[str, Any]:
             raise UserError(f"{path}: protocol.{name} must be a list of texts; name what `evaluate` wrote")
         if not math.isfinite(scores[name]):
             raise UserError(f"{path}: {name} is {scores[name]}, which is no score; name what `evaluate` wrote")
-    return {name: {"value": scores[name], "protocol": scores["protocol"][name]} for name in measured}
+    return scores
