@@ -1,10 +1,10 @@
-# The newcomer's way in: `make repro` runs the pipeline, `make test` the tests; both set up .venv when needed.
+# `make repro` runs the pipeline and `make test` the tests; both set up .venv first.
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro test lint bench scene-encoder clean
+.PHONY: repro test check lint deps docs bench scene-encoder clean
 
 repro: $(INSTALLED)
 	gridcap repair
@@ -13,15 +13,27 @@ repro: $(INSTALLED)
 test: $(INSTALLED)
 	python -m pytest $(TESTS)
 
+# The fast tests, with lint: for every change while you work.
+check: lint
+	python -m pytest -q -m "not slow and not browser and not java" $(TESTS)
+
 lint: $(INSTALLED)
 	ruff check .
 	ruff format --check .
 	mypy
 
+# The module lists in dvc.yaml, from the imports.
+deps: $(INSTALLED)
+	python -m pipeline.import_graph
+
+# The pages that are generated from the code.
+docs: $(INSTALLED)
+	python -m docs.generate
+
 bench: $(INSTALLED)
 	python -m benchmarks
 
-# The embedded dataset's encoder lies in git; this trains it anew, in about a quarter of an hour.
+# Train the encoder of the embedded dataset again: about a quarter of an hour.
 scene-encoder: $(INSTALLED)
 	python -m stages.train_scene_encoder --params data/scenes/params.yaml \
 		--out data/scenes/encoder.safetensors --metrics data/scenes/encoder.json --work data/.work

@@ -1,3 +1,3 @@
-"""Image captioners that attend to regions of a picture: the library that the stages call."""
+"""The library that the stages call; `gridcap` is its public face."""
 
 __version__ = "0.1.0"

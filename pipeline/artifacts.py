@@ -8,9 +8,9 @@ import codecs
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +24,8 @@ from typing_extensions import TypedDict
 from pipeline.errors import UserError, summarize
 
 T = TypeVar("T")
+
+logger = logging.getLogger("gridcap")
 
 
 class Schema(NamedTuple):
@@ -42,7 +44,7 @@ class Schema(NamedTuple):
 
 
 def fingerprint(**parts: Any) -> str:
-    """Digest named JSON values into 16 hexadecimal digits that name a piece of work."""
+    """Digest named JSON values into 16 hexadecimal digits that identify a run."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -54,11 +56,19 @@ def file_digest(path: Path) -> str:
 
 
 def file_digests(
-    paths: Sequence[Path], told: str, unit: str, threads: int | None = None, silent: bool = False
+    paths: Sequence[Path], desc: str, unit: str, threads: int | None = None, silent: bool = False
 ) -> list[str | OSError]:
-    """Digest files as `file_digest` does, on several threads; one that cannot be read gives its error.
+    """Compute the SHA-256 of many files on several threads.
 
-    On a terminal a bar headed `told` counts them in `unit`s, unless `silent`.
+    Args:
+        paths: The files.
+        desc: Label of the progress bar, which is shown on a terminal only.
+        unit: Unit of the progress bar.
+        threads: Number of threads; None lets `ThreadPoolExecutor` choose.
+        silent: Whether to hide the progress bar.
+
+    Returns:
+        For each file its digest, as `file_digest` gives it, or the error of a file that cannot be read.
     """
 
     def digest(path: Path) -> str | OSError:
@@ -69,11 +79,11 @@ def file_digests(
 
     with ThreadPoolExecutor(threads) as pool:
         digests = pool.map(digest, paths)
-        return list(tqdm(digests, told, len(paths), unit=unit, leave=False, disable=True if silent else None))
+        return list(tqdm(digests, desc, len(paths), unit=unit, leave=False, disable=True if silent else None))
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file so that a crash leaves either the old content or the new, never a part."""
+    """Write a file such that a crash leaves either the old content or the new content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
@@ -125,26 +135,34 @@ def _validate(path: Path, content: bytes, form: type[T], remedy: str) -> T:
     try:
         return TypeAdapter(form).validate_json(content, strict=True)
     except ValidationError as error:
-        faults = [f"{_json_place(fault['loc'])}{fault['msg']}" for fault in error.errors(include_url=False)]
+        faults = [f"{_json_location(fault['loc'])}{fault['msg']}" for fault in error.errors(include_url=False)]
         raise UserError(f"{path}: {summarize(faults)}. {remedy}") from error
 
 
-def _json_place(steps: tuple[int | str, ...]) -> str:
-    place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
-    return f"{place.removeprefix('.')}: " if place else ""
+def _json_location(steps: tuple[int | str, ...]) -> str:
+    location = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
+    return f"{location.removeprefix('.')}: " if location else ""
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically, in a form that is the same for the same value. NaN is refused."""
+    """Write a JSON file atomically: the same bytes for the same value. Raises `ValueError` for NaN."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(path, text + "\n")
 
 
 @contextmanager
 def work_folder(root: Path, stage: str, name: str) -> Iterator[Path]:
-    """Open the work folder of one stage and fingerprint, with this process its only writer.
+    """Open the work folder of a stage and fingerprint, and lock it for this process.
 
-    A second process waits, after saying whom it waits for: the first may be the child of a killed `dvc`.
+    A second process logs which process holds the lock and waits for it: the child of a killed `dvc` may still run.
+
+    Args:
+        root: Folder of all work folders.
+        stage: Name of the stage.
+        name: Fingerprint of the run.
+
+    Yields:
+        The folder, `root/stage/name`, with whatever earlier runs left in it.
     """
     folder = root / stage / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -154,7 +172,7 @@ def work_folder(root: Path, stage: str, name: str) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(lock, 32, 0).decode() or "unknown"
-            print(f"{stage}: waiting for process {holder}, which works in {folder}", file=sys.stderr, flush=True)
+            logger.info("%s: waiting for process %s, which holds %s", stage, holder, folder)
             fcntl.flock(lock, fcntl.LOCK_EX)
         os.ftruncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode(), 0)
@@ -165,9 +183,9 @@ def work_folder(root: Path, stage: str, name: str) -> Iterator[Path]:
 
 @contextmanager
 def fresh_folder(target: Path) -> Iterator[Path]:
-    """Make an empty folder beside `target` for work that is quick to do again; it is gone afterwards.
+    """Make an empty temporary folder next to `target`, for work that is quick to repeat; remove it afterwards.
 
-    What a killed run left of it is removed first.
+    A folder left by a killed run is removed first.
     """
     folder = target.with_name(f".{target.name}.unfinished")
     _remove(folder)
@@ -179,10 +197,13 @@ def fresh_folder(target: Path) -> Iterator[Path]:
 
 
 def publish(source: Path, target: Path) -> None:
-    """Show the finished file or folder `source` as `target`, replacing what stands there, in one rename.
+    """Publish a finished file or folder under its final name with a rename, replacing an older one.
 
-    Files are hard-linked, so `source` stays for the run that comes after a kill; they are copied where the file system
-    allows no links.
+    Files are hard-linked, or copied where the file system has no hard links, so `source` remains for a later run.
+
+    Args:
+        source: The finished file or folder.
+        target: Its final name.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     staged = target.with_name(f".{target.name}.staged")

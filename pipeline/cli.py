@@ -122,7 +122,7 @@ def inspect(
 
         dataset = load(params, "dataset", DatasetParams)
         title = draw_grid(inspection.open_store(path), image, prepared, dataset.root / dataset.images, out)
-        print(f"{out}: {inspection.plain(title, limit=1000)}")
+        print(f"{out}: {inspection.printable(title, max_length=1000)}")
     if not verify and image is None:
         for line in inspection.describe(path):
             print(line)

@@ -1,4 +1,4 @@
-"""Where tensors are computed: chosen by a flag, since it is the machine's affair and no param."""
+"""The device that tensors are computed on: a command flag, because it must not change results."""
 
 import os
 
@@ -8,15 +8,18 @@ from pipeline.errors import UserError
 
 
 def setup_device(name: str) -> torch.device:
-    """Choose `cpu`, `cuda` (`cuda:1`, ...) or `auto`, and make PyTorch compute the same bits on every run.
+    """Select a device and make PyTorch deterministic.
 
-    `auto` is the CPU where there is no GPU, and under `torchrun` each process's own GPU.
+    Args:
+        name: `cpu`, `cuda`, `cuda:1`, ... or `auto`: a GPU where there is one (under `torchrun`, the one of this local
+            rank), else the CPU.
 
-    Raises `UserError` for a device that this machine lacks.
+    Raises:
+        UserError: This machine lacks the device.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    # Filling every new tensor with NaN finds reads of unwritten memory, and takes a third of the time of training.
+    # Filling every new tensor with NaN helps to debug reads of uninitialized memory, but takes a third of training time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False
@@ -25,4 +28,4 @@ def setup_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: this machine cannot use it ({error}); choose cpu or auto") from error
+        raise UserError(f"--device {name}: not available on this machine ({error}). Use cpu or auto.") from error

@@ -1,7 +1,6 @@
-"""What a kill leaves of DVC's own files.
+"""Repair of DVC lock files that a crash truncated.
 
-Artifacts are published whole, but DVC writes its lock files in place: killed in those milliseconds, it leaves
-one empty or cut, and refuses to start from then on. What such a file knew, DVC's run cache knows too.
+DVC writes its lock files in place. Killed while it writes, it leaves an empty or truncated file and refuses to start.
 """
 
 import json
@@ -17,26 +16,31 @@ from pipeline.artifacts import write_atomically
 
 
 def repair(repository: Path) -> list[Path]:
-    """Put lock files of a DVC repository that a kill has cut back to git's last commit, or remove them.
+    """Restore the damaged lock files of a DVC repository from git's last commit, or remove those not in git.
 
-    Returns which; whole ones are left alone. What was done since that commit, the next `dvc repro` takes from
-    the run cache.
+    The next `dvc repro` restores later entries from DVC's run cache.
+
+    Args:
+        repository: Root of the repository, in which no `dvc` is running.
+
+    Returns:
+        The files that were restored or removed.
     """
     locks = [repository / "dvc.lock", *sorted(repository.glob("data/*/dvc.lock"))]
-    cut = [path for path in locks if path.is_file() and not _is_whole_lock(path)]
-    processes = repository / ".dvc" / "tmp" / "rwlock"
-    if processes.is_file() and not _is_json(processes):
-        cut.append(processes)
-    for path in cut:
+    damaged = [path for path in locks if path.is_file() and not _is_valid_lock(path)]
+    rwlock = repository / ".dvc" / "tmp" / "rwlock"
+    if rwlock.is_file() and not _is_json(rwlock):
+        damaged.append(rwlock)
+    for path in damaged:
         committed = subprocess.run(["git", "show", f"HEAD:./{path.name}"], cwd=path.parent, capture_output=True)
         if committed.returncode == 0:
             write_atomically(path, committed.stdout)
         else:
             path.unlink()
-    return cut
+    return damaged
 
 
-def _is_whole_lock(path: Path) -> bool:
+def _is_valid_lock(path: Path) -> bool:
     try:
         COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe", pure=True).load(path.read_bytes()))
     except (Invalid, YAMLError):

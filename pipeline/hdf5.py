@@ -11,12 +11,13 @@ from pipeline.errors import UserError
 
 
 @contextmanager
-def open_artifact(path: Path, schema: Schema, remedy: str) -> Iterator[h5py.File]:
+def open_artifact(path: Path, schema: Schema | None, remedy: str) -> Iterator[h5py.File]:
     """Open an HDF5 file for reading, without a file lock.
 
     Args:
         path: The file.
-        schema: Schema that the attributes `schema` and `schema_version` of the file must record.
+        schema: Schema that the attributes `schema` and `schema_version` of the file must record; None accepts any
+            HDF5 file.
         remedy: What the user should do about a missing or damaged file, as a sentence.
 
     Raises:
@@ -26,8 +27,10 @@ def open_artifact(path: Path, schema: Schema, remedy: str) -> Iterator[h5py.File
         raise UserError(f"{path}: no such file. {remedy}")
     try:
         with h5py.File(path, "r", locking=False) as file:
-            schema.check(path, (file.attrs.get("schema"), file.attrs.get("schema_version")), remedy)
+            if schema is not None:
+                schema.check(path, (file.attrs.get("schema"), file.attrs.get("schema_version")), remedy)
             yield file
     # Truncated data shows up only when it is read, as any of these.
     except (OSError, LookupError, RuntimeError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read as {schema.name} ({error}). {remedy}") from error
+        name = "HDF5" if schema is None else schema.name
+        raise UserError(f"{path}: cannot be read as {name} ({error}). {remedy}") from error

@@ -1,4 +1,7 @@
-"""What `gridcap inspect` tells of HDF5 artifacts: attributes, datasets, a few rows, and whether shards are whole."""
+"""`gridcap inspect`: describe HDF5 artifacts and JSON indices as text, and verify feature stores.
+
+Legend: `N` rows of a dataset, `P` regions of a grid, `C` channels.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,58 +14,71 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.artifacts import read_json
 from pipeline.captions import tokens
 from pipeline.captions.vocabulary import Vocabulary, read_vocabulary
 from pipeline.errors import UserError
 from pipeline.features import store
+from pipeline.hdf5 import open_artifact
 
+_REMEDY = "Restore it with `dvc checkout`, or run its stage again."
 _HDF5_SUFFIXES = (".h5", ".hdf5")
-_ROWS_SHOWN = 5
-# A shard of features is small, but any file may be inspected: statistics look at this many numbers at most.
-_NUMBERS_READ = 2**22
+_SAMPLE_SIZE = 5  # rows or values of a dataset that are printed
+# Feature shards are small, but any file can be inspected, so statistics read only the first rows of a large dataset.
+_MAX_VALUES = 2**22
 _SHADES = " .:-=+*#%@"
-# The grids of Xu et al. 2015, in PyTorch's own numbers: what features are compared with.
-_USUAL_SIDE, _USUAL_TYPE = 14, np.float32
+# The feature grids of Xu et al. 2015, stored as PyTorch's default dtype: the baseline of the size comparison.
+_BASELINE_SIDE, _BASELINE_DTYPE = 14, np.dtype(np.float32)
 
 
 def describe(path: Path) -> Iterator[str]:
-    """Describe an HDF5 file, or all HDF5 files and JSON indices below a folder, as lines to print.
+    """Describe an HDF5 file, or all HDF5 files and JSON indices below a folder.
 
-    Of several files of one schema in one folder the first is told in full, the others in a line each. Raises
-    `UserError`, naming the file, where it is missing, damaged or not of this pipeline.
+    Of several files with the same schema in one folder, the first is described in full and the rest in one line each.
+
+    Yields:
+        Lines to print.
+
+    Raises:
+        UserError: A file is missing, damaged, or not written by gridcap.
     """
     if path.is_file():
         yield from _describe_file(path)
     elif path.is_dir():
         yield from _describe_folder(path)
     else:
-        raise UserError(f"{path}: no such file or folder; name an artifact, such as data/tokens or data/features")
+        raise UserError(f"{path}: no such file or folder. Name an artifact, such as data/tokens or data/features.")
 
 
 def open_store(folder: Path) -> store.FeatureStore:
     """Open the feature store in a folder.
 
-    Raises `UserError` where the folder is none, and as `FeatureStore` does.
+    Raises:
+        UserError: The folder has no index, or the index is not valid.
     """
     if not (folder / store.INDEX_FILE).is_file():
         raise UserError(
-            f"{folder}: is no feature store (it has no {store.INDEX_FILE}); name the folder of one, such as"
-            " data/features"
+            f"{folder}: not a feature store, since it has no {store.INDEX_FILE}."
+            " Name the folder of one, such as data/features."
         )
     return store.FeatureStore(folder)
 
 
 def verify(folder: Path) -> str:
-    """Compare all shards of a feature store with its index; returns what was found as a line to print.
+    """Compare the SHA-256 of every shard of a feature store with its index.
 
-    Raises `UserError` where the folder is no feature store, and one that names each shard that is missing or altered.
+    Returns:
+        The result as a line to print.
+
+    Raises:
+        UserError: The folder is not a feature store, or a shard is missing or altered.
     """
-    compared = open_store(folder).verify()
-    return f"{folder}: shards compared with {store.INDEX_FILE}: {compared:,}, all as they were written"
+    num_shards = open_store(folder).verify()
+    return f"{folder}: all shards match {store.INDEX_FILE} ({num_shards:,})"
 
 
 def _describe_folder(folder: Path) -> Iterator[str]:
-    # Hidden folders hold unfinished work, some of it the very shards that are published elsewhere.
+    # Hidden folders contain unfinished work, including hard links of published shards.
     files = [
         file
         for file in sorted(folder.rglob("*"))
@@ -71,218 +87,210 @@ def _describe_folder(folder: Path) -> Iterator[str]:
     artifacts = [file for file in files if file.suffix in _HDF5_SUFFIXES]
     indices = [file for file in files if file.suffix == ".json" and _is_index(file)]
     if not artifacts and not indices:
-        raise UserError(f"{folder}: holds no HDF5 file and no index; run `dvc repro` to make some")
+        raise UserError(f"{folder}: contains no HDF5 file and no JSON index. Run `dvc repro`, or name another folder.")
     for index in indices:
         yield from _describe_index(index)
         yield ""
-    for (place, schema), group in groupby(artifacts, key=lambda file: (file.parent, _schema(file))):
-        first, *others = group
+    for (parent, schema), group in groupby(artifacts, key=lambda file: (file.parent, _schema_name(file))):
+        first, *remaining = group
         yield from _describe_file(first)
         yield ""
-        for other in others:
-            yield f"{other}: {schema}, {_rows(other):,} rows, {other.stat().st_size:,} bytes"
-        if others or schema == store.SCHEMA:
-            each = _size_an_image(first) if schema == store.SCHEMA else ""
-            yield _total(place, [first, *others]) + each
+        for file in remaining:
+            yield f"{file}: {schema}, {_num_rows(file):,} rows, {file.stat().st_size:,} bytes"
+        is_store = schema == store.SCHEMA.name
+        if remaining or is_store:
+            yield _total_size(parent, [first, *remaining]) + (_size_per_image(first) if is_store else "")
             yield ""
 
 
-def _total(folder: Path, files: Sequence[Path]) -> str:
-    rows = sum(_rows(file) for file in files)
+def _total_size(folder: Path, files: Sequence[Path]) -> str:
+    num_rows = sum(_num_rows(file) for file in files)
     size = sum(file.stat().st_size for file in files)
-    each = f", {size / rows:,.0f} bytes a row" if rows else ""
-    return f"{folder}: {len(files):,} files, {rows:,} rows, {size:,} bytes{each}"
+    per_row = f", {size / num_rows:,.0f} bytes per row" if num_rows else ""
+    return f"{folder}: {len(files):,} files, {num_rows:,} rows, {size:,} bytes{per_row}"
 
 
-def _size_an_image(shard: Path) -> str:
-    """What a shard's grids take an image, beside what is usual; nothing where no index says of how many views."""
+def _size_per_image(shard: Path) -> str:
+    """Compare the size of an image's grids with the baseline; empty without an index, which gives the views."""
     index = shard.with_name(store.INDEX_FILE)
-    views = len(_read_json(index).get("views", ())) if index.is_file() else 0
-    if not views:
+    num_views = len(_read_index(index).get("views", ())) if index.is_file() else 0
+    if not num_views:
         return ""
-    with _opened(shard) as file:
-        regions, channels = file["grid"].shape[1:]
-        size = views * regions * channels * file["grid"].dtype.itemsize
-    usual = views * _USUAL_SIDE**2 * channels * np.dtype(_USUAL_TYPE).itemsize
+    with _open(shard) as file:
+        num_regions, channels = file["grid"].shape[1:]
+        size = num_views * num_regions * channels * file["grid"].dtype.itemsize
+    baseline = num_views * _BASELINE_SIDE**2 * channels * _BASELINE_DTYPE.itemsize
     return (
-        f"; {size:,} bytes an image; {_USUAL_SIDE} x {_USUAL_SIDE} grids of the same channels in"
-        f" {np.dtype(_USUAL_TYPE)} would take {usual:,} bytes an image, {usual / size:.1f} times as much"
+        f"; {size:,} bytes per image (as {_BASELINE_SIDE} x {_BASELINE_SIDE} x {channels} {_BASELINE_DTYPE} grids:"
+        f" {baseline:,} bytes, {baseline / size:.1f}x)"
     )
 
 
 def _describe_file(path: Path) -> Iterator[str]:
-    with _opened(path) as file:
+    with _open(path) as file:
         attributes = dict(file.attrs)
         schema = str(attributes.pop("schema"))
         yield f"{path}: {schema}, version {attributes.pop('schema_version', 'unknown')}"
         yield f"  fingerprint {attributes.pop('fingerprint', 'unknown')}, {path.stat().st_size:,} bytes"
         for name, value in sorted(attributes.items()):
-            yield f"  {name}: {plain(value)}"
+            yield f"  {name}: {printable(value)}"
         datasets = _datasets(file)
-        yield from _table(datasets)
-        match schema:
-            case tokens.SCHEMA.name:
-                words = path.with_name(tokens.VOCABULARY_FILE)
-                yield from _captions(file, read_vocabulary(words) if words.is_file() else None)
-            case store.SCHEMA:
-                yield from _grid(file)
-            case _:
-                yield from _statistics(datasets)
+        yield from _dataset_table(datasets)
+        if schema == tokens.SCHEMA.name:
+            vocabulary_path = path.with_name(tokens.VOCABULARY_FILE)
+            vocabulary = read_vocabulary(vocabulary_path) if vocabulary_path.is_file() else None
+            yield from _describe_tokens(file, vocabulary)
+        elif schema == store.SCHEMA.name:
+            yield from _describe_grid(file)
+        else:
+            yield from _describe_values(datasets)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
-    """Open an HDF5 file of the pipeline; what h5py raises within, for damage, becomes a `UserError`."""
+def _open(path: Path) -> Iterator[h5py.File]:
+    """Open any HDF5 file that gridcap wrote, whatever its schema version."""
     if not h5py.is_hdf5(path):
-        raise UserError(f"{path}: is no HDF5 file; name an HDF5 file or a folder with such files")
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            if not isinstance(file.attrs.get("schema"), str):
-                raise UserError(f"{path}: has no attribute 'schema': it is no file of gridcap; try h5dump")
-            yield file
-    # Data that was cut off shows only when it is read, and as any of these.
-    except (OSError, LookupError, RuntimeError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: is damaged ({error}); restore it with `dvc checkout` or make it again") from error
+        raise UserError(f"{path}: not an HDF5 file. Name an HDF5 file, or a folder with HDF5 files.")
+    with open_artifact(path, None, _REMEDY) as file:
+        if not isinstance(file.attrs.get("schema"), str):
+            raise UserError(f"{path}: has no attribute 'schema', so gridcap did not write it. Use h5dump.")
+        yield file
 
 
-def _schema(path: Path) -> str:
-    with _opened(path) as file:
+def _schema_name(path: Path) -> str:
+    with _open(path) as file:
         return str(file.attrs["schema"])
 
 
-def _rows(path: Path) -> int:
+def _num_rows(path: Path) -> int:
     """Length of the longest dataset."""
-    with _opened(path) as file:
+    with _open(path) as file:
         return max((len(dataset) for dataset in _datasets(file).values() if dataset.shape), default=0)
 
 
 def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
-    found: dict[str, h5py.Dataset] = {}
+    datasets: dict[str, h5py.Dataset] = {}
 
     def visit(name: str, item: object) -> None:
         if isinstance(item, h5py.Dataset):
-            found[name] = item
+            datasets[name] = item
 
     file.visititems(visit)
-    return found
+    return datasets
 
 
-def _table(datasets: dict[str, h5py.Dataset]) -> Iterator[str]:
-    head = ("dataset", "shape", "dtype", "chunks", "bytes", "description")
+def _dataset_table(datasets: dict[str, h5py.Dataset]) -> Iterator[str]:
+    header = ("dataset", "shape", "dtype", "chunks", "bytes", "description")
     rows = [
         (
             name,
-            _by(dataset.shape),
+            _format_shape(dataset.shape),
             "string" if h5py.check_string_dtype(dataset.dtype) else str(dataset.dtype),
-            _by(dataset.chunks),
+            _format_shape(dataset.chunks),
             f"{dataset.id.get_storage_size():,}",
-            plain(dataset.attrs.get("description", "-")),
+            printable(dataset.attrs.get("description", "-")),
         )
         for name, dataset in datasets.items()
     ]
-    # The last column is ragged: descriptions are long.
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head) - 1)] + [0]
+    # The descriptions in the last column are long, so it is not padded.
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header) - 1)] + [0]
     yield ""
-    for row in [head, *rows]:
+    for row in [header, *rows]:
         yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
-def _captions(file: h5py.File, vocabulary: Vocabulary | None) -> Iterator[str]:
+def _describe_tokens(file: h5py.File, vocabulary: Vocabulary | None) -> Iterator[str]:
     for split, group in file.items():
         image_ids, lengths = group["image_id"], group["length"]
-        images = len(np.unique(image_ids[:]))
-        mean = f", {np.mean(lengths[:]):.1f} ids each" if len(lengths) else ""
+        num_images = len(np.unique(image_ids[:]))
+        mean_length = f", {np.mean(lengths[:]):.1f} ids per caption" if len(lengths) else ""
         yield ""
-        yield f"  {split}: {len(image_ids):,} captions of {images:,} images{mean}"
-        for row in range(min(_ROWS_SHOWN, len(image_ids))):
+        yield f"  {split}: {len(image_ids):,} captions of {num_images:,} images{mean_length}"
+        for row in range(min(_SAMPLE_SIZE, len(image_ids))):
             ids = group["tokens"][row, : lengths[row]].tolist()
             words = vocabulary.decode(ids) if vocabulary else map(str, ids)
-            yield f"    image {image_ids[row]}: {plain(' '.join(words), limit=1000)}"
+            yield f"    image {image_ids[row]}: {printable(' '.join(words), max_length=1000)}"
 
 
-def _grid(file: h5py.File) -> Iterator[str]:
+def _describe_grid(file: h5py.File) -> Iterator[str]:
+    """Summarize the first grid of a shard and draw the norms of its regions."""
     if not len(file["grid"]):
         return
     grid = file["grid"][0].astype(np.float32)  # [P, C]
     height, width = int(file.attrs["grid_height"]), int(file.attrs["grid_width"])
     norms = np.linalg.norm(grid, axis=1).reshape(height, width)
     yield ""
-    yield f"  grid of image {file['image_id'][0]}: {_summary(grid)}"
-    yield f"  norm by region, {height} x {width}, from {norms.min():.4g} (blank) to {norms.max():.4g} (@):"
+    yield f"  grid of image {file['image_id'][0]}: {_statistics(grid)}"
+    yield f"  L2 norm of each region, {height} x {width}, from {norms.min():.4g} (blank) to {norms.max():.4g} (@):"
     with np.errstate(invalid="ignore"):
-        shares = (norms - norms.min()) / max(float(np.ptp(norms)), np.finfo(np.float32).tiny)
-    for row in shares:
-        # Two characters a region: a character is about twice as high as it is wide.
-        shades = (_SHADES[round(float(share) * (len(_SHADES) - 1))] if np.isfinite(share) else "?" for share in row)
+        scaled = (norms - norms.min()) / max(float(np.ptp(norms)), np.finfo(np.float32).tiny)  # in 0..1
+    for row in scaled:
+        # Two characters per region, since a character is about twice as high as it is wide.
+        shades = (_SHADES[round(float(value) * (len(_SHADES) - 1))] if np.isfinite(value) else "?" for value in row)
         yield "    |" + "".join(shade * 2 for shade in shades) + "|"
 
 
-def _statistics(datasets: dict[str, h5py.Dataset]) -> Iterator[str]:
+def _describe_values(datasets: dict[str, h5py.Dataset]) -> Iterator[str]:
+    """Summarize the values of each dataset."""
     yield ""
     for name, dataset in datasets.items():
         if not dataset.size:
             yield f"  {name}: empty"
             continue
-        values = _first(dataset)
+        values = _read_first_rows(dataset)
         if values.dtype.kind in "iufb":
-            read = "" if values.size == dataset.size else f" (of the first {len(values):,} rows)"
-            yield f"  {name}: {_summary(values)}{read}"
+            scope = "" if values.size == dataset.size else f" (of the first {len(values):,} rows)"
+            yield f"  {name}: {_statistics(values)}{scope}"
         if values.ndim < 2:
-            yield f"  {name}: {', '.join(plain(value) for value in values.ravel()[:_ROWS_SHOWN])}"
+            yield f"  {name}: {', '.join(printable(value) for value in values.ravel()[:_SAMPLE_SIZE])}"
 
 
-def _first(dataset: h5py.Dataset) -> NDArray[Any]:
-    """As many rows as the limit allows, at least one."""
+def _read_first_rows(dataset: h5py.Dataset) -> NDArray[Any]:
+    """Read as many rows as `_MAX_VALUES` allows, but at least one."""
     if not dataset.shape:
         return np.asarray(dataset[()])
-    rows = max(1, _NUMBERS_READ * len(dataset) // dataset.size)
-    return np.asarray(dataset[:rows])
+    num_rows = max(1, _MAX_VALUES * len(dataset) // dataset.size)
+    return np.asarray(dataset[:num_rows])
 
 
-def _summary(values: NDArray[Any]) -> str:
-    numbers = values.astype(np.float64)
-    finite = numbers[np.isfinite(numbers)]
+def _statistics(values: NDArray[Any]) -> str:
+    values = values.astype(np.float64)
+    finite = values[np.isfinite(values)]
     if not finite.size:
-        return "no finite number"
-    foreign = f", {numbers.size - finite.size:,} not finite" if finite.size < numbers.size else ""
+        return "no finite values"
+    non_finite = f", {values.size - finite.size:,} not finite" if finite.size < values.size else ""
     return (
         f"min {finite.min():.4g}, mean {finite.mean():.4g}, max {finite.max():.4g}, "
-        f"standard deviation {finite.std():.4g}, zeros {np.mean(finite == 0):.1%}{foreign}"
+        f"standard deviation {finite.std():.4g}, zeros {np.mean(finite == 0):.1%}{non_finite}"
     )
 
 
 def _is_index(path: Path) -> bool:
-    """Whether a JSON file opens with its schema, as the pipeline's own do; captions may be huge."""
+    """Whether a JSON file starts with a schema, as gridcap's indices do. Caption files can be too large to parse."""
     with path.open("rb") as file:
         return b"".join(file.read(64).split()).startswith(b'{"schema":')
 
 
 def _describe_index(path: Path) -> Iterator[str]:
-    document = _read_json(path)
-    yield f"{path}: {plain(document.pop('schema'))}, version {document.pop('schema_version', 'unknown')}"
+    document = _read_index(path)
+    yield f"{path}: {printable(document.pop('schema'))}, version {document.pop('schema_version', 'unknown')}"
     for name, value in document.items():
         if isinstance(value, dict | list):
-            yield f"  {name}: {len(value):,} entries: {plain(json.dumps(value, ensure_ascii=False))}"
+            yield f"  {name}: {len(value):,} entries: {printable(json.dumps(value, ensure_ascii=False))}"
         else:
-            yield f"  {name}: {plain(value)}"
+            yield f"  {name}: {printable(value)}"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path}: is no JSON ({error}); restore it with `dvc checkout`") from error
-    if not isinstance(document, dict):
-        raise UserError(f"{path}: wanted a JSON object, got {plain(document)}; restore it with `dvc checkout`")
-    return document
+def _read_index(path: Path) -> dict[str, Any]:
+    return read_json(path, dict[str, Any], _REMEDY)
 
 
-def plain(value: object, limit: int = 120) -> str:
-    """Put a value on one line, short, without characters that could steer a terminal."""
+def printable(value: object, max_length: int = 120) -> str:
+    """Format a value as one line without control characters, truncated to `max_length` characters."""
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
     text = "".join(character if character.isprintable() else " " for character in text)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    return text if len(text) <= max_length else text[: max_length - 3] + "..."
 
 
-def _by(shape: Iterable[int] | None) -> str:
+def _format_shape(shape: Iterable[int] | None) -> str:
     return " x ".join(map(str, shape)) or "scalar" if shape is not None else "-"

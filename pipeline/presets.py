@@ -1,6 +1,6 @@
-"""Presets: overlays on `params.yaml` that set it to one dataset or one kind of model.
+"""Presets: YAML overlays that switch `params.yaml` to another dataset or model.
 
-The file is edited in place in its text, so that comments, order and layout of all that does not change stay.
+Edits are made in the text of the file, so comments, order and layout are kept.
 """
 
 import json
@@ -18,96 +18,114 @@ from pipeline.artifacts import write_atomically
 from pipeline.errors import UserError
 from pipeline.params import check, read_yaml
 
-# Half of one dataset's section and half of another's is no dataset, so this one is never merged.
-_REPLACED_WHOLE = "dataset"
+# Keys of two datasets must not mix, so this section is replaced, never merged.
+_REPLACED_SECTION = "dataset"
 
-_TYPED_SECTIONS = {
+SECTIONS = {
     "dataset": ("pipeline.captions.sources.dataset", "DatasetParams"),
-    "tokenize": ("pipeline.captions.tokens", "TokenizeParams"),
+    "tokenize": ("pipeline.captions.tokenizer", "TokenizeParams"),
     "encode": ("pipeline.features.encoder", "EncodeParams"),
     "train": ("pipeline.training.trainer", "TrainParams"),
-    "generate": ("pipeline.generation.ensemble", "GenerateParams"),
+    "generate": ("pipeline.generation.generate", "GenerateParams"),
     "evaluate": ("pipeline.evaluation.evaluate", "EvaluateParams"),
 }
+"""Module and dataclass of every section of `params.yaml`."""
 
-_PLAIN = re.compile(r"[A-Za-z_./][\w./-]*")
+_PLAIN_SCALAR = re.compile(r"[A-Za-z_./][\w./-]*")
 
 _Key = tuple[str, ...]
 
 
-def find_preset(name: str, folder: Path) -> Path:
-    """Path of the preset that a name in `folder` or a path of a YAML file stands for.
+def section_class(name: str) -> type[Any]:
+    """Import the dataclass of a section of `params.yaml`."""
+    module, section = SECTIONS[name]
+    section_type: type[Any] = getattr(import_module(module), section)
+    return section_type
 
-    Raises `UserError` where there is none, naming those that there are.
+
+def find_preset(name: str, folder: Path) -> Path:
+    """Return the path of a preset.
+
+    Args:
+        name: Name of a preset in `folder`, or path of a YAML file.
+        folder: Folder of the presets.
+
+    Raises:
+        UserError: There is no such preset.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     if not path.is_file():
         known = sorted(preset.stem for preset in folder.glob("*.yaml"))
-        others = f"one of {known} in {folder}" if known else "run this in a clone of gridcap, which has some"
-        raise UserError(f"{path}: no such preset; name a YAML file or {others}")
+        remedy = f"Name a YAML file or one of {', '.join(known)}." if known else "Run this in a clone of gridcap."
+        raise UserError(f"{path}: no such preset. {remedy}")
     return path
 
 
 def use(preset: Path, assignments: Sequence[str], params: Path) -> None:
-    """Write a preset, and over it assignments such as `train.max_epochs=3`, into a params file.
+    """Apply a preset, then assignments, to a params file.
 
-    Mappings are merged, except section `dataset`, which is replaced whole. Values of assignments are YAML.
-    Raises `UserError`, and leaves the file as it was, for unknown keys, for values that are no YAML and for
-    those that a section does not take.
+    Mappings are merged, except section `dataset`, which is replaced.
+
+    Args:
+        preset: YAML file of the preset.
+        assignments: `KEY=VALUE` texts such as `train.max_epochs=3`; values are YAML.
+        params: The params file, which is rewritten atomically.
+
+    Raises:
+        UserError: A key is unknown, or a value is not YAML or invalid. The file is left unchanged.
     """
     read_yaml(params)
     text = params.read_text(encoding="utf-8")
     overlay = read_yaml(preset)
-    if _REPLACED_WHOLE in overlay:
+    if _REPLACED_SECTION in overlay:
         new = preset.read_text(encoding="utf-8")
         (start, end), (new_start, new_end) = _section_span(text, params), _section_span(new, preset)
         text = text[:start] + new[new_start:new_end] + text[end:]
     changes = [
-        *((key, value, str(preset)) for key, value in _leaves(overlay) if key[0] != _REPLACED_WHOLE),
-        *(_parse(assignment) for assignment in assignments),
+        *((key, value, str(preset)) for key, value in _leaves(overlay) if key[0] != _REPLACED_SECTION),
+        *(_parse_assignment(assignment) for assignment in assignments),
     ]
     for key, value, source in changes:
         text = _set(text, key, value, params, source)
-    _check(text, {*overlay, *(key[0] for key, _, _ in changes)}, params)
+    _check_sections(text, {*overlay, *(key[0] for key, _, _ in changes)}, params)
     write_atomically(params, text)
 
 
-def _parse(assignment: str) -> tuple[_Key, Any, str]:
+def _parse_assignment(assignment: str) -> tuple[_Key, Any, str]:
     key, equals, value = assignment.partition("=")
     if not equals or not key:
-        raise UserError(f"'{assignment}': wanted KEY=VALUE, such as train.seed=3")
+        raise UserError(f"'{assignment}': not an assignment. Write KEY=VALUE, such as train.seed=3.")
     try:
         return tuple(key.split(".")), YAML(typ="safe", pure=True).load(value), f"'{assignment}'"
     except YAMLError as error:
-        raise UserError(f"'{assignment}': the value is no valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"'{assignment}': the value is not valid YAML: {' '.join(str(error).split())}") from error
 
 
-def _leaves(overlay: dict[str, Any], above: _Key = ()) -> Iterator[tuple[_Key, Any]]:
+def _leaves(overlay: dict[str, Any], prefix: _Key = ()) -> Iterator[tuple[_Key, Any]]:
     for name, value in overlay.items():
         if isinstance(value, dict):
-            yield from _leaves(value, (*above, str(name)))
+            yield from _leaves(value, (*prefix, str(name)))
         else:
-            yield (*above, str(name)), value
+            yield (*prefix, str(name)), value
 
 
-def _check(text: str, sections: set[str], params: Path) -> None:
+def _check_sections(text: str, sections: set[str], params: Path) -> None:
     values = YAML(typ="safe", pure=True).load(text)
-    for name in sorted(sections & _TYPED_SECTIONS.keys()):
-        module, into = _TYPED_SECTIONS[name]
-        check(values[name], name, getattr(import_module(module), into), f"{params} (left unchanged)")
+    for name in sorted(sections & SECTIONS.keys()):
+        check(values[name], name, section_class(name), f"{params} (left unchanged)")
 
 
 def _set(text: str, path: _Key, value: Any, params: Path, source: str) -> str:
-    """Put a value, in flow style, in the place of the one that stands under a key."""
+    """Replace the value of a key, in flow style."""
     key, node = _find(text, path, params, source)
     start, end = _span(text, key, node)
-    # A flow value may not stand right after the colon, nor, as a block list may, right below its key.
-    gap = " " if start == end or node.start_mark.column <= key.start_mark.column else ""
+    # Unlike a block list, a flow value needs a space after the colon and must be indented more than its key.
+    separator = " " if start == end or node.start_mark.column <= key.start_mark.column else ""
     try:
-        return text[:start] + gap + _flow(value) + text[end:]
+        return text[:start] + separator + _to_flow(value) + text[end:]
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"{source}: {'.'.join(path)} must be null, a number, text, a list or a mapping, got {value}"
+            f"{source}: {'.'.join(path)} must be null, a number, a string, a list or a mapping, got {value}"
         ) from error
 
 
@@ -117,7 +135,7 @@ def _find(text: str, path: _Key, params: Path, source: str) -> tuple[Node, Node]
         children = {child[0].value: child for child in node.value} if isinstance(node, MappingNode) else {}
         if name not in children:
             known = ", ".join(children) or "none"
-            raise UserError(f"{source}: {params} has no key '{'.'.join(path[: depth + 1])}'; known keys there: {known}")
+            raise UserError(f"{source}: {params} has no key {'.'.join(path[: depth + 1])}. Known keys: {known}.")
         key, node = children[name]
     return key, node
 
@@ -128,7 +146,7 @@ def _compose(text: str) -> Node:
 
 
 def _span(text: str, key: Node | None, node: Node) -> tuple[int, int]:
-    """Range of a value's own text: marks of blocks and empty values lie behind the comments that follow."""
+    """Range of a value's text. The end marks of blocks and empty values are past the comments that follow them."""
     start, end = node.start_mark.index, node.end_mark.index
     match node:
         case MappingNode(flow_style=False):
@@ -140,23 +158,23 @@ def _span(text: str, key: Node | None, node: Node) -> tuple[int, int]:
     return start, start + len(text[start:end].rstrip())
 
 
-def _flow(value: Any) -> str:
-    """One line of YAML: JSON, but with plain words unquoted. (What ruamel writes it cannot always read.)"""
+def _to_flow(value: Any) -> str:
+    """Format a value as one line of YAML: JSON with plain words unquoted (ruamel cannot read all that it writes)."""
     match value:
         case dict():
-            return "{" + ", ".join(f"{_flow(key)}: {_flow(item)}" for key, item in value.items()) + "}"
+            return "{" + ", ".join(f"{_to_flow(key)}: {_to_flow(item)}" for key, item in value.items()) + "}"
         case list():
-            return "[" + ", ".join(map(_flow, value)) + "]"
-        case str() if _PLAIN.fullmatch(value) and YAML(typ="safe", pure=True).load(value) == value:
+            return "[" + ", ".join(map(_to_flow, value)) + "]"
+        case str() if _PLAIN_SCALAR.fullmatch(value) and YAML(typ="safe", pure=True).load(value) == value:
             return value
         case _:
             return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def _section_span(text: str, path: Path) -> tuple[int, int]:
-    """Range of the section that is replaced whole, from its key to the end of its last line."""
+    """Range of the replaced section, from its key to the end of its last line."""
     for key, node in _compose(text).value:
-        if key.value == _REPLACED_WHOLE:
+        if key.value == _REPLACED_SECTION:
             line_end = text.find("\n", _span(text, key, node)[1])
             return key.start_mark.index, len(text) if line_end < 0 else line_end
-    raise UserError(f"{path}: has no section '{_REPLACED_WHOLE}'; restore it from git")
+    raise UserError(f"{path}: section {_REPLACED_SECTION} is missing. Restore it from git.")

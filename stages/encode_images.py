@@ -21,11 +21,11 @@ def main(
     prepared: Annotated[Path, typer.Option(help="Records, from prepare.")],
     out: Annotated[Path, typer.Option(help="Output folder of the feature store.")],
     work: Annotated[Path, typer.Option(help="Folder of finished shards, kept between runs.")],
-    metrics: Annotated[Path, typer.Option(help="Output JSON file of counts.")],
+    metrics: Annotated[Path, typer.Option(help="Output JSON file of the store's size.")],
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.", envvar="GRIDCAP_DEVICE")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="Threads that decode images.")] = os.cpu_count() or 1,
 ) -> None:
-    """Encode the images of the dataset; resume after an interruption; share the work under torchrun."""
+    """Encode the images of the dataset. Resume after an interruption. Share the work under torchrun."""
     settings = load(params, "encode", EncodeParams)
     image_dir = load_key(params, "dataset.root", Path) / load_key(params, "dataset.images", str)
     with init_processes() as processes:

@@ -18,19 +18,19 @@ def main(
     params: Annotated[Path, typer.Option(help="Params file; section tokenize.")],
     prepared: Annotated[Path, typer.Option(help="Records, from prepare.")],
     out: Annotated[Path, typer.Option(help="Output folder of vocabulary.json and tokens.h5.")],
-    metrics: Annotated[Path, typer.Option(help="Output JSON file of counts.")],
+    metrics: Annotated[Path, typer.Option(help="Output JSON file of metrics.")],
 ) -> None:
     """Tokenize the captions of every split and build the vocabulary from the train captions."""
-    settings = load(params, "tokenize", TokenizeParams)
+    tokenize_params = load(params, "tokenize", TokenizeParams)
     records_file = prepared / RECORDS_FILE
-    dataset = tokenize(read_records(prepared), settings, records_file)
-    name = fingerprint(schema=SCHEMA.version, params=to_plain(settings), records=file_digest(records_file))
+    dataset = tokenize(read_records(prepared), tokenize_params, records_file)
+    name = fingerprint(schema=SCHEMA.version, params=to_plain(tokenize_params), records=file_digest(records_file))
     with fresh_folder(out) as folder:
         write_vocabulary(folder / VOCABULARY_FILE, dataset.vocabulary)
-        write_tokens(folder / TOKENS_FILE, dataset, settings, name)
-        require_unchanged(params, "tokenize", settings)
+        write_tokens(folder / TOKENS_FILE, dataset, tokenize_params, name)
+        require_unchanged(params, "tokenize", tokenize_params)
         publish(folder, out)
-    write_json(metrics, dataset.counts)
+    write_json(metrics, dataset.metrics)
 
 
 if __name__ == "__main__":

@@ -19,15 +19,15 @@ def main(
     out: Annotated[Path, typer.Option(help="Output safetensors file of the encoder weights.")],
     metrics: Annotated[Path, typer.Option(help="Output JSON file of the encoder metrics.")],
     work: Annotated[Path, typer.Option(help="Folder of checkpoints, kept between runs.")],
-    workers: Annotated[int, typer.Option(min=1, help="Rendering processes.")] = os.cpu_count() or 1,
+    workers: Annotated[int, typer.Option(min=1, help="Number of rendering processes.")] = os.cpu_count() or 1,
 ) -> None:
-    """Train the encoder on rendered scenes; resume after the last finished epoch."""
+    """Train the encoder on rendered scenes; resume after the last complete epoch."""
     setup_device("cpu")
-    settings, render = load(params, "encoder", SceneEncoderParams), load(params, "render", RenderParams)
-    metrics_found = train_scene_encoder(settings, render, work, out, workers)
-    require_unchanged(params, "encoder", settings)
-    require_unchanged(params, "render", render)
-    write_json(metrics, metrics_found)
+    encoder_params, render_params = load(params, "encoder", SceneEncoderParams), load(params, "render", RenderParams)
+    encoder_metrics = train_scene_encoder(encoder_params, render_params, work, out, workers)
+    require_unchanged(params, "encoder", encoder_params)
+    require_unchanged(params, "render", render_params)
+    write_json(metrics, encoder_metrics)
 
 
 if __name__ == "__main__":

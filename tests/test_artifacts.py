@@ -2,20 +2,30 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from typing_extensions import TypedDict
 
-from pipeline.artifacts import fingerprint, fresh_folder, publish, work_folder, write_atomically, write_json
+from pipeline.artifacts import (
+    Schema,
+    fingerprint,
+    fresh_folder,
+    publish,
+    read_json,
+    work_folder,
+    write_atomically,
+    write_json,
+)
+from pipeline.errors import UserError
 
 
-def test_a_fingerprint_depends_on_every_part_and_not_on_their_order() -> None:
+def test_a_fingerprint_depends_on_every_part_but_not_on_their_order() -> None:
     assert fingerprint(a=1, b=[2.5, None]) == fingerprint(b=[2.5, None], a=1)
     assert fingerprint(a=1) != fingerprint(a=2) != fingerprint(b=2)
 
 
-def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_content(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_atomically(path, "old")
     with pytest.raises(UnicodeEncodeError):
@@ -23,13 +33,13 @@ def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path) -> None:
     assert path.read_text() == "old"
 
 
-def test_nan_is_no_json(tmp_path: Path) -> None:
+def test_nan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "file.json", {"score": float("nan")})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_publishing_replaces_a_folder_whole_and_keeps_the_source(tmp_path: Path) -> None:
+def test_publish_replaces_a_folder_and_keeps_the_source(tmp_path: Path) -> None:
     source, target = tmp_path / "work", tmp_path / "out" / "model"
     (source / "deep").mkdir(parents=True)
     (source / "deep" / "new").write_text("new")
@@ -41,14 +51,14 @@ def test_publishing_replaces_a_folder_whole_and_keeps_the_source(tmp_path: Path)
     assert list(target.parent.iterdir()) == [target]
 
 
-def test_publishing_replaces_a_single_file(tmp_path: Path) -> None:
+def test_publish_replaces_a_file(tmp_path: Path) -> None:
     (tmp_path / "work").write_text("new")
     (tmp_path / "out").write_text("old")
     publish(tmp_path / "work", tmp_path / "out")
     assert (tmp_path / "out").read_text() == "new"
 
 
-def test_what_a_killed_publication_left_is_replaced(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_publish_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".out.staged").mkdir()
     (tmp_path / ".out.staged" / "half").write_text("half")
     (tmp_path / ".out.retired").mkdir()
@@ -58,7 +68,7 @@ def test_what_a_killed_publication_left_is_replaced(tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_fresh_folder_is_gone_after_an_error(tmp_path: Path) -> None:
+def test_a_fresh_folder_is_removed_after_an_error(tmp_path: Path) -> None:
     def fail(folder: Path) -> None:
         (folder / "half").write_text("half")
         raise RuntimeError
@@ -69,16 +79,18 @@ def test_a_fresh_folder_is_gone_after_an_error(tmp_path: Path) -> None:
 
 
 HOLDER = """
-import sys, time
+import logging, sys, time
 from pathlib import Path
 from pipeline.artifacts import work_folder
+logging.basicConfig(level=logging.INFO)
 with work_folder(Path(sys.argv[1]), "train", "abc"):
     print("held", flush=True)
     time.sleep(60)
 """
 
 
-def test_a_second_process_says_whom_it_waits_for_and_goes_on_when_that_is_killed(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_second_process_waits_for_the_lock_holder_and_continues_when_it_is_killed(tmp_path: Path) -> None:
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-c", HOLDER, str(tmp_path)],
@@ -95,13 +107,11 @@ def test_a_second_process_says_whom_it_waits_for_and_goes_on_when_that_is_killed
             assert second.stderr is not None
             assert f"waiting for process {first.pid}" in second.stderr.readline()
             os.kill(first.pid, signal.SIGKILL)
-            began = time.monotonic()
             assert second.stdout.readline() == "held\n"
-            assert time.monotonic() - began < 10
             second.kill()
 
 
-def test_work_survives_from_one_opening_to_the_next(tmp_path: Path) -> None:
+def test_a_work_folder_keeps_its_files(tmp_path: Path) -> None:
     with work_folder(tmp_path, "encode", "abc") as folder:
         (folder / "shard").write_text("whole")
     with work_folder(tmp_path, "encode", "abc") as again:
@@ -110,7 +120,7 @@ def test_work_survives_from_one_opening_to_the_next(tmp_path: Path) -> None:
         assert list(other.iterdir()) == []
 
 
-def test_a_fresh_folder_takes_away_what_a_kill_left(tmp_path: Path) -> None:
+def test_a_fresh_folder_removes_the_one_of_a_killed_run(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys\nfrom pathlib import Path\nfrom pipeline.artifacts import fresh_folder\n"
         "with fresh_folder(Path(sys.argv[1])) as folder:\n"
@@ -121,3 +131,42 @@ def test_a_fresh_folder_takes_away_what_a_kill_left(tmp_path: Path) -> None:
     with fresh_folder(tmp_path / "out") as folder:
         assert list(folder.iterdir()) == []
     assert list(tmp_path.iterdir()) == []
+
+
+REMEDY = "Run something."
+
+
+def test_json_is_read_in_the_form_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    path.write_text('\ufeff{"schema": "gridcap.test", "schema_version": 3, "1": [2]}', encoding="utf-8")
+    assert read_json(path, dict[str, object], REMEDY, Schema("gridcap.test", 3))["1"] == [2]
+
+
+@pytest.mark.parametrize(
+    ("content", "facts"),
+    [
+        (None, ["no such file"]),
+        (b"", ["EOF"]),
+        (b'{"values": [1, 2', ["EOF", "line 1"]),
+        (b"\xff\xfe", ["JSON"]),
+        (b"[" * 100_000, ["recursion"]),
+        (b'{"values": [1]}', ["schema"]),
+        (b'{"schema": "gridcap.other", "schema_version": 1, "values": [1]}', ["gridcap.other", "gridcap.test"]),
+        (b'{"schema": "gridcap.test", "schema_version": 2, "values": [1]}', ["version 2", "version 1"]),
+        (b'{"schema": "gridcap.test", "schema_version": 1, "values": [1, "x"]}', ["values[1]", "integer"]),
+        (b'{"schema": "gridcap.test", "schema_version": 1, "values": [1, true]}', ["values[1]", "integer"]),
+    ],
+)
+def test_an_unusable_json_file_is_an_error_with_place_and_remedy(
+    tmp_path: Path, content: bytes | None, facts: list[str]
+) -> None:
+    path = tmp_path / "file.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_json(path, Numbers, REMEDY, Schema("gridcap.test", 1))
+    assert [fact for fact in [str(path), REMEDY, *facts] if fact not in str(caught.value)] == []
+
+
+class Numbers(TypedDict):
+    values: list[int]

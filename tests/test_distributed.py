@@ -11,7 +11,7 @@ from pipeline.distributed import SINGLE_PROCESS, init_processes
 
 ROOT = Path(__file__).parents[1]
 
-# Each rank writes into a file of its own what it saw, and which threads of gloo are left when its process ends.
+# Each rank writes what it computed, and the number of gloo threads that are alive at exit, to a file.
 PROGRAM = """
 import atexit, json, sys
 from pathlib import Path
@@ -20,46 +20,47 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.errors import UserError, run
-from pipeline.distributed import open_ranks
+from pipeline.distributed import init_processes
 
-seen = {}
+values = {}
 
-def threads_of_gloo():
+def gloo_threads():
     names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
     return sum("gloo" in name for name in names)
 
 def report():
-    Path(sys.argv[1], f"{seen['rank']}.json").write_text(json.dumps(seen | {"threads left": threads_of_gloo()}))
+    Path(sys.argv[1], f"{values['rank']}.json").write_text(json.dumps(values | {"threads at exit": gloo_threads()}))
 
-def work(ranks, fails):
+def work(processes, fails):
     model = DistributedDataParallel(torch.nn.Linear(2, 2))
-    model(torch.full((1, 2), ranks.rank + 1.0)).sum().backward()
-    seen.update(
-        rank=ranks.rank,
-        gathered=ranks.gather(f"of {processes.rank}"),
-        summed=ranks.sum(torch.tensor([1, ranks.rank])).tolist(),
-        first=ranks.from_first(f"of {processes.rank}"),
+    model(torch.full((1, 2), processes.rank + 1.0)).sum().backward()
+    values.update(
+        rank=processes.rank,
+        gathered=processes.gather(f"rank {processes.rank}"),
+        summed=processes.sum(torch.tensor([1, processes.rank])).tolist(),
+        broadcast=processes.broadcast(f"rank {processes.rank}"),
         gradient=model.module.weight.grad.tolist(),
-        threads=threads_of_gloo(),
+        threads=gloo_threads(),
     )
     if fails:
         raise UserError("a file is bad")
 
 def main(folder: str, fails: bool = False):
     atexit.register(report)
-    with open_ranks() as ranks:
-        work(ranks, fails)
+    with init_processes() as processes:
+        work(processes, fails)
 
 run(main)
 """
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_two_ranks_share_what_they_have_and_leave_no_thread(tmp_path: Path, fails: bool) -> None:
+@pytest.mark.slow
+def test_two_processes_communicate_and_leave_no_thread(tmp_path: Path, fails: bool) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(program), str(tmp_path)]
-    done = subprocess.run(
+    result = subprocess.run(
         [*launch, *(["--fails"] if fails else [])],
         cwd=tmp_path,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
@@ -68,25 +69,25 @@ def test_two_ranks_share_what_they_have_and_leave_no_thread(tmp_path: Path, fail
         timeout=120,
     )
 
-    assert (done.returncode != 0) == fails, done.stderr
-    assert ("error: a file is bad" in done.stderr) == fails
-    # The launcher may end the other rank of one that failed, before it can report.
+    assert (result.returncode != 0) == fails, result.stderr
+    assert ("error: a file is bad" in result.stderr) == fails
+    # When a rank fails, the launcher may terminate the other one before it writes its file.
     reports = sorted(tmp_path.glob("*.json"))
     assert len(reports) >= (1 if fails else 2)
     for report in reports:
-        seen = json.loads(report.read_text())
-        assert seen.pop("threads") > 0
-        assert seen == {
+        values = json.loads(report.read_text())
+        assert values.pop("threads") > 0
+        assert values == {
             "rank": int(report.stem),
-            "gathered": ["of 0", "of 1"],
+            "gathered": ["rank 0", "rank 1"],
             "summed": [2, 1],
-            "first": "of 0",
+            "broadcast": "rank 0",
             "gradient": [[1.5, 1.5], [1.5, 1.5]],
-            "threads left": 0,
+            "threads at exit": 0,
         }
 
 
-def test_one_process_is_all_ranks() -> None:
+def test_a_single_process_is_rank_0() -> None:
     with init_processes() as processes:
         assert processes is SINGLE_PROCESS
         assert processes.is_main

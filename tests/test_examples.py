@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from pipeline.captions.records import Record, Thing
+from pipeline.captions.records import AnnotatedObject, Record
 from pipeline.evaluation.evaluate import ReportParams
 from pipeline.metrics.caption_scores import compute_metrics
 from pipeline.metrics.corpus import Corpus
@@ -33,9 +33,9 @@ def test_seeds_select_different_random_images():
     assert len(selections) == 5
 
 
-def build_example(folder: Path, *objects: Thing, view: str = "whole") -> Example:
+def build_example(folder: Path, *objects: AnnotatedObject, view: str = "whole") -> Example:
     """The example of the image a.png in the folder, with the caption "a cube"."""
-    record = Record(image_id=3, file="a.png", split="test", captions=("A cube.",), things=objects)
+    record = Record(image_id=3, file="a.png", split="test", captions=("A cube.",), objects=objects)
     corpus = Corpus(image_ids=(3,), hypotheses=(["a", "cube"],), references=([["a", "ball"]],), tokenization=SPACY)
     metrics = compute_metrics(corpus, with_meteor=False, with_spice=False)
     data = make_data(folder, folder, [record], "a cube", view)
@@ -46,7 +46,7 @@ def build_example(folder: Path, *objects: Thing, view: str = "whole") -> Example
 def test_an_example_has_its_caption_scores_and_boxes(tmp_path: Path) -> None:
     Image.new("RGB", (60, 30), "red").save(tmp_path / "a.png")
     box = (0.1, 0.2, 0.3, 0.4)
-    example = build_example(tmp_path, Thing(attributes={"shape": "cube", "color": "red"}, box=box))
+    example = build_example(tmp_path, AnnotatedObject(attributes={"shape": "cube", "color": "red"}, box=box))
     assert (example.group, example.image_id, example.words) == ("worst", 3, ("a", "cube"))
     assert example.references == ("A cube.",)
     assert example.scores == {"ROUGE-L": pytest.approx(0.5), "CIDEr-D": 0, "CIDEr": 0}

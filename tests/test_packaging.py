@@ -1,4 +1,4 @@
-"""The wheel, installed where there is nothing but what it asks for: neither a clone nor DVC nor a dataset."""
+"""The wheel in an environment with its requirements alone: no clone, no DVC, no dataset."""
 
 import json
 import os
@@ -19,25 +19,26 @@ from pipeline.prediction.export import export
 from tests.tiny_captioner import Tiny
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
 
 
-def asked_for(package: Distribution, found: dict[str, Distribution]) -> Iterator[Distribution]:
-    """The distributions of this environment that a package needs, with theirs; extras are left out."""
+def requirements(package: Distribution, found: dict[str, Distribution]) -> Iterator[Distribution]:
+    """Yield the installed distributions that a package requires, recursively and without extras."""
     for text in package.requires or ():
         requirement = Requirement(text)
         if requirement.name in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
             continue
         try:
             found[requirement.name] = distribution(requirement.name)
-        except PackageNotFoundError:  # What PyTorch asks for besides is not the same on every machine.
+        except PackageNotFoundError:  # PyTorch's requirements differ between machines.
             continue
         yield found[requirement.name]
-        yield from asked_for(found[requirement.name], found)
+        yield from requirements(found[requirement.name], found)
 
 
 @dataclass(frozen=True)
 class Installed:
-    """An environment with the wheel, and an empty folder to run it in."""
+    """An environment with the wheel, and an empty working folder."""
 
     python: Path
     folder: Path
@@ -58,7 +59,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "gridcap.py"):
         shutil.copy(ROOT / name, source)
     for name in ("pipeline", "stages"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -70,9 +71,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     python = folder / "environment" / "bin" / "python"
     subprocess.run([*pip, "--python", python, "install", "--no-deps", wheel], check=True)
     site = next((folder / "environment").glob("lib/python*/site-packages"))
-    [own] = Distribution.discover(name="gridcap", path=[str(site)])
-    # PyTorch is too large to be installed for a test: what the wheel asks for, and nothing else, comes from here.
-    for package in asked_for(own, {}):
+    [wheel_package] = Distribution.discover(name="gridcap", path=[str(site)])
+    # PyTorch is too large to install for a test: the requirements are linked from this environment.
+    for package in requirements(wheel_package, {}):
         for top in sorted(
             {file.parts[0] for file in package.files or () if file.parts[0] not in ("..", "__pycache__")}
         ):
@@ -83,46 +84,47 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
 
 
 @pytest.fixture(scope="module")
-def traveled(installed: Installed, tiny: Tiny) -> Path:
-    """An exported model with its encoder, and nothing else of where it was trained."""
+def exported(installed: Installed, tiny: Tiny) -> Path:
+    """An exported model with its encoder."""
     folder = installed.folder / "model"
     export(tiny.model, folder, with_encoder=True, scores=None, encoder_weights=tiny.weights, download=False)
     return folder
 
 
-def test_the_wheel_captions_a_picture_without_clone_dataset_or_dvc(
-    installed: Installed, traveled: Path, tiny: Tiny
+def test_the_wheel_captions_an_image_without_clone_dataset_or_dvc(
+    installed: Installed, exported: Path, tiny: Tiny
 ) -> None:
-    picture = tiny.images / "00.png"
+    image = tiny.images / "00.png"
     for package in ("dvc", "dvclive", "spacy", "pycocoevalcap", "streamlit", "pytest", "benchmarks"):
         found = installed.run("python", "-c", f"import {package}")
         assert f"No module named '{package}'" in found.stderr
-    result = installed.run("gridcap", "predict", picture, "--model", traveled, "--json", "--attention", "strips")
+    result = installed.run("gridcap", "predict", image, "--model", exported, "--json", "--attention", "strips")
     assert result.returncode == 0, result.stderr
-    [expected] = Captioner.load(traveled, device="cpu").caption([picture])
+    [expected] = Captioner.load(exported, device="cpu").caption([image])
     row = json.loads(result.stdout)
     assert row["caption"] == expected.text
     assert row["log_probability"] == pytest.approx(expected.log_probability, abs=1e-4)
     assert (installed.folder / "strips" / "00.png").is_file()
 
 
-def test_what_needs_more_than_the_wheel_says_so(installed: Installed) -> None:
+def test_commands_that_need_more_than_the_wheel_say_so(installed: Installed) -> None:
     used = installed.run("gridcap", "use", "flickr8k")
     assert used.returncode == 2
-    assert "flickr8k.yaml: no such preset; name a YAML file or run this in a clone" in used.stderr
-    mended = installed.run("gridcap", "mend")
-    assert mended.returncode == 2
-    assert "error: this needs the Python package dvc" in mended.stderr
-    assert "pip install '.[pipeline" in mended.stderr
+    assert "flickr8k.yaml: no such preset" in used.stderr
+    assert "clone" in used.stderr
+    repaired = installed.run("gridcap", "repair")
+    assert repaired.returncode == 2
+    assert "the Python package dvc is not installed" in repaired.stderr
+    assert "pip install '.[pipeline" in repaired.stderr
     predicted = installed.run("gridcap", "predict", "a.jpg")
     assert predicted.returncode == 2
-    assert "data/model/config.json: cannot be read" in predicted.stderr
+    assert "data/model/config.json: no such file" in predicted.stderr
 
 
 def test_the_shell_completes_commands_and_flags(installed: Installed) -> None:
     def completed(words: str) -> list[str]:
-        asked = {"_GRIDCAP_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
-        return installed.run("gridcap", **asked).stdout.split()
+        environment = {"_GRIDCAP_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        return installed.run("gridcap", **environment).stdout.split()
 
     assert completed("gridcap pre") == ["predict"]
     assert "--attention" in completed("gridcap predict --")
@@ -131,18 +133,18 @@ def test_the_shell_completes_commands_and_flags(installed: Installed) -> None:
     assert "_GRIDCAP_COMPLETE=complete_bash" in script.stdout
 
 
-def test_the_version_is_told_without_loading_pytorch(installed: Installed) -> None:
-    own = next(installed.python.parents[1].glob("lib/python*/site-packages"))
-    [package] = Distribution.discover(name="gridcap", path=[str(own)])
-    told = installed.run("gridcap", "--version", PYTHONPROFILEIMPORTTIME="1")
-    assert (told.returncode, told.stdout) == (0, f"gridcap {package.version}\n")
-    assert "typer" in told.stderr
-    assert "torch" not in told.stderr
+def test_version_does_not_import_torch(installed: Installed) -> None:
+    site = next(installed.python.parents[1].glob("lib/python*/site-packages"))
+    [package] = Distribution.discover(name="gridcap", path=[str(site)])
+    result = installed.run("gridcap", "--version", PYTHONPROFILEIMPORTTIME="1")
+    assert (result.returncode, result.stdout) == (0, f"gridcap {package.version}\n")
+    assert "typer" in result.stderr
+    assert "torch" not in result.stderr
 
 
-def test_help_tells_a_newcomer_what_to_do_first(installed: Installed) -> None:
+def test_help_names_the_first_commands(installed: Installed) -> None:
     shown = installed.run("gridcap", "--help")
     assert shown.returncode == 0
-    told = " ".join(shown.stdout.split())
-    assert "make repro" in told
-    assert "gridcap predict" in told
+    text = " ".join(shown.stdout.split())
+    assert "make repro" in text
+    assert "gridcap predict" in text

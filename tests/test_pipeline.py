@@ -1,4 +1,4 @@
-"""The pipeline as its users run it: `dvc repro` in a repository of its own, on a small embedded dataset."""
+"""The pipeline as users run it: `dvc repro` in a temporary repository, on a small embedded dataset."""
 
 import json
 import os
@@ -15,12 +15,15 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.captions.records import read_records
-from pipeline.dvc_repair import mend
+from pipeline.dvc_repair import repair
 from pipeline.params import read_yaml
 from pipeline.prediction.captioner import Captioner
+from pipeline.presets import use
+from tests.defaults import ROOT
 
-ROOT = Path(__file__).parents[1]
-SOURCES = ["pipeline", "stages", "presets", "data/weights", "data/ensemble", "dvc.yaml", "params.yaml"]
+pytestmark = pytest.mark.slow
+
+SOURCES = ["gridcap.py", "pipeline", "stages", "presets", "data/weights", "data/ensemble", "dvc.yaml", "params.yaml"]
 SOURCES += [".dvcignore", ".dvc/config"]
 SOURCES += [f"data/scenes/{name}" for name in ("dvc.yaml", "params.yaml", "encoder.json")]
 SOURCES += ["data/scenes/encoder.safetensors"]
@@ -28,8 +31,8 @@ STAGES = ["data/scenes/dvc.yaml:render", "prepare", "tokenize", "encode", "train
 
 
 def git(folder: Path, *words: str) -> None:
-    who = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
-    subprocess.run(["git", *who, *words], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    author = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+    subprocess.run(["git", *author, *words], cwd=folder, check=True, stdout=subprocess.DEVNULL)
 
 
 class Repository:
@@ -44,10 +47,14 @@ class Repository:
                 shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(source, target)
-        self.edit("data/scenes/params.yaml", render={"train": 24, "val": 6, "test": 9})
+        # The working tree may be set to another dataset.
+        use(ROOT / "presets/scenes.yaml", [], folder / "params.yaml")
+        self.edit("data/scenes/params.yaml", render={"num_train": 24, "num_val": 6, "num_test": 9})
         decoder = {"embedding_size": 16, "hidden_size": 16, "attention_size": 16, "dropout": 0.1}
         decoder |= {"region_dropout": 0.0, "word_dropout": 0.1}
-        self.edit("params.yaml", train={"epochs": 3, "decoder": decoder}, evaluate={"meteor": False, "pictures": 1})
+        self.edit(
+            "params.yaml", train={"max_epochs": 3, "decoder": decoder}, evaluate={"meteor": False, "attention_plots": 1}
+        )
         (folder / ".gitignore").write_text("/data/.work\n/results/live\n")
         git(folder, "init", "--quiet")
         git(folder, "add", ".")
@@ -56,8 +63,8 @@ class Repository:
     def edit(self, file: str, **sections: dict[str, object]) -> None:
         yaml = YAML()
         document = yaml.load(self.folder / file)
-        for params_section, values in sections.items():
-            document[params_section].update(values)
+        for section, values in sections.items():
+            document[section].update(values)
         yaml.dump(document, self.folder / file)
 
     def start(self, *words: str) -> subprocess.Popen[str]:
@@ -85,12 +92,12 @@ class Repository:
         return output
 
     def repro(self) -> list[str]:
-        """Run `dvc repro`; returns the stages that ran."""
+        """Run `dvc repro` and return the stages that ran."""
         return re.findall(r"Running stage '([^']+)'", self.dvc("repro"))
 
     def changed(self) -> list[str]:
-        """Stages that `dvc repro` would begin with."""
-        output = self.dvc("status", "--json")  # a warning of the frozen stage comes first
+        """Return the stages whose dependencies have changed."""
+        output = self.dvc("status", "--json")  # preceded by a warning about the frozen stage
         return sorted(json.loads(output[output.index("{") :]))
 
     def locks(self) -> dict[str, str]:
@@ -99,13 +106,13 @@ class Repository:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """A repository in which everything has run once, undisturbed."""
-    repository = Repository(tmp_path_factory.mktemp("undisturbed"))
+    """A repository in which every stage has run once, uninterrupted."""
+    repository = Repository(tmp_path_factory.mktemp("uninterrupted"))
     assert repository.repro() == STAGES
     return repository
 
 
-def test_what_comes_out_is_there_and_tells_what_it_is(repository: Repository) -> None:
+def test_every_output_exists_and_describes_itself(repository: Repository) -> None:
     data = repository.folder / "data"
     captions = json.loads((data / "generated" / "captions.json").read_text())
     assert len(captions) == 9
@@ -129,15 +136,15 @@ def test_what_comes_out_is_there_and_tells_what_it_is(repository: Repository) ->
     assert len(list((plots / "attention").glob("*.png"))) == 1
     report = (repository.folder / "results/report.html").read_text()
     assert report.count('<article class="card"') == 9
-    assert "learning_rate.highest" in report
+    assert "lr.peak" in report
     assert str(repository.folder) not in report
 
 
-def test_predict_gives_the_captions_that_generate_gave(repository: Repository) -> None:
+def test_predict_gives_the_captions_of_generate(repository: Repository) -> None:
     data = repository.folder / "data"
     records = read_records(data / "prepared", "test")
     images = data / "scenes" / "rendered" / "images"
-    # The weights of the encoder are found from the folder above the model.
+    # The encoder weights are found relative to the folders above the model.
     captions = Captioner.load(data / "model", device="cpu").caption([images / record.file for record in records])
     generated = json.loads((data / "generated" / "captions.json").read_text())
     assert [caption.text for caption in captions] == [row["caption"] for row in generated]
@@ -148,7 +155,7 @@ def test_dvc_shows_metrics_and_plots(repository: Repository) -> None:
     shown = json.loads(repository.dvc("metrics", "show", "--json"))[""]["data"]
     scores = shown["results/metrics/scores.json"]["data"]
     assert scores["BLEU-4"] >= 0
-    # Intervals and protocols are lists: they would make no readable columns.
+    # Intervals, protocols and signatures are lists, which DVC does not show: they would not be readable as columns.
     assert not {"intervals", "protocol", "signature", "unavailable"} & {name for name, value in scores.items() if value}
     repository.dvc("plots", "show")
     page = (repository.folder / "dvc_plots" / "index.html").read_text()
@@ -176,29 +183,53 @@ def test_a_second_run_runs_nothing(repository: Repository) -> None:
         ("params.yaml", "evaluate", {"seed": 2}, ["evaluate"]),
     ],
 )
-def test_a_param_touches_the_stage_that_reads_it_and_the_report_that_shows_it(
-    repository: Repository, file: str, params_section: str, values: dict[str, object], stages: list[str]
+def test_a_param_reruns_the_stage_that_reads_it_and_the_report_that_shows_it(
+    repository: Repository, file: str, section: str, values: dict[str, object], stages: list[str]
 ) -> None:
     before = (repository.folder / file).read_bytes()
     try:
-        repository.edit(file, **{params_section: values})
+        repository.edit(file, **{section: values})
         assert repository.changed() == sorted(stages)
     finally:
         (repository.folder / file).write_bytes(before)
 
 
-@pytest.mark.parametrize("metric", ["bleu", "cider", "rouge", "meteor", "bootstrap", "grounding", "tokens"])
-def test_a_change_in_the_code_of_a_metric_touches_evaluate_alone(repository: Repository, metric: str) -> None:
-    module = repository.folder / "pipeline" / "evaluation" / f"{metric}.py"
-    before = module.read_bytes()
+@pytest.mark.parametrize(
+    "module",
+    [
+        *(f"metrics/{name}" for name in ("rouge", "meteor", "bootstrap", "grounding", "token_accuracy")),
+        "report/model_card",
+        "report/figures",
+        "evaluation/evaluate",
+    ],
+)
+def test_a_change_in_the_code_of_metrics_or_report_reruns_only_evaluate(repository: Repository, module: str) -> None:
+    path = repository.folder / "pipeline" / f"{module}.py"
+    before = path.read_bytes()
     try:
-        module.write_bytes(before + b"\n# changed\n")
+        path.write_bytes(before + b"\n# changed\n")
         assert repository.changed() == ["evaluate"]
     finally:
-        module.write_bytes(before)
+        path.write_bytes(before)
 
 
-def test_a_changed_search_runs_generate_and_evaluate_and_going_back_runs_nothing(repository: Repository) -> None:
+def test_a_comment_in_the_trainer_retrains_nothing(repository: Repository) -> None:
+    path = repository.folder / "pipeline/training/trainer.py"
+    before, locks = path.read_bytes(), repository.locks()
+    try:
+        path.write_bytes(before + b"\n# changed\n")
+        output = repository.dvc("repro", "train")
+        assert "Running stage 'train'" in output
+        assert "already trained" in output
+    finally:
+        path.write_bytes(before)
+        repository.repro()
+    assert repository.locks() == locks
+
+
+def test_changed_search_settings_rerun_generate_and_evaluate_and_changing_back_runs_nothing(
+    repository: Repository,
+) -> None:
     before = (repository.folder / "params.yaml").read_bytes()
     locks = repository.locks()
     search = read_yaml(repository.folder / "params.yaml")["generate"]["search"]
@@ -211,7 +242,7 @@ def test_a_changed_search_runs_generate_and_evaluate_and_going_back_runs_nothing
     assert repository.locks() == locks
 
 
-def test_a_model_put_into_the_ensemble_votes(repository: Repository) -> None:
+def test_a_model_in_the_ensemble_folder_is_used(repository: Repository) -> None:
     data = repository.folder / "data"
     locks, captions = repository.locks(), (data / "generated" / "captions.json").read_text()
     twin = shutil.copytree(data / "model", data / "ensemble" / "twin")
@@ -227,15 +258,15 @@ def test_a_model_put_into_the_ensemble_votes(repository: Repository) -> None:
     assert repository.locks() == locks
 
 
-def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(repository: Repository, tmp_path: Path) -> None:
-    """SIGKILL to everything, and once to `dvc` alone: its child goes on and meets the next run."""
+def test_a_run_killed_in_every_stage_gives_the_same_bytes(repository: Repository, tmp_path: Path) -> None:
+    """SIGKILL to all processes, and in `train` to `dvc` alone: its child continues and meets the next run."""
     killed = Repository(tmp_path)
     killed_in = []
     for stage in STAGES:
-        mend(killed.folder)
+        repair(killed.folder)
         with killed.start("repro") as process:
             assert process.stdout is not None
-            # A stage may have ended while the one before it was being killed.
+            # The stage may have finished while the previous one was being killed.
             if not any(f"Running stage '{stage}'" in line for line in process.stdout):
                 continue
             time.sleep(0.3 if stage == "prepare" else 1.2)
@@ -245,22 +276,22 @@ def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(repository: Repo
                 os.killpg(process.pid, signal.SIGKILL)
             killed_in.append(stage)
     assert {"encode", "train", "generate", "evaluate"} <= set(killed_in)
-    mend(killed.folder)
+    repair(killed.folder)
     killed.repro()
     assert killed.locks() == repository.locks()
 
 
-def test_lock_files_cut_by_a_kill_are_mended_and_no_stage_runs_again(repository: Repository) -> None:
+def test_truncated_lock_files_are_repaired_and_no_stage_runs_again(repository: Repository) -> None:
     locks = repository.locks()
     folder = repository.folder
-    assert mend(folder) == []
-    cut = [folder / "dvc.lock", folder / "data/scenes/dvc.lock", folder / ".dvc/tmp/rwlock"]
+    assert repair(folder) == []
+    truncated = [folder / "dvc.lock", folder / "data/scenes/dvc.lock", folder / ".dvc/tmp/rwlock"]
     try:
         (folder / "dvc.lock").write_bytes(b"")
         (folder / "data/scenes/dvc.lock").write_text(locks["data/scenes/dvc.lock"].partition("cmd")[0])
         (folder / ".dvc/tmp/rwlock").write_text('{"read": {')
         assert "dvc.lock' validation failed" in repository.dvc_fails("repro")
-        assert mend(folder) == cut
+        assert repair(folder) == truncated
         assert repository.repro() == []
         assert repository.locks() == locks
     finally:
@@ -268,22 +299,22 @@ def test_lock_files_cut_by_a_kill_are_mended_and_no_stage_runs_again(repository:
             (folder / name).write_text(text)
 
 
-def test_a_cut_lock_file_goes_back_to_what_git_holds(tmp_path: Path) -> None:
+def test_a_truncated_lock_file_is_restored_from_git(tmp_path: Path) -> None:
     git(tmp_path, "init", "--quiet")
-    whole = "schema: '2.0'\nstages:\n  prepare:\n    cmd: 'true'\n"
-    (tmp_path / "data" / "own").mkdir(parents=True)
-    for path in (lock := tmp_path / "dvc.lock", other := tmp_path / "data" / "own" / "dvc.lock"):
-        path.write_text(whole)
+    valid = "schema: '2.0'\nstages:\n  prepare:\n    cmd: 'true'\n"
+    (tmp_path / "data" / "mine").mkdir(parents=True)
+    for path in (lock := tmp_path / "dvc.lock", other := tmp_path / "data" / "mine" / "dvc.lock"):
+        path.write_text(valid)
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "--quiet", "--message", "locks")
     other.write_text("schema: '2.0'\nstages:\n  prep")
-    lock.write_text(new := whole + "  tokenize:\n    cmd: 'true'\n")
-    assert mend(tmp_path) == [other]
-    assert other.read_text() == whole
+    lock.write_text(new := valid + "  tokenize:\n    cmd: 'true'\n")
+    assert repair(tmp_path) == [other]
+    assert other.read_text() == valid
     assert lock.read_text() == new
 
 
-def test_a_wrong_param_ends_with_one_sentence_and_harms_nothing(repository: Repository) -> None:
+def test_an_invalid_param_is_one_error_and_loses_nothing(repository: Repository) -> None:
     before = (repository.folder / "params.yaml").read_bytes()
     repository.edit("params.yaml", train={"max_grad_norm": -1})
     try:

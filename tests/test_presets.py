@@ -1,5 +1,4 @@
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,30 +13,29 @@ from pipeline.cli import app
 from pipeline.errors import UserError
 from pipeline.params import load, read_yaml
 from pipeline.presets import find_preset, use
-
-REPOSITORY = Path(__file__).parents[1]
+from tests.defaults import ROOT, committed
 
 PARAMS = """\
-# How gridcap is set up
-dataset:  # what is read
+# Settings
+dataset:  # input
   format: coco
-  root: data/scenes/rendered   # tracked by DVC
+  root: data/scenes/rendered   # watched by DVC
   images: images
   captions:
     - {file: captions_train.json, folder: ".", split: train}
   splits: null
   missing_images: error
-  bad_captions: error    # be strict
+  bad_captions: error    # strict
 
 # --- the decoder ---
 demo:
-  rate: 1e-4   # step of Adam
+  rate: 1e-4   # learning rate
   seed:
   milestones:
   - 3
   - 5
 
-  # how it stops
+  # early stopping
   stop: {patience: 3, metric: cider}
   note: "a: b"
 """
@@ -59,7 +57,9 @@ def params(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def real_params(tmp_path: Path) -> Path:
-    return Path(shutil.copy(REPOSITORY / "params.yaml", tmp_path))
+    path = tmp_path / "params.yaml"
+    path.write_text(committed("params.yaml"))
+    return path
 
 
 def overlay(folder: Path, text: str) -> Path:
@@ -68,7 +68,7 @@ def overlay(folder: Path, text: str) -> Path:
     return path
 
 
-def test_mappings_are_merged_and_every_other_byte_stays(params: Path) -> None:
+def test_mappings_are_merged_and_all_other_text_is_kept(params: Path) -> None:
     use(overlay(params.parent, OVERLAY), [], params)
     expected = PARAMS.replace("rate: 1e-4 ", "rate: 0.00025 ").replace("patience: 3", "patience: 5")
     assert params.read_text() == expected
@@ -79,7 +79,7 @@ def test_mappings_are_merged_and_every_other_byte_stays(params: Path) -> None:
     [
         ("demo.rate=3e-4", "rate: 1e-4   #", "rate: 0.0003   #"),
         ("demo.seed=7", "seed:\n", "seed: 7\n"),
-        ("demo.milestones=[1, 2]", "  - 3\n  - 5\n\n  # how", "   [1, 2]\n\n  # how"),
+        ("demo.milestones=[1, 2]", "  - 3\n  - 5\n\n  # early", "   [1, 2]\n\n  # early"),
         ("demo.stop.metric='a, b: c'", "metric: cider", 'metric: "a, b: c"'),
         ("demo.stop={x: [1, null]}", "{patience: 3, metric: cider}", "{x: [1, null]}"),
         ("demo.note=", '"a: b"', "null"),
@@ -88,7 +88,7 @@ def test_mappings_are_merged_and_every_other_byte_stays(params: Path) -> None:
         ("dataset.root=a=b", "data/scenes/rendered   #", '"a=b"   #'),
     ],
 )
-def test_an_assignment_changes_its_value_alone(params: Path, assignment: str, old: str, new: str) -> None:
+def test_an_assignment_changes_only_its_value(params: Path, assignment: str, old: str, new: str) -> None:
     assert PARAMS.count(old) == 1
     use(overlay(params.parent, "demo: {rate: 1e-4}"), [assignment], params)
     assert params.read_text() == PARAMS.replace("1e-4", "0.0001").replace(old.replace("1e-4", "0.0001"), new)
@@ -115,87 +115,80 @@ def test_assigned_values_read_back(tmp_path_factory: pytest.TempPathFactory, val
 
 
 @pytest.mark.parametrize("name", ["scenes", "flickr8k", "coco"])
-def test_the_dataset_of_each_preset_replaces_the_old_one_whole(real_params: Path, name: str) -> None:
-    preset = REPOSITORY / "presets" / f"{name}.yaml"
+def test_the_dataset_section_is_replaced(real_params: Path, name: str) -> None:
+    preset = ROOT / "presets" / f"{name}.yaml"
     before = real_params.read_text()
     use(preset, [], real_params)
     after = real_params.read_text()
     assert load(real_params, "dataset", DatasetParams) == load(preset, "dataset", DatasetParams)
     assert after.split("\n\nevaluate:")[1] == before.split("\n\nevaluate:")[1]
     assert after.split("\n\ndataset:")[0] == before.split("\n\ndataset:")[0]
-    assert "DVC watches it" not in after
+    assert "dataset folder; DVC watches it" not in after
 
 
-def test_one_preset_after_another_is_as_the_last_alone(real_params: Path) -> None:
-    use(REPOSITORY / "presets" / "scenes.yaml", [], real_params)
+def test_the_last_preset_wins(real_params: Path) -> None:
+    use(ROOT / "presets" / "scenes.yaml", [], real_params)
     once = real_params.read_text()
-    use(REPOSITORY / "presets" / "coco.yaml", ["dataset.splits={by: seed, seed: 1, val: 0.1, test: 0.9}"], real_params)
+    use(ROOT / "presets" / "coco.yaml", ["dataset.splits={by: seed, seed: 1, val: 0.1, test: 0.9}"], real_params)
     assert real_params.read_text() != once
-    use(REPOSITORY / "presets" / "scenes.yaml", [], real_params)
+    use(ROOT / "presets" / "scenes.yaml", [], real_params)
     assert real_params.read_text() == once
 
 
-def test_the_preset_of_the_scenes_is_what_params_yaml_holds(real_params: Path) -> None:
+def test_the_default_params_are_the_scenes_preset(real_params: Path) -> None:
     before = read_yaml(real_params)
-    use(REPOSITORY / "presets" / "scenes.yaml", [], real_params)
+    use(ROOT / "presets" / "scenes.yaml", [], real_params)
     assert read_yaml(real_params) == before
 
 
 @pytest.mark.parametrize(
-    ("text", "assignment", "message"),
+    ("text", "assignment", "facts"),
     [
-        (
-            "demo: {rat: 1}",
-            "demo.seed=1",
-            r"overlay\.yaml: .*params\.yaml has no key 'demo\.rat'; known keys there: rate,",
-        ),
-        ("decoder: {x: 1}", "demo.seed=1", r"has no key 'decoder'; known keys there: dataset, demo$"),
-        (
-            "demo: {rate: 1}",
-            "demo.rate.x=1",
-            r"'demo\.rate\.x=1': .* has no key 'demo\.rate\.x'; .*: none$",
-        ),
-        ("demo: {rate: 1}", "demo.seed", r"'demo\.seed': wanted KEY=VALUE"),
-        ("demo: {rate: 1}", "=1", r"'=1': wanted KEY=VALUE"),
-        (
-            "demo: {rate: 1}",
-            "demo.seed=.nan",
-            r"demo\.seed must be null, a number, text, a list .* got nan",
-        ),
-        ("demo: {rate: 1}", "demo.seed=[1", r"'demo\.seed=\[1': the value is no valid YAML"),
-        ("demo: {rate: 1}", "dataset.format=voc", r"\(left unchanged\): dataset\.format must be 'coco'"),
-        ("dataset: {format: coco}", "demo.seed=1", r"\(left unchanged\): dataset\.root is missing"),
-        ("dataset: null", "demo.seed=1", r"\(left unchanged\): dataset "),
-        ("- 1", "demo.seed=1", r"overlay\.yaml: must hold a mapping of sections"),
+        ("demo: {rat: 1}", "demo.seed=1", ["overlay.yaml", "demo.rat", "rate"]),
+        ("decoder: {x: 1}", "demo.seed=1", ["overlay.yaml", "decoder", "dataset, demo"]),
+        ("demo: {rate: 1}", "demo.rate.x=1", ["'demo.rate.x=1'", "demo.rate.x"]),
+        ("demo: {rate: 1}", "demo.seed", ["'demo.seed'", "KEY=VALUE"]),
+        ("demo: {rate: 1}", "=1", ["'=1'", "KEY=VALUE"]),
+        ("demo: {rate: 1}", "demo.seed=.nan", ["demo.seed", "nan"]),
+        ("demo: {rate: 1}", "demo.seed=[1", ["'demo.seed=[1'", "YAML"]),
+        ("demo: {rate: 1}", "dataset.format=voc", ["left unchanged", "dataset.format", "voc"]),
+        ("dataset: {format: coco}", "demo.seed=1", ["left unchanged", "dataset.root is missing"]),
+        ("dataset: null", "demo.seed=1", ["left unchanged", "dataset"]),
+        ("- 1", "demo.seed=1", ["overlay.yaml", "mapping"]),
     ],
 )
-def test_a_fault_leaves_the_params_as_they_were(params: Path, text: str, assignment: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+def test_an_invalid_change_leaves_the_file_unchanged(
+    params: Path, text: str, assignment: str, facts: list[str]
+) -> None:
+    with pytest.raises(UserError) as caught:
         use(overlay(params.parent, text), [assignment], params)
+    assert [fact for fact in facts if fact not in str(caught.value)] == []
     assert params.read_text() == PARAMS
 
 
 def test_presets_are_found_by_name_and_by_path(tmp_path: Path) -> None:
-    own = overlay(tmp_path, OVERLAY)
-    assert find_preset(str(own), REPOSITORY / "presets") == own
-    assert find_preset("coco", REPOSITORY / "presets") == REPOSITORY / "presets" / "coco.yaml"
-    with pytest.raises(UserError, match=r"flickr9k\.yaml: no such preset; .*\['coco', 'flickr8k', 'scenes'\]"):
-        find_preset("flickr9k", REPOSITORY / "presets")
+    custom = overlay(tmp_path, OVERLAY)
+    assert find_preset(str(custom), ROOT / "presets") == custom
+    assert find_preset("coco", ROOT / "presets") == ROOT / "presets" / "coco.yaml"
+    with pytest.raises(UserError) as caught:
+        find_preset("flickr9k", ROOT / "presets")
+    assert "flickr9k.yaml" in str(caught.value)
+    assert "coco, flickr8k, scenes" in str(caught.value)
 
 
 def run_cli(*arguments: str) -> Result:
     return CliRunner().invoke(app, arguments)
 
 
-def test_the_command_writes_preset_and_assignments(real_params: Path) -> None:
-    (real_params.parent / "presets").symlink_to(REPOSITORY / "presets")
+def test_the_command_applies_preset_and_assignments(real_params: Path) -> None:
+    (real_params.parent / "presets").symlink_to(ROOT / "presets")
     done = run_cli("use", "flickr8k", "dataset.root=../shared/real/flickr", "--params", str(real_params))
     assert done.exit_code == 0, done.output
     assert read_yaml(real_params)["dataset"]["root"] == "../shared/real/flickr"
     assert "flickr8k.yaml" in done.output
 
 
-def test_the_command_tells_a_fault_without_a_traceback(params: Path) -> None:
+def test_the_command_reports_an_error_without_a_traceback(params: Path) -> None:
     command = [
         sys.executable,
         "-c",
@@ -205,14 +198,7 @@ def test_the_command_tells_a_fault_without_a_traceback(params: Path) -> None:
         "--params",
         str(params),
     ]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert "nothing.yaml: no such preset" in done.stderr
-
-
-def test_help_imports_nothing_heavy() -> None:
-    heavy = ["torch", "numpy", "h5py", "spacy", "dvc", "matplotlib", "pydantic"]
-    script = f"import sys, pipeline.cli; sys.exit(str([m for m in {heavy} if m in sys.modules] or ''))"
-    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.stderr.strip() == ""

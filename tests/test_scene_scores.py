@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.captions.records import Record, Thing
+from pipeline.captions.records import AnnotatedObject, Record
 from pipeline.evaluation.scene_scores import GroundedWord, grounded_words, score_scenes
 from pipeline.generation.caption_io import GeneratedCaptions, RankedCaption
 
@@ -11,8 +11,8 @@ from pipeline.generation.caption_io import GeneratedCaptions, RankedCaption
 GRID = (2, 4)
 CUBE, BALL = (0.0, 0.0, 0.5, 0.5), (0.75, 0.5, 0.25, 0.5)
 OBJECTS = (
-    Thing(attributes={"shape": "cube", "color": "red", "size": "large", "texture": "matte"}, box=CUBE),
-    Thing(attributes={"shape": "sphere", "color": "blue", "size": "small", "texture": "shiny"}, box=BALL),
+    AnnotatedObject(attributes={"shape": "cube", "color": "red", "size": "large", "texture": "matte"}, box=CUBE),
+    AnnotatedObject(attributes={"shape": "sphere", "color": "blue", "size": "small", "texture": "shiny"}, box=BALL),
 )
 CAPTION = "a red cube stands to the left of a shiny ball"
 # Attention of some words; uniform for all others.
@@ -25,8 +25,8 @@ ATTENTION = {
 }
 
 
-def record(image_id: int, *objects: Thing, subset: str | None = None) -> Record:
-    return Record(image_id=image_id, file="a.png", split="test", captions=("A.",), subset=subset, things=objects)
+def record(image_id: int, *objects: AnnotatedObject, subset: str | None = None) -> Record:
+    return Record(image_id=image_id, file="a.png", split="test", captions=("A.",), subset=subset, objects=objects)
 
 
 def generated(image_id: int, text: str) -> GeneratedCaptions:
@@ -36,7 +36,7 @@ def generated(image_id: int, text: str) -> GeneratedCaptions:
     return GeneratedCaptions(image_id=image_id, captions=(caption,), attention=np.array(attention, np.float16))
 
 
-def score(text: str, *objects: Thing) -> dict[str, Any]:
+def score(text: str, *objects: AnnotatedObject) -> dict[str, Any]:
     return score_scenes([record(1, *objects)], {1: generated(1, text)}, GRID)
 
 
@@ -105,7 +105,7 @@ def test_words_that_refer_to_objects_in_the_image(text, kinds):
 
 
 def test_a_relation_refers_to_the_objects_on_both_sides():
-    second_cube = Thing(attributes=OBJECTS[0].attributes, box=(0.5, 0.0, 0.25, 0.5))
+    second_cube = AnnotatedObject(attributes=OBJECTS[0].attributes, box=(0.5, 0.0, 0.25, 0.5))
     words = grounded_words(["two", "red", "cubes", "stand", "behind", "a", "ball"], (*OBJECTS, second_cube))
     assert words[-1] == GroundedWord(position=4, kind="relation", boxes=(CUBE, BALL, second_cube.box))
     assert words[0].boxes == words[1].boxes == (CUBE, second_cube.box)

@@ -6,75 +6,81 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.captions.records import Thing
-from pipeline.scenes import caption_checker as judge
-from pipeline.scenes.caption_checker import WORD_KINDS
-from pipeline.scenes.caption_templates import canonical_caption, captions
-from pipeline.scenes.scene import COLORS, FLOORS, SHAPES, SIZES, Body, Scene, draw_scene
+from pipeline.captions.records import AnnotatedObject
+from pipeline.scenes.caption_checker import (
+    count_relations,
+    find_mentions,
+    find_relations,
+    matching_objects,
+    names_correctly,
+)
+from pipeline.scenes.caption_templates import canonical_caption, sample_captions
+from pipeline.scenes.scene import COLORS, Scene, SceneObject, sample_scene
+from pipeline.scenes.synonyms import WORD_MEANINGS
 
 SEEDS = st.integers(0, 2**32 - 1)
-GLUE = ["a", "the", "two", "other", "objects", "and", "on", "in", "to", "of", "is", "stand", "floor", "?"]
-ANY_WORDS = st.lists(st.sampled_from([*WORD_KINDS, *GLUE]), max_size=25)
+FUNCTION_WORDS = ["a", "the", "two", "other", "objects", "and", "on", "in", "to", "of", "is", "stand", "floor", "?"]
+ANY_WORDS = st.lists(st.sampled_from([*WORD_MEANINGS, *FUNCTION_WORDS]), max_size=25)
 
 
 def kind_of(word: str) -> str | None:
-    return WORD_KINDS[word][0] if word in WORD_KINDS else None
+    return WORD_MEANINGS[word][0] if word in WORD_MEANINGS else None
 
 
 def words(caption: str) -> list[str]:
     return re.findall("[a-z]+", caption.lower())
 
 
-def thing(color: str, shape: str, across: float, foot: float = 0.6, size: str = "small") -> Thing:
+def annotated(color: str, shape: str, x: float, bottom: float = 0.6, size: str = "small") -> AnnotatedObject:
     attributes = {"shape": shape, "color": color, "size": size, "texture": "matte"}
-    return Thing(attributes=attributes, box=(across - 0.05, foot - 0.1, 0.1, 0.1))
+    return AnnotatedObject(attributes=attributes, box=(x - 0.05, bottom - 0.1, 0.1, 0.1))
 
 
-def seen(body: Body) -> Thing:
-    """Project a body as a camera of height 2.7 does, near enough."""
-    width = (1.0 if body.size == "large" else 0.55) * 1.8 / body.z
-    center, foot = 0.5 + 1.8 * body.x / body.z, 2.7 / body.z
+def project(obj: SceneObject) -> AnnotatedObject:
+    """Annotate an object as seen by a camera of height 2.7, approximately."""
+    width = (1.0 if obj.size == "large" else 0.55) * 1.8 / obj.z
+    center_x, bottom = 0.5 + 1.8 * obj.x / obj.z, 2.7 / obj.z
     attributes: dict[str, str] = {
-        "shape": body.shape,
-        "color": body.color,
-        "size": body.size,
-        "texture": body.texture,
+        "shape": obj.shape,
+        "color": obj.color,
+        "size": obj.size,
+        "texture": obj.texture,
     }
-    return Thing(attributes=attributes, box=(center - width / 2, foot - width, width, width))
+    return AnnotatedObject(attributes=attributes, box=(center_x - width / 2, bottom - width, width, width))
 
 
-def drawn(seed: int) -> tuple[Scene, list[Thing], list[list[str]]]:
-    """Draw a scene, its things, and the words of its five captions and its canonical one."""
+def sample(seed: int) -> tuple[Scene, list[AnnotatedObject], list[list[str]]]:
+    """Sample a scene; return it with its annotated objects and the words of its captions and canonical caption."""
     rng = np.random.default_rng(seed)
-    scene = draw_scene(rng, forbidden=frozenset(), required=None, duplicate_rate=0.35)
-    across = [0.5 + 1.8 * body.x / body.z for body in scene.bodies]
-    told = [*captions(scene, rng, across), canonical_caption(scene, across)]
-    return scene, [seen(body) for body in scene.bodies], [words(caption) for caption in told]
+    scene = sample_scene(rng, forbidden=frozenset(), required=None, duplicate_rate=0.35)
+    center_x = [0.5 + 1.8 * obj.x / obj.z for obj in scene.objects]
+    captions = [*sample_captions(scene, rng, center_x), canonical_caption(scene, center_x)]
+    return scene, [project(obj) for obj in scene.objects], [words(caption) for caption in captions]
 
 
-ROOM = [
-    thing("red", "cube", 0.2),
-    thing("red", "cube", 0.4, size="large"),
-    thing("blue", "sphere", 0.6, foot=0.8),
-    thing("green", "ring", 0.8, foot=0.4),
+OBJECTS = [
+    annotated("red", "cube", 0.2),
+    annotated("red", "cube", 0.4, size="large"),
+    annotated("blue", "sphere", 0.6, bottom=0.8),
+    annotated("green", "ring", 0.8, bottom=0.4),
 ]
 
 
-def test_mentions_give_attributes_places_and_counts() -> None:
-    found = judge.mentions(words("Two tiny dotted red blocks stand behind an orange ball on a wooden floor."))
-    assert [mention.attributes for mention in found] == [
+def test_mentions_have_attributes_positions_and_counts() -> None:
+    mentions = find_mentions(words("Two tiny dotted red blocks stand behind an orange ball on a wooden floor."))
+    assert [mention.attributes for mention in mentions] == [
         {"size": "small", "texture": "spotted", "color": "red", "shape": "cube"},
         {"color": "orange", "shape": "sphere"},
     ]
-    assert [mention.positions for mention in found] == [
+    assert [mention.positions for mention in mentions] == [
         {"size": 1, "texture": 2, "color": 3, "shape": 4},
         {"color": 8, "shape": 9},
     ]
-    assert [(mention.count, mention.start, mention.stop) for mention in found] == [(2, 0, 5), (1, 7, 10)]
+    assert [(mention.count, mention.start, mention.stop) for mention in mentions] == [(2, 0, 5), (1, 7, 10)]
 
 
 @pytest.mark.parametrize(
-    ("caption", "named"),
+    ("caption", "expected"),
     [
         ("red cubes", [(2, {"color": "red", "shape": "cube"})]),
         ("the red cube", [(1, {"color": "red", "shape": "cube"})]),
@@ -88,18 +94,18 @@ def test_mentions_give_attributes_places_and_counts() -> None:
         ("", []),
     ],
 )
-def test_mentions_of_odd_phrases(caption: str, named: list[tuple[int, dict[str, str]]]) -> None:
-    assert [(mention.count, mention.attributes) for mention in judge.mentions(words(caption))] == named
+def test_mentions_of_unusual_phrases(caption: str, expected: list[tuple[int, dict[str, str]]]) -> None:
+    assert [(mention.count, mention.attributes) for mention in find_mentions(words(caption))] == expected
 
 
-def test_a_mention_matches_things_of_which_all_it_names_is_true() -> None:
-    assert judge.matches(judge.mentions(["red", "cube"])[0], ROOM) == [0, 1]
-    assert judge.matches(judge.mentions(["big", "red", "cube"])[0], ROOM) == [1]
-    assert judge.matches(judge.mentions(["blue", "cube"])[0], ROOM) == []
+@pytest.mark.parametrize(("phrase", "indices"), [("red cube", [0, 1]), ("big red cube", [1]), ("blue cube", [])])
+def test_matching_objects_have_all_attributes_of_the_mention(phrase: str, indices: list[int]) -> None:
+    (mention,) = find_mentions(phrase.split())
+    assert matching_objects(mention, OBJECTS) == indices
 
 
 @pytest.mark.parametrize(
-    ("caption", "verdict"),
+    ("caption", "expected"),
     [
         ("two red cubes and a blue ball", True),
         ("three red cubes", False),
@@ -112,15 +118,16 @@ def test_a_mention_matches_things_of_which_all_it_names_is_true() -> None:
         ("the tiles on the left", None),
     ],
 )
-def test_names_rightly(caption: str, verdict: bool | None) -> None:
-    assert judge.names_rightly(words(caption), ROOM) is verdict
+def test_names_correctly(caption: str, expected: bool | None) -> None:
+    assert names_correctly(words(caption), OBJECTS) is expected
 
 
 @pytest.mark.parametrize(
-    ("caption", "right", "total"),
+    ("caption", "num_correct", "num_total"),
     [
         ("a red cube stands to the left of a blue ball", 1, 1),
         ("a blue ball is to the right of two red cubes", 1, 1),
+        ("a blue ball is on the right of two red cubes", 1, 1),
         ("a blue ball is on the left of two red cubes", 0, 1),
         ("two red cubes stand to the left of a blue ball and a green ring", 2, 2),
         ("two red cubes and a green ring are on the left of a blue ball on the sand", 1, 2),
@@ -135,12 +142,12 @@ def test_names_rightly(caption: str, verdict: bool | None) -> None:
         ("from left to right there are two red cubes and a blue ball", 0, 0),
     ],
 )
-def test_relations(caption: str, right: int, total: int) -> None:
-    assert judge.relations(words(caption), ROOM) == (right, total)
+def test_count_relations(caption: str, num_correct: int, num_total: int) -> None:
+    assert count_relations(words(caption), OBJECTS) == (num_correct, num_total)
 
 
 @pytest.mark.parametrize(
-    ("caption", "wanted"),
+    ("caption", "expected"),
     [
         ("a red cube and a ball are in front of a ring", [("front", 8, ["cube", "sphere"], ["ring"])]),
         ("a ball stands between a red cube and a ring", [("between", 3, ["sphere"], ["cube", "ring"])]),
@@ -152,72 +159,65 @@ def test_relations(caption: str, right: int, total: int) -> None:
         ("behind a ball", []),
     ],
 )
-def test_statements(caption: str, wanted: list[tuple[str, int, list[str], list[str]]]) -> None:
-    found = [
+def test_find_relations(caption: str, expected: list[tuple[str, int, list[str], list[str]]]) -> None:
+    relations = [
         (
-            said.relation,
-            said.position,
-            sorted(mention.attributes["shape"] for mention in said.subjects),
-            sorted(mention.attributes["shape"] for mention in said.objects),
+            relation.name,
+            relation.position,
+            sorted(mention.attributes["shape"] for mention in relation.subjects),
+            sorted(mention.attributes["shape"] for mention in relation.landmarks),
         )
-        for said in judge.statements(words(caption))
+        for relation in find_relations(words(caption))
     ]
-    assert found == wanted
+    assert relations == expected
 
 
 @given(SEEDS)
-def test_captions_of_a_scene_are_judged_right_for_it(seed: int) -> None:
-    scene, things, told = drawn(seed)
-    for caption in told:
-        assert judge.names_rightly(caption, things) is True
-        assert all(judge.matches(mention, things) for mention in judge.mentions(caption))
-        right, total = judge.relations(caption, things)
-        assert right == total
-        floors = {WORD_KINDS[word][1] for word in caption if kind_of(word) == "floor"}
+def test_captions_of_a_scene_are_correct_for_it(seed: int) -> None:
+    scene, objects, captions = sample(seed)
+    for caption in captions:
+        assert names_correctly(caption, objects) is True
+        assert all(matching_objects(mention, objects) for mention in find_mentions(caption))
+        num_correct, num_total = count_relations(caption, objects)
+        assert num_correct == num_total
+        floors = {WORD_MEANINGS[word][1] for word in caption if kind_of(word) == "floor"}
         assert floors <= {scene.floor}
 
 
 @given(SEEDS, st.data())
-def test_a_color_that_is_not_in_the_scene_is_judged_wrong(seed: int, data: st.DataObject) -> None:
-    scene, things, told = drawn(seed)
-    caption = data.draw(st.sampled_from(told))
-    absent = sorted(set(COLORS) - {body.color for body in scene.bodies})
-    place = data.draw(st.sampled_from([i for i, word in enumerate(caption) if word in COLORS]))
-    caption[place] = data.draw(st.sampled_from(absent))
-    assert judge.names_rightly(caption, things) is False
+def test_a_color_that_is_not_in_the_scene_is_incorrect(seed: int, data: st.DataObject) -> None:
+    scene, objects, captions = sample(seed)
+    caption = data.draw(st.sampled_from(captions))
+    absent = sorted(set(COLORS) - {obj.color for obj in scene.objects})
+    index = data.draw(st.sampled_from([i for i, word in enumerate(caption) if word in COLORS]))
+    caption[index] = data.draw(st.sampled_from(absent))
+    assert names_correctly(caption, objects) is False
 
 
 @given(SEEDS)
-def test_swapped_sides_are_judged_wrong(seed: int) -> None:
-    _, things, told = drawn(seed)
-    mirror = {"left": "right", "right": "left"}
-    for caption in told:
+def test_swapping_left_and_right_makes_relations_incorrect(seed: int) -> None:
+    _, objects, captions = sample(seed)
+    swapped = {"left": "right", "right": "left"}
+    for caption in captions:
         if "left" in caption and "between" not in caption:
-            right, _ = judge.relations([mirror.get(word, word) for word in caption], things)
-            assert right == 0
+            num_correct, _ = count_relations([swapped.get(word, word) for word in caption], objects)
+            assert num_correct == 0
 
 
 @given(ANY_WORDS)
-def test_any_words_are_judged(caption: list[str]) -> None:
-    found = judge.mentions(caption)
-    for mention in found:
+def test_any_sequence_of_words_is_accepted(caption: list[str]) -> None:
+    mentions = find_mentions(caption)
+    for mention in mentions:
         assert mention.count >= 1
         assert mention.attributes.keys() & {"shape", "color"}
         assert mention.attributes.keys() == mention.positions.keys()
-        for kind, place in mention.positions.items():
-            assert mention.start <= place < mention.stop
-            assert WORD_KINDS[caption[place]] == (kind, mention.attributes[kind])
-    assert all(one.stop <= other.start for one, other in pairwise(found))
-    named = {place for mention in found for place in mention.positions.values()}
-    assert named >= {place for place, word in enumerate(caption) if kind_of(word) == "shape"}
+        for kind, index in mention.positions.items():
+            assert mention.start <= index < mention.stop
+            assert WORD_MEANINGS[caption[index]] == (kind, mention.attributes[kind])
+    assert all(first.stop <= second.start for first, second in pairwise(mentions))
+    indices = {index for mention in mentions for index in mention.positions.values()}
+    assert indices >= {index for index, word in enumerate(caption) if kind_of(word) == "shape"}
 
-    assert (judge.names_rightly(caption, ROOM) is None) == (not found)
-    right, total = judge.relations(caption, ROOM)
-    assert 0 <= right <= total
-
-
-def test_every_value_of_the_world_but_matte_has_words() -> None:
-    meanings = set(WORD_KINDS.values())
-    for kind, values in {"shape": SHAPES, "color": COLORS, "size": SIZES, "floor": FLOORS}.items():
-        assert {value for other, value in meanings if other == kind} == set(values)
-    assert {value for kind, value in meanings if kind == "texture"} == {"shiny", "striped", "spotted"}
+    assert (names_correctly(caption, OBJECTS) is None) == (not mentions)
+    num_correct, num_total = count_relations(caption, OBJECTS)
+    assert 0 <= num_correct <= num_total

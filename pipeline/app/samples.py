@@ -8,10 +8,10 @@ import streamlit as st
 from pipeline.app.uploads import Picture, as_jpeg
 from pipeline.captions.records import read_records
 from pipeline.errors import UserError
-from pipeline.features.images import read_bytes, read_image
+from pipeline.features.images import read_image, read_image_file
 from pipeline.params import read_yaml
 from pipeline.scenes.renderer import render
-from pipeline.scenes.scene import draw_scene
+from pipeline.scenes.scene import sample_scene
 
 COUNT = 8
 THUMBNAIL = 112
@@ -42,9 +42,9 @@ def _of_the_dataset(params: Path, prepared: Path) -> list[Picture]:
     test = [record for record in read_records(prepared) if record.split == "test"]
     step = max(1, len(test) // COUNT)
     paths = [Path(dataset["root"], dataset["images"], record.file) for record in test[::step][:COUNT]]
-    return [Picture(name=path.name, content=read_bytes(path)) for path in paths]
+    return [Picture(name=path.name, content=read_image_file(path)) for path in paths]
 
 
 def _scene(seed: int) -> Picture:
-    scene = draw_scene(np.random.default_rng(seed), forbidden=frozenset(), required=None, duplicate_rate=0.2)
+    scene = sample_scene(np.random.default_rng(seed), forbidden=frozenset(), required=None, duplicate_rate=0.2)
     return Picture(name=f"scene {seed + 1}", content=as_jpeg(render(scene, SCENE).image))

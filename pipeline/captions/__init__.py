@@ -1,1 +1,1 @@
-"""Captions: from any source format to records, and from records to token ids."""
+"""Caption datasets in any source format, the records made from them, the vocabulary and the token ids."""

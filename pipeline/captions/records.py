@@ -1,6 +1,6 @@
-"""The record: one image with its split, its captions and, where they are known, the things shown in it.
+"""Records: one per image, with its split, its captions and any annotated objects.
 
-`records.jsonl` holds one record a line, ordered by image id, whatever format the dataset came in.
+`records.jsonl` holds one record per line, sorted by image id, whatever the source format.
 """
 
 import json
@@ -11,20 +11,21 @@ from typing import Literal, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.artifacts import write_atomically
+from pipeline.artifacts import read_bytes, write_atomically
 from pipeline.errors import UserError
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 RECORDS_FILE = "records.jsonl"
+_REMEDY = "Run `dvc repro -f -s prepare`."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Thing:
-    """Something that the image is known to show."""
+class AnnotatedObject:
+    """An object in the image, with its attributes and bounding box."""
 
     attributes: dict[str, str]
-    """Its kinds and their words, such as `{"shape": "cube", "color": "red"}`."""
+    """Attribute values by name, such as `{"shape": "cube", "color": "red"}`."""
     box: tuple[float, float, float, float]
     """Left, top, width and height, as fractions of the image's width and height."""
 
@@ -35,43 +36,47 @@ class Record:
 
     image_id: int
     file: str
-    """Path below the image folder, with forward slashes."""
+    """Path relative to the image folder, with forward slashes."""
     split: Split
     captions: tuple[str, ...]
-    """As the dataset has them, stripped of outer white space; at least one."""
+    """Captions as in the dataset, stripped of surrounding whitespace; at least one."""
     subset: str | None = None
-    """Name of a part of the split whose scores are reported apart."""
-    things: tuple[Thing, ...] = ()
+    """Part of the split whose scores are also reported separately."""
+    objects: tuple[AnnotatedObject, ...] = ()
+    """Annotated objects; empty if the dataset has no such annotations."""
 
 
-_record = TypeAdapter(Record)
+_record_adapter = TypeAdapter(Record)
 
 
 def write_records(folder: Path, records: Iterable[Record]) -> None:
-    """Write `records.jsonl` into `folder`, ordered by image id."""
+    """Write `records.jsonl` into `folder`, sorted by image id."""
     ordered = sorted(records, key=lambda record: record.image_id)
     lines = [json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in ordered]
     write_atomically(folder / RECORDS_FILE, "".join(lines))
 
 
 def read_records(folder: Path, split: Split | None = None) -> list[Record]:
-    """Read `records.jsonl` from `folder`: all records or those of one split, by ascending image id.
+    """Read `records.jsonl` from `folder`.
 
-    Raises `UserError`, naming file and line, where the file is missing or a line is no record.
+    Args:
+        folder: Output folder of stage `prepare`.
+        split: The split to read; None reads all records.
+
+    Returns:
+        Records sorted by image id.
+
+    Raises:
+        UserError: The file is missing, or a line is not a valid record.
     """
-    return [record for record in _parse(folder / RECORDS_FILE) if split in (None, record.split)]
+    return [record for record in _parse_records(folder / RECORDS_FILE) if split in (None, record.split)]
 
 
-def _parse(path: Path) -> Iterator[Record]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; run `dvc repro prepare`")
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield _record.validate_json(line)
-            except ValidationError as error:
-                fault = error.errors()[0]
-                place = ".".join(str(part) for part in fault["loc"])
-                raise UserError(
-                    f"{path}, line {number}: is no record ({place}: {fault['msg']}); run `dvc repro -f -s prepare`"
-                ) from error
+def _parse_records(path: Path) -> Iterator[Record]:
+    for line_number, line in enumerate(read_bytes(path, _REMEDY).splitlines(), start=1):
+        try:
+            yield _record_adapter.validate_json(line)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            key = ".".join(str(part) for part in fault["loc"])
+            raise UserError(f"{path}:{line_number}: not a valid record ({key}: {fault['msg']}). {_REMEDY}") from error

@@ -1,4 +1,4 @@
-"""The tokenizer: from a caption to its words."""
+"""The word tokenizer and its params."""
 
 from collections.abc import Callable
 from typing import Annotated, Literal
@@ -10,28 +10,28 @@ from pipeline.params import params_section
 
 @params_section
 class TokenizeParams:
-    """How captions become words, and which words are known."""
+    """Section `tokenize`: how to split captions into words, and which words are in the vocabulary."""
 
     lowercase: bool
-    """Whether words are lower-cased: `A` and `a` are then one word."""
+    """Lowercase every caption."""
     punctuation: Literal["drop", "keep"]
-    """Whether tokens without any letter or digit stay words of the caption."""
+    """Whether to drop or keep tokens without a letter or digit."""
     min_count: Annotated[int, Field(ge=1)]
-    """Times a word must occur in the train captions to be known; rarer ones become `<unk>`."""
+    """Minimum occurrences of a word in the train captions; rarer words become `<unk>`."""
     max_length: Annotated[int, Field(ge=1)]
-    """Words of a caption that are kept for training; what is beyond is cut off, and counted."""
+    """Maximum words of a caption for training; longer captions are truncated and counted."""
 
 
 def make_tokenizer(params: TokenizeParams) -> Callable[[str], list[str]]:
-    """Make the function from a caption to its words: spaCy's English rules, then case and punctuation."""
+    """Return a function that splits a caption into words by spaCy's rules for English."""
     import spacy
 
-    split = spacy.blank("en").tokenizer
+    spacy_tokenizer = spacy.blank("en").tokenizer
 
-    def words(caption: str) -> list[str]:
-        tokens = [token.text for token in split(caption.lower() if params.lowercase else caption)]
+    def tokenize(caption: str) -> list[str]:
+        tokens = [token.text for token in spacy_tokenizer(caption.lower() if params.lowercase else caption)]
         if params.punctuation == "drop":
             return [token for token in tokens if any(character.isalnum() for character in token)]
         return [token for token in tokens if not token.isspace()]
 
-    return words
+    return tokenize

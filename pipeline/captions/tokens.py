@@ -1,4 +1,7 @@
-"""From captions to token ids: the tokenizer, and `tokens.h5`, which this module alone reads and writes."""
+"""Token ids of captions, and `tokens.h5`, which only this module reads and writes.
+
+Shapes: `N` captions of a split, `T` ids per caption.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,70 +24,91 @@ _REMEDY = "Run `dvc repro -f -s tokenize`."
 TOKENS_FILE = "tokens.h5"
 VOCABULARY_FILE = "vocabulary.json"
 
+_DESCRIPTIONS = {
+    "tokens": "ids of <start>, the words, <end>, then <pad> (0); an id is an index into vocabulary.json",
+    "length": "number of ids before the padding",
+    "image_id": "image of the caption",
+    "caption": "words of the caption, joined by spaces, before rare words became <unk>",
+}
+
+_CaptionWords = tuple[int, list[str]]
+"""Image id and words of a caption."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionTokens:
-    """The captions of one split, in order of image id and then as the dataset has them."""
+    """The captions of one split, by image id, then in the dataset's order."""
 
     tokens: NDArray[np.int32]
-    """[N, T] ids: `<start>`, the words, `<end>`, then `<pad>`. A caption that was cut has no `<end>`."""
+    """[N, T] ids: `<start>`, the words, `<end>`, then `<pad>`. A truncated caption has no `<end>`."""
     length: NDArray[np.int32]
-    """[N] ids of the row before the padding begins."""
+    """[N] number of ids before the padding."""
     image_id: NDArray[np.int64]
-    """[N] the image that the caption describes."""
+    """[N] image of the caption."""
     captions: tuple[str, ...]
-    """N captions as their words joined by spaces, whole and with the words that the vocabulary lacks."""
+    """N captions, not truncated: words joined by spaces, including words that are not in the vocabulary."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizedDataset:
-    """Every split's tokens, the vocabulary of the train split, and what happened on the way."""
+    """Tokens of every split, the vocabulary of the train split, and the metrics of `tokenize`."""
 
     vocabulary: Vocabulary
     splits: dict[Split, CaptionTokens]
-    counts: dict[str, int | float]
+    metrics: dict[str, int | float]
 
 
 def tokenize(records: Sequence[Record], params: TokenizeParams, source: Path) -> TokenizedDataset:
-    """Tokenize every caption; build the vocabulary from the train captions alone.
+    """Tokenize every caption and build the vocabulary from the train captions.
 
-    Raises `UserError`, naming `source`, where an image has no caption with a word in it.
+    Args:
+        records: All records, sorted by image id.
+        params: Section `tokenize`.
+        source: File that errors name.
+
+    Raises:
+        UserError: All captions of an image are without words, or no word reaches `min_count`.
     """
     split_words = make_tokenizer(params)
-    captions: dict[Split, list[tuple[int, list[str]]]] = {split: [] for split in SPLITS}
-    wordless = 0
+    captions: dict[Split, list[_CaptionWords]] = {split: [] for split in SPLITS}
+    num_without_words = 0
     for record in records:
-        worded = [words for words in map(split_words, record.captions) if words]
-        if not worded:
+        tokenized = [words for words in map(split_words, record.captions) if words]
+        if not tokenized:
             raise UserError(
-                f"{source}: no caption of image {record.image_id} ({record.file}) has a word in it: "
-                f"{list(record.captions)}; mend the captions or leave the image out"
+                f"{source}: image {record.image_id} ({record.file}) has no caption with a word: "
+                f"{list(record.captions)}. Correct its captions, or remove the image."
             )
-        wordless += len(record.captions) - len(worded)
-        captions[record.split].extend((record.image_id, words) for words in worded)
+        num_without_words += len(record.captions) - len(tokenized)
+        captions[record.split].extend((record.image_id, words) for words in tokenized)
     vocabulary = Vocabulary.build((words for _, words in captions["train"]), params.min_count)
     if len(vocabulary) == len(SPECIALS):
-        raise UserError(f"{source}: no word occurs tokenize.min_count = {params.min_count} times; lower it")
-    longest = max(len(words) for rows in captions.values() for _, words in rows)
-    width = 2 + min(longest, params.max_length)
-    splits = {split: _arrays(captions[split], vocabulary, params.max_length, width) for split in SPLITS}
-    return TokenizedDataset(
-        vocabulary=vocabulary, splits=splits, counts=_counts(captions, vocabulary, params, wordless)
-    )
+        raise UserError(
+            f"{source}: no word occurs tokenize.min_count = {params.min_count} times. Lower tokenize.min_count."
+        )
+    longest = max(len(words) for split_captions in captions.values() for _, words in split_captions)
+    row_size = 2 + min(longest, params.max_length)  # T: <start>, the words, <end>
+    splits = {split: _to_arrays(captions[split], vocabulary, params.max_length, row_size) for split in SPLITS}
+    metrics = {
+        "vocab_size": len(vocabulary),
+        "num_captions_without_words": num_without_words,
+        **_split_metrics(captions, vocabulary, params.max_length),
+    }
+    return TokenizedDataset(vocabulary=vocabulary, splits=splits, metrics=metrics)
 
 
-def _arrays(
-    captions: Sequence[tuple[int, list[str]]], vocabulary: Vocabulary, max_length: int, width: int
+def _to_arrays(
+    captions: Sequence[_CaptionWords], vocabulary: Vocabulary, max_length: int, row_size: int
 ) -> CaptionTokens:
-    tokens = np.full((len(captions), width), PAD, dtype=np.int32)
-    length = np.zeros(len(captions), dtype=np.int32)
+    tokens = np.full((len(captions), row_size), PAD, dtype=np.int32)  # [N, T]
+    length = np.zeros(len(captions), dtype=np.int32)  # [N]
     for row, (_, words) in enumerate(captions):
         ids = [START, *vocabulary.encode(words[:max_length])]
         if len(words) <= max_length:
             ids.append(END)
         tokens[row, : len(ids)] = ids
         length[row] = len(ids)
-    image_id = np.array([image_id for image_id, _ in captions], dtype=np.int64)
+    image_id = np.array([image_id for image_id, _ in captions], dtype=np.int64)  # [N]
     return CaptionTokens(
         tokens=tokens,
         length=length,
@@ -93,35 +117,30 @@ def _arrays(
     )
 
 
-def _counts(
-    captions: dict[Split, list[tuple[int, list[str]]]],
-    vocabulary: Vocabulary,
-    params: TokenizeParams,
-    wordless: int,
+def _split_metrics(
+    captions: dict[Split, list[_CaptionWords]], vocabulary: Vocabulary, max_length: int
 ) -> dict[str, int | float]:
-    known = frozenset(vocabulary.words)
-    counts: dict[str, int | float] = {
-        "words_known": len(vocabulary) - len(SPECIALS),
-        "captions_without_words": wordless,
-    }
-    for split, rows in captions.items():
-        words = sum(len(words) for _, words in rows)
-        unknown = sum(word not in known for _, words in rows for word in words)
-        counts[f"{split}_captions"] = len(rows)
-        counts[f"{split}_captions_cut"] = sum(len(words) > params.max_length for _, words in rows)
-        counts[f"{split}_words_a_caption"] = round(words / max(1, len(rows)), 3)
-        counts[f"{split}_share_unknown"] = round(unknown / max(1, words), 6)
-    return counts
+    in_vocabulary = frozenset(vocabulary.words)
+    metrics: dict[str, int | float] = {}
+    for split, split_captions in captions.items():
+        num_words = sum(len(words) for _, words in split_captions)
+        num_unk = sum(word not in in_vocabulary for _, words in split_captions for word in words)
+        metrics[f"{split}_num_captions"] = len(split_captions)
+        metrics[f"{split}_num_truncated"] = sum(len(words) > max_length for _, words in split_captions)
+        metrics[f"{split}_words_per_caption"] = round(num_words / max(1, len(split_captions)), 3)
+        metrics[f"{split}_unk_rate"] = round(num_unk / max(1, num_words), 6)
+    return metrics
 
 
 def write_tokens(path: Path, dataset: TokenizedDataset, params: TokenizeParams, fingerprint: str) -> None:
-    """Write `tokens.h5`: a group a split, described by attributes."""
-    descriptions = {
-        "tokens": "ids of <start>, the words, <end>, then <pad> (0); an id is a position in vocabulary.json",
-        "length": "ids of the row before the padding begins",
-        "image_id": "the image that the caption describes",
-        "caption": "the caption's words joined by spaces, before rare words became <unk>",
-    }
+    """Write `tokens.h5`, with one group per split.
+
+    Args:
+        path: The file.
+        dataset: The tokens of every split.
+        params: Params that `dataset` was tokenized with.
+        fingerprint: Fingerprint of params and records, recorded as an attribute.
+    """
     with h5py.File(path, "w") as file:
         file.attrs.update(
             {
@@ -141,14 +160,15 @@ def write_tokens(path: Path, dataset: TokenizedDataset, params: TokenizeParams, 
             group["length"] = captions.length
             group["image_id"] = captions.image_id
             group.create_dataset("caption", data=list(captions.captions), dtype=h5py.string_dtype())
-            for name, description in descriptions.items():
+            for name, description in _DESCRIPTIONS.items():
                 group[name].attrs["description"] = description
 
 
 def read_tokens(path: Path, split: Split) -> CaptionTokens:
     """Read one split of `tokens.h5`.
 
-    Raises `UserError`, naming the file, where it is missing, no HDF5 file or of another schema.
+    Raises:
+        UserError: The file is missing, damaged, or of another schema.
     """
     with open_artifact(path, SCHEMA, _REMEDY) as file:
         group = file[split]
@@ -161,23 +181,24 @@ def read_tokens(path: Path, split: Split) -> CaptionTokens:
 
 
 def require_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
-    """See that the ids of a `tokens.h5` are positions in this vocabulary.
+    """Check that `tokens.h5` was written with this vocabulary.
 
-    Raises `UserError` where they are of another, and as `read_tokens` does.
+    Raises:
+        UserError: It was written with another vocabulary, or cannot be read.
     """
     with open_artifact(path, SCHEMA, _REMEDY) as file:
-        found = file.attrs["vocabulary_digest"]
-    if found != vocabulary.digest:
+        digest = file.attrs["vocabulary_digest"]
+    if digest != vocabulary.digest:
         raise UserError(
-            f"{path}: its ids are of the vocabulary {found}, but {VOCABULARY_FILE} beside it is {vocabulary.digest};"
-            " make both again with `dvc repro -f -s tokenize`"
+            f"{path}: written with vocabulary {digest}, but {VOCABULARY_FILE} is {vocabulary.digest}. {_REMEDY}"
         )
 
 
 def read_tokenization(path: Path) -> Tokenization:
     """Read how the captions of a `tokens.h5` were tokenized.
 
-    Raises `UserError` as `read_tokens` does.
+    Raises:
+        UserError: The file is missing, damaged, or of another schema.
     """
     with open_artifact(path, SCHEMA, _REMEDY) as file:
         return spacy_tokenization(
@@ -188,7 +209,7 @@ def read_tokenization(path: Path) -> Tokenization:
 
 
 def references(captions: CaptionTokens) -> dict[int, list[list[str]]]:
-    """The captions of each image as lists of words, by ascending image id."""
+    """Group the captions by image, each as a list of words, by ascending image id."""
     by_image: dict[int, list[list[str]]] = {}
     for image_id, caption in zip(captions.image_id.tolist(), captions.captions, strict=True):
         by_image.setdefault(image_id, []).append(caption.split(" "))

@@ -7,11 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.captions.records import Record, Thing
+from pipeline.captions.records import AnnotatedObject, Record
 from pipeline.generation.caption_io import GeneratedCaptions
 from pipeline.metrics import grounding
 from pipeline.metrics.grounding import Box
-from pipeline.scenes.caption_checker import matches, mentions, names_rightly, relations, statements
+from pipeline.scenes.caption_checker import (
+    count_relations,
+    find_mentions,
+    find_relations,
+    matching_objects,
+    names_correctly,
+)
 
 NAMES_PROTOCOL = [
     "accuracy: fraction of captions in which every mention is correct, among captions that name an object",
@@ -63,7 +69,7 @@ def score_scenes(
         JSON values: scores of all images and of each subset, with their protocol. If no record has objects, only
         `num_images`, 0.
     """
-    annotated = [record for record in records if record.things]
+    annotated = [record for record in records if record.objects]
     if not annotated:
         return {"num_images": 0}
     scores = _score(annotated, generated, grid)
@@ -78,8 +84,8 @@ def score_scenes(
 def _score(
     records: Sequence[Record], generated: Mapping[int, GeneratedCaptions], grid: tuple[int, int]
 ) -> dict[str, Any]:
-    names_correct = [names_rightly(generated[record.image_id].words, record.things) for record in records]
-    relation_counts = [relations(generated[record.image_id].words, record.things) for record in records]
+    names_correct = [names_correctly(generated[record.image_id].words, record.objects) for record in records]
+    relation_counts = [count_relations(generated[record.image_id].words, record.objects) for record in records]
     num_relations = sum(total for _, total in relation_counts)
     attention = _grounding_by_kind(records, generated, grid)
     object_words = [scores for kind in attention.keys() - {"relation"} for scores in attention[kind]]
@@ -100,23 +106,23 @@ def _score(
     }
 
 
-def grounded_words(words: Sequence[str], things: Sequence[Thing]) -> list[GroundedWord]:
+def grounded_words(words: Sequence[str], objects: Sequence[AnnotatedObject]) -> list[GroundedWord]:
     """Find the words of a caption that refer to objects in the image, as `ATTENTION_PROTOCOL` defines it."""
     grounded = []
-    for mention in mentions(words):
-        if indices := matches(mention, things):
-            boxes = tuple(things[index].box for index in indices)
+    for mention in find_mentions(words):
+        if indices := matching_objects(mention, objects):
+            boxes = tuple(objects[index].box for index in indices)
             grounded += [
                 GroundedWord(position=position, kind=kind, boxes=boxes) for kind, position in mention.positions.items()
             ]
-    for statement in statements(words):
+    for relation in find_relations(words):
         sides = [
-            {index for mention in side for index in matches(mention, things)}
-            for side in (statement.subjects, statement.objects)
+            {index for mention in side for index in matching_objects(mention, objects)}
+            for side in (relation.subjects, relation.landmarks)
         ]
         if all(sides):
-            boxes = tuple(things[index].box for index in sorted(set.union(*sides)))
-            grounded.append(GroundedWord(position=statement.position, kind="relation", boxes=boxes))
+            boxes = tuple(objects[index].box for index in sorted(set.union(*sides)))
+            grounded.append(GroundedWord(position=relation.position, kind="relation", boxes=boxes))
     return grounded
 
 
@@ -127,7 +133,7 @@ def _grounding_by_kind(
     scores: dict[str, list[_GroundingScores]] = defaultdict(list)
     for record in records:
         caption = generated[record.image_id]
-        for word in grounded_words(caption.words, record.things):
+        for word in grounded_words(caption.words, record.objects):
             attention = caption.attention[word.position].reshape(grid)  # [H, W]
             scores[word.kind].append(
                 _GroundingScores(

@@ -1,12 +1,14 @@
-"""All images of a dataset through the encoder, once: a run takes up every row that earlier ones finished.
+"""Encode the images of a dataset into a feature store, reusing every row that earlier runs finished.
 
-Images are told apart by their bytes. A run first digests all of them and plans shards of what no finished shard
-holds; the plan, and so every byte of a shard, is the same whichever process of how many encodes it, and when.
+Images are identified by SHA-256. A run first digests all of them and plans shards for the rows that are missing. The
+plan, and so every byte of a shard, is the same whichever process encodes it, of however many.
 
-B pictures a batch, S side of the picture in px, P regions of a grid, C channels.
+Shapes: B images of a batch, N views of one image, R rows of a shard, S side of the image in px, P regions of a grid,
+C channels.
 """
 
 import json
+import logging
 import shutil
 import time
 from collections import deque
@@ -40,126 +42,138 @@ from pipeline.features.encoder import (
     runs_on_cpu,
     weights_digest,
 )
-from pipeline.features.images import Pixels, View, read_bytes, read_views
+from pipeline.features.images import Pixels, View, read_image_file, read_views
 from pipeline.features.store import EncoderSpec, Grids, RowKey, Shard, intact_shards, write_index, write_shard
+
+logger = logging.getLogger("gridcap")
 
 STAGE = "encode"
 RUNS_FILE = "runs.jsonl"
-# What a kill may cost, and, as it decides which rows share a file, part of the published bytes.
+
+# Bounds the work that a kill can lose. It decides which rows share a file, so it is part of the published bytes.
 ROWS_PER_SHARD = 128
 
-# Batches encoded at once, each by its share of the processors: where decoding takes one from a batch, its others wait
-# for that one, but those of the other batch go on.
+# Batches encoded at once, each on its share of the cores. When image decoding takes a core from one batch, the threads
+# of that batch wait for each other, but those of the other batch continue.
 CONCURRENT_BATCHES = 2
 
-# Whose pictures are read: the one encoded and the next, and one more while a shard is written.
-_SHARDS_AHEAD = 2
+# Shards whose images are decoded ahead: the one being encoded and the next.
+_PREFETCHED_SHARDS = 2
 
-_FAULTS_TOLD = 5
+_MAX_LISTED_FAULTS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counts:
+class EncodeCounts:
     """What one run did."""
 
     encoded: int
-    """Images that went through the ResNet."""
+    """Images encoded."""
     reused: int
-    """Images all of whose rows earlier runs, or an equal file, had made."""
+    """Images whose rows all existed already, from earlier runs or from a file with the same bytes."""
     removed: int
     """Rows of earlier runs that no image needs any more."""
     failed: int
     """Images that could not be read."""
 
     def __str__(self) -> str:
-        return ", ".join(f"{count} {what}" for what, count in asdict(self).items())
+        return ", ".join(f"{count} {name}" for name, count in asdict(self).items())
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """What a run did, and what it published."""
+class EncodeResult:
+    """What one run did and published."""
 
-    counts: Counts
-    images: int
-    shards: int
-    """Files published."""
+    counts: EncodeCounts
+    num_images: int
+    num_shards: int
     views: tuple[View, ...]
     spec: EncoderSpec
 
     @property
     def metrics(self) -> dict[str, int]:
-        """What describes the store, however many runs it took."""
-        regions, channels = self.spec.grid_shape
+        """Metrics of the store, the same however many runs it took."""
+        num_regions, channels = self.spec.grid_shape
         return {
-            "images": self.images,
-            "views": len(self.views),
-            "shards": self.shards,
+            "num_images": self.num_images,
+            "num_views": len(self.views),
+            "num_shards": self.num_shards,
             "grid_height": self.spec.grid_height,
             "grid_width": self.spec.grid_width,
             "channels": channels,
-            "bytes_an_image": len(self.views) * regions * channels * np.dtype(np.float16).itemsize,
+            "bytes_per_image": len(self.views) * num_regions * channels * np.dtype(np.float16).itemsize,
         }
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Image:
-    """An image file of which rows are missing."""
+class _PlannedImage:
+    """An image file with missing rows."""
 
     image_id: int
     path: Path
-    content: str
-    """SHA-256 of its bytes."""
+    sha256: str
     views: tuple[View, ...]
-    """Those that are missing."""
+    """Views whose rows are missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Picture:
-    image: _Image
+class _DecodedImage:
+    planned: _PlannedImage
     pixels: Pixels
-    """uint8 [views, S, S, 3]."""
+    """uint8 [N, S, S, 3]."""
 
 
 def encode(
     records: Sequence[Record],
-    images: Path,
+    image_dir: Path,
     params: EncodeParams,
     work: Path,
     out: Path,
     device: torch.device,
-    threads: int,
+    num_threads: int,
     processes: Processes = SINGLE_PROCESS,
-) -> Encoded:
-    """Encode the records' images below the folder `images` and publish them as a feature store at `out`.
+) -> EncodeResult:
+    """Encode the images of a dataset and publish them as a feature store.
 
-    Finished shards stay in a folder of `work`, where a run after a kill, or of a changed dataset, finds them; what
-    each run did is a line of `RUNS_FILE` there. A row depends on the image's bytes, the view and the encoder
-    setting alone. `threads` read and decode images ahead of the encoder. All `ranks` call this with the same
-    arguments and folders; the first publishes.
+    Finished shards stay in the work folder and are reused by later runs, also of a changed dataset. A row depends on
+    the bytes of the image file, the view and the encoder spec alone. All `processes` must call this with the same
+    arguments on shared folders; rank 0 publishes.
 
-    Raises `UserError` for weights that do not fit, for a full disk, and, when all else is encoded, for images that
-    are missing or unreadable; what stood at `out` then stands there still.
+    Args:
+        records: Records of the images.
+        image_dir: Folder that the records' files are relative to.
+        params: Section `encode`.
+        work: Root of the work folders; each run appends a line to `encode/runs.jsonl` in it.
+        out: Folder of the store, replaced at the end.
+        device: Where the encoder runs; int8 runs on the CPU anyway.
+        num_threads: Threads that read and decode images ahead of the encoder.
+        processes: The processes that share the work.
+
+    Raises:
+        UserError: The weights do not match or the disk is full; or, after all other images are encoded, an image is
+            missing or unreadable. `out` is then unchanged.
     """
     encoder = load_encoder(params)
-    spec = encoder_setting(encoder, params)
+    spec = encoder_spec(encoder, params)
     network = for_inference(encoder, params.precision, params.compile, device)
-    # Compiled, it takes all processors whoever calls it.
-    lanes = CONCURRENT_BATCHES if runs_on_cpu(params.precision, device) and not params.compile else 1
+    # A compiled network uses all cores for each batch.
+    concurrent_batches = CONCURRENT_BATCHES if runs_on_cpu(params.precision, device) and not params.compile else 1
     try:
         with processes.work_folder(work, STAGE, spec.fingerprint) as folder:
-            return _Run(folder, spec, params.views, network, lanes, threads, processes).encode(records, images, out)
+            job = _EncodeJob(folder, spec, params.views, network, concurrent_batches, num_threads, processes)
+            return job.run(records, image_dir, out)
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
         raise UserError(
-            f"{error.filename or work}: cannot be written ({error.strerror}); free space and run again:"
-            " finished shards are kept"
+            f"{error.filename or work}: cannot be written ({error.strerror}). Free disk space and run again. Finished"
+            " shards are kept."
         ) from error
 
 
-def encoder_setting(encoder: GridEncoder, params: EncodeParams) -> EncoderSpec:
-    """Tell the setting of the features that a loaded encoder gives."""
-    side = params.image_size // STRIDES[params.layer]
+def encoder_spec(encoder: GridEncoder, params: EncodeParams) -> EncoderSpec:
+    """Return the spec of a loaded encoder."""
+    grid_side = params.image_size // STRIDES[params.layer]
     return EncoderSpec(
         architecture=params.architecture,
         layer=params.layer,
@@ -167,14 +181,14 @@ def encoder_setting(encoder: GridEncoder, params: EncodeParams) -> EncoderSpec:
         image_size=params.image_size,
         precision=params.precision,
         compiled=params.compile,
-        grid_height=side,
-        grid_width=side,
+        grid_height=grid_side,
+        grid_width=grid_side,
         channels=encoder.channels,
     )
 
 
-class _Run:
-    """One run of all ranks, in the work folder of one encoder setting."""
+class _EncodeJob:
+    """One run of all processes in the work folder of one encoder spec."""
 
     def __init__(
         self,
@@ -182,141 +196,167 @@ class _Run:
         spec: EncoderSpec,
         views: tuple[View, ...],
         network: nn.Module,
-        lanes: int,
-        threads: int,
+        concurrent_batches: int,
+        num_threads: int,
         processes: Processes,
     ) -> None:
         self._folder = folder
         self._spec = spec
         self._views = views
         self._network = network
-        self._lanes = lanes
-        self._threads = threads
+        self._concurrent_batches = concurrent_batches
+        self._num_threads = num_threads
         self._processes = processes
 
-    def encode(self, records: Sequence[Record], images: Path, out: Path) -> Encoded:
-        began = time.monotonic()
+    def run(self, records: Sequence[Record], image_dir: Path, out: Path) -> EncodeResult:
+        """Encode missing rows, log the run, and publish unless an image failed."""
+        start = time.monotonic()
         records = sorted(records, key=lambda record: record.image_id)
         shards = self._processes.broadcast(intact_shards(self._folder) if self._processes.is_main else [])
-        stored = {key for shard in shards for key in shard.keys}
-        contents = self._digests(records, images)
-        plan = self._plan(records, images, contents, stored)
-        planned = sum(map(len, plan))
+        stored_keys = {key for shard in shards for key in shard.keys}
+        image_digests = self._digest_images(records, image_dir)
+        plan = self._plan(records, image_dir, image_digests, stored_keys)
+        num_reused = len(records) - sum(map(len, plan))
         if self._processes.is_main:
-            print(f"{STAGE}: {len(records) - planned} of {len(records)} images are stored already", flush=True)
-        made, faults = self._encode_shards(plan)
-        shards += made
-        needed = {(content, view) for content in contents.values() for view in self._views}
-        new = {key for shard in made for key in shard.keys}
-        counts = Counts(
-            encoded=sum(all((image.content, view) in new for view in image.views) for group in plan for image in group),
-            reused=len(records) - planned,
-            removed=len(stored - needed),
+            logger.info("%s: %d of %d images are already encoded", STAGE, num_reused, len(records))
+        new_shards, faults = self._encode_plan(plan)
+        new_keys = {key for shard in new_shards for key in shard.keys}
+        needed_keys = {(digest, view) for digest in image_digests.values() for view in self._views}
+        counts = EncodeCounts(
+            encoded=sum(
+                all((image.sha256, view) in new_keys for view in image.views) for images in plan for image in images
+            ),
+            reused=num_reused,
+            removed=len(stored_keys - needed_keys),
             failed=len(faults),
         )
-        used = sorted((s for s in shards if not needed.isdisjoint(s.keys)), key=lambda shard: shard.path.name)
+        used_shards = [shard for shard in [*shards, *new_shards] if not needed_keys.isdisjoint(shard.keys)]
+        used_shards.sort(key=lambda shard: shard.path.name)
         if self._processes.is_main:
-            self._record(counts, time.monotonic() - began)
+            self._log_run(counts, time.monotonic() - start)
             if not faults:
-                self._publish(used, contents, out)
+                self._publish(used_shards, image_digests, out)
+                logger.info("%s: %s", STAGE, counts)
         if faults:
-            raise UserError(_told(faults, counts))
-        return Encoded(counts=counts, images=len(records), shards=len(used), views=self._views, spec=self._spec)
+            raise UserError(_describe_faults(faults, counts))
+        return EncodeResult(
+            counts=counts,
+            num_images=len(records),
+            num_shards=len(used_shards),
+            views=self._views,
+            spec=self._spec,
+        )
 
-    def _digests(self, records: Sequence[Record], images: Path) -> dict[int, str]:
-        """SHA-256 of each image's file; a name of its own for one that cannot be read."""
-        own = records[self._processes.rank :: self._processes.world_size]
-        paths = [images / record.file for record in own]
-        digests = file_digests(paths, f"{STAGE}, digests", "image", self._threads, silent=not self._processes.is_main)
-        found = {
-            record.image_id: digest if isinstance(digest, str) else f"unreadable {record.image_id}"
-            for record, digest in zip(own, digests, strict=True)
+    def _digest_images(self, records: Sequence[Record], image_dir: Path) -> dict[int, str]:
+        """Map image ids to the SHA-256 of their files, or to a unique placeholder for an unreadable file."""
+        share = records[self._processes.rank :: self._processes.world_size]
+        paths = [image_dir / record.file for record in share]
+        silent = not self._processes.is_main
+        results = file_digests(paths, f"{STAGE}, digests", "image", self._num_threads, silent=silent)
+        digests = {
+            record.image_id: result if isinstance(result, str) else f"unreadable {record.image_id}"
+            for record, result in zip(share, results, strict=True)
         }
-        return {image_id: content for part in self._processes.gather(found) for image_id, content in part.items()}
+        return {image_id: digest for part in self._processes.gather(digests) for image_id, digest in part.items()}
 
     def _plan(
-        self, records: Sequence[Record], images: Path, contents: Mapping[int, str], stored: Set[RowKey]
-    ) -> list[list[_Image]]:
-        """For each shard to write its images, by ascending id; of equal files the first stands for all."""
-        plan: list[list[_Image]] = []
-        rows = ROWS_PER_SHARD
+        self, records: Sequence[Record], image_dir: Path, image_digests: Mapping[int, str], stored_keys: Set[RowKey]
+    ) -> list[list[_PlannedImage]]:
+        """Assign images with missing rows to new shards, by ascending id; equal files are encoded once."""
+        plan: list[list[_PlannedImage]] = []
+        num_rows = ROWS_PER_SHARD  # of the last shard in the plan
         planned: set[str] = set()
         for record in records:
-            content = contents[record.image_id]
-            views = tuple(view for view in self._views if (content, view) not in stored)
-            if not views or content in planned:
+            digest = image_digests[record.image_id]
+            views = tuple(view for view in self._views if (digest, view) not in stored_keys)
+            if not views or digest in planned:
                 continue
-            planned.add(content)
-            if rows >= ROWS_PER_SHARD:
+            planned.add(digest)
+            if num_rows >= ROWS_PER_SHARD:
                 plan.append([])
-                rows = 0
-            plan[-1].append(_Image(image_id=record.image_id, path=images / record.file, content=content, views=views))
-            rows += len(views)
+                num_rows = 0
+            image = _PlannedImage(image_id=record.image_id, path=image_dir / record.file, sha256=digest, views=views)
+            plan[-1].append(image)
+            num_rows += len(views)
         return plan
 
-    def _encode_shards(self, plan: Sequence[Sequence[_Image]]) -> tuple[list[Shard], list[str]]:
-        """Write the plan's shards, each rank its share; returns those of all, and a sentence for each bad image.
+    def _encode_plan(self, plan: Sequence[Sequence[_PlannedImage]]) -> tuple[list[Shard], list[str]]:
+        """Encode all planned shards, each process its share.
 
-        A shard of which an image cannot be read is left for the next run: mended, it is what it would have been.
+        Returns:
+            The shards written by all processes, and a message for each unreadable image.
         """
-        own = plan[self._processes.rank :: self._processes.world_size]
-        rows = sum(len(image.views) for group in own for image in group)
-        shards, faults = [], []
+        share = plan[self._processes.rank :: self._processes.world_size]
+        num_rows = sum(len(image.views) for images in share for image in images)
+        disable = None if self._processes.is_main else True
         with (
-            ThreadPoolExecutor(self._threads) as readers,
-            _side_by_side(self._lanes if rows > IMAGES_PER_BATCH else 1) as encoders,
-            tqdm(
-                total=rows,
-                desc=f"{STAGE}, grids",
-                unit="grid",
-                disable=None if self._processes.is_main else True,
-            ) as bar,
+            ThreadPoolExecutor(self._num_threads) as decoders,
+            _batch_executor(self._concurrent_batches if num_rows > IMAGES_PER_BATCH else 1) as encoders,
+            tqdm(total=num_rows, desc=f"{STAGE}, grids", unit="grid", disable=disable) as progress,
         ):
+            results = self._processes.gather(self._encode_shards(share, decoders, encoders, progress))
+        return [shard for part, _ in results for shard in part], [fault for _, part in results for fault in part]
 
-            def read(group: Sequence[_Image]) -> list[Future[_Picture | UserError]]:
-                return [readers.submit(_read, image, self._spec.image_size) for image in group]
+    def _encode_shards(
+        self,
+        plan: Sequence[Sequence[_PlannedImage]],
+        decoders: ThreadPoolExecutor,
+        encoders: ThreadPoolExecutor,
+        progress: "tqdm[NoReturn]",
+    ) -> tuple[list[Shard], list[str]]:
+        """Encode this process's shards while the images of the next are decoded.
 
-            groups = iter(own)
-            coming = deque(map(read, islice(groups, _SHARDS_AHEAD)))
-            while coming:
-                found = [future.result() for future in coming.popleft()]
-                bad = [str(result) for result in found if isinstance(result, UserError)]
-                pictures = [result for result in found if isinstance(result, _Picture)]
-                faults += bad
-                grids = None if bad else self._grids(pictures, encoders, bar)
-                coming.extend(map(read, islice(groups, 1)))  # processors have work while the shard is written
-                if grids is not None:
-                    shards.append(self._write_shard(pictures, grids))
-        gathered = self._processes.gather((shards, faults))
-        return [shard for part, _ in gathered for shard in part], [fault for _, part in gathered for fault in part]
+        A shard with an unreadable image is left to the next run, so that its bytes do not depend on the fault.
+        """
 
-    def _grids(self, pictures: Sequence[_Picture], encoders: ThreadPoolExecutor, bar: "tqdm[NoReturn]") -> Grids:
-        squares = np.concatenate([picture.pixels for picture in pictures])
-        grids = np.empty((len(squares), *self._spec.grid_shape), dtype=np.float16)
+        def decode(images: Sequence[_PlannedImage]) -> list[Future[_DecodedImage | UserError]]:
+            return [decoders.submit(_decode, image, self._spec.image_size) for image in images]
+
+        shards, faults = [], []
+        waiting = iter(plan)
+        decoding = deque(decode(images) for images in islice(waiting, _PREFETCHED_SHARDS))
+        while decoding:
+            results = [future.result() for future in decoding.popleft()]
+            images = [result for result in results if isinstance(result, _DecodedImage)]
+            shard_faults = [str(result) for result in results if isinstance(result, UserError)]
+            faults += shard_faults
+            grids = None if shard_faults else self._encode_images(images, encoders, progress)
+            # Decoding goes on while the shard is written.
+            decoding.extend(decode(images) for images in islice(waiting, 1))
+            if grids is not None:
+                shards.append(self._write_shard(images, grids))
+        return shards, faults
+
+    def _encode_images(
+        self, images: Sequence[_DecodedImage], encoders: ThreadPoolExecutor, progress: "tqdm[NoReturn]"
+    ) -> Grids:
+        """Encode the views of images: float16 [R, P, C]."""
+        pixels = np.concatenate([image.pixels for image in images])  # [R, S, S, 3]
+        grids = np.empty((len(pixels), *self._spec.grid_shape), dtype=np.float16)  # [R, P, C]
 
         def encode_from(start: int) -> int:
-            batch = squares[start : start + IMAGES_PER_BATCH]
+            batch = pixels[start : start + IMAGES_PER_BATCH]  # [B, S, S, 3]
             grids[start : start + len(batch)] = encode_batch(self._network, batch)
             return len(batch)
 
-        for count in encoders.map(encode_from, range(0, len(squares), IMAGES_PER_BATCH)):
-            bar.update(count)
+        for num_encoded in encoders.map(encode_from, range(0, len(pixels), IMAGES_PER_BATCH)):
+            progress.update(num_encoded)
         return grids
 
-    def _write_shard(self, pictures: Sequence[_Picture], grids: Grids) -> Shard:
-        image_ids = [picture.image.image_id for picture in pictures for _ in picture.image.views]
-        keys = [(picture.image.content, view) for picture in pictures for view in picture.image.views]
-        return write_shard(self._folder, self._spec, image_ids, keys, grids)
+    def _write_shard(self, images: Sequence[_DecodedImage], grids: Grids) -> Shard:
+        rows = [(image.planned, view) for image in images for view in image.planned.views]
+        image_ids = [image.image_id for image, _ in rows]
+        return write_shard(self._folder, self._spec, image_ids, [(image.sha256, view) for image, view in rows], grids)
 
-    def _publish(self, shards: Sequence[Shard], contents: Mapping[int, str], out: Path) -> None:
+    def _publish(self, shards: Sequence[Shard], image_digests: Mapping[int, str], out: Path) -> None:
         staged = self._folder / "published"
         shutil.rmtree(staged, ignore_errors=True)
         for shard in shards:
             publish(shard.path, staged / shard.path.name)
-        write_index(staged, self._spec, self._views, shards, contents)
+        write_index(staged, self._spec, self._views, shards, image_digests)
         publish(staged, out)
 
-    def _record(self, counts: Counts, seconds: float) -> None:
+    def _log_run(self, counts: EncodeCounts, seconds: float) -> None:
         line = {
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
             "fingerprint": self._spec.fingerprint,
@@ -329,29 +369,36 @@ class _Run:
 
 
 @contextmanager
-def _side_by_side(lanes: int) -> Iterator[ThreadPoolExecutor]:
-    """At most `lanes` threads, among which this one's processors are shared out."""
-    processors = torch.get_num_threads()
-    lanes = min(lanes, processors)
+def _batch_executor(num_workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that encode one batch each, with this thread's cores divided among them."""
+    num_cores = torch.get_num_threads()
+    num_workers = min(num_workers, num_cores)
+    cores_per_worker = -(-num_cores // num_workers)
     try:
-        with ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(-(-processors // lanes),)) as pool:
-            yield pool
+        with ThreadPoolExecutor(
+            num_workers, initializer=torch.set_num_threads, initargs=(cores_per_worker,)
+        ) as executor:
+            yield executor
     finally:
-        torch.set_num_threads(processors)  # new threads get the number that was set last, by whichever
+        # New threads start with the number that any thread set last.
+        torch.set_num_threads(num_cores)
 
 
-def _read(image: _Image, size: int) -> _Picture | UserError:
+def _decode(image: _PlannedImage, size: int) -> _DecodedImage | UserError:
     try:
-        file = read_bytes(image.path)
-        if sha256(file).hexdigest() != image.content:
-            return UserError(f"{image.path}: has changed since the run began; run again")
-        return _Picture(image=image, pixels=read_views(file, size, image.views, str(image.path)))
+        content = read_image_file(image.path)
+        if sha256(content).hexdigest() != image.sha256:
+            return UserError(f"{image.path}: changed during the run. Run again.")
+        return _DecodedImage(planned=image, pixels=read_views(content, size, image.views, str(image.path)))
     except UserError as error:
         return error
 
 
-def _told(faults: Sequence[str], counts: Counts) -> str:
-    more = [f"and {len(faults) - _FAULTS_TOLD} more"] if len(faults) > _FAULTS_TOLD else []
-    return (
-        "; ".join([*faults[:_FAULTS_TOLD], *more]) + f" (nothing is published; what could be encoded is kept: {counts})"
-    )
+def _describe_faults(faults: Sequence[str], counts: EncodeCounts) -> str:
+    num_hidden = len(faults) - _MAX_LISTED_FAULTS
+    lines = [
+        f"Images that cannot be encoded: {len(faults)}. Nothing is published. Finished shards are kept ({counts}).",
+        *faults[:_MAX_LISTED_FAULTS],
+        *([f"and {num_hidden} more"] if num_hidden > 0 else []),
+    ]
+    return "\n  ".join(lines)

@@ -1,74 +1,77 @@
-"""The feature store: a folder of immutable HDF5 shards and an index. This module alone reads and writes them.
+"""The feature store: a folder of immutable HDF5 shards and an index. Only this module reads and writes them.
 
-docs/features.md describes the form for those who read the files without this module.
+docs/features.md documents the format for readers without gridcap.
 
-B images, P = H * W regions of a grid, by rows, C channels.
+Shapes: B images, N rows of a shard, P = H * W regions of a grid in row-major order, C channels.
 """
 
 import json
+import logging
 import os
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
 
 import h5py
 import numpy as np
 import numpy.typing as npt
-from pydantic import TypeAdapter, ValidationError
 
-from pipeline.artifacts import file_digests, fingerprint, write_atomically
-from pipeline.errors import UserError
+from pipeline.artifacts import Schema, file_digests, fingerprint, read_json, write_atomically
+from pipeline.errors import UserError, summarize
+from pipeline.hdf5 import open_artifact
 
-SCHEMA = "gridcap.features"
-# Raise it when shards change, and when the way from an image file to a row changes: no old row is used again.
-SCHEMA_VERSION = 3
+logger = logging.getLogger("gridcap")
+
+# Raise the version when the format changes, and when the same image file would get another grid: it is part of the
+# fingerprint, so no old row is reused.
+SCHEMA = Schema("gridcap.features", 3)
 INDEX_FILE = "index.json"
 
 Grids = npt.NDArray[np.float16]
 RowKey = tuple[str, str]
-"""What a row is found by: the SHA-256 of an image file, in hexadecimal, and the name of a view of it."""
+"""What identifies a row: the SHA-256 of an image file, in hexadecimal, and the name of a view."""
 
-# One handle a shard: all of COCO in shards of 128 would meet the usual limit of 1,024 files a process.
-_HANDLES = 512
+_REMEDY = "Run `dvc repro -f -s encode`."
+
+# All of COCO in shards of 128 rows would come close to the usual limit of 1,024 open files per process.
+_MAX_OPEN_SHARDS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
-    """The encoder setting that all rows of a store share: stores of one setting agree about every image."""
+    """What determines the grid of an image. All rows of a store share one spec."""
 
     architecture: str
     """torchvision's name of the ResNet."""
     layer: str
     """Last layer kept."""
     weights_digest: str
-    """SHA-256 over the encoder's tensors, in hexadecimal."""
+    """SHA-256 of the encoder's weights, in hexadecimal."""
     image_size: int
-    """Side in px of the square that the picture was resized to."""
+    """Side of the square that images are resized to, in px."""
     precision: Literal["float32", "bfloat16", "int8"]
-    """Arithmetic inside the ResNet."""
+    """Arithmetic of the encoder."""
     compiled: bool
-    """Whether the ResNet was compiled, which rounds otherwise."""
+    """Whether the encoder was compiled, which changes rounding."""
     grid_height: int
     """Rows of the grid; region `r` is in row `r // grid_width`."""
     grid_width: int
     """Columns of the grid."""
     channels: int
-    """Numbers that describe one region."""
+    """Features per region."""
 
     @property
     def fingerprint(self) -> str:
-        """What names the setting, with the schema version, in 16 hexadecimal digits."""
-        return fingerprint(schema_version=SCHEMA_VERSION, **asdict(self))
+        """Identifier of the spec and the schema version: 16 hexadecimal digits."""
+        return fingerprint(schema_version=SCHEMA.version, **asdict(self))
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Height and width in regions."""
+        """Height and width of the grid, in regions."""
         return self.grid_height, self.grid_width
 
     @property
@@ -79,13 +82,13 @@ class EncoderSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A whole shard in the work folder."""
+    """A complete shard in the work folder."""
 
     path: Path
-    digest: str
+    sha256: str
     """SHA-256 of the file."""
     keys: tuple[RowKey, ...]
-    """What each row describes."""
+    """Key of each row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,128 +107,155 @@ class _Index:
     views: tuple[str, ...]
     shards: tuple[_ShardEntry, ...]
     images: dict[int, tuple[tuple[int, int], ...]]
+    """Image id to (shard, row) of each view."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _OpenShard:
-    """Where the rows lie in an open file: HDF5 is asked once, since it takes longer to find a row than to read it."""
+    """An open file and the position of its rows. HDF5 takes longer to locate a row than to read it."""
 
     descriptor: int
     offset: int
-    """Byte at which row 0 begins; the others follow."""
+    """Byte offset of row 0; the rows are contiguous."""
 
 
 def write_shard(
     folder: Path, spec: EncoderSpec, image_ids: Sequence[int], keys: Sequence[RowKey], grids: Grids
 ) -> Shard:
-    """Write a shard, atomically, and after it its digest, without which `whole_shards` does not trust it.
+    """Write a shard atomically, then its digest, without which `intact_shards` discards it.
 
-    Row `i` holds `grids[i]`, float16 [P, C], of the image file and view `keys[i]`, which was image
-    `image_ids[i]` when it was encoded. The file's name and bytes depend on these arguments alone.
+    The file's name and bytes depend on the arguments alone.
+
+    Args:
+        folder: Where to write the file.
+        spec: What the grids were made with.
+        image_ids: Image id of each row at the time of encoding.
+        keys: Key of each row.
+        grids: float16 [N, P, C].
     """
-    # Built in memory, where HDF5 cannot meet a full disk: after a failed write it cannot even close the file.
+    # Built in memory: after a write to a full disk fails, HDF5 cannot even close the file.
     with h5py.File("shard.h5", "w", driver="core", backing_store=False) as file:
         file.attrs.update(
             {
-                "schema": SCHEMA,
-                "schema_version": SCHEMA_VERSION,
+                "schema": SCHEMA.name,
+                "schema_version": SCHEMA.version,
                 "fingerprint": spec.fingerprint,
                 **asdict(spec),
             }
         )
-        grid = file.create_dataset("grid", data=grids, dtype="<f2")
-        grid.attrs["description"] = (
-            "the encoder's grid of an image's view: [row, region, channel]; region r is in row r // grid_width"
-            " and column r % grid_width of the view resized to a square"
-        )
-        image_id = file.create_dataset("image_id", data=np.asarray(image_ids, dtype="<i8"))
-        image_id.attrs["description"] = (
-            f"the image's id when it was encoded; {INDEX_FILE} says which images the row stands for now"
-        )
-        content = file.create_dataset("content", data=np.array([content for content, _ in keys], dtype="S64"))
-        content.attrs["description"] = "SHA-256 of the image file's bytes, in hexadecimal"
-        view = file.create_dataset("view", data=np.array([view for _, view in keys], dtype="S24"))
-        view.attrs["description"] = "what the row shows of the upright picture: all or a part of it, mirrored or not"
+        columns = {
+            "grid": (
+                np.asarray(grids, dtype="<f2"),
+                "grid of one view of an image: [row, region, channel]; region r is in row r // grid_width and column"
+                " r % grid_width of the view",
+            ),
+            "image_id": (
+                np.asarray(image_ids, dtype="<i8"),
+                f"image id at the time of encoding; {INDEX_FILE} maps current image ids to rows",
+            ),
+            "sha256": (
+                np.array([digest for digest, _ in keys], dtype="S64"),
+                "SHA-256 of the image file, in hexadecimal",
+            ),
+            "view": (
+                np.array([view for _, view in keys], dtype="S24"),
+                "view of the image: whole or a crop, mirrored if flipped",
+            ),
+        }
+        for name, (values, description) in columns.items():
+            file.create_dataset(name, data=values).attrs["description"] = description
         file.flush()
         image = file.id.get_file_image()
-    name = sha256("\n".join(f"{content} {view}" for content, view in keys).encode()).hexdigest()[:16]
-    shard = Shard(path=folder / f"shard-{name}.h5", digest=sha256(image).hexdigest(), keys=tuple(keys))
+    name = sha256("\n".join(f"{digest} {view}" for digest, view in keys).encode()).hexdigest()[:16]
+    shard = Shard(path=folder / f"shard-{name}.h5", sha256=sha256(image).hexdigest(), keys=tuple(keys))
     write_atomically(shard.path, image)
-    write_atomically(_digest_path(shard.path), shard.digest + "\n")
+    write_atomically(_digest_path(shard.path), shard.sha256 + "\n")
     return shard
 
 
 def intact_shards(folder: Path) -> list[Shard]:
-    """Find the shards of a work folder whose bytes are as they were written, and delete the others.
+    """List the shards of a work folder whose bytes match their digests, and delete all others.
 
-    The folder must hold shards of one setting.
+    All shards in the folder must have the same spec.
     """
-    for leftover in folder.glob(".shard-*.partial"):
-        leftover.unlink()
+    for partial in folder.glob(".shard-*.partial"):
+        partial.unlink()
     paths = sorted(folder.glob("shard-*.h5"))
     shards = []
     for path, digest in zip(paths, file_digests(paths, str(folder), "shard"), strict=True):
         if isinstance(digest, OSError):
             raise digest
-        if _digest_path(path).is_file() and _digest_path(path).read_text() == digest + "\n":
-            with h5py.File(path, "r", locking=False) as file:
-                contents, views = (file[name].asstr()[:].tolist() for name in ("content", "view"))
-            shards.append(Shard(path=path, digest=digest, keys=tuple(zip(contents, views, strict=True))))
-        else:
-            print(f"{path}: is unfinished or damaged; its images are encoded again", file=sys.stderr)
+        if not _digest_path(path).is_file() or _digest_path(path).read_text() != digest + "\n":
+            logger.warning("%s: unfinished or damaged; its images are encoded again", path)
             path.unlink()
+            continue
+        with open_artifact(path, SCHEMA, "Delete the file.") as file:
+            digests, views = (file[name].asstr()[:].tolist() for name in ("sha256", "view"))
+        shards.append(Shard(path=path, sha256=digest, keys=tuple(zip(digests, views, strict=True))))
     return shards
 
 
 def write_index(
-    folder: Path, spec: EncoderSpec, views: Sequence[str], shards: Sequence[Shard], contents: Mapping[int, str]
+    folder: Path, spec: EncoderSpec, views: Sequence[str], shards: Sequence[Shard], image_digests: Mapping[int, str]
 ) -> None:
-    """Write the index that turns a folder with these shards into a store.
+    """Write the index that makes a folder of shards a store.
 
-    `contents` maps image ids to the SHA-256 of their files; each must have, in one of the shards, a row for each
-    of the views.
+    Args:
+        folder: Folder of the shards.
+        spec: What the grids were made with.
+        views: Views that every image has, in the order of the index.
+        shards: The shards, which must have a row for every image and view.
+        image_digests: Image id to the SHA-256 of its file.
     """
-    rows = {key: (number, row) for number, shard in enumerate(shards) for row, key in enumerate(shard.keys)}
+    locations = {key: (shard, row) for shard, entry in enumerate(shards) for row, key in enumerate(entry.keys)}
     index = _Index(
-        schema=SCHEMA,
-        schema_version=SCHEMA_VERSION,
+        schema=SCHEMA.name,
+        schema_version=SCHEMA.version,
         fingerprint=spec.fingerprint,
         spec=spec,
         views=tuple(views),
-        shards=tuple(_ShardEntry(file=shard.path.name, sha256=shard.digest, rows=len(shard.keys)) for shard in shards),
+        shards=tuple(_ShardEntry(file=shard.path.name, sha256=shard.sha256, rows=len(shard.keys)) for shard in shards),
         images={
-            image_id: tuple(rows[content, view] for view in views) for image_id, content in sorted(contents.items())
+            image_id: tuple(locations[digest, view] for view in views)
+            for image_id, digest in sorted(image_digests.items())
         },
     )
     write_atomically(folder / INDEX_FILE, json.dumps(asdict(index), separators=(",", ":")) + "\n")
 
 
 class FeatureStore:
-    """Reads the grids of a published store by image id.
+    """Grids of a published store, by image id.
 
-    It may be pickled, inherited across fork and used from many threads: each process opens shards for itself.
+    A store can be pickled, inherited across fork and used from several threads: each process opens the shards itself.
     """
 
     def __init__(self, folder: Path, fingerprint: str | None = None) -> None:
-        """Read the index; with `fingerprint`, insist on that encoder setting.
+        """Read the index.
 
-        Raises `UserError`, naming the file, where the index is missing, damaged, of another schema version or
-        of another setting.
+        Args:
+            folder: Folder of the store.
+            fingerprint: Fingerprint that the store must have; None accepts any.
+
+        Raises:
+            UserError: The index is missing, damaged, of another schema version, or has another fingerprint.
         """
         self._folder = folder
-        self._index = _read_index(folder / INDEX_FILE)
+        self._index = read_json(folder / INDEX_FILE, _Index, _REMEDY, SCHEMA)
         if fingerprint not in (None, self.fingerprint):
             raise UserError(
-                f"{folder / INDEX_FILE}: holds features of encoder setting {self.fingerprint}, but"
-                f" {fingerprint} is needed; restore section encode of params.yaml and run `dvc repro encode`,"
-                " or train again"
+                f"{folder / INDEX_FILE}: has features of encoder fingerprint {self.fingerprint}, expected"
+                f" {fingerprint}. Restore section encode of params.yaml and run `dvc repro encode`, or train again."
             )
-        self._start_process()
+        self._init_process_state()
 
     def verify(self) -> int:
-        """Read every shard and compare it with the index; returns their number.
+        """Compare every shard with its SHA-256 in the index.
 
-        Raises `UserError` that names each shard which is missing or whose bytes are not those that were written.
+        Returns:
+            The number of shards.
+
+        Raises:
+            UserError: A shard is missing or altered; the message names each of the first few.
         """
         shards = self._index.shards
         paths = [self._folder / shard.file for shard in shards]
@@ -234,19 +264,19 @@ class FeatureStore:
             if isinstance(digest, OSError):
                 faults.append(f"{path}: cannot be read ({digest.strerror})")
             elif digest != shard.sha256:
-                faults.append(f"{path}: its bytes are not those that were written")
+                faults.append(f"{path}: SHA-256 differs from {INDEX_FILE}")
         if faults:
-            raise UserError("; ".join(faults) + "; encode just their images again with `dvc repro -f -s encode`")
+            raise UserError(f"{summarize(faults)}. Run `dvc repro -f -s encode` to encode only their images again.")
         return len(shards)
 
     @property
     def spec(self) -> EncoderSpec:
-        """The encoder setting that made the grids."""
+        """What the grids were made with."""
         return self._index.spec
 
     @property
     def fingerprint(self) -> str:
-        """What names the encoder setting."""
+        """Identifier of the spec and the schema version."""
         return self._index.fingerprint
 
     @property
@@ -256,130 +286,118 @@ class FeatureStore:
 
     @property
     def channels(self) -> int:
-        """C."""
+        """Features per region, C."""
         return self.spec.channels
 
     @property
     def image_ids(self) -> tuple[int, ...]:
-        """Ids of all images in the store, ascending."""
+        """Ids of all images, ascending."""
         return tuple(self._index.images)
 
     @property
     def views(self) -> tuple[str, ...]:
-        """Views that every image has a grid of; the first is the one that captions are generated from."""
+        """Views that every image has; captions are generated from the first."""
         return self._index.views
 
     def grid(self, image_id: int) -> Grids:
-        """Read the grid of one image's first view, float16 [P, C]. Raises `UserError` as `grids` does."""
+        """Read the grid of an image's first view: float16 [P, C].
+
+        Raises:
+            UserError: As `grids`.
+        """
         grid: Grids = self.grids([image_id])[0]
         return grid
 
     def grids(self, image_ids: Iterable[int], views: Iterable[int] | None = None) -> Grids:
-        """Read the grids of images, in the order given: float16 [B, P, C].
+        """Read the grids of a batch of images.
 
-        `views` gives for each image the place of a view in `self.views`; without it, all are of the first.
+        Args:
+            image_ids: The images; an id may occur more than once.
+            views: Index into `self.views` for each image; None reads the first view of all.
 
-        Raises `UserError`, naming the file, for an image that the index lacks and for a shard that is missing
-        or damaged.
+        Returns:
+            float16 [B, P, C], in the order of `image_ids`.
+
+        Raises:
+            UserError: The index has no such image, or a shard is missing or damaged.
         """
-        rows = [self._rows(image_id) for image_id in image_ids]
-        places = [own[view] for own, view in zip(rows, repeat(0) if views is None else views, strict=False)]
-        if os.getpid() != self._process:
-            self._forget_shards()
-        grids = np.empty((len(places), *self.grid_shape), dtype=np.float16)
+        locations = [self._locations(image_id) for image_id in image_ids]
+        view_indices = [0] * len(locations) if views is None else list(views)
+        rows = [location[view] for location, view in zip(locations, view_indices, strict=True)]
+        if os.getpid() != self._pid:
+            self._reset_after_fork()
+        grids = np.empty((len(rows), *self.grid_shape), dtype=np.float16)
         with self._lock:
-            for grid, (shard, row) in zip(grids, places, strict=True):
-                self._read(shard, row, grid)
+            for grid, (shard, row) in zip(grids, rows, strict=True):
+                self._read_row(shard, row, grid)
         return grids
 
-    def content(self, image_id: int) -> str:
-        """SHA-256, in hexadecimal, of the image file that an image's grids were made of.
+    def image_digest(self, image_id: int) -> str:
+        """Read the SHA-256, in hexadecimal, of the image file that an image's grids were made from.
 
-        Raises `UserError` as `grids` does.
+        Raises:
+            UserError: As `grids`.
         """
-        shard, row = self._rows(image_id)[0]
-        try:
-            with h5py.File(self._path(shard), "r", locking=False) as file:
-                return str(file["content"].asstr()[row])
-        except (OSError, LookupError, ValueError) as error:
-            raise self._unreadable(shard, error) from error
+        shard, row = self._locations(image_id)[0]
+        with open_artifact(self._path(shard), SCHEMA, _REMEDY) as file:
+            return str(file["sha256"].asstr()[row])
 
-    def _rows(self, image_id: int) -> tuple[tuple[int, int], ...]:
+    def _locations(self, image_id: int) -> tuple[tuple[int, int], ...]:
+        """Return (shard, row) of each view of an image."""
         try:
             return self._index.images[image_id]
         except KeyError:
-            raise UserError(f"{self._folder / INDEX_FILE}: has no image {image_id}; run `dvc repro encode`") from None
+            raise UserError(f"{self._folder / INDEX_FILE}: has no image {image_id}. Run `dvc repro encode`.") from None
 
-    def _read(self, shard: int, row: int, into: Grids) -> None:
+    def _read_row(self, shard: int, row: int, out: Grids) -> None:
+        """Read one row into `out`, float16 [P, C]."""
+        if shard in self._open_shards:
+            self._open_shards.move_to_end(shard)
+        else:
+            self._open_shards[shard] = self._open_shard(self._path(shard))
+            if len(self._open_shards) > _MAX_OPEN_SHARDS:
+                os.close(self._open_shards.popitem(last=False)[1].descriptor)
+        file = self._open_shards[shard]
         try:
-            if shard in self._open_shards:
-                self._open_shards.move_to_end(shard)
-            else:
-                self._open_shards[shard] = self._open(self._path(shard))
-                if len(self._open_shards) > _HANDLES:
-                    os.close(self._open_shards.popitem(last=False)[1].descriptor)
-            opened = self._open_shards[shard]
-            if os.preadv(opened.descriptor, [into.data], opened.offset + row * into.nbytes) < into.nbytes:
-                raise ValueError("it ends early")
-        except (OSError, LookupError, ValueError) as error:
-            raise self._unreadable(shard, error) from error
+            num_read = os.preadv(file.descriptor, [out.data], file.offset + row * out.nbytes)
+        except OSError as error:
+            raise UserError(f"{self._path(shard)}: cannot be read ({error.strerror}). {_REMEDY}") from error
+        if num_read < out.nbytes:
+            raise UserError(f"{self._path(shard)}: truncated at row {row}. {_REMEDY}")
 
     def _path(self, shard: int) -> Path:
         return self._folder / self._index.shards[shard].file
 
-    def _unreadable(self, shard: int, error: Exception) -> UserError:
-        return UserError(f"{self._path(shard)}: cannot be read ({error}); run `dvc repro -f -s encode`")
-
-    def _open(self, path: Path) -> _OpenShard:
-        # Shards never change: a lock would only fail, on file systems that have none.
-        with h5py.File(path, "r", locking=False) as file:
-            found = file.attrs.get("fingerprint")
+    def _open_shard(self, path: Path) -> _OpenShard:
+        with open_artifact(path, SCHEMA, _REMEDY) as file:
+            found = file.attrs["fingerprint"]
             if found != self.fingerprint:
-                raise ValueError(f"it is of encoder setting {found}, not {self.fingerprint}")
+                raise UserError(f"{path}: has encoder fingerprint {found}, expected {self.fingerprint}. {_REMEDY}")
             grid = file["grid"]
-            if grid.shape[1:] != self.grid_shape or grid.dtype != np.dtype("<f2") or grid.id.get_offset() is None:
-                raise ValueError("its grids are not laid out as this version writes them")
-            return _OpenShard(descriptor=os.open(path, os.O_RDONLY | os.O_CLOEXEC), offset=grid.id.get_offset())
+            offset = grid.id.get_offset()
+            if grid.shape[1:] != self.grid_shape or grid.dtype != np.dtype("<f2") or offset is None:
+                num_regions, channels = self.grid_shape
+                raise ValueError(f"dataset grid is not contiguous float16 [N, {num_regions}, {channels}]")
+            return _OpenShard(descriptor=os.open(path, os.O_RDONLY | os.O_CLOEXEC), offset=offset)
 
-    def _start_process(self) -> None:
-        self._process = os.getpid()
+    def _init_process_state(self) -> None:
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._open_shards: OrderedDict[int, _OpenShard] = OrderedDict()
 
-    def _forget_shards(self) -> None:
-        """Begin anew in a process made by fork, whose lock another thread may have held."""
+    def _reset_after_fork(self) -> None:
+        """Close inherited files and replace the lock, which another thread may have held at the fork."""
         for shard in self._open_shards.values():
             os.close(shard.descriptor)
-        self._start_process()
+        self._init_process_state()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_folder": self._folder, "_index": self._index}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._start_process()
+        self._init_process_state()
 
 
 def _digest_path(shard: Path) -> Path:
     return shard.with_suffix(".sha256")
-
-
-def _read_index(path: Path) -> _Index:
-    try:
-        document = json.loads(path.read_bytes())
-        found = document["schema"], document["schema_version"]
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; run `dvc repro encode`") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: is no index of features; run `dvc repro -f -s encode`") from error
-    if found != (SCHEMA, SCHEMA_VERSION):
-        raise UserError(
-            f"{path}: has schema {found[0]} version {found[1]}, this gridcap reads {SCHEMA} version"
-            f" {SCHEMA_VERSION}; run `dvc repro -f -s encode`, or use the version that wrote it"
-        )
-    try:
-        return TypeAdapter(_Index).validate_python(document)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        place = ".".join(str(part) for part in fault["loc"])
-        raise UserError(f"{path}: is damaged ({place}: {fault['msg']}); run `dvc repro -f -s encode`") from error

@@ -91,7 +91,7 @@ def build_examples(data: EvaluationData, metrics: MetricTables, params: ReportPa
                 attention=caption.attention.reshape(-1, *data.grid),
                 references=record.captions,
                 scores={name: float(scores[rows[image_id]]) for name, scores in metrics.image_scores.items()},
-                boxes={word.position: word.boxes for word in grounded_words(caption.words, record.things)},
+                boxes={word.position: word.boxes for word in grounded_words(caption.words, record.objects)},
             )
         )
     return examples

@@ -1,1 +1,1 @@
-"""The embedded dataset: rendered scenes, their captions, and facts to check captions against."""
+"""The embedded dataset: rendered scenes with captions and annotated objects, and the training of its encoder."""

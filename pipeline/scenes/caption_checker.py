@@ -1,262 +1,226 @@
-"""Judges what a caption says of a scene: which objects it names, and whether they are there and stand so.
+"""Checker of captions against the annotated objects of an image: named objects and spatial relations.
 
-Captions come as lower-cased words without punctuation. Any sequence of words is judged, however
-ungrammatical: models write those too. What is there is told by the record's things.
+Captions are lowercase words without punctuation. Any sequence of words is accepted, however ungrammatical, since models
+generate those too. The checker reads its words from `pipeline.scenes.synonyms`, as the caption templates do.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.captions.records import Thing
+from pipeline.captions.records import AnnotatedObject
+from pipeline.scenes.synonyms import NUMBERS, RELATIONS, SHAPES, VERBS, WORD_MEANINGS, conjugate, pluralize
 
-_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
-    "shape": {
-        "sphere": ("sphere", "ball"),
-        "cube": ("cube", "block"),
-        "cylinder": ("cylinder",),
-        "cone": ("cone",),
-        "ring": ("ring",),
-        "pyramid": ("pyramid",),
-    },
-    "color": {
-        "red": ("red",),
-        "orange": ("orange",),
-        "yellow": ("yellow",),
-        "green": ("green",),
-        "blue": ("blue",),
-        "purple": ("purple",),
-        "white": ("white",),
-        "black": ("black",),
-    },
-    "size": {"small": ("small", "little", "tiny"), "large": ("large", "big")},
-    "texture": {"shiny": ("shiny", "metallic"), "striped": ("striped",), "spotted": ("spotted", "dotted")},
-    "floor": {
-        "wooden": ("wooden", "boards"),
-        "tiled": ("tiled", "tiles"),
-        "sandy": ("sand", "sandy"),
-        "grassy": ("grass", "lawn"),
-        "carpeted": ("carpet", "carpeted"),
-    },
-    "relation": {
-        "left": ("left",),
-        "right": ("right",),
-        "front": ("front",),
-        "behind": ("behind",),
-        "between": ("between",),
-    },
-}
-_SINGULAR_SHAPES = {word: ("shape", shape) for shape, words in _WORDS["shape"].items() for word in words}
-_PLURAL_SHAPES = {word + "s": meaning for word, meaning in _SINGULAR_SHAPES.items()}
-WORD_KINDS: dict[str, tuple[str, str]] = _PLURAL_SHAPES | {
-    word: (kind, value) for kind, values in _WORDS.items() for value, words in values.items() for word in words
-}
-"""Kind and canonical value of each word that tells of the picture: `ball` means `("shape", "sphere")`."""
-
-_ADJECTIVES = {"color", "size", "texture"}
-_NUMBERS = {"a": 1, "an": 1, "one": 1, "another": 1, "two": 2, "three": 3, "four": 4}
-_GROUND = {word for word, (kind, _) in WORD_KINDS.items() if kind == "floor"} | {"floor", "ground"}
-_NOUNS = _SINGULAR_SHAPES.keys() | _PLURAL_SHAPES.keys() | _GROUND | {"object", "objects"}
-_PLURALS = _PLURAL_SHAPES.keys() | {"objects"}
-_OPENINGS = _NUMBERS.keys() | {"the"}
-_NAMING = {"shape", "color"}
-_VERBS = {"is", "are", "stand", "stands", "sit", "sits", "rest", "rests"}
-_RELATIONS = {
-    ("to", "the", "left", "of"): "left",
-    ("on", "the", "left", "of"): "left",
-    ("to", "the", "right", "of"): "right",
-    ("on", "the", "right", "of"): "right",
-    ("in", "front", "of"): "front",
-    ("behind",): "behind",
-    ("between",): "between",
-}
+_SINGULAR_NOUNS = {word for synonyms in SHAPES.values() for word in synonyms} | {"object"}
+_PLURAL_NOUNS = {pluralize(noun) for noun in _SINGULAR_NOUNS}
+_FLOOR_NOUNS = {word for word, (kind, _) in WORD_MEANINGS.items() if kind == "floor"} | {"floor", "ground"}
+_NOUNS = _SINGULAR_NOUNS | _PLURAL_NOUNS | _FLOOR_NOUNS
+_ADJECTIVE_KINDS = {"color", "size", "texture"}
+_NAMING_KINDS = {"shape", "color"}
+_COUNTS = {"a": 1, "an": 1, "one": 1, "another": 1} | {word: count for count, word in NUMBERS.items()}
+_DETERMINERS = _COUNTS.keys() | {"the"}
+_VERB_FORMS = {conjugate(verb, plural=plural) for verb in VERBS for plural in (False, True)}
+_RELATION_PHRASES = {tuple(phrase.split()): relation for relation, phrases in RELATIONS.items() for phrase in phrases}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mention:
-    """A noun phrase that names objects by shape, by color or by both."""
+    """A noun phrase that names objects by shape, color or both."""
 
     attributes: dict[str, str]
-    """Canonical values of what is named, by kind: `shape`, `color`, `size`, `texture`."""
+    """Value of each attribute in the phrase, by kind: `shape`, `color`, `size`, `texture`."""
     positions: dict[str, int]
-    """Index of the word that names each kind."""
+    """Index of the word that gives each attribute."""
     count: int
-    """Objects spoken of: as numbered, else 2 for a plural and 1 for a singular."""
+    """Number of objects: a numeral's value, else 2 for a plural and 1 for a singular."""
     start: int
     stop: int
     """The phrase is `words[start:stop]`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Statement:
-    """Words that tell how things stand to one another."""
+class Relation:
+    """A spatial relation between the objects of two noun phrases or more."""
 
-    relation: str
+    name: str
     """`left`, `right`, `front`, `behind` or `between`."""
     position: int
-    """Index of the word that names the relation."""
+    """Index of the word that gives the relation its name."""
     subjects: tuple[Mention, ...]
-    """What stands so; at least one."""
-    objects: tuple[Mention, ...]
-    """What it stands so to; at least one."""
+    """Objects whose location is described; at least one mention."""
+    landmarks: tuple[Mention, ...]
+    """Objects that they are located relative to; at least one mention."""
 
 
-def mentions(words: Sequence[str]) -> list[Mention]:
-    """Find the noun phrases that name objects, in their order.
+def find_mentions(words: Sequence[str]) -> list[Mention]:
+    """Find the noun phrases that name objects, in order.
 
-    A phrase may open with an article or a number; its first noun ends it, and so does a second adjective of
-    one kind ("a red blue ball" names something red, and a blue ball).
+    A phrase may begin with a determiner. It ends after its first noun, or before a second adjective of the same kind:
+    "a red blue ball" mentions something red and a blue ball.
     """
-    found: list[Mention] = []
+    mentions: list[Mention] = []
     start = 0
     while start < len(words):
         stop = _phrase_end(words, start)
-        found += _mention(words, start, stop)
+        mentions += _parse_mention(words, start, stop)
         start = stop
-    return found
+    return mentions
 
 
-def matches(mention: Mention, things: Sequence[Thing]) -> list[int]:
-    """Give the places in `things` of those that the mention can mean: all that it names is true of them."""
-    return _showing(mention.attributes, things)
+def matching_objects(mention: Mention, objects: Sequence[AnnotatedObject]) -> list[int]:
+    """Return the indices of the objects that have all attributes of a mention."""
+    return _with_attributes(mention.attributes, objects)
 
 
-def names_rightly(words: Sequence[str], things: Sequence[Thing]) -> bool | None:
-    """Tell whether every object that a caption names is there.
+def names_correctly(words: Sequence[str], objects: Sequence[AnnotatedObject]) -> bool | None:
+    """Whether the image contains every object that a caption names; None if it names none.
 
-    An object is there when color and shape, as far as named, occur together on as many things as the mention
-    counts; sizes and textures are not judged. None where the caption names no object.
+    For each mention, as many objects as it counts must have its color and shape. Sizes and textures are ignored.
     """
-    named = [(mention.attributes, mention.count) for mention in mentions(words)]
-    if not named:
+    mentions = find_mentions(words)
+    if not mentions:
         return None
-    return all(
-        len(_showing({kind: attributes[kind] for kind in _NAMING & attributes.keys()}, things)) >= count
-        for attributes, count in named
-    )
+    return all(len(_with_attributes(_naming_attributes(mention), objects)) >= mention.count for mention in mentions)
 
 
-def statements(words: Sequence[str]) -> list[Statement]:
-    """Find the words of place that have a subject and an object, in their order; others state nothing."""
-    named = mentions(words)
-    found: list[Statement] = []
+def find_relations(words: Sequence[str]) -> list[Relation]:
+    """Find the spatial relations that have both subjects and landmarks, in order."""
+    mentions = find_mentions(words)
+    relations: list[Relation] = []
     for start in range(len(words)):
-        for phrase, relation in _RELATIONS.items():
+        for phrase, name in _RELATION_PHRASES.items():
             stop = start + len(phrase)
             if tuple(words[start:stop]) != phrase:
                 continue
-            subjects, objects = _subjects(words, named, start), _objects(words, named, stop)
-            if subjects and objects:
-                position = start + phrase.index(relation)
-                found.append(Statement(relation=relation, position=position, subjects=subjects, objects=objects))
-    return found
+            subjects, landmarks = _mentions_before(words, mentions, start), _mentions_after(words, mentions, stop)
+            if subjects and landmarks:
+                position = start + phrase.index(name)
+                relations.append(Relation(name=name, position=position, subjects=subjects, landmarks=landmarks))
+    return relations
 
 
-def relations(words: Sequence[str], things: Sequence[Thing]) -> tuple[int, int]:
-    """Count the statements of place that hold, and all that are made.
+def count_relations(words: Sequence[str], objects: Sequence[AnnotatedObject]) -> tuple[int, int]:
+    """Count the spatial relations of a caption between pairs of mentions.
 
-    "A and B stand to the left of C" makes two statements, "A stands between B and C" one. Sides are judged by
-    the centers of boxes, depth by their lower edges: on level ground the lower in the picture is the nearer.
+    "A and B stand to the left of C" has two relations, "A stands between B and C" one. `left` and `right` compare the
+    centers of bounding boxes, `front` and `behind` their lower edges: on a level floor, the lower is the nearer.
+
+    Returns:
+        Number of relations that hold, and number of all relations.
     """
-    verdicts: list[bool] = []
-    for said in statements(words):
-        if said.relation == "between":
-            verdicts += [_between(subject, said.objects[0], said.objects[-1], things) for subject in said.subjects]
+    results: list[bool] = []
+    for relation in find_relations(words):
+        first, last = relation.landmarks[0], relation.landmarks[-1]
+        if relation.name == "between":
+            results += [_is_between(subject, first, last, objects) for subject in relation.subjects]
         else:
-            verdicts += [_stands(one, said.relation, other, things) for one in said.subjects for other in said.objects]
-    return sum(verdicts), len(verdicts)
+            results += [
+                _relation_holds(relation.name, subject, landmark, objects)
+                for subject in relation.subjects
+                for landmark in relation.landmarks
+            ]
+    return sum(results), len(results)
 
 
 def _phrase_end(words: Sequence[str], start: int) -> int:
-    seen: set[str] = set()
+    kinds: set[str] = set()
     for index in range(start, len(words)):
-        kind, _ = WORD_KINDS.get(words[index], ("", ""))
+        kind, _ = WORD_MEANINGS.get(words[index], ("", ""))
         if words[index] in _NOUNS:
             return index + 1
-        if kind in _ADJECTIVES and kind not in seen:
-            seen.add(kind)
-        elif not (words[index] == "other" or (index == start and words[index] in _OPENINGS)):
+        if kind in _ADJECTIVE_KINDS and kind not in kinds:
+            kinds.add(kind)
+        elif not (words[index] == "other" or (index == start and words[index] in _DETERMINERS)):
             return max(index, start + 1)
     return len(words)
 
 
-def _mention(words: Sequence[str], start: int, stop: int) -> list[Mention]:
-    last = words[stop - 1]
-    meanings = {WORD_KINDS[words[i]][0]: i for i in range(start, stop) if words[i] in WORD_KINDS}
-    if last in _GROUND or not _NAMING & meanings.keys():
+def _parse_mention(words: Sequence[str], start: int, stop: int) -> list[Mention]:
+    """Return the mention in `words[start:stop]`, or nothing if the phrase names no object."""
+    last_word = words[stop - 1]
+    positions = {WORD_MEANINGS[words[i]][0]: i for i in range(start, stop) if words[i] in WORD_MEANINGS}
+    if last_word in _FLOOR_NOUNS or not _NAMING_KINDS & positions.keys():
         return []
     return [
         Mention(
-            attributes={kind: WORD_KINDS[words[i]][1] for kind, i in meanings.items()},
-            positions=meanings,
-            count=_NUMBERS.get(words[start], 2 if last in _PLURALS else 1),
+            attributes={kind: WORD_MEANINGS[words[i]][1] for kind, i in positions.items()},
+            positions=positions,
+            count=_COUNTS.get(words[start], 2 if last_word in _PLURAL_NOUNS else 1),
             start=start,
             stop=stop,
         )
     ]
 
 
-def _showing(attributes: Mapping[str, str], things: Sequence[Thing]) -> list[int]:
-    return [i for i, thing in enumerate(things) if attributes.items() <= thing.attributes.items()]
+def _naming_attributes(mention: Mention) -> dict[str, str]:
+    return {kind: value for kind, value in mention.attributes.items() if kind in _NAMING_KINDS}
 
 
-def _subjects(words: Sequence[str], named: Sequence[Mention], start: int) -> tuple[Mention, ...]:
-    """Give the mentions joined by "and" or nothing that end, but for a verb, at the word `start`."""
-    while start > 0 and words[start - 1] in _VERBS:
-        start -= 1
+def _with_attributes(attributes: Mapping[str, str], objects: Sequence[AnnotatedObject]) -> list[int]:
+    return [index for index, obj in enumerate(objects) if attributes.items() <= obj.attributes.items()]
+
+
+def _mentions_before(words: Sequence[str], mentions: Sequence[Mention], stop: int) -> tuple[Mention, ...]:
+    """Return the mentions, joined by "and" or by nothing, that end at `stop` or at a verb before it."""
+    while stop > 0 and words[stop - 1] in _VERB_FORMS:
+        stop -= 1
     joined: list[Mention] = []
-    for mention in reversed([mention for mention in named if mention.stop <= start]):
-        if list(words[mention.stop : start]) not in ([], ["and"]):
+    for mention in reversed([mention for mention in mentions if mention.stop <= stop]):
+        if list(words[mention.stop : stop]) not in ([], ["and"]):
             break
         joined.append(mention)
-        start = mention.start
+        stop = mention.start
     return tuple(joined)
 
 
-def _objects(words: Sequence[str], named: Sequence[Mention], stop: int) -> tuple[Mention, ...]:
-    """Give the mentions joined by "and" or nothing that begin at the word `stop`."""
+def _mentions_after(words: Sequence[str], mentions: Sequence[Mention], start: int) -> tuple[Mention, ...]:
+    """Return the mentions, joined by "and" or by nothing, that begin at `start`."""
     joined: list[Mention] = []
-    for mention in [mention for mention in named if mention.start >= stop]:
-        if list(words[stop : mention.start]) not in ([], ["and"]):
+    for mention in [mention for mention in mentions if mention.start >= start]:
+        if list(words[start : mention.start]) not in ([], ["and"]):
             break
         joined.append(mention)
-        stop = mention.stop
+        start = mention.stop
     return tuple(joined)
 
 
-def _stands(subject: Mention, relation: str, other: Mention, things: Sequence[Thing]) -> bool:
-    """Tell whether as many things as the subject counts stand so to as many things as the other counts."""
+def _relation_holds(name: str, subject: Mention, landmark: Mention, objects: Sequence[AnnotatedObject]) -> bool:
+    """Whether as many objects as the subject counts are so located relative to as many as the landmark counts."""
 
-    def stands(one: int, place: int) -> bool:
-        match relation:
+    def holds(a: AnnotatedObject, b: AnnotatedObject) -> bool:
+        match name:
             case "left":
-                return _center(things[one]) < _center(things[place])
+                return _center_x(a) < _center_x(b)
             case "right":
-                return _center(things[one]) > _center(things[place])
+                return _center_x(a) > _center_x(b)
             case "front":
-                return _foot(things[one]) > _foot(things[place])
+                return _bottom(a) > _bottom(b)
             case _:
-                return _foot(things[one]) < _foot(things[place])
+                return _bottom(a) < _bottom(b)
 
-    others = matches(other, things)
-    standing = [one for one in matches(subject, things) if sum(stands(one, place) for place in others) >= other.count]
-    return len(standing) >= subject.count
+    landmark_objects = [objects[i] for i in matching_objects(landmark, objects)]
+    num_holding = sum(
+        sum(holds(objects[i], landmark_object) for landmark_object in landmark_objects) >= landmark.count
+        for i in matching_objects(subject, objects)
+    )
+    return num_holding >= subject.count
 
 
-def _between(subject: Mention, first: Mention, last: Mention, things: Sequence[Thing]) -> bool:
-    pairs = [
-        sorted((_center(things[one]), _center(things[other])))
-        for one in matches(first, things)
-        for other in matches(last, things)
+def _is_between(subject: Mention, first: Mention, last: Mention, objects: Sequence[AnnotatedObject]) -> bool:
+    """Whether as many objects as the subject counts are between an object of `first` and one of `last`."""
+    intervals = [
+        sorted((_center_x(objects[i]), _center_x(objects[j])))
+        for i in matching_objects(first, objects)
+        for j in matching_objects(last, objects)
     ]
-    centers = [_center(things[one]) for one in matches(subject, things)]
-    return sum(any(left < center < right for left, right in pairs) for center in centers) >= subject.count
+    centers = [_center_x(objects[i]) for i in matching_objects(subject, objects)]
+    return sum(any(left < center < right for left, right in intervals) for center in centers) >= subject.count
 
 
-def _center(thing: Thing) -> float:
-    left, _, width, _ = thing.box
+def _center_x(obj: AnnotatedObject) -> float:
+    left, _, width, _ = obj.box
     return left + width / 2
 
 
-def _foot(thing: Thing) -> float:
-    _, top, _, height = thing.box
+def _bottom(obj: AnnotatedObject) -> float:
+    _, top, _, height = obj.box
     return top + height

@@ -1,15 +1,14 @@
-"""The embedded dataset on disk: pictures of random scenes with five captions each, in COCO's caption format.
+"""The embedded dataset: images of random scenes with five captions each, in COCO's caption format.
 
-    images/train_00000.jpg ...    JPEG, quality 95, colors at full resolution
+    images/train_00000.jpg ...    JPEG, quality 95, no chroma subsampling
     captions_train.json, captions_val.json, captions_test.json
 
-Beyond COCO's keys an image has `things` (what it shows, boxes in pixels) and `subset`. Some pairs of color and
-shape are held out: no picture of train or val shows one. Every third picture of test does ("held-out", against
-"seen"), so that a captioner can be asked for a combination that it never saw.
+Beyond COCO's keys, each entry of `images` has `objects` (attributes, and bounding boxes in pixels) and `subset`. Some
+pairs of color and shape are held out: no object of train or val has one. Every third test image contains one (subset
+`held-out`; the others are `seen`), to measure compositional generalization.
 """
 
 import io
-import json
 import multiprocessing
 from collections import Counter
 from collections.abc import Iterator
@@ -23,60 +22,64 @@ from PIL import Image
 from pydantic import Field
 from tqdm import tqdm
 
-from pipeline.artifacts import fingerprint, publish, work_folder, write_atomically, write_json
+from pipeline.artifacts import fingerprint, publish, read_json, work_folder, write_atomically, write_json
 from pipeline.captions.records import SPLITS, Split
 from pipeline.import_graph import code_digest
 from pipeline.params import params_section, to_plain
-from pipeline.scenes.caption_templates import captions
+from pipeline.scenes.caption_templates import sample_captions
 from pipeline.scenes.renderer import Rendering, render
-from pipeline.scenes.scene import Color, Scene, Shape, draw_scene
+from pipeline.scenes.scene import ColorShape, Scene, sample_scene
 
 STAGE = "render"
 
-LEAST_VISIBLE = 0.55
-"""Share of every body that must show."""
-_LEAST_SIDE = 10 / 128
-"""Of a box, as a fraction of the picture's side."""
-_HELD_OUT_EVERY = 3
-_IDS_A_SPLIT = 1_000_000
-_MOST_PAIRS_TAKEN = 2
+MIN_VISIBILITY = 0.55
+"""Minimum visible fraction of every object."""
+_MIN_BOX_SIDE = 10 / 128
+"""Minimum side of a bounding box, as a fraction of the image's side."""
+_HELD_OUT_INTERVAL = 3
+_MAX_IMAGES_PER_SPLIT = 1_000_000
+_MAX_HELD_OUT_PER_VALUE = 2
 
 
 @params_section
 class RenderParams:
-    """What the dataset holds."""
+    """Section `render`: contents of the embedded dataset."""
 
     seed: Annotated[int, Field(ge=0)]
-    """Start of all random draws: another seed, other pictures."""
-    size: Annotated[int, Field(ge=32, le=1024)]
-    """Side of the square pictures in pixels; time grows with its square."""
-    train: Annotated[int, Field(ge=1, le=_IDS_A_SPLIT)]
-    """Pictures to train on."""
-    val: Annotated[int, Field(ge=1, le=_IDS_A_SPLIT)]
-    """Pictures to choose the best epoch by."""
-    test: Annotated[int, Field(ge=1, le=_IDS_A_SPLIT)]
-    """Pictures to score; every third shows a held-out pair."""
+    """Seed of scenes and captions."""
+    image_size: Annotated[int, Field(ge=32, le=1024)]
+    """Side of the square images, in pixels."""
+    num_train: Annotated[int, Field(ge=1, le=_MAX_IMAGES_PER_SPLIT)]
+    """Number of train images."""
+    num_val: Annotated[int, Field(ge=1, le=_MAX_IMAGES_PER_SPLIT)]
+    """Number of validation images."""
+    num_test: Annotated[int, Field(ge=1, le=_MAX_IMAGES_PER_SPLIT)]
+    """Number of test images; every third contains a held-out pair."""
     duplicate_rate: Annotated[float, Field(ge=0, le=1)]
-    """Share of the pictures with more than one thing in which some are alike, and captions count them."""
-    held_out: Annotated[tuple[tuple[Color, Shape], ...], Field(min_length=1)]
-    """Pairs of color and shape that train and val never show; each color and shape keeps other pairs."""
+    """Fraction of the multi-object scenes that contain identical objects, which captions count."""
+    held_out: Annotated[tuple[ColorShape, ...], Field(min_length=1)]
+    """Pairs of color and shape that occur in test only; at most two per color and per shape."""
 
     def __post_init__(self) -> None:
-        """Check that train can still teach every color and every shape."""
-        for (color, shape), times in Counter(self.held_out).items():
-            if times > 1:
-                raise ValueError(f"held_out must name a pair once, got {times} times {color} {shape}")
-        for word, taken in Counter(word for pair in self.held_out for word in pair).items():
-            if taken > _MOST_PAIRS_TAKEN:
+        """Check that train still contains every color and every shape in most combinations."""
+        for (color, shape), count in Counter(self.held_out).items():
+            if count > 1:
+                raise ValueError(f"held_out must list each pair once, got {color} {shape} {count} times")
+        for value, count in Counter(value for pair in self.held_out for value in pair).items():
+            if count > _MAX_HELD_OUT_PER_VALUE:
                 raise ValueError(
-                    f"held_out must leave train most pairs of a word: at most {_MOST_PAIRS_TAKEN} may have "
-                    f"'{word}', got {taken}"
+                    f"held_out must have at most {_MAX_HELD_OUT_PER_VALUE} pairs per color and per shape, got {count}"
+                    f" with {value}"
                 )
+
+    def num_images(self, split: Split) -> int:
+        """Return the number of images of a split."""
+        return {"train": self.num_train, "val": self.num_val, "test": self.num_test}[split]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Task:
-    """One picture to make, which depends on nothing but this."""
+class _ImageKey:
+    """Identifies an image of the dataset. With the params, it determines the image and its captions."""
 
     split: Split
     index: int
@@ -87,113 +90,117 @@ class _Task:
 
     @property
     def image_id(self) -> int:
-        return (SPLITS.index(self.split) + 1) * _IDS_A_SPLIT + self.index
+        return (SPLITS.index(self.split) + 1) * _MAX_IMAGES_PER_SPLIT + self.index
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Made:
-    """One picture and what is known of it."""
+class _AnnotatedImage:
+    """An image of the dataset with its annotation."""
 
-    task: _Task
+    key: _ImageKey
     jpeg: bytes
-    facts: dict[str, Any]
-    """Its entry under `images`, and its `captions`."""
+    annotation: dict[str, Any]
+    """The entry under `images`, as `image`, and the `captions`."""
 
 
-def write_dataset(params: RenderParams, out: Path, work: Path, workers: int) -> None:
-    """Draw, render and word the dataset and publish it as the folder `out`.
+def write_dataset(params: RenderParams, out: Path, work: Path, num_workers: int) -> None:
+    """Render the dataset and publish it.
 
-    The bytes depend on `params` alone, not on `workers` (processes). Pictures that an earlier, killed run of the
-    same params and code finished are kept in `work` and not made again.
+    Images that an interrupted run with the same params and code finished are reused.
+
+    Args:
+        params: Contents of the dataset; they alone determine its bytes.
+        out: Folder of the dataset.
+        work: Folder of unfinished work, kept between runs.
+        num_workers: Number of rendering processes.
     """
-    tasks = [_Task(split=split, index=index) for split in SPLITS for index in range(getattr(params, split))]
+    keys = [_ImageKey(split=split, index=index) for split in SPLITS for index in range(params.num_images(split))]
     with work_folder(work, STAGE, fingerprint(params=to_plain(params), code=code_digest(__name__))) as folder:
-        dataset, facts = folder / "dataset", folder / "facts"
-        missing = [task for task in tasks if not (facts / f"{task.name}.json").is_file()]
-        with tqdm(total=len(tasks), initial=len(tasks) - len(missing), unit="image", desc=STAGE) as progress:
-            for made in _make_all(params, missing, workers):
-                write_atomically(dataset / "images" / f"{made.task.name}.jpg", made.jpeg)
-                # Last, since it tells that the picture stands.
-                write_json(facts / f"{made.task.name}.json", made.facts)
+        dataset, annotations = folder / "dataset", folder / "annotations"
+        missing = [key for key in keys if not (annotations / f"{key.name}.json").is_file()]
+        with tqdm(total=len(keys), initial=len(keys) - len(missing), unit="image", desc=STAGE) as progress:
+            for image in _generate_images(params, missing, num_workers):
+                write_atomically(dataset / "images" / f"{image.key.name}.jpg", image.jpeg)
+                # The annotation is written last: it marks the image as finished.
+                write_json(annotations / f"{image.key.name}.json", image.annotation)
                 progress.update()
         for split in SPLITS:
-            names = [task.name for task in tasks if task.split == split]
-            known = [json.loads((facts / f"{name}.json").read_text()) for name in names]
-            write_json(dataset / f"captions_{split}.json", _coco_file(split, known))
+            paths = [annotations / f"{key.name}.json" for key in keys if key.split == split]
+            remedy = f"Delete {folder} and run again."
+            write_json(
+                dataset / f"captions_{split}.json",
+                _to_coco(split, [read_json(path, dict[str, Any], remedy) for path in paths]),
+            )
         publish(dataset, out)
 
 
-def _make_all(params: RenderParams, tasks: list[_Task], workers: int) -> Iterator[_Made]:
-    if not tasks:
-        return
-    # Workers only compute: were they to write, those that outlive a killed parent would meet its successor's.
-    with multiprocessing.get_context("spawn").Pool(min(workers, len(tasks))) as pool:
-        yield from pool.imap_unordered(partial(_make, params), tasks, chunksize=4)
-
-
-def _make(params: RenderParams, task: _Task) -> _Made:
-    rng = np.random.default_rng([params.seed, SPLITS.index(task.split), task.index])
-    held_out = frozenset(params.held_out)
-    asked = task.split == "test" and task.index % _HELD_OUT_EVERY == 0
-    required = params.held_out[task.index // _HELD_OUT_EVERY % len(params.held_out)] if asked else None
-    while True:
-        scene = draw_scene(rng, forbidden=held_out, required=required, duplicate_rate=params.duplicate_rate)
-        rendering = render(scene, params.size)
-        if _clear(rendering, params.size):
-            break
-
-    across = [(left + width / 2) / params.size for left, _, width, _ in rendering.boxes]
-    facts = {
-        "image": {
-            "id": task.image_id,
-            "file_name": f"{task.name}.jpg",
-            "width": params.size,
-            "height": params.size,
-            "subset": {"test": "held-out" if asked else "seen"}.get(task.split),
-            "things": _things(scene, rendering),
-        },
-        "captions": captions(scene, rng, across),
-    }
-    return _Made(task=task, jpeg=jpeg(rendering), facts=facts)
-
-
-def _clear(rendering: Rendering, size: int) -> bool:
-    """Whether a person could name every body."""
-    return min(rendering.visible) >= LEAST_VISIBLE and all(
-        min(width, height) >= _LEAST_SIDE * size for _, _, width, height in rendering.boxes
-    )
-
-
-def _things(scene: Scene, rendering: Rendering) -> list[dict[str, Any]]:
-    return [
-        {
-            "attributes": {
-                "shape": body.shape,
-                "color": body.color,
-                "size": body.size,
-                "texture": body.texture,
-            },
-            "box": box,
-        }
-        for body, box in zip(scene.bodies, rendering.boxes, strict=True)
-    ]
-
-
-def jpeg(rendering: Rendering) -> bytes:
-    """Store a picture as the dataset stores it."""
+def encode_jpeg(rendering: Rendering) -> bytes:
+    """Encode an image as JPEG, with the dataset's settings."""
     file = io.BytesIO()
     Image.fromarray(rendering.image).save(file, "JPEG", quality=95, subsampling="4:4:4")
     return file.getvalue()
 
 
-def _coco_file(split: Split, known: list[dict[str, Any]]) -> dict[str, Any]:
+def _generate_images(params: RenderParams, keys: list[_ImageKey], num_workers: int) -> Iterator[_AnnotatedImage]:
+    if not keys:
+        return
+    # Workers only compute. If they wrote files, those that outlive a killed parent would interfere with its successor.
+    with multiprocessing.get_context("spawn").Pool(min(num_workers, len(keys))) as pool:
+        yield from pool.imap_unordered(partial(_generate_image, params), keys, chunksize=4)
+
+
+def _generate_image(params: RenderParams, key: _ImageKey) -> _AnnotatedImage:
+    rng = np.random.default_rng([params.seed, SPLITS.index(key.split), key.index])
+    is_held_out = key.split == "test" and key.index % _HELD_OUT_INTERVAL == 0
+    required = params.held_out[key.index // _HELD_OUT_INTERVAL % len(params.held_out)] if is_held_out else None
+    while True:
+        scene = sample_scene(
+            rng, forbidden=frozenset(params.held_out), required=required, duplicate_rate=params.duplicate_rate
+        )
+        rendering = render(scene, params.image_size)
+        if _is_recognizable(rendering, params.image_size):
+            break
+
+    center_x = [(left + width / 2) / params.image_size for left, _, width, _ in rendering.boxes]
+    annotation = {
+        "image": {
+            "id": key.image_id,
+            "file_name": f"{key.name}.jpg",
+            "width": params.image_size,
+            "height": params.image_size,
+            "subset": {"test": "held-out" if is_held_out else "seen"}.get(key.split),
+            "objects": _object_annotations(scene, rendering),
+        },
+        "captions": sample_captions(scene, rng, center_x),
+    }
+    return _AnnotatedImage(key=key, jpeg=encode_jpeg(rendering), annotation=annotation)
+
+
+def _is_recognizable(rendering: Rendering, image_size: int) -> bool:
+    """Whether every object is visible and large enough for a person to name it."""
+    return min(rendering.visibility) >= MIN_VISIBILITY and all(
+        min(width, height) >= _MIN_BOX_SIDE * image_size for _, _, width, height in rendering.boxes
+    )
+
+
+def _object_annotations(scene: Scene, rendering: Rendering) -> list[dict[str, Any]]:
+    return [
+        {
+            "attributes": {"shape": obj.shape, "color": obj.color, "size": obj.size, "texture": obj.texture},
+            "box": box,
+        }
+        for obj, box in zip(scene.objects, rendering.boxes, strict=True)
+    ]
+
+
+def _to_coco(split: Split, annotations: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "info": {"description": f"Rendered scenes, {split}", "version": "1.0"},
         "licenses": [],
-        "images": [one["image"] for one in known],
+        "images": [annotation["image"] for annotation in annotations],
         "annotations": [
-            {"id": 10 * one["image"]["id"] + number, "image_id": one["image"]["id"], "caption": caption}
-            for one in known
-            for number, caption in enumerate(one["captions"])
+            {"id": 10 * annotation["image"]["id"] + i, "image_id": annotation["image"]["id"], "caption": caption}
+            for annotation in annotations
+            for i, caption in enumerate(annotation["captions"])
         ],
     }

@@ -1,11 +1,10 @@
-"""The embedded dataset's own encoder: a ResNet-18 up to `layer3`, taught by what rendered scenes show.
+"""Training of the scene encoder: a ResNet-18 up to `layer3`, trained to classify the object in every grid cell.
 
-It stands in for ImageNet weights, which have to be fetched. Every cell of the grid learns to tell the body in
-front of it, or that there is none: features that say what is where, or else attention could not be judged by
-where it lies.
+It replaces ImageNet weights, which would have to be downloaded. With dense labels the features encode which object is
+where, so that attention maps can be evaluated by location.
 
-N lessons, B lessons a batch, S side of the picture in px, H and W grid height and width, P = H * W regions,
-C channels, A attributes.
+B examples per batch, N examples in total, S side of the image in px, H and W height and width of the grid, P = H * W
+regions, C channels, A attributes.
 """
 
 import io
@@ -44,14 +43,13 @@ from pipeline.scenes.examples import (
     BACKGROUND,
     IGNORE,
     Example,
-    Pair,
-    Purpose,
+    ExampleSplit,
     SamplingSpec,
     center_cell,
-    classes_of,
-    draw_lessons,
+    object_labels,
+    sample_examples,
 )
-from pipeline.scenes.scene import COLORS, FLOORS, SHAPES
+from pipeline.scenes.scene import COLORS, FLOORS, SHAPES, ColorShape
 
 STAGE = "encoder"
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -60,159 +58,189 @@ ARCHITECTURE: Architecture = "resnet18"
 LAYER: Layer = "layer3"
 STRIDE = STRIDES[LAYER]
 
-_CLASS_COUNTS = [1 + len(values) for values in ATTRIBUTES.values()]
-_LESSONS_A_TEST_BATCH = 50
+_NUM_CLASSES = [1 + len(values) for values in ATTRIBUTES.values()]
+"""Classes of each attribute, the background included."""
+_EVAL_BATCH_SIZE = 50
 
-Figures = dict[str, Any]
+Metrics = dict[str, Any]
 
 
 @params_section
 class SceneEncoderParams:
-    """Section `encoder`: how the embedded dataset's encoder is taught."""
+    """Section `encoder`: training of the embedded dataset's encoder."""
 
     seed: Annotated[int, Field(ge=0)]
-    """Fixes the lessons, the first weights, the order of batches, flips and brightness."""
-    train: Annotated[int, Field(ge=1)]
-    """Scenes to learn from, none of them in the dataset and none with a held-out pair."""
-    test: Annotated[int, Field(ge=2)]
-    """Scenes to read attributes from in the end; every second shows a held-out pair."""
+    """Seed of examples, initialization, batch order and augmentation."""
+    num_train: Annotated[int, Field(ge=1)]
+    """Number of train scenes; none is in the dataset or contains a held-out pair."""
+    num_test: Annotated[int, Field(ge=2)]
+    """Number of test scenes; every second contains a held-out pair."""
     batch_size: Annotated[int, Field(ge=1)]
-    """Scenes that make one step."""
+    """Scenes per optimizer step."""
     max_epochs: Annotated[int, Field(ge=1)]
-    """Times that every scene is seen."""
+    """Number of epochs."""
     peak_lr: Annotated[float, Field(gt=0)]
-    """AdamW's step size at its highest, between the warm-up and the fall to 0 along a cosine."""
+    """Peak learning rate of AdamW, after the warm-up and before the cosine decay to 0."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)]
-    """Share of all steps over which the learning rate rises from 0."""
+    """Fraction of all steps in the linear warm-up; 0 disables it."""
     weight_decay: Annotated[float, Field(ge=0)]
-    """AdamW's pull of the weights towards 0, in learning rates."""
+    """Weight decay coefficient of AdamW; 0 disables it."""
     background_weight: Annotated[float, Field(gt=0)]
-    """Weight of a cell without a body in the loss, where a cell with one has 1; such cells are many."""
+    """Loss weight of background cells, which outnumber cells with an object; those have weight 1."""
     brightness_jitter: Annotated[float, Field(ge=0, lt=1)]
-    """Pictures are brightened or dimmed by up to this share."""
+    """Maximum relative change of brightness in augmentation; 0 disables it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lessons:
-    """Lessons to train on, in memory."""
+class TrainingSet:
+    """All training examples, in memory."""
 
-    pictures: Tensor
+    images: Tensor
     """uint8 [N, S, S, 3]."""
-    classes: Tensor
+    labels: Tensor
     """int8 [N, A, H, W]."""
     floors: Tensor
-    """int64 [N], places in `FLOORS`."""
-    unseen: Tensor
-    """bool [1 + colors, 1 + shapes], by classes: pairs that none of the lessons shows."""
+    """int64 [N], indices into `FLOORS`."""
+    held_out: Tensor
+    """bool [1 + colors, 1 + shapes]: whether the pair of labels is held out."""
 
 
 class EncoderWithHeads(nn.Module):
-    """The encoder with the heads that question it, which are not kept."""
+    """The encoder with its classification heads, which are discarded after training."""
 
     def __init__(self) -> None:
         super().__init__()
         self.encoder = GridEncoder(ARCHITECTURE, LAYER)
-        self.cells = nn.Linear(self.encoder.channels, sum(_CLASS_COUNTS))
-        self.floor = nn.Linear(self.encoder.channels, len(FLOORS))
+        self.attribute_head = nn.Linear(self.encoder.channels, sum(_NUM_CLASSES))
+        self.floor_head = nn.Linear(self.encoder.channels, len(FLOORS))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def answers(self, regions: Tensor) -> tuple[Sequence[Tensor], Tensor]:
-        """Logits for regions [B, P, C]: of each attribute [B, P, classes], and of the floor [B, floors]."""
-        return torch.split(self.cells(regions), _CLASS_COUNTS, dim=-1), self.floor(regions.mean(dim=1))
+    def classify(self, regions: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+        """Apply the heads to region features [B, P, C].
+
+        Returns:
+            Logits [B, P, classes] of each attribute, and logits [B, floors] of the floor.
+        """
+        attribute_logits = torch.split(self.attribute_head(regions), _NUM_CLASSES, dim=-1)
+        return attribute_logits, self.floor_head(regions.mean(dim=1))
 
 
 def train_scene_encoder(
-    params: SceneEncoderParams, render: RenderParams, work: Path, out: Path, workers: int
-) -> Figures:
-    """Render lessons, train, publish the encoder's weights as the file `out`, and tell what can be read from it.
+    params: SceneEncoderParams, render_params: RenderParams, work: Path, out: Path, num_workers: int
+) -> Metrics:
+    """Render the examples, train the encoder, publish its weights and evaluate them.
 
-    Weights are float16, under GridEncoder's names; the figures are those of the published file. What a killed
-    run learned up to its last whole epoch is taken up from `work`; lessons are rendered again, by `workers`
-    processes.
+    An interrupted run resumes after its last complete epoch; examples are rendered again.
 
-    Raises `UserError` where the pictures' size is no multiple of the stride, and where the loss is not finite.
+    Args:
+        params: Section `encoder`.
+        render_params: Section `render`, for the image size and the held-out pairs.
+        work: Folder of unfinished work, kept between runs.
+        out: Weights file: float16 safetensors with `GridEncoder`'s names.
+        num_workers: Number of rendering processes.
+
+    Returns:
+        Metrics of the published weights; see `evaluate`.
+
+    Raises:
+        UserError: The image size is not a multiple of the stride, or the loss is not finite.
     """
-    if render.size % STRIDE:
-        raise UserError(f"render.size must be a multiple of {STRIDE} for the encoder, got {render.size}")
-    syllabus = SamplingSpec(seed=params.seed, size=render.size, stride=STRIDE, held_out=render.held_out)
-    name = fingerprint(
-        params=to_plain(params), syllabus=asdict(syllabus), code=code_digest(__name__), torch=torch.__version__
+    if render_params.image_size % STRIDE:
+        raise UserError(
+            f"render.image_size must be a multiple of {STRIDE} for the encoder, got {render_params.image_size}."
+        )
+    spec = SamplingSpec(
+        seed=params.seed, image_size=render_params.image_size, stride=STRIDE, held_out=render_params.held_out
     )
+    name = fingerprint(params=to_plain(params), spec=asdict(spec), code=code_digest(__name__), torch=torch.__version__)
     with work_folder(work, STAGE, name) as folder:
-        lessons = stack(_drawn(syllabus, "train", params.train, workers), render.held_out)
-        pupil = train(params, lessons, folder / CHECKPOINT_FILE)
+        training_set = stack(_sample_all(spec, "train", params.num_train, num_workers), render_params.held_out)
+        model = train(params, training_set, folder / CHECKPOINT_FILE)
         weights = folder / WEIGHTS_FILE
-        write_weights(pupil.encoder, weights)
-        figures = evaluate(pupil, weights, _drawn(syllabus, "test", params.test, workers), syllabus)
+        write_weights(model.encoder, weights)
+        metrics = evaluate(model, weights, _sample_all(spec, "test", params.num_test, num_workers), spec)
         publish(weights, out)
-        return figures
+        return metrics
 
 
-def stack(lessons: Sequence[Example], held_out: Sequence[Pair]) -> Lessons:
-    """Put lessons, none of which shows a pair of `held_out`, side by side for training."""
-    unseen = torch.zeros(1 + len(COLORS), 1 + len(SHAPES), dtype=torch.bool)
+def stack(examples: Sequence[Example], held_out: Sequence[ColorShape]) -> TrainingSet:
+    """Stack examples into tensors; none of them contains a pair in `held_out`."""
+    held_out_mask = torch.zeros(1 + len(COLORS), 1 + len(SHAPES), dtype=torch.bool)
     for color, shape in held_out:
-        unseen[1 + COLORS.index(color), 1 + SHAPES.index(shape)] = True
-    return Lessons(
-        pictures=torch.from_numpy(np.stack([lesson.picture for lesson in lessons])),
-        classes=torch.from_numpy(np.stack([lesson.classes for lesson in lessons])),
-        floors=torch.tensor([FLOORS.index(lesson.scene.floor) for lesson in lessons]),
-        unseen=unseen,
+        held_out_mask[1 + COLORS.index(color), 1 + SHAPES.index(shape)] = True
+    return TrainingSet(
+        images=torch.from_numpy(np.stack([example.image for example in examples])),
+        labels=torch.from_numpy(np.stack([example.labels for example in examples])),
+        floors=torch.tensor([FLOORS.index(example.scene.floor) for example in examples]),
+        held_out=held_out_mask,
     )
 
 
-def train(params: SceneEncoderParams, lessons: Lessons, checkpoint: Path) -> EncoderWithHeads:
-    """Train from scratch, or from where the file `checkpoint` stands; it is written after every epoch.
+def train(params: SceneEncoderParams, training_set: TrainingSet, checkpoint: Path) -> EncoderWithHeads:
+    """Train from scratch, or resume from `checkpoint`, a file that is written after every epoch.
 
-    Raises `UserError` where the loss is not finite.
+    Raises:
+        UserError: The loss is not finite.
     """
     torch.manual_seed(params.seed)
-    pupil = EncoderWithHeads()
-    optimizer = torch.optim.AdamW(pupil.parameters(), lr=params.peak_lr, weight_decay=params.weight_decay)
-    first = 0
+    model = EncoderWithHeads()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=params.peak_lr, weight_decay=params.weight_decay)
+    start_epoch = 0
     if checkpoint.is_file():
-        saved = torch.load(checkpoint, weights_only=True)
-        pupil.load_state_dict(saved["pupil"])
-        optimizer.load_state_dict(saved["optimizer"])
-        first = saved["epochs"]
-    pupil.train()
-    for epoch in range(first, params.max_epochs):
-        _run_epoch(params, pupil, optimizer, lessons, epoch)
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start_epoch = state["num_epochs"]
+    model.train()
+    for epoch in range(start_epoch, params.max_epochs):
+        _train_epoch(params, model, optimizer, training_set, epoch)
         file = io.BytesIO()
-        torch.save({"pupil": pupil.state_dict(), "optimizer": optimizer.state_dict(), "epochs": epoch + 1}, file)
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "num_epochs": epoch + 1}
+        torch.save(state, file)
         write_atomically(checkpoint, file.getvalue())
-    return pupil.eval()
+    return model.eval()
 
 
-def caption_loss(
-    pupil: EncoderWithHeads, images: Tensor, classes: Tensor, floors: Tensor, unseen: Tensor, background_weight: float
+def classification_loss(
+    model: EncoderWithHeads,
+    images: Tensor,
+    labels: Tensor,
+    floors: Tensor,
+    held_out: Tensor,
+    background_weight: float,
 ) -> Tensor:
-    """Mean cross-entropy of the floor and, over the cells that count, of each attribute: their sum.
+    """Return the sum of the mean cross-entropies of the floor and of every attribute.
 
-    `images` [B, 3, S, S] are normalized, `classes` [B, A, H, W] and `floors` [B] as in lessons. A pair that no
-    lesson shows, true in `unseen` [colors, shapes], is unknown and not impossible: where the color is its own,
-    its shape is left out of the choice, and the other way round. Else the encoder learns that nothing red is a
-    sphere.
+    A held-out pair is unknown, not impossible: where a cell has the pair's color, the pair's shape is removed from the
+    softmax over shapes, and vice versa. Otherwise the encoder would learn that nothing red is a sphere.
+
+    Args:
+        model: Encoder and heads.
+        images: Normalized images [B, 3, S, S].
+        labels: Labels [B, A, H, W] of the cells.
+        floors: Labels [B] of the floors.
+        held_out: Held-out pairs, bool [1 + colors, 1 + shapes].
+        background_weight: Weight of background cells in the mean; cells with an object have weight 1.
     """
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        grids = pupil.encoder(images)  # [B, C, H, W]
-    answers, floor = pupil.answers(grids.float().flatten(2).transpose(1, 2))
-    logits = dict(zip(ATTRIBUTES, answers, strict=True))  # [B, P, classes]
-    wanted = dict(zip(ATTRIBUTES, classes.long().flatten(2).unbind(dim=1), strict=True))  # [B, P]
-    known = {name: indices.clamp(min=BACKGROUND) for name, indices in wanted.items()}
-    logits["shape"] = logits["shape"].masked_fill(unseen[known["color"]], -math.inf)
-    logits["color"] = logits["color"].masked_fill(unseen.T[known["shape"]], -math.inf)
+        grids = model.encoder(images)  # [B, C, H, W]
+    attribute_logits, floor_logits = model.classify(grids.float().flatten(2).transpose(1, 2))
+    logits = dict(zip(ATTRIBUTES, attribute_logits, strict=True))  # [B, P, classes]
+    targets = dict(zip(ATTRIBUTES, labels.long().flatten(2).unbind(dim=1), strict=True))  # [B, P]
+    label_indices = {name: target.clamp(min=BACKGROUND) for name, target in targets.items()}  # IGNORE is no index
+    logits["shape"] = logits["shape"].masked_fill(held_out[label_indices["color"]], -math.inf)
+    logits["color"] = logits["color"].masked_fill(held_out.T[label_indices["shape"]], -math.inf)
 
-    loss = F.cross_entropy(floor, floors)
-    for name, answer in logits.items():
-        weights = torch.ones(answer.shape[-1])
-        weights[BACKGROUND] = background_weight
-        loss += F.cross_entropy(answer.transpose(1, 2), wanted[name], weights, ignore_index=IGNORE)
+    loss = F.cross_entropy(floor_logits, floors)
+    for name, attribute in logits.items():
+        class_weights = torch.ones(attribute.shape[-1])
+        class_weights[BACKGROUND] = background_weight
+        loss += F.cross_entropy(attribute.transpose(1, 2), targets[name], class_weights, ignore_index=IGNORE)
     return loss
 
 
 def write_weights(encoder: GridEncoder, path: Path) -> None:
-    """Write the encoder's weights as float16 safetensors, without batch norm's counters."""
+    """Write the encoder's weights as float16 safetensors, without the counters of batch norm."""
     weights = {
         name: tensor.half().contiguous()
         for name, tensor in encoder.state_dict().items()
@@ -221,116 +249,136 @@ def write_weights(encoder: GridEncoder, path: Path) -> None:
     write_atomically(path, safetensors.torch.save(weights))
 
 
-def evaluate(pupil: EncoderWithHeads, weights: Path, lessons: Sequence[Example], syllabus: SamplingSpec) -> Figures:
-    """Tell how often the pupil's heads answer right on the features of the encoder in the file `weights`.
+def evaluate(model: EncoderWithHeads, weights: Path, examples: Sequence[Example], spec: SamplingSpec) -> Metrics:
+    """Measure the accuracy of the heads on features of the encoder in a weights file.
 
-    These heads were never told that a held-out pair is wrong, and lean towards it: their figures flatter held-out
-    pairs and fall short for seen ones.
+    The heads were never penalized for predicting a held-out pair and are biased towards it. This raises the accuracy
+    for held-out pairs and lowers it for seen ones.
+
+    Args:
+        model: Encoder and heads; only its heads are used.
+        weights: Weights file of the encoder.
+        examples: Test examples.
+        spec: Parameters of the examples.
+
+    Returns:
+        Accuracy per attribute for the objects with a seen pair, the small striped or spotted ones among them, and the
+        objects with a held-out pair; accuracy of object against background per cell; accuracy of the floor; SHA-256 of
+        the weights.
     """
     encoder = load_encoder(
         EncodeParams(
             architecture=ARCHITECTURE,
             layer=LAYER,
             weights=str(weights),
-            image_size=syllabus.size,
+            image_size=spec.image_size,
             precision="float32",
             compile=False,
             views=("whole",),
         )
     )
-    right: dict[str, list[npt.NDArray[np.bool_]]] = {"seen": [], "seen_small_patterned": [], "held_out": []}
-    cells: dict[str, list[bool]] = {"with_a_body": [], "empty": []}
-    floors: list[bool] = []
-    for start in range(0, len(lessons), _LESSONS_A_TEST_BATCH):
-        batch = lessons[start : start + _LESSONS_A_TEST_BATCH]
-        told, told_floors = _answers(pupil, encoder, batch)
-        for lesson, classes, floor in zip(batch, told, told_floors, strict=True):
-            floors.append(FLOORS[floor] == lesson.scene.floor)
-            cells["with_a_body"] += list(classes[0][lesson.classes[0] > BACKGROUND] != BACKGROUND)
-            cells["empty"] += list(classes[0][lesson.classes[0] == BACKGROUND] == BACKGROUND)
-            for body, box in zip(lesson.scene.bodies, lesson.boxes, strict=True):
-                answers = classes[(slice(None), *center_cell(box, syllabus.stride))] == classes_of(body)
-                if (body.color, body.shape) in syllabus.held_out:
-                    right["held_out"].append(answers)
+    # Per object, whether each attribute is correct: [A].
+    correct: dict[str, list[npt.NDArray[np.bool_]]] = {"seen": [], "seen_small_patterned": [], "held_out": []}
+    cells_correct: dict[str, list[bool]] = {"object": [], "background": []}
+    floors_correct: list[bool] = []
+    for start in range(0, len(examples), _EVAL_BATCH_SIZE):
+        batch = examples[start : start + _EVAL_BATCH_SIZE]
+        for example, labels, floor in zip(batch, *_predict(model, encoder, batch), strict=True):
+            floors_correct.append(FLOORS[floor] == example.scene.floor)
+            # BACKGROUND is the same for all attributes; the first represents them.
+            cells_correct["object"] += list(labels[0][example.labels[0] > BACKGROUND] != BACKGROUND)
+            cells_correct["background"] += list(labels[0][example.labels[0] == BACKGROUND] == BACKGROUND)
+            for obj, box in zip(example.scene.objects, example.boxes, strict=True):
+                is_correct = labels[(slice(None), *center_cell(box, spec.stride))] == object_labels(obj)
+                if (obj.color, obj.shape) in spec.held_out:
+                    correct["held_out"].append(is_correct)
                     continue
-                right["seen"].append(answers)
-                if body.size == "small" and body.texture in ("striped", "spotted"):
-                    right["seen_small_patterned"].append(answers)
+                correct["seen"].append(is_correct)
+                if obj.size == "small" and obj.texture in ("striped", "spotted"):
+                    correct["seen_small_patterned"].append(is_correct)
     return {
-        "protocol": "share of right answers from the one cell that the center of a body's box lies in",
-        "bodies": {group: _shares_right(answers) for group, answers in right.items() if answers},
-        "cells": {group: _rounded(np.mean(answers)) for group, answers in cells.items()},
-        "floor": _rounded(np.mean(floors)),
-        "weights": file_digest(weights),
+        "protocol": "accuracy in the cell that contains the center of the object's bounding box",
+        "objects": {group: _accuracies(values) for group, values in correct.items() if values},
+        "cells": {group: _round(np.mean(values)) for group, values in cells_correct.items()},
+        "floor": _round(np.mean(floors_correct)),
+        "weights_sha256": file_digest(weights),
     }
 
 
-def _drawn(syllabus: SamplingSpec, purpose: Purpose, count: int, workers: int) -> list[Example]:
-    lessons = draw_lessons(syllabus, purpose, count, workers)
-    return list(tqdm(lessons, total=count, desc=f"{STAGE}, {purpose} scenes", unit="scene"))
+def _sample_all(spec: SamplingSpec, split: ExampleSplit, num_examples: int, num_workers: int) -> list[Example]:
+    examples = sample_examples(spec, split, num_examples, num_workers)
+    return list(tqdm(examples, total=num_examples, desc=f"{STAGE}, {split} scenes", unit="scene"))
 
 
-def _run_epoch(
-    params: SceneEncoderParams, pupil: EncoderWithHeads, optimizer: torch.optim.Optimizer, lessons: Lessons, epoch: int
+def _train_epoch(
+    params: SceneEncoderParams,
+    model: EncoderWithHeads,
+    optimizer: torch.optim.Optimizer,
+    training_set: TrainingSet,
+    epoch: int,
 ) -> None:
     rng = np.random.default_rng([params.seed, epoch])
-    order = torch.from_numpy(rng.permutation(len(lessons.floors)))
+    order = torch.from_numpy(rng.permutation(len(training_set.floors)))
     batches = torch.split(order, params.batch_size)
-    total = 0.0
-    with tqdm(batches, desc=f"{STAGE}, epoch {epoch + 1} of {params.max_epochs}", unit="batch") as bar:
-        for step, chosen in enumerate(bar):
-            rate = _learning_rate(params, epoch * len(batches) + step, params.max_epochs * len(batches))
+    total_loss = 0.0
+    with tqdm(batches, desc=f"{STAGE}, epoch {epoch + 1} of {params.max_epochs}", unit="batch") as progress:
+        for step, indices in enumerate(progress):
+            lr = _learning_rate(params, epoch * len(batches) + step, params.max_epochs * len(batches))
             for group in optimizer.param_groups:
-                group["lr"] = rate
-            images, classes = _varied(lessons, chosen, params.brightness_jitter, rng)
-            loss = caption_loss(
-                pupil, images, classes, lessons.floors[chosen], lessons.unseen, params.background_weight
-            )
-            total += loss.item()
-            if not math.isfinite(total):
-                raise UserError(f"the loss is not finite in epoch {epoch + 1}, step {step + 1}; lower encoder.peak_lr")
+                group["lr"] = lr
+            images, labels = _augment(training_set, indices, params.brightness_jitter, rng)
+            floors = training_set.floors[indices]
+            loss = classification_loss(model, images, labels, floors, training_set.held_out, params.background_weight)
+            total_loss += loss.item()
+            if not math.isfinite(total_loss):
+                raise UserError(f"epoch {epoch + 1}, step {step + 1}: the loss is not finite. Lower encoder.peak_lr.")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            bar.set_postfix_str(f"loss {total / (step + 1):.3f}", refresh=False)
+            progress.set_postfix_str(f"loss {total_loss / (step + 1):.3f}", refresh=False)
 
 
-def _learning_rate(params: SceneEncoderParams, step: int, steps: int) -> float:
-    warm_up = params.warmup_fraction * steps
-    if step < warm_up:
-        return params.peak_lr * (step + 1) / (warm_up + 1)
-    return params.peak_lr * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up))) / 2
+def _learning_rate(params: SceneEncoderParams, step: int, num_steps: int) -> float:
+    warmup_steps = params.warmup_fraction * num_steps
+    if step < warmup_steps:
+        return params.peak_lr * (step + 1) / (warmup_steps + 1)
+    return params.peak_lr * (1 + math.cos(math.pi * (step - warmup_steps) / (num_steps - warmup_steps))) / 2
 
 
-def _varied(
-    lessons: Lessons, chosen: Tensor, brightness_jitter: float, rng: np.random.Generator
+def _augment(
+    training_set: TrainingSet, indices: Tensor, brightness_jitter: float, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Lessons, normalized [B, 3, S, S], and their classes [B, A, H, W], some mirrored, all lit a little otherwise."""
-    mirrored = torch.from_numpy(rng.random(len(chosen)) < 0.5)[:, None, None, None]
-    light = torch.from_numpy(rng.uniform(1 - brightness_jitter, 1 + brightness_jitter, len(chosen)).astype(np.float32))
-    pictures, classes = lessons.pictures[chosen], lessons.classes[chosen]
-    pictures = torch.where(mirrored, pictures.flip(2), pictures)
-    lit = (pictures * light[:, None, None, None]).clamp(max=255)
-    return normalize(lit), torch.where(mirrored, classes.flip(3), classes)
+    """Flip examples at random and jitter their brightness.
+
+    Returns:
+        Normalized images [B, 3, S, S] and labels [B, A, H, W].
+    """
+    is_flipped = torch.from_numpy(rng.random(len(indices)) < 0.5)[:, None, None, None]
+    brightness = rng.uniform(1 - brightness_jitter, 1 + brightness_jitter, len(indices)).astype(np.float32)
+    images, labels = training_set.images[indices], training_set.labels[indices]
+    images = torch.where(is_flipped, images.flip(2), images)  # [B, S, S, 3]
+    brightened = (images * torch.from_numpy(brightness)[:, None, None, None]).clamp(max=255)
+    return normalize(brightened), torch.where(is_flipped, labels.flip(3), labels)
 
 
 @torch.inference_mode()
-def _answers(
-    pupil: EncoderWithHeads, encoder: GridEncoder, lessons: Sequence[Example]
+def _predict(
+    model: EncoderWithHeads, encoder: GridEncoder, examples: Sequence[Example]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Classes told, [B, A, H, W], and floors told, [B]."""
-    pictures = np.stack([lesson.picture for lesson in lessons])
-    answers, floors = pupil.answers(torch.from_numpy(encode_grids(encoder, pictures)).float())
-    classes = torch.stack([logits.argmax(dim=-1) for logits in answers], dim=1)  # [B, A, P]
-    return classes.view(len(lessons), *lessons[0].classes.shape).numpy(), floors.argmax(dim=-1).numpy()
+    """Return predicted labels [B, A, H, W] of the cells and predicted indices [B] of the floors."""
+    images = np.stack([example.image for example in examples])
+    attribute_logits, floor_logits = model.classify(torch.from_numpy(encode_grids(encoder, images)).float())
+    labels = torch.stack([logits.argmax(dim=-1) for logits in attribute_logits], dim=1)  # [B, A, P]
+    return labels.view(len(examples), *examples[0].labels.shape).numpy(), floor_logits.argmax(dim=-1).numpy()
 
 
-def _shares_right(answers: list[npt.NDArray[np.bool_]]) -> Figures:
-    table = np.stack(answers)  # [bodies, A]
-    shares = {name: _rounded(share) for name, share in zip(ATTRIBUTES, table.mean(axis=0), strict=True)}
-    both = table[:, [list(ATTRIBUTES).index("shape"), list(ATTRIBUTES).index("color")]].all(axis=1)
-    return {"count": len(table), **shares, "shape_and_color": _rounded(both.mean())}
+def _accuracies(correct: list[npt.NDArray[np.bool_]]) -> Metrics:
+    """Return the accuracy per attribute, and that of shape and color together."""
+    table = np.stack(correct)  # [objects, A]
+    accuracies = {name: _round(accuracy) for name, accuracy in zip(ATTRIBUTES, table.mean(axis=0), strict=True)}
+    both_correct = table[:, [list(ATTRIBUTES).index("shape"), list(ATTRIBUTES).index("color")]].all(axis=1)
+    return {"num_objects": len(table), **accuracies, "shape_and_color": _round(both_correct.mean())}
 
 
-def _rounded(share: float | np.floating[Any]) -> float:
-    return round(float(share), 4)
+def _round(fraction: float | np.floating[Any]) -> float:
+    return round(float(fraction), 4)

@@ -1,11 +1,11 @@
-"""What rendered scenes teach an encoder: for every cell of its grid, which body is in front of it.
+"""Training examples of the scene encoder: rendered scenes with a label for every cell of the feature grid.
 
-S side of the picture in px, H and W grid height and width, A attributes.
+S side of the image in px, H and W height and width of the grid, A attributes, N objects of the scene.
 """
 
 import io
 import multiprocessing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -14,16 +14,20 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipeline.scenes.dataset import LEAST_VISIBLE, jpeg
-from pipeline.scenes.renderer import Rendering, render
-from pipeline.scenes.scene import COLORS, SHAPES, SIZES, TEXTURES, Body, Color, Scene, Shape, draw_scene
+from pipeline.scenes.dataset import MIN_VISIBILITY, encode_jpeg
+from pipeline.scenes.renderer import Box, render
+from pipeline.scenes.scene import (
+    COLORS,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    ColorShape,
+    Scene,
+    SceneObject,
+    sample_scene,
+)
 
-Box = tuple[float, float, float, float]
-Pair = tuple[Color, Shape]
-Purpose = Literal["train", "test"]
-
-_ALIKE = 0.35
-"""Share of scenes with more than one body in which some are alike."""
+ExampleSplit = Literal["train", "test"]
 
 ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
     "shape": SHAPES,
@@ -31,106 +35,108 @@ ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
     "size": SIZES,
     "texture": TEXTURES,
 }
+"""Values of each attribute; the label of a value is 1 + its index."""
 BACKGROUND = 0
-"""Class of a cell without a body; the values of an attribute count from 1."""
+"""Label of a cell without an object."""
 IGNORE = -1
-"""Class of a cell that bodies only graze, where neither answer would be wrong."""
+"""Label of a cell that shows too little of an object to count as object or background; the loss ignores it."""
 
-_LEAST_COVER, _MOST_GRAZED = 0.25, 0.05
-"""Shares of a cell from which on, and up to which, it counts as a body's or as empty."""
-_STREAM: Mapping[Purpose, int] = {"train": 1, "test": 2}
-"""Last word of a seed. The dataset seeds with three, so that none of its scenes is drawn here."""
+_DUPLICATE_RATE = 0.35
+_MIN_OBJECT_COVERAGE = 0.25
+"""A cell gets the label of an object that covers at least this fraction of it."""
+_MAX_BACKGROUND_COVERAGE = 0.05
+"""A cell of which objects cover at most this fraction is background."""
+_SEED_SUFFIX: Mapping[ExampleSplit, int] = {"train": 1, "test": 2}
+"""Last of the four integers of a seed. The dataset's seeds have three, so no example is an image of the dataset."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A picture, and what its cells show."""
+    """An image with labels."""
 
-    picture: npt.NDArray[np.uint8]
-    """[S, S, 3], as it comes back from a JPEG file of the dataset's quality."""
+    image: npt.NDArray[np.uint8]
+    """RGB [S, S, 3], encoded and decoded with the dataset's JPEG settings."""
     scene: Scene
     boxes: tuple[Box, ...]
-    """Of what is visible of each body: left, top, width and height in px."""
-    classes: npt.NDArray[np.int8]
-    """[A, H, W]: `NOTHING`, `UNCOUNTED`, or 1 + the place of the body's value in `ATTRIBUTES`."""
+    """Bounding box of the visible part of each object."""
+    labels: npt.NDArray[np.int8]
+    """[A, H, W]: 1 + index of the object's value in `ATTRIBUTES`, `BACKGROUND` or `IGNORE`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSpec:
-    """What to draw lessons from."""
+    """Parameters that determine the sampled examples."""
 
     seed: int
-    size: int
-    """S."""
+    image_size: int
+    """Side of the images, S, in px."""
     stride: int
-    """Side of a cell in px; a divisor of `size`."""
-    held_out: tuple[Pair, ...]
-    """Pairs that no train lesson shows, and that every second test lesson does."""
+    """Side of a grid cell in px; a divisor of `image_size`."""
+    held_out: tuple[ColorShape, ...]
+    """Pairs of color and shape that occur in no train example and in every second test example."""
 
 
-def draw_lessons(syllabus: SamplingSpec, purpose: Purpose, count: int, workers: int) -> Iterator[Example]:
-    """Draw and render lessons, in order, in `workers` processes; each depends on syllabus and place alone."""
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(partial(draw_lesson, syllabus, purpose), range(count), chunksize=8)
+def sample_examples(spec: SamplingSpec, split: ExampleSplit, num_examples: int, num_workers: int) -> Iterator[Example]:
+    """Sample examples in order, in `num_workers` processes; each depends on `spec`, `split` and its index only."""
+    with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
+        yield from pool.imap(partial(sample_example, spec, split), range(num_examples), chunksize=8)
 
 
-def draw_lesson(syllabus: SamplingSpec, purpose: Purpose, index: int) -> Example:
-    """Draw and render one lesson."""
-    rng = np.random.default_rng([syllabus.seed, index, 0, _STREAM[purpose]])
-    asked = purpose == "test" and index % 2 == 1
-    required = syllabus.held_out[index // 2 % len(syllabus.held_out)] if asked else None
+def sample_example(spec: SamplingSpec, split: ExampleSplit, index: int) -> Example:
+    """Sample the example with this index."""
+    rng = np.random.default_rng([spec.seed, index, 0, _SEED_SUFFIX[split]])
+    is_held_out = split == "test" and index % 2 == 1
+    required = spec.held_out[index // 2 % len(spec.held_out)] if is_held_out else None
     while True:
-        scene = draw_scene(rng, forbidden=frozenset(syllabus.held_out), required=required, duplicate_rate=_ALIKE)
-        rendering = render(scene, syllabus.size)
-        if min(rendering.visible) >= LEAST_VISIBLE:
+        scene = sample_scene(rng, forbidden=frozenset(spec.held_out), required=required, duplicate_rate=_DUPLICATE_RATE)
+        rendering = render(scene, spec.image_size)
+        if min(rendering.visibility) >= MIN_VISIBILITY:
             break
     return Example(
-        picture=_from_jpeg(rendering),
+        image=np.array(Image.open(io.BytesIO(encode_jpeg(rendering)))),
         scene=scene,
         boxes=rendering.boxes,
-        classes=_classes(scene, rendering.boxes, syllabus),
+        labels=_label_cells(scene.objects, rendering.boxes, spec),
     )
 
 
-def classes_of(body: Body) -> list[int]:
-    """Classes of a body, one for each of `ATTRIBUTES`."""
-    return [1 + values.index(getattr(body, name)) for name, values in ATTRIBUTES.items()]
+def object_labels(obj: SceneObject) -> list[int]:
+    """Return the label of each of the `ATTRIBUTES` of an object."""
+    return [1 + values.index(getattr(obj, name)) for name, values in ATTRIBUTES.items()]
 
 
 def center_cell(box: Box, stride: int) -> tuple[int, int]:
-    """Row and column of the cell that the center of a box lies in."""
+    """Return row and column of the cell that contains the center of a box."""
     left, top, width, height = box
     return int((top + height / 2) // stride), int((left + width / 2) // stride)
 
 
-def _from_jpeg(rendering: Rendering) -> npt.NDArray[np.uint8]:
-    return np.array(Image.open(io.BytesIO(jpeg(rendering))))
+def _label_cells(objects: Sequence[SceneObject], boxes: Sequence[Box], spec: SamplingSpec) -> npt.NDArray[np.int8]:
+    """Label every cell with the object in it: [A, H, W]."""
+    far_to_near = sorted(range(len(boxes)), key=lambda index: -objects[index].z)
+    coverage = _cell_coverage(boxes, far_to_near, spec)  # [N, H, W]
+    # Index of the object in each cell, -1 for none.
+    object_index = np.where(coverage.max(axis=0) >= _MIN_OBJECT_COVERAGE, coverage.argmax(axis=0), -1)  # [H, W]
+    for index in far_to_near:
+        # A small object on the border of four cells covers little of each, but needs a label in one of them.
+        object_index[center_cell(boxes[index], spec.stride)] = index
+
+    labels = np.full((len(ATTRIBUTES), *object_index.shape), IGNORE, dtype=np.int8)  # [A, H, W]
+    labels[:, (object_index < 0) & (coverage.sum(axis=0) <= _MAX_BACKGROUND_COVERAGE)] = BACKGROUND
+    for index, obj in enumerate(objects):
+        labels[:, object_index == index] = np.array(object_labels(obj))[:, None]
+    return labels
 
 
-def _classes(scene: Scene, boxes: tuple[Box, ...], syllabus: SamplingSpec) -> npt.NDArray[np.int8]:
-    by_distance = sorted(range(len(boxes)), key=lambda number: -scene.bodies[number].z)
-    shares = _shares(boxes, by_distance, syllabus)  # [bodies, H, W]
-    front = np.where(shares.max(axis=0) >= _LEAST_COVER, shares.argmax(axis=0), -1)
-    for number in by_distance:
-        # A small body between four cells covers none of them well, but must be told somewhere.
-        front[center_cell(boxes[number], syllabus.stride)] = number
-
-    classes = np.full((len(ATTRIBUTES), *front.shape), IGNORE, dtype=np.int8)
-    classes[:, (front < 0) & (shares.sum(axis=0) <= _MOST_GRAZED)] = BACKGROUND
-    for number, body in enumerate(scene.bodies):
-        classes[:, front == number] = np.array(classes_of(body))[:, None]
-    return classes
-
-
-def _shares(boxes: tuple[Box, ...], by_distance: list[int], syllabus: SamplingSpec) -> npt.NDArray[np.float64]:
-    """Share of each cell that each body covers, [bodies, H, W], with the ellipse in its box for its outline."""
-    owner = np.full((syllabus.size, syllabus.size), -1)
-    centers = np.arange(syllabus.size) + 0.5
-    for number in by_distance:
-        left, top, width, height = boxes[number]
-        across = (centers - left) / width * 2 - 1
-        down = (centers - top) / height * 2 - 1
-        owner[across[None, :] ** 2 + down[:, None] ** 2 < 1] = number
-    side = syllabus.size // syllabus.stride
-    cells = owner.reshape(side, syllabus.stride, side, syllabus.stride)
-    return np.stack([(cells == number).mean(axis=(1, 3)) for number in range(len(boxes))])
+def _cell_coverage(boxes: Sequence[Box], far_to_near: Sequence[int], spec: SamplingSpec) -> npt.NDArray[np.float64]:
+    """Return the fraction of each cell that each object covers, [N, H, W]; ellipses approximate the silhouettes."""
+    object_index = np.full((spec.image_size, spec.image_size), -1)  # [S, S]
+    pixel_centers = np.arange(spec.image_size) + 0.5
+    for index in far_to_near:
+        left, top, width, height = boxes[index]
+        x = (pixel_centers - left) / width * 2 - 1
+        y = (pixel_centers - top) / height * 2 - 1
+        object_index[x[None, :] ** 2 + y[:, None] ** 2 < 1] = index
+    side = spec.image_size // spec.stride
+    cells = object_index.reshape(side, spec.stride, side, spec.stride)
+    return np.stack([(cells == index).mean(axis=(1, 3)) for index in range(len(boxes))])

@@ -1,6 +1,6 @@
-"""The world of the embedded dataset: what a scene may hold, and how one is drawn at random.
+"""Scenes of the embedded dataset: the attributes of objects and floors, and random sampling of scenes.
 
-The ground is the plane y = 0 with x to the right and z away from the camera; lengths are in units of about
+World coordinates: the floor is the plane y = 0, x points right and z away from the camera. The unit of length is about
 the height of a large object.
 """
 
@@ -15,6 +15,7 @@ Color = Literal["red", "orange", "yellow", "green", "blue", "purple", "white", "
 Size = Literal["small", "large"]
 Texture = Literal["matte", "shiny", "striped", "spotted"]
 Floor = Literal["wooden", "tiled", "sandy", "grassy", "carpeted"]
+ColorShape = tuple[Color, Shape]
 
 SHAPES: tuple[Shape, ...] = get_args(Shape)
 COLORS: tuple[Color, ...] = get_args(Color)
@@ -22,26 +23,26 @@ SIZES: tuple[Size, ...] = get_args(Size)
 TEXTURES: tuple[Texture, ...] = get_args(Texture)
 FLOORS: tuple[Floor, ...] = get_args(Floor)
 
-# Bodies are seen whole where NEAREST <= z <= FARTHEST and |x| <= SPREAD * z - FRAME_MARGIN[size].
-NEAREST, FARTHEST = 4.9, 9.2
-SPREAD = 0.27
+# An object is entirely inside the frame where MIN_Z <= z <= MAX_Z and |x| <= FRAME_SLOPE * z - FRAME_MARGIN[size].
+MIN_Z, MAX_Z = 4.9, 9.2
+FRAME_SLOPE = 0.27
 FRAME_MARGIN: dict[Size, float] = {"small": 0.21, "large": 0.45}
 
-FOOTPRINT: dict[Size, float] = {"small": 0.385, "large": 0.6}
-"""Radius of a circle on the ground that holds any body of the size, however it is turned."""
-GAP = 0.15
-"""Least room between the footprints of two bodies."""
+FOOTPRINT_RADIUS: dict[Size, float] = {"small": 0.385, "large": 0.6}
+"""Radius of a circle on the floor that contains any object of the size, whatever its yaw."""
+MIN_GAP = 0.15
+"""Minimum distance between the footprints of two objects."""
 
-_COUNT_WEIGHTS = (0.12, 0.33, 0.33, 0.22)
-"""For scenes of one body, of two, and so on."""
-_TEXTURE_WEIGHTS = (0.4, 0.2, 0.2, 0.2)
-"""One for each of `TEXTURES`."""
-_PLACINGS_TRIED = 50
+_NUM_OBJECTS_PROBABILITIES = (0.12, 0.33, 0.33, 0.22)
+"""Probabilities of one to four objects."""
+_TEXTURE_PROBABILITIES = (0.4, 0.2, 0.2, 0.2)
+"""Probability of each of `TEXTURES`."""
+_MAX_PLACEMENT_TRIES = 50
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Body:
-    """One object that stands on the floor."""
+class SceneObject:
+    """An object that stands on the floor."""
 
     shape: Shape
     color: Color
@@ -49,30 +50,30 @@ class Body:
     texture: Texture
     x: float
     z: float
-    turn: float
+    yaw: float
     """Rotation about the vertical axis, in turns (0 to 1)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """One to four bodies on a lit floor, seen by a camera."""
+    """One to four objects on a floor, with a light and a camera."""
 
-    bodies: tuple[Body, ...]
+    objects: tuple[SceneObject, ...]
     floor: Floor
-    hue_shift: tuple[float, float, float]
-    """Factors on red, green and blue of the floor and backdrop: no two floors have quite the same color."""
-    light: tuple[float, float, float]
-    """Direction towards the lamp, a unit vector with y > 0."""
-    brightness: float
-    """Factor on the lamp's light, about 1."""
+    tint: tuple[float, float, float]
+    """Factors on the red, green and blue of the floor and the backdrop; they also select the part of the floor."""
+    light_direction: tuple[float, float, float]
+    """Unit vector towards the light; y > 0."""
+    light_intensity: float
+    """Factor on the light, about 1."""
     camera_height: float
-    camera_tilt: float
-    """Fall of the line of sight for each unit of z."""
+    camera_pitch: float
+    """Tangent of the angle by which the camera looks down."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Look:
-    """What bodies that are alike share."""
+class _Appearance:
+    """Attributes of an object without its position; duplicates share them."""
 
     shape: Shape
     color: Color
@@ -80,43 +81,48 @@ class _Look:
     texture: Texture
 
 
-def draw_scene(
+def sample_scene(
     rng: np.random.Generator,
     *,
-    forbidden: frozenset[tuple[Color, Shape]],
-    required: tuple[Color, Shape] | None,
+    forbidden: frozenset[ColorShape],
+    required: ColorShape | None,
     duplicate_rate: float,
 ) -> Scene:
-    """Draw a scene at random.
+    """Sample a scene at random.
 
-    Bodies stand apart and whole inside the frame; those of one color and shape are alike in all, as some are in a
-    share `alike` of the scenes with more than one body. No body is a `forbidden` pair, except that at least one is
-    the `required` pair, forbidden or not. At least four pairs must stay allowed.
+    Objects neither overlap nor leave the frame. Two objects of the same color and shape also have the same size and
+    texture. Sampling uses exact arithmetic only, so a generator state gives the same scene on every machine.
 
-    Only exact arithmetic is used, so one generator state gives one scene on every machine.
+    Args:
+        rng: Random generator; it advances.
+        forbidden: Pairs of color and shape that no object has. At least four pairs must remain allowed.
+        required: Pair that at least one object has, even where it is forbidden; None for no such pair.
+        duplicate_rate: Probability that a scene with more than one object contains identical objects.
     """
     camera_height = rng.uniform(2.2, 3.2)
     return Scene(
-        bodies=_placed(rng, _looks(rng, forbidden, required, duplicate_rate)),
+        objects=_place_objects(rng, _sample_appearances(rng, forbidden, required, duplicate_rate)),
         floor=FLOORS[rng.integers(len(FLOORS))],
-        hue_shift=(rng.uniform(0.88, 1.12), rng.uniform(0.88, 1.12), rng.uniform(0.88, 1.12)),
-        light=_unit(rng.uniform(-0.7, 0.7), 1.0, rng.uniform(-0.9, -0.2)),
-        brightness=rng.uniform(0.85, 1.15),
+        tint=(rng.uniform(0.88, 1.12), rng.uniform(0.88, 1.12), rng.uniform(0.88, 1.12)),
+        light_direction=_normalize(rng.uniform(-0.7, 0.7), 1.0, rng.uniform(-0.9, -0.2)),
+        light_intensity=rng.uniform(0.85, 1.15),
         camera_height=camera_height,
-        # Looks at a point 0.4 above the middle of the ground, give or take.
-        camera_tilt=(camera_height - 0.4) / 7 + rng.uniform(-0.015, 0.015),
+        # The camera looks at a point about 0.4 above the center of the floor (z = 7).
+        camera_pitch=(camera_height - 0.4) / 7 + rng.uniform(-0.015, 0.015),
     )
 
 
-def _looks(
+def _sample_appearances(
     rng: np.random.Generator,
-    forbidden: frozenset[tuple[Color, Shape]],
-    required: tuple[Color, Shape] | None,
+    forbidden: frozenset[ColorShape],
+    required: ColorShape | None,
     duplicate_rate: float,
-) -> list[_Look]:
-    count = 1 + int(rng.choice(len(_COUNT_WEIGHTS), p=_COUNT_WEIGHTS))
-    repeats = int(rng.integers(2, min(count, 3) + 1)) if count > 1 and rng.random() < duplicate_rate else 1
-    kinds = count - repeats + 1
+) -> list[_Appearance]:
+    num_objects = 1 + int(rng.choice(len(_NUM_OBJECTS_PROBABILITIES), p=_NUM_OBJECTS_PROBABILITIES))
+    num_identical = 1
+    if num_objects > 1 and rng.random() < duplicate_rate:
+        num_identical = int(rng.integers(2, min(num_objects, 3) + 1))
+    num_distinct = num_objects - num_identical + 1
 
     allowed = [
         (color, shape)
@@ -124,51 +130,52 @@ def _looks(
         for shape in SHAPES
         if (color, shape) not in forbidden and (color, shape) != required
     ]
-    pairs = [allowed[i] for i in rng.permutation(len(allowed))[:kinds]]
+    pairs = [allowed[i] for i in rng.permutation(len(allowed))[:num_distinct]]
     if required is not None:
-        pairs[rng.integers(kinds)] = required
-    looks = [
-        _Look(
+        pairs[rng.integers(num_distinct)] = required
+    appearances = [
+        _Appearance(
             shape=shape,
             color=color,
             size=SIZES[rng.integers(len(SIZES))],
-            texture=TEXTURES[rng.choice(len(TEXTURES), p=_TEXTURE_WEIGHTS)],
+            texture=TEXTURES[rng.choice(len(TEXTURES), p=_TEXTURE_PROBABILITIES)],
         )
         for color, shape in pairs
     ]
-    return [looks[0]] * (repeats - 1) + looks
+    return [appearances[0]] * (num_identical - 1) + appearances
 
 
-def _placed(rng: np.random.Generator, looks: list[_Look]) -> tuple[Body, ...]:
-    bodies: list[Body] = []
-    while len(bodies) < len(looks):
-        look = looks[len(bodies)]
-        for _ in range(_PLACINGS_TRIED):
-            z = rng.uniform(NEAREST, FARTHEST)
-            reach = SPREAD * z - FRAME_MARGIN[look.size]
-            body = Body(
-                shape=look.shape,
-                color=look.color,
-                size=look.size,
-                texture=look.texture,
-                x=rng.uniform(-reach, reach),
+def _place_objects(rng: np.random.Generator, appearances: list[_Appearance]) -> tuple[SceneObject, ...]:
+    """Place the objects one after another by rejection sampling; start over where one does not fit."""
+    objects: list[SceneObject] = []
+    while len(objects) < len(appearances):
+        appearance = appearances[len(objects)]
+        for _ in range(_MAX_PLACEMENT_TRIES):
+            z = rng.uniform(MIN_Z, MAX_Z)
+            max_x = FRAME_SLOPE * z - FRAME_MARGIN[appearance.size]
+            candidate = SceneObject(
+                shape=appearance.shape,
+                color=appearance.color,
+                size=appearance.size,
+                texture=appearance.texture,
+                x=rng.uniform(-max_x, max_x),
                 z=z,
-                turn=rng.random(),
+                yaw=rng.random(),
             )
-            if all(_apart(body, other) for other in bodies):
-                bodies.append(body)
+            if all(_are_apart(candidate, placed) for placed in objects):
+                objects.append(candidate)
                 break
         else:
-            bodies.clear()
-    return tuple(bodies)
+            objects.clear()
+    return tuple(objects)
 
 
-def _apart(one: Body, other: Body) -> bool:
-    room = FOOTPRINT[one.size] + FOOTPRINT[other.size] + GAP
-    x, z = one.x - other.x, one.z - other.z
-    return x * x + z * z >= room * room
+def _are_apart(a: SceneObject, b: SceneObject) -> bool:
+    min_distance = FOOTPRINT_RADIUS[a.size] + FOOTPRINT_RADIUS[b.size] + MIN_GAP
+    x, z = a.x - b.x, a.z - b.z
+    return x * x + z * z >= min_distance * min_distance
 
 
-def _unit(x: float, y: float, z: float) -> tuple[float, float, float]:
+def _normalize(x: float, y: float, z: float) -> tuple[float, float, float]:
     length = sqrt(x * x + y * y + z * z)
     return (x / length, y / length, z / length)

@@ -1,78 +1,79 @@
-"""Vectors and noise for the renderer, by operations alone whose result IEEE 754 defines to the last bit.
+"""Vector arithmetic and noise for the renderer, from operations that IEEE 754 defines to the last bit.
 
-`R` points or rays in a flat array; vectors are float32 [3, R].
+R rays or points in a flat array; vectors are float32 [3, R].
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-Reals = NDArray[np.float32]
+FloatArray = NDArray[np.float32]
 Vector = tuple[float, float, float]
 
 
-def column(vector: Vector) -> Reals:
-    """One vector as [3, 1], for arithmetic with [3, R]."""
+def column(vector: Vector) -> FloatArray:
+    """Convert a vector to an array [3, 1] that broadcasts with [3, R]."""
     return np.array(vector, dtype=np.float32)[:, None]
 
 
-def dot(a: Reals, b: Reals | Vector) -> Reals:
-    """Scalar products [R]. Not a matrix product, since libraries add up in orders of their own."""
-    product: Reals = a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+def dot(a: FloatArray, b: FloatArray | Vector) -> FloatArray:
+    """Return dot products [R]."""
+    # Not a matrix product: libraries differ in the order of summation.
+    product: FloatArray = a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
     return product
 
 
-def length(*parts: Reals) -> Reals:
-    """Lengths [R] of vectors given part by part, each [R]."""
-    squared = parts[0] * parts[0]
-    for part in parts[1:]:
-        squared = squared + part * part
-    root: Reals = np.sqrt(squared)
+def length(*components: FloatArray) -> FloatArray:
+    """Return Euclidean lengths [R] of vectors with the given components, each [R]."""
+    squared = components[0] * components[0]
+    for component in components[1:]:
+        squared = squared + component * component
+    root: FloatArray = np.sqrt(squared)
     return root
 
 
-def unit(vectors: Reals) -> Reals:
-    """Vectors [3, R] scaled to length 1."""
-    scaled: Reals = vectors / length(*vectors)
+def normalize(vectors: FloatArray) -> FloatArray:
+    """Scale vectors [3, R] to unit length."""
+    scaled: FloatArray = vectors / length(*vectors)
     return scaled
 
 
-def mix(first: Reals, second: Reals, share: Reals) -> Reals:
-    """`first` where the share [R] of `second` is 0, `second` where it is 1, and between."""
-    mixed: Reals = first + (second - first) * share
+def mix(a: FloatArray, b: FloatArray, t: FloatArray) -> FloatArray:
+    """Interpolate linearly: `a` where `t` [R] is 0, `b` where it is 1."""
+    mixed: FloatArray = a + (b - a) * t
     return mixed
 
 
-def eased(share: Reals) -> Reals:
-    """A share [R], 0 to 1, that sets out and arrives gently."""
-    smooth: Reals = share * share * (3.0 - 2.0 * share)
+def smoothstep(t: FloatArray) -> FloatArray:
+    """Map `t` [R] in [0, 1] to [0, 1] with zero slope at both ends: 3 t^2 - 2 t^3."""
+    smooth: FloatArray = t * t * (3.0 - 2.0 * t)
     return smooth
 
 
-def hashed(u: Reals, v: Reals) -> Reals:
-    """A value [R] in [0, 1) for each whole-numbered place; places repeat every 256."""
-    value: Reals = _LATTICE[((v.astype(np.int32) & 255) << 8) | (u.astype(np.int32) & 255)]
+def lattice_noise(u: FloatArray, v: FloatArray) -> FloatArray:
+    """Return white noise [R] in [0, 1) at integer coordinates, with period 256 in `u` and `v`."""
+    value: FloatArray = _LATTICE[((v.astype(np.int32) & 255) << 8) | (u.astype(np.int32) & 255)]
     return value
 
 
-def noise(u: Reals, v: Reals) -> Reals:
-    """Smooth noise [R] in [0, 1) that varies over a unit of length."""
+def value_noise(u: FloatArray, v: FloatArray) -> FloatArray:
+    """Return smooth noise [R] in [0, 1): the lattice noise, interpolated between integer coordinates."""
     left, top = np.floor(u), np.floor(v)
-    across, along = eased(u - left), eased(v - top)
+    t_u, t_v = smoothstep(u - left), smoothstep(v - top)
     column, row = left.astype(np.int32) & 255, (top.astype(np.int32) & 255) << 8
     next_column, next_row = (column + 1) & 255, (row + 256) & 0xFFFF
-    upper = mix(_LATTICE[row | column], _LATTICE[row | next_column], across)
-    lower = mix(_LATTICE[next_row | column], _LATTICE[next_row | next_column], across)
-    return mix(upper, lower, along)
+    upper = mix(_LATTICE[row | column], _LATTICE[row | next_column], t_u)
+    lower = mix(_LATTICE[next_row | column], _LATTICE[next_row | next_column], t_u)
+    return mix(upper, lower, t_v)
 
 
-def _lattice() -> Reals:
-    """256 x 256 values in [0, 1), hashed from their places."""
-    place = np.arange(256 * 256, dtype=np.uint32)
+def _make_lattice() -> FloatArray:
+    """Return 256 x 256 values in [0, 1), each an integer hash of its index."""
+    value = np.arange(256 * 256, dtype=np.uint32)
     for factor in (0x9E3779B1, 0x85EBCA6B):
-        place = (place ^ (place >> np.uint32(15))) * np.uint32(factor)
-    place ^= place >> np.uint32(16)
-    # 24 bits are what float32 holds exactly.
-    return (place >> np.uint32(8)).astype(np.float32) / np.float32(1 << 24)
+        value = (value ^ (value >> np.uint32(15))) * np.uint32(factor)
+    value ^= value >> np.uint32(16)
+    # float32 represents integers of 24 bits exactly.
+    return (value >> np.uint32(8)).astype(np.float32) / np.float32(1 << 24)
 
 
-_LATTICE = _lattice()
+_LATTICE = _make_lattice()

@@ -1,1 +1,1 @@
-"""Readers of the usual caption formats (COCO, Flickr8k, Karpathy), and what makes checked records of them."""
+"""Parsers of caption files, one module per format, and the checks that turn a dataset into records."""

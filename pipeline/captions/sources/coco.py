@@ -1,4 +1,4 @@
-"""COCO caption JSON, read through pycocotools."""
+"""Parser of COCO caption files (`captions_*.json`), indexed by pycocotools."""
 
 import contextlib
 import os
@@ -8,12 +8,20 @@ from typing import NotRequired
 from pycocotools.coco import COCO
 from typing_extensions import TypedDict
 
-from pipeline.captions.records import Thing
-from pipeline.captions.sources.parsed_file import Caption, Entry, ImageId, Source, join_relative, read_json
+from pipeline.artifacts import read_json
+from pipeline.captions.records import AnnotatedObject
+from pipeline.captions.sources.parsed_file import (
+    REMEDY,
+    ImageId,
+    ParsedFile,
+    ParsedImage,
+    SourceCaption,
+    join_relative,
+)
 from pipeline.errors import UserError
 
 
-class _Thing(TypedDict):
+class _Object(TypedDict):
     attributes: dict[str, str]
     box: tuple[float, float, float, float]
 
@@ -24,7 +32,7 @@ class _Image(TypedDict):
     width: NotRequired[int]
     height: NotRequired[int]
     subset: NotRequired[str | None]
-    things: NotRequired[list[_Thing]]
+    objects: NotRequired[list[_Object]]
 
 
 class _Annotation(TypedDict):
@@ -33,54 +41,62 @@ class _Annotation(TypedDict):
     caption: str
 
 
-class _Captions(TypedDict):
+class _CocoFile(TypedDict):
     images: list[_Image]
     annotations: list[_Annotation]
 
 
-def read(path: Path, folder: str) -> Source:
-    """Read one COCO caption file whose images lie in `folder` below the image folder.
+def parse(path: Path, folder: str) -> ParsedFile:
+    """Parse a COCO caption file.
 
-    Besides COCO's own keys an entry of `images` may carry `subset` (a string) and `things`, a list of
-    `{"attributes": {...}, "box": [left, top, width, height] in pixels}`. Raises `UserError` with the place
-    where the file has another form.
+    Beyond COCO's own keys, an entry of `images` may have `subset` (a string) and `objects`, a list of
+    `{"attributes": {...}, "box": [left, top, width, height]}` with boxes in pixels.
+
+    Args:
+        path: The caption file.
+        folder: Folder of its images, relative to the image folder.
+
+    Raises:
+        UserError: The file is missing or malformed.
     """
-    content = read_json(path, _Captions, "COCO caption file")
+    content = read_json(path, _CocoFile, REMEDY)
     index = COCO()
     index.dataset = {"images": content["images"], "annotations": content["annotations"]}
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+    with open(os.devnull, "w") as devnull, contextlib.redirect_stdout(devnull):
         index.createIndex()
-    return Source(
-        # Not index.imgs: that keeps only the last of several images with one id.
-        entries=[_entry(path, folder, image, index.imgToAnns[image["id"]]) for image in content["images"]],
+    return ParsedFile(
+        # Not index.imgs, which keeps only the last of several images with the same id.
+        images=[_parse_image(path, folder, image, index.imgToAnns[image["id"]]) for image in content["images"]],
         unmatched_captions=[
-            f"{_place(path, annotation)} (image {annotation['image_id']})"
+            f"{_annotation_location(path, annotation)} (image {annotation['image_id']})"
             for annotation in content["annotations"]
             if annotation["image_id"] not in index.imgs
         ],
     )
 
 
-def _entry(path: Path, folder: str, image: _Image, annotations: list[_Annotation]) -> Entry:
-    place = f"{path}, image {image['id']}"
-    return Entry(
+def _parse_image(path: Path, folder: str, image: _Image, annotations: list[_Annotation]) -> ParsedImage:
+    location = f"{path}: image {image['id']}"
+    return ParsedImage(
         image_id=image["id"],
         file=join_relative(folder, image["file_name"]),
-        place=place,
+        location=location,
         split=None,
-        captions=tuple(Caption(one["caption"], _place(path, one)) for one in annotations),
+        captions=tuple(
+            SourceCaption(annotation["caption"], _annotation_location(path, annotation)) for annotation in annotations
+        ),
         subset=image.get("subset"),
-        things=tuple(_thing(place, image, thing) for thing in image.get("things", ())),
+        objects=tuple(_parse_object(location, image, item) for item in image.get("objects", ())),
     )
 
 
-def _thing(place: str, image: _Image, thing: _Thing) -> Thing:
+def _parse_object(location: str, image: _Image, item: _Object) -> AnnotatedObject:
     width, height = image.get("width", 0), image.get("height", 0)
     if width <= 0 or height <= 0:
-        raise UserError(f"{place}: has boxes but its size is {width} x {height}; give width and height in pixels")
-    x, y, w, h = thing["box"]
-    return Thing(attributes=thing["attributes"], box=(x / width, y / height, w / width, h / height))
+        raise UserError(f"{location}: has boxes, but its size is {width} x {height}. Set width and height in pixels.")
+    x, y, w, h = item["box"]
+    return AnnotatedObject(attributes=item["attributes"], box=(x / width, y / height, w / width, h / height))
 
 
-def _place(path: Path, annotation: _Annotation) -> str:
-    return f"{path}, annotation {annotation['id']}"
+def _annotation_location(path: Path, annotation: _Annotation) -> str:
+    return f"{path}: annotation {annotation['id']}"

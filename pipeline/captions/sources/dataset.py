@@ -1,38 +1,44 @@
-"""From a dataset in any known format to checked records."""
+"""Section `dataset` of the params, and the checks that turn a dataset in any format into records."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from pipeline.captions.records import SPLITS, Record, Split
 from pipeline.captions.sources import coco, flickr8k, karpathy
-from pipeline.captions.sources.parsed_file import Entry, Source, escapes_root, require_relative, some
+from pipeline.captions.sources.parsed_file import ParsedFile, ParsedImage, escapes_root, require_relative
 from pipeline.captions.sources.splits import Splits, assign_splits
-from pipeline.errors import UserError
+from pipeline.errors import UserError, summarize
 from pipeline.params import params_section
 
 Format = Literal["coco", "flickr8k", "karpathy"]
 Policy = Literal["error", "skip"]
 
-_READERS: dict[Format, Callable[[Path, str], Source]] = {
-    "coco": coco.read,
-    "flickr8k": flickr8k.read,
-    "karpathy": karpathy.read,
+_PARSERS: dict[Format, Callable[[Path, str], ParsedFile]] = {
+    "coco": coco.parse,
+    "flickr8k": flickr8k.parse,
+    "karpathy": karpathy.parse,
+}
+_SKIPPABLE_FAULTS = {
+    "missing_images": "missing image files",
+    "unmatched_captions": "captions of unknown images",
+    "empty_captions": "empty captions",
+    "uncaptioned_images": "images without captions",
 }
 
 
 @params_section
 class CaptionFile:
-    """One caption file."""
+    """One caption file and the location of its images."""
 
     file: str
     """Path below dataset.root."""
     folder: str
-    """Folder below dataset.images in which the images that the file names lie; `.` for that folder itself."""
+    """Folder of the file's images, below dataset.images; `.` for dataset.images itself."""
     split: Split | None
-    """Split of all images of the file; null: as the file itself says (karpathy) or as dataset.splits says."""
+    """Split of all images of the file; null takes it from the file (karpathy) or from dataset.splits."""
 
     def __post_init__(self) -> None:
         require_relative(self.file, self.folder)
@@ -40,22 +46,23 @@ class CaptionFile:
 
 @params_section
 class DatasetParams:
-    """Section `dataset`: where the images and their captions are, and how strictly they are checked."""
+    """Section `dataset`: format and location of images and captions, and how strictly to check them."""
 
     format: Format
-    """Form of the caption files; flickr8k stands for both of that dataset's forms."""
+    """Format of the caption files; flickr8k reads both Kaggle's CSV and the original token file."""
     root: Path
-    """Folder that holds all of the dataset, relative to the folder of params.yaml."""
+    """Dataset folder, absolute or relative to params.yaml."""
     images: str
-    """Folder of image files below root; `.` for root itself."""
+    """Image folder below root; `.` for root itself."""
     captions: tuple[CaptionFile, ...]
-    """The caption files; several are joined."""
+    """Caption files, whose images form one dataset."""
     splits: Splits | None
-    """How images whose split no caption file gives are divided; null: every image has a split already."""
+    """How to split images whose caption file gives no split; null if every image has one."""
     missing_images: Policy
-    """What an image file that is not there means: an error, or an image skipped and counted."""
+    """Whether a missing image file is an error, or the image is skipped and counted."""
     bad_captions: Policy
-    """The same for empty captions, captions of unknown images and images without captions."""
+    """Whether empty captions, captions of unknown images and images without captions are an error, or are skipped and
+    counted."""
 
     def __post_init__(self) -> None:
         if not self.captions:
@@ -69,127 +76,140 @@ class DatasetParams:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Counts:
-    """What became of the dataset's images and captions: the metrics of `prepare`."""
+class PreparedCounts:
+    """Numbers of images and captions that were kept, left out and skipped: the metrics of `prepare`."""
 
-    images: dict[Split, int]
-    captions: dict[Split, int]
-    left_out: int
-    """Images that have captions but that no split names."""
-    skipped: dict[str, int]
-    """Images or captions skipped, by the kind of fault."""
+    num_images: dict[Split, int]
+    num_captions: dict[Split, int]
+    num_unassigned_images: int
+    """Images that are in no split."""
+    num_skipped: dict[str, int]
+    """Skipped images or captions, by reason."""
 
 
-def prepare(params: DatasetParams) -> tuple[list[Record], Counts]:
-    """Read a dataset, divide it and check it; returns its records, in no particular order, and their counts.
+def prepare(params: DatasetParams) -> tuple[list[Record], PreparedCounts]:
+    """Read a dataset, split it and check it. Image files need to exist, but are not opened.
 
-    Of an image only its presence is checked. Raises `UserError`, naming file and line or entry, for every
-    fault that the params do not let pass.
+    Returns:
+        The records, unordered, and their counts.
+
+    Raises:
+        UserError: A file is missing or malformed, or the dataset has a fault that `params` do not skip.
     """
-    images = params.image_dir
-    for folder in (params.root, images):
+    for folder in (params.root, params.image_dir):
         if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; put the dataset there, or mend dataset.root and dataset.images")
-    entries, unmatched_captions = _read(params)
-    _refuse_names_that_lead_out(entries)
-    _refuse_repeats(entries, lambda entry: entry.image_id, "image id")
-    _refuse_repeats(entries, lambda entry: entry.file, "file")
-    division = assign_splits(entries, params.splits, params.root)
-    used = [entry for entry in entries if entry.file in division.split]
+            raise UserError(
+                f"{folder}: no such folder. Put the dataset there, or correct dataset.root and dataset.images."
+            )
+    images, unmatched_captions = _parse_files(params)
+    _check_paths(params, images)
+    _check_unique(params, images, lambda image: image.image_id, "image id")
+    _check_unique(params, images, lambda image: image.file, "image path")
+    assignment = assign_splits(images, params.splits, params.root)
+    assigned = [image for image in images if image.file in assignment.split_by_file]
+    missing_files = {image.file for image in assigned if not (params.image_dir / image.file).is_file()}
+    present = [image for image in assigned if image.file not in missing_files]
+    records = [record for image in present if (record := _make_record(image, assignment.split_by_file[image.file]))]
+    recorded_files = {record.file for record in records}
 
-    missing = {entry.file: f"{entry.file} ({entry.place})" for entry in used if not (images / entry.file).is_file()}
-    _allow(params.missing_images, list(missing.values()), f"{images}: images not found", "dataset.missing_images")
-    empty, uncaptioned_images, records = [], list(division.unknown_images), []
-    for entry in used:
-        if entry.file in missing:
-            continue
-        empty += [caption.place for caption in entry.captions if not caption.text.strip()]
-        if record := _record(entry, division.split[entry.file]):
-            records.append(record)
-        else:
-            uncaptioned_images.append(f"{entry.file} ({entry.place})")
-    _allow(
-        params.bad_captions,
-        unmatched_captions,
-        "captions of images that the file does not list",
-        "dataset.bad_captions",
+    faults = {
+        "missing_images": [_describe(image) for image in assigned if image.file in missing_files],
+        "unmatched_captions": unmatched_captions,
+        "empty_captions": [
+            caption.location for image in present for caption in image.captions if not caption.text.strip()
+        ],
+        "uncaptioned_images": [
+            *assignment.unknown_images,
+            *(_describe(image) for image in present if image.file not in recorded_files),
+        ],
+    }
+    _apply_policies(params, faults)
+    counts = PreparedCounts(
+        num_images=_sum_by_split((record.split, 1) for record in records),
+        num_captions=_sum_by_split((record.split, len(record.captions)) for record in records),
+        num_unassigned_images=len(images) - len(assigned),
+        num_skipped={fault: len(locations) for fault, locations in faults.items()},
     )
-    _allow(params.bad_captions, empty, "empty captions", "dataset.bad_captions")
-    _allow(params.bad_captions, uncaptioned_images, "images without captions", "dataset.bad_captions")
-    counts = Counts(
-        images=_by_split((record.split, 1) for record in records),
-        captions=_by_split((record.split, len(record.captions)) for record in records),
-        left_out=len(entries) - len(used),
-        skipped={
-            "missing_images": len(missing),
-            "captions_of_unknown_images": len(unmatched_captions),
-            "empty_captions": len(empty),
-            "images_without_captions": len(uncaptioned_images),
-        },
-    )
-    _refuse_empty_splits(params, counts)
+    _check_splits_not_empty(params, counts)
     return records, counts
 
 
-def _read(params: DatasetParams) -> tuple[list[Entry], list[str]]:
-    entries, unmatched_captions = [], []
-    for one in params.captions:
-        source = _READERS[params.format](params.root / one.file, one.folder)
-        unmatched_captions += source.unmatched_captions
-        entries += [replace(entry, split=one.split or entry.split) for entry in source.entries]
-    return entries, unmatched_captions
+def _parse_files(params: DatasetParams) -> tuple[list[ParsedImage], list[str]]:
+    images, unmatched_captions = [], []
+    for caption_file in params.captions:
+        parsed = _PARSERS[params.format](params.root / caption_file.file, caption_file.folder)
+        images += [replace(image, split=caption_file.split or image.split) for image in parsed.images]
+        unmatched_captions += parsed.unmatched_captions
+    return images, unmatched_captions
 
 
-def _record(entry: Entry, split: Split) -> Record | None:
-    captions = tuple(text for caption in entry.captions if (text := caption.text.strip()))
+def _make_record(image: ParsedImage, split: Split) -> Record | None:
+    captions = tuple(text for caption in image.captions if (text := caption.text.strip()))
     if not captions:
         return None
     return Record(
-        image_id=entry.image_id,
-        file=entry.file,
+        image_id=image.image_id,
+        file=image.file,
         split=split,
         captions=captions,
-        subset=entry.subset,
-        things=entry.things,
+        subset=image.subset,
+        objects=image.objects,
     )
 
 
-def _by_split(amounts: Iterable[tuple[Split, int]]) -> dict[Split, int]:
+def _describe(image: ParsedImage) -> str:
+    return f"{image.file} ({image.location})"
+
+
+def _sum_by_split(numbers: Iterable[tuple[Split, int]]) -> dict[Split, int]:
     total = Counter[Split]()
-    for split, amount in amounts:
-        total[split] += amount
+    for split, number in numbers:
+        total[split] += number
     return {split: total[split] for split in SPLITS}
 
 
-def _refuse_names_that_lead_out(entries: Sequence[Entry]) -> None:
-    faults = [f"{entry.file!r} ({entry.place})" for entry in entries if escapes_root(entry.file)]
+def _check_paths(params: DatasetParams, images: Sequence[ParsedImage]) -> None:
+    faults = [f"{image.file!r} ({image.location})" for image in images if escapes_root(image.file)]
     if faults:
-        raise UserError(f"file names must lie below the image folder, got {some(faults)}; mend them")
-
-
-def _refuse_repeats(entries: Sequence[Entry], key: Callable[[Entry], int | str], what: str) -> None:
-    first: dict[int | str, Entry] = {}
-    faults = []
-    for entry in entries:
-        other = first.setdefault(key(entry), entry)
-        if other is not entry:
-            faults.append(f"{key(entry)} of {other.file} ({other.place}) and of {entry.file} ({entry.place})")
-    if faults:
-        raise UserError(f"two images have one {what}: {some(faults)}; remove or rename one of the two")
-
-
-def _allow(policy: Policy, faults: Sequence[str], what: str, key: str) -> None:
-    if faults and policy == "error":
         raise UserError(
-            f"{what}, {len(faults)} in all: {some(faults)}; mend the dataset, or set {key} to 'skip' to leave them out"
+            f"{params.image_dir}: image paths outside this folder: {summarize(faults)}. Correct the caption file."
         )
 
 
-def _refuse_empty_splits(params: DatasetParams, counts: Counts) -> None:
-    empty = [split for split in SPLITS if not counts.images[split]]
+def _check_unique(
+    params: DatasetParams, images: Sequence[ParsedImage], key: Callable[[ParsedImage], int | str], key_name: str
+) -> None:
+    first_seen: dict[int | str, ParsedImage] = {}
+    faults = []
+    for image in images:
+        first = first_seen.setdefault(key(image), image)
+        if first is not image:
+            faults.append(f"{key(image)} of {_describe(first)} and {_describe(image)}")
+    if faults:
+        raise UserError(
+            f"{params.root}: two images with the same {key_name}: {summarize(faults)}. Remove or rename one of the two."
+        )
+
+
+def _apply_policies(params: DatasetParams, faults: Mapping[str, Sequence[str]]) -> None:
+    """Raise `UserError` for the first kind of fault that the params do not skip; `faults` has locations by kind."""
+    for fault, locations in faults.items():
+        if fault == "missing_images":
+            key, policy = "dataset.missing_images", params.missing_images
+        else:
+            key, policy = "dataset.bad_captions", params.bad_captions
+        if locations and policy == "error":
+            raise UserError(
+                f"{params.root}: {_SKIPPABLE_FAULTS[fault]} ({len(locations)}): {summarize(locations)}."
+                f" Fix the dataset, or set {key} to skip."
+            )
+
+
+def _check_splits_not_empty(params: DatasetParams, counts: PreparedCounts) -> None:
+    empty = [split for split in SPLITS if not counts.num_images[split]]
     if empty:
         raise UserError(
-            f"{params.root}: no image in {' and '.join(empty)} (images: {counts.images}, left out: "
-            f"{counts.left_out}, skipped: {counts.skipped}); give every split images, by split in "
-            "dataset.captions or by dataset.splits"
+            f"{params.root}: no images in {' and '.join(empty)} (images: {counts.num_images}, unassigned: "
+            f"{counts.num_unassigned_images}, skipped: {counts.num_skipped}). Assign images to every split with split "
+            "in dataset.captions, or with dataset.splits."
         )

@@ -1,6 +1,6 @@
-"""Flickr8k caption files: the CSV form (`captions.txt`) and the official form (`Flickr8k.token.txt`).
+"""Parser of Flickr8k caption files: Kaggle's CSV (`captions.txt`) and the original `Flickr8k.token.txt`.
 
-Any folder of images with captions can be brought in as such a CSV file.
+The CSV form also serves for any other image folder with captions.
 """
 
 import csv
@@ -10,11 +10,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.captions.sources.parsed_file import Caption, Entry, Source, id_from_name, join_relative, read_text, some
-from pipeline.errors import UserError
+from pipeline.captions.sources.parsed_file import (
+    ParsedFile,
+    ParsedImage,
+    SourceCaption,
+    id_from_name,
+    join_relative,
+    read_text,
+)
+from pipeline.errors import UserError, summarize
 
 _HEADER = ["image", "caption"]
 _TOKEN_LINE = re.compile(r"(?P<name>[^\t]+)#\d+\t(?P<caption>.*)")
+_TOKEN_FORM = "'NAME#0', a tab and the caption"
+_MAX_SHOWN = 80  # characters of a malformed line in an error message
 
 
 class _Row(NamedTuple):
@@ -23,66 +32,73 @@ class _Row(NamedTuple):
     caption: str
 
 
-def read(path: Path, folder: str) -> Source:
-    """Read one Flickr8k caption file whose images lie in `folder` below the image folder.
+def parse(path: Path, folder: str) -> ParsedFile:
+    """Parse a Flickr8k caption file.
 
-    The file's first line tells the form: the header `image,caption`, or `NAME#NUMBER`, a tab and a caption.
-    Raises `UserError`, naming lines, where it is neither and where a line does not fit the form.
+    The first line decides the form: the header `image,caption` of the CSV, or `NAME#NUMBER`, a tab and a caption.
+
+    Args:
+        path: The caption file.
+        folder: Folder of its images, relative to the image folder.
+
+    Raises:
+        UserError: The file is missing, or a line has neither form.
     """
     text = read_text(path)
-    first = text.partition("\n")[0].strip()
-    if [column.strip().strip('"') for column in first.split(",")] == _HEADER:
-        rows = _csv_rows(path, text)
-    elif _TOKEN_LINE.fullmatch(first):
-        rows = _token_rows(path, text)
+    first_line = text.partition("\n")[0].strip()
+    if [column.strip().strip('"') for column in first_line.split(",")] == _HEADER:
+        rows = _parse_csv(path, text)
+    elif _TOKEN_LINE.fullmatch(first_line):
+        rows = _parse_token_lines(path, text)
     else:
         raise UserError(
-            f"{path}, line 1: wanted the header 'image,caption', or a line 'NAME#0', tab, caption, "
-            f"got {first[:80]!r}; add the header or mend dataset.format"
+            f"{path}:1: expected the header 'image,caption', or {_TOKEN_FORM}, got {first_line[:_MAX_SHOWN]!r}."
+            " Add the header, or change dataset.format."
         )
-    by_name: dict[str, list[_Row]] = {}
+    rows_by_name: dict[str, list[_Row]] = {}
     for row in rows:
-        by_name.setdefault(row.name, []).append(row)
-    return Source(entries=[_entry(path, folder, name, rows) for name, rows in by_name.items()], unmatched_captions=[])
+        rows_by_name.setdefault(row.name, []).append(row)
+    images = [_make_image(path, folder, name, image_rows) for name, image_rows in rows_by_name.items()]
+    return ParsedFile(images=images, unmatched_captions=[])
 
 
-def _entry(path: Path, folder: str, name: str, rows: list[_Row]) -> Entry:
+def _make_image(path: Path, folder: str, name: str, rows: list[_Row]) -> ParsedImage:
     file = join_relative(folder, name)
-    return Entry(
+    return ParsedImage(
         image_id=id_from_name(file),
         file=file,
-        place=f"{path}, line {rows[0].line}",
+        location=f"{path}:{rows[0].line}",
         split=None,
-        captions=tuple(Caption(row.caption, f"{path}, line {row.line}") for row in rows),
+        captions=tuple(SourceCaption(row.caption, f"{path}:{row.line}") for row in rows),
     )
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[_Row]:
+def _parse_csv(path: Path, text: str) -> Iterator[_Row]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     faults = []
     line = 1
     try:
         next(reader)
-        # A quoted caption may hold line breaks: a row begins one line after the end of the row before it.
+        # A quoted caption may contain line breaks, so a row starts one line after the last line of the previous row.
         line = reader.line_num + 1
         for columns in reader:
             if len(columns) == len(_HEADER):
                 yield _Row(line, columns[0].strip(), columns[1])
             elif columns:
-                faults.append(f"line {line} has {len(columns)}")
+                faults.append(f"{path}:{line}: expected 2 columns, got {len(columns)}")
             line = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path}, line {line}: is no CSV row: {error}; mend its quotes") from error
+        raise UserError(f"{path}:{line}: not valid CSV ({error}). Fix the quotes.") from error
     if faults:
-        raise UserError(f"{path}: wanted 2 columns, image and caption, but {some(faults)}; quote captions with commas")
+        raise UserError(f"{summarize(faults)}. Quote captions that contain a comma.")
 
 
-def _token_rows(path: Path, text: str) -> Iterator[_Row]:
+def _parse_token_lines(path: Path, text: str) -> Iterator[_Row]:
     faults = []
-    for number, line in enumerate(text.split("\n"), start=1):
+    for line_number, line in enumerate(text.split("\n"), start=1):
         if match := _TOKEN_LINE.fullmatch(line.removesuffix("\r")):
-            yield _Row(number, match["name"].strip(), match["caption"])
+            yield _Row(line_number, match["name"].strip(), match["caption"])
         elif line.strip():
-            faults.append(f"line {number} is {line[:80]!r}")
+            faults.append(f"{path}:{line_number}: expected {_TOKEN_FORM}, got {line[:_MAX_SHOWN]!r}")
     if faults:
-        raise UserError(f"{path}: wanted lines 'NAME#0', tab, caption, but {some(faults)}; mend them")
+        raise UserError(f"{summarize(faults)}. Fix these lines.")

@@ -1,7 +1,6 @@
-"""Karpathy's division of Flickr8k, Flickr30k and COCO: `dataset_*.json`.
+"""Parser of Karpathy's split files for Flickr8k, Flickr30k and COCO: `dataset_*.json`.
 
-From A. Karpathy and L. Fei-Fei, "Deep Visual-Semantic Alignments for Generating Image Descriptions", CVPR
-2015.
+From A. Karpathy and L. Fei-Fei, "Deep Visual-Semantic Alignments for Generating Image Descriptions", CVPR 2015.
 """
 
 from pathlib import Path
@@ -9,15 +8,16 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
+from pipeline.artifacts import read_json
 from pipeline.captions.records import Split
 from pipeline.captions.sources.parsed_file import (
-    Caption,
-    Entry,
+    REMEDY,
     ImageId,
-    Source,
+    ParsedFile,
+    ParsedImage,
+    SourceCaption,
     id_from_name,
     join_relative,
-    read_json,
 )
 
 
@@ -33,33 +33,40 @@ class _Image(TypedDict):
     sentences: list[_Sentence]
 
 
-class _Dataset(TypedDict):
+class _KarpathyFile(TypedDict):
     images: list[_Image]
 
 
-def read(path: Path, folder: str) -> Source:
-    """Read one `dataset_*.json` whose images lie in `folder` below the image folder.
+def parse(path: Path, folder: str) -> ParsedFile:
+    """Parse a `dataset_*.json` file.
 
-    `restval`, the part of COCO's validation images that is trained on, becomes `train`. Image ids are COCO's
-    where the file gives them, else they come from file names. Raises `UserError`, naming the place,
-    where the file has another form.
+    The split `restval` (COCO validation images that are used for training) becomes `train`. Image ids are COCO's where
+    the file has them, else they are derived from the image paths.
+
+    Args:
+        path: The file.
+        folder: Folder of its images, relative to the image folder.
+
+    Raises:
+        UserError: The file is missing or malformed.
     """
-    images = read_json(path, _Dataset, "Karpathy dataset file")["images"]
-    return Source(
-        entries=[_entry(path, folder, number, image) for number, image in enumerate(images)], unmatched_captions=[]
+    images = read_json(path, _KarpathyFile, REMEDY)["images"]
+    return ParsedFile(
+        images=[_parse_image(f"{path}: images[{index}]", folder, image) for index, image in enumerate(images)],
+        unmatched_captions=[],
     )
 
 
-def _entry(path: Path, folder: str, number: int, image: _Image) -> Entry:
+def _parse_image(location: str, folder: str, image: _Image) -> ParsedImage:
     file = join_relative(folder, image.get("filepath", "."), image["filename"])
-    place = f"{path}, images[{number}]"
     split: Split = "train" if image["split"] == "restval" else image["split"]
-    return Entry(
+    return ParsedImage(
         image_id=image["cocoid"] if "cocoid" in image else id_from_name(file),
         file=file,
-        place=place,
+        location=location,
         split=split,
         captions=tuple(
-            Caption(sentence["raw"], f"{place}.sentences[{index}]") for index, sentence in enumerate(image["sentences"])
+            SourceCaption(sentence["raw"], f"{location}.sentences[{index}]")
+            for index, sentence in enumerate(image["sentences"])
         ),
     )

@@ -1,31 +1,32 @@
-"""The division of images into train, val and test, where the caption files do not give it."""
+"""Assignment of images to train, val and test where the caption files give no split."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
+from pipeline.artifacts import read_json
 from pipeline.captions.records import SPLITS, Split
-from pipeline.captions.sources.parsed_file import Entry, read_json, read_text, require_relative, some
-from pipeline.errors import UserError
+from pipeline.captions.sources.parsed_file import REMEDY, ParsedImage, read_text, require_relative
+from pipeline.errors import UserError, summarize
 from pipeline.params import params_section
 
 
 @params_section
 class ListedSplits:
-    """Three text files, such as Flickr8k's official lists, with one image file a line."""
+    """Splits from text files, such as Flickr8k's official lists, with one image path per line."""
 
     by: Literal["lists"]
     """`lists`."""
     train: str
-    """Text file below dataset.root: the images to train on, as paths below the image folder."""
+    """Text file below dataset.root with the train images, as paths relative to the image folder."""
     val: str
-    """Text file below dataset.root: the images that decide when training stops."""
+    """Text file below dataset.root with the validation images."""
     test: str
-    """Text file below dataset.root: the images that scores are reported on."""
+    """Text file below dataset.root with the test images."""
 
     def __post_init__(self) -> None:
         require_relative(self.train, self.val, self.test)
@@ -33,13 +34,13 @@ class ListedSplits:
 
 @params_section
 class JsonSplits:
-    """One JSON file with the image files of each split."""
+    """Splits from one JSON file."""
 
     by: Literal["json"]
     """`json`."""
     file: str
-    """JSON file below dataset.root: `{"train": [...], "val": [...], "test": [...]}`, as paths below
-    the image folder."""
+    """JSON file below dataset.root: `{"train": [...], "val": [...], "test": [...]}`, with paths relative to the image
+    folder."""
 
     def __post_init__(self) -> None:
         require_relative(self.file)
@@ -47,20 +48,20 @@ class JsonSplits:
 
 @params_section
 class SeededSplits:
-    """A division drawn by hashing seed and image id."""
+    """Random splits, by a hash of the seed and the image id."""
 
     by: Literal["seed"]
     """`seed`."""
     seed: int
-    """Another seed draws another division."""
+    """Seed of the random splits."""
     val: Annotated[float, Field(ge=0, le=1)]
-    """Fraction of the images, rounded to whole images, that goes to val."""
+    """Fraction of the images in val; the number of images is rounded."""
     test: Annotated[float, Field(ge=0, le=1)]
-    """Fraction of the images, rounded to whole images, that goes to test; train has the rest."""
+    """Fraction of the images in test; the remaining images are in train."""
 
     def __post_init__(self) -> None:
         if self.val + self.test > 1:
-            raise ValueError(f"val and test must not be more than 1 together, got {self.val} and {self.test}")
+            raise ValueError(f"val + test must be <= 1, got {self.val} + {self.test}")
 
 
 Splits = Annotated[ListedSplits | JsonSplits | SeededSplits, Field(discriminator="by")]
@@ -68,89 +69,103 @@ Splits = Annotated[ListedSplits | JsonSplits | SeededSplits, Field(discriminator
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitAssignment:
-    """Which image is in which split."""
+    """The split of every image."""
 
-    split: dict[str, Split]
-    """By file; images left out are absent."""
+    split_by_file: dict[str, Split]
+    """Split by image path, without the images that are in no split."""
     unknown_images: list[str]
-    """Images that the lists name but no caption file does."""
+    """Images that a split file lists but no caption file does, each with its location."""
 
 
-def assign_splits(entries: Sequence[Entry], params: Splits | None, root: Path) -> SplitAssignment:
-    """Give every image the split that its caption file says; divide the others as `params` say.
+class _ListedImage(NamedTuple):
+    file: str
+    split: Split
+    location: str
 
-    Lists leave out the images that they do not name. Raises `UserError` where images stay undivided and where
-    one is named in two splits.
+
+def assign_splits(images: Sequence[ParsedImage], params: Splits | None, root: Path) -> SplitAssignment:
+    """Assign each image to the split that its caption file gives, and the remaining images by `params`.
+
+    Args:
+        images: All images of the dataset.
+        params: How to split images without a split; None if there are none. With split files, an image that they do
+            not list is in no split.
+        root: Dataset folder, which contains the split files.
+
+    Raises:
+        UserError: An image has no split and `params` is None, or an image is in two splits, or a split file is missing
+            or malformed.
     """
-    split: dict[str, Split] = {entry.file: entry.split for entry in entries if entry.split}
-    undivided = [entry for entry in entries if not entry.split]
+    split_by_file = {image.file: image.split for image in images if image.split}
+    without_split = [image for image in images if not image.split]
     match params:
         case None:
-            if undivided:
+            if without_split:
                 raise UserError(
-                    f"{undivided[0].place}: nothing says this image's split, nor that of "
-                    f"{len(undivided) - 1} others; set split in dataset.captions, or dataset.splits"
+                    f"{without_split[0].location}: image without a split ({len(without_split)} in total)."
+                    " Set split in dataset.captions, or set dataset.splits."
                 )
-            return SplitAssignment(split=split, unknown_images=[])
+            return SplitAssignment(split_by_file=split_by_file, unknown_images=[])
         case SeededSplits():
-            return SplitAssignment(split=split | _draw(undivided, params), unknown_images=[])
+            split_by_file |= _random_splits(without_split, params)
+            return SplitAssignment(split_by_file=split_by_file, unknown_images=[])
         case ListedSplits() | JsonSplits():
-            listed = _listed(params, root)
-            _refuse_conflicts([*((file, one, "its caption file") for file, one in split.items()), *listed])
-            split |= {file: one for file, one, _ in listed}
-            known = {entry.file for entry in entries}
-            unknown_images = [f"{file} ({place})" for file, _, place in listed if file not in known]
+            listed = _read_split_files(params, root)
+            from_captions = (_ListedImage(file, split, "its caption file") for file, split in split_by_file.items())
+            _check_one_split_each([*from_captions, *listed])
+            split_by_file |= {image.file: image.split for image in listed}
+            known_files = {image.file for image in images}
             return SplitAssignment(
-                split={file: one for file, one in split.items() if file in known}, unknown_images=unknown_images
+                split_by_file={file: split for file, split in split_by_file.items() if file in known_files},
+                unknown_images=[
+                    f"{image.file} ({image.location})" for image in listed if image.file not in known_files
+                ],
             )
 
 
-def _draw(entries: Sequence[Entry], params: SeededSplits) -> dict[str, Split]:
-    """Rank the images by a hash of seed and id, so that counts are exact and order plays no part.
+def _random_splits(images: Sequence[ParsedImage], params: SeededSplits) -> dict[str, Split]:
+    """Sort the images by a hash of seed and id and cut the list, so the counts are exact and input order is irrelevant.
 
-    One image more or less moves at most the few whose rank is next to a border.
+    Adding or removing one image changes the split of at most two others.
     """
 
-    def rank(entry: Entry) -> tuple[bytes, int]:
-        return hashlib.sha256(f"{params.seed} {entry.image_id}".encode()).digest(), entry.image_id
+    def sort_key(image: ParsedImage) -> tuple[bytes, int]:
+        return hashlib.sha256(f"{params.seed} {image.image_id}".encode()).digest(), image.image_id
 
-    ranked = [entry.file for entry in sorted(entries, key=rank)]
-    val = round(params.val * len(ranked))
-    test = min(val + round(params.test * len(ranked)), len(ranked))
-    split: dict[str, Split] = dict.fromkeys(ranked, "train")
-    split.update(dict.fromkeys(ranked[:val], "val"))
-    split.update(dict.fromkeys(ranked[val:test], "test"))
-    return split
-
-
-_Listed = tuple[str, Split, str]
+    files = [image.file for image in sorted(images, key=sort_key)]
+    val_end = round(params.val * len(files))
+    test_end = min(val_end + round(params.test * len(files)), len(files))
+    split_by_file: dict[str, Split] = dict.fromkeys(files, "train")
+    split_by_file.update(dict.fromkeys(files[:val_end], "val"))
+    split_by_file.update(dict.fromkeys(files[val_end:test_end], "test"))
+    return split_by_file
 
 
-def _listed(params: ListedSplits | JsonSplits, root: Path) -> list[_Listed]:
-    """File, split and place of every image that the lists name."""
+def _read_split_files(params: ListedSplits | JsonSplits, root: Path) -> list[_ListedImage]:
     if isinstance(params, JsonSplits):
         path = root / params.file
-        lists = read_json(path, dict[Split, list[str]], "JSON object of file names by split")
         return [
-            (file, split, f"{path}, {split}[{number}]")
-            for split, files in lists.items()
-            for number, file in enumerate(files)
+            _ListedImage(file, split, f"{path}: {split}[{index}]")
+            for split, files in read_json(path, dict[Split, list[str]], REMEDY).items()
+            for index, file in enumerate(files)
         ]
     paths = [root / name for name in (params.train, params.val, params.test)]
     return [
-        (file, split, f"{path}, line {number}")
+        _ListedImage(file, split, f"{path}:{line_number}")
         for split, path in zip(SPLITS, paths, strict=True)
-        for number, line in enumerate(read_text(path).splitlines(), start=1)
+        for line_number, line in enumerate(read_text(path).splitlines(), start=1)
         if (file := line.strip())
     ]
 
 
-def _refuse_conflicts(listed: Iterable[_Listed]) -> None:
-    first: dict[str, tuple[Split, str]] = {}
+def _check_one_split_each(images: Iterable[_ListedImage]) -> None:
+    first_seen: dict[str, _ListedImage] = {}
     conflicts = []
-    for file, split, place in listed:
-        other, other_place = first.setdefault(file, (split, place))
-        if other != split:
-            conflicts.append(f"{file} is in {other} ({other_place}) and in {split} ({place})")
+    for image in images:
+        first = first_seen.setdefault(image.file, image)
+        if first.split != image.split:
+            conflicts.append(
+                f"{image.location}: {image.file} is in {image.split}, but also in {first.split} ({first.location})"
+            )
     if conflicts:
-        raise UserError(f"images in two splits: {some(conflicts)}; leave each in one")
+        raise UserError(f"{summarize(conflicts)}. Keep each image in one split.")

@@ -1,1 +1,1 @@
-"""The frozen ResNet in int8."""
+"""Int8 quantization of the frozen ResNet, without calibration images."""

@@ -1,9 +1,9 @@
-"""How large the activations of a frozen ResNet get, told without a picture of what it is for.
+"""Ranges of the activations of a frozen ResNet, estimated without calibration images.
 
-A batch norm gives each channel a mean and a deviation, and has learned which. Nagel et al. 2019, Data-Free Quantization
-through Weight Equalization and Bias Correction.
+A batch norm stores the mean and the standard deviation of each channel that it was trained to output (Nagel et al. 2019,
+Data-Free Quantization through Weight Equalization and Bias Correction).
 
-O channels that a batch norm gives.
+Shapes: C channels of a batch norm.
 """
 
 import copy
@@ -16,101 +16,110 @@ from torch import Tensor, nn
 
 from pipeline.features.images import Pixels, normalize
 
-# Deviations above the mean that activations seldom go beyond.
-REACH = 6
+# Standard deviations above the mean that activations rarely exceed.
+NUM_STDS = 6
 
-_LEAVES, _PICTURES, _SIZE = 1500, 2, 224
+_NUM_DISCS, _NUM_IMAGES, _IMAGE_SIZE = 1500, 2, 224
 
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
-    """Mean and standard deviation of each channel, float64 [O]; values count as normally distributed."""
+    """Mean and standard deviation of each channel, float64 [C], of values assumed to be normally distributed."""
 
     mean: Tensor
-    deviation: Tensor
+    std: Tensor
 
     def __add__(self, other: "Moments") -> "Moments":
-        """Those of a sum of independent values."""
-        return Moments(mean=self.mean + other.mean, deviation=torch.hypot(self.deviation, other.deviation))
+        """Return the moments of the sum of two independent values."""
+        return Moments(mean=self.mean + other.mean, std=torch.hypot(self.std, other.std))
 
-    @property
-    def rectified(self) -> "Moments":
-        """Those of the values with 0 in place of negative ones."""
-        deviation = self.deviation.clamp_min(1e-30)
-        ratio = self.mean / deviation
-        positive = torch.special.ndtr(ratio)
+    def after_relu(self) -> "Moments":
+        """Return the moments of the values after a ReLU."""
+        std = self.std.clamp_min(1e-30)
+        ratio = self.mean / std
+        positive = torch.special.ndtr(ratio)  # probability of a positive value
         density = torch.exp(-(ratio**2) / 2) / (2 * torch.pi) ** 0.5
-        mean = self.mean * positive + deviation * density
-        square = (self.mean**2 + deviation**2) * positive + self.mean * deviation * density
-        return Moments(mean=mean, deviation=(square - mean**2).clamp_min(0).sqrt())
+        mean = self.mean * positive + std * density
+        mean_square = (self.mean**2 + std**2) * positive + self.mean * std * density
+        return Moments(mean=mean, std=(mean_square - mean**2).clamp_min(0).sqrt())
 
-    @property
-    def largest(self) -> Tensor:
-        """What values seldom exceed, and no less than 0, [O]."""
-        return (self.mean + REACH * self.deviation).clamp_min(0)
+    def upper_bound(self) -> Tensor:
+        """Return the value that each channel rarely exceeds, at least 0: [C]."""
+        return (self.mean + NUM_STDS * self.std).clamp_min(0)
 
 
 def find_moments(encoder: nn.Module) -> dict[nn.BatchNorm2d, Moments]:
-    """Moments of what each batch norm of an encoder in eval mode gives; the weights alone decide them.
+    """Estimate the moments of every batch norm's output from the weights alone.
 
-    Of each channel those that reach further of two: of what was measured with `dead_leaves`, and of what the batch
-    norm was trained to give, which is lost where it is folded into its convolution.
+    For each channel the estimate with the larger upper bound is used: that measured on `dead_leaves` images, or that
+    stored by the batch norm, which is lost in weights whose batch norms were folded into their convolutions.
+
+    Args:
+        encoder: A ResNet in eval mode.
     """
     measured = _measured_moments(encoder)
-    return {norm: _ensemble_dirs(moments, _kept_moments(norm)) for norm, moments in measured.items()}
+    return {norm: _larger_moments(moments, _trained_moments(norm)) for norm, moments in measured.items()}
 
 
 def _measured_moments(encoder: nn.Module) -> dict[nn.BatchNorm2d, Moments]:
-    """Those with `dead_leaves` for pictures, in float64, in which machines differ least."""
-    exact = copy.deepcopy(encoder).double()
-    found: dict[nn.BatchNorm2d, Moments] = {}
+    """Measure moments on `dead_leaves` images, in float64, where rounding differs least between machines."""
+    double_encoder = copy.deepcopy(encoder).double()
+    measured: dict[nn.BatchNorm2d, Moments] = {}
 
-    def note(norm: nn.BatchNorm2d, given: Tensor) -> None:
-        deviation, mean = torch.std_mean(given, (0, 2, 3))
-        found[norm] = Moments(mean=mean, deviation=deviation)
+    def record(norm: nn.BatchNorm2d, output: Tensor) -> None:
+        std, mean = torch.std_mean(output, (0, 2, 3))
+        measured[norm] = Moments(mean=mean, std=std)
 
-    for norm, copied in zip(_norms(encoder), _norms(exact), strict=True):
-        copied.register_forward_hook(lambda _module, _taken, given, norm=norm: note(norm, given))
+    for norm, double_norm in zip(_batch_norms(encoder), _batch_norms(double_encoder), strict=True):
+        double_norm.register_forward_hook(lambda _module, _input, output, norm=norm: record(norm, output))
     with torch.no_grad():
-        exact(normalize(torch.from_numpy(dead_leaves(_PICTURES, _SIZE, seed=0))).double())
-    return found
+        double_encoder(normalize(torch.from_numpy(dead_leaves(_NUM_IMAGES, _IMAGE_SIZE, seed=0))).double())
+    return measured
 
 
-def _kept_moments(norm: nn.BatchNorm2d) -> Moments | None:
-    """Those that it gave in training; none where it is new or folded away."""
+def _trained_moments(norm: nn.BatchNorm2d) -> Moments | None:
+    """Return the moments of a batch norm's output in training, or None if it is untrained or was folded."""
     if not cast(Tensor, norm.running_mean).any():
         return None
-    return Moments(mean=norm.bias.double(), deviation=norm.weight.double().abs())
+    return Moments(mean=norm.bias.double(), std=norm.weight.double().abs())
 
 
-def _ensemble_dirs(one: Moments, other: Moments | None) -> Moments:
-    """Of each channel the moments that reach further."""
-    if other is None:
-        return one
-    further = other.largest > one.largest
+def _larger_moments(measured: Moments, trained: Moments | None) -> Moments:
+    """Return for each channel the moments with the larger upper bound."""
+    if trained is None:
+        return measured
+    use_trained = trained.upper_bound() > measured.upper_bound()
     return Moments(
-        mean=torch.where(further, other.mean, one.mean), deviation=torch.where(further, other.deviation, one.deviation)
+        mean=torch.where(use_trained, trained.mean, measured.mean),
+        std=torch.where(use_trained, trained.std, measured.std),
     )
 
 
-def _norms(encoder: nn.Module) -> list[nn.BatchNorm2d]:
+def _batch_norms(encoder: nn.Module) -> list[nn.BatchNorm2d]:
     return [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
-def dead_leaves(count: int, size: int, seed: int) -> Pixels:
-    """Pictures of discs that cover one another, uint8 [count, size, size, 3].
+def dead_leaves(num_images: int, size: int, seed: int) -> Pixels:
+    """Draw images of overlapping random discs, with edges and contrasts about as frequent as in photographs.
 
-    Edges, areas and contrasts are about as frequent in them as in photographs: as many discs are visible of each
-    size. Lee, Mumford and Huang 2001, Occlusion Models for Natural Images.
+    Disc sizes are scale-invariant. Lee, Mumford and Huang 2001, Occlusion Models for Natural Images.
+
+    Args:
+        num_images: Number of images.
+        size: Side of the images in px.
+        seed: Random seed.
+
+    Returns:
+        uint8 [num_images, size, size, 3].
     """
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:size, :size]
-    pictures = np.zeros((count, size, size, 3), dtype=np.uint8)
-    for picture in pictures:
-        # Radii of a density that falls with their cube, from 3 px to nearly the whole picture.
-        radii = rng.uniform((1 / size) ** 2, (1 / 3) ** 2, _LEAVES) ** -0.5
-        colors = rng.uniform(0, 255, (_LEAVES, 1)) + rng.normal(0, 30, (_LEAVES, 3))
-        centers = rng.uniform(0, size, (_LEAVES, 2))
+    images = np.zeros((num_images, size, size, 3), dtype=np.uint8)
+    for image in images:
+        # The density of the radii falls with their cube, from 3 px to nearly the whole image.
+        radii = rng.uniform((1 / size) ** 2, (1 / 3) ** 2, _NUM_DISCS) ** -0.5
+        colors = rng.uniform(0, 255, (_NUM_DISCS, 1)) + rng.normal(0, 30, (_NUM_DISCS, 3))
+        centers = rng.uniform(0, size, (_NUM_DISCS, 2))
         for radius, (row, column), color in zip(radii, centers, colors.clip(0, 255), strict=True):
-            picture[(rows - row) ** 2 + (columns - column) ** 2 < radius**2] = color
-    return pictures
+            image[(rows - row) ** 2 + (columns - column) ** 2 < radius**2] = color
+    return images

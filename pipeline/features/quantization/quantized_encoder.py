@@ -1,10 +1,12 @@
-"""The frozen ResNet in whole numbers of 8 bits, on processors: twice as fast as in bfloat16.
+"""The frozen ResNet in int8, for CPUs: twice as fast as bfloat16.
 
-Activations become 0 to 255, weights -127 to 127. Sums of their products are exact, so that a grid has the same bits
-whatever the batch and the number of threads.
+Activations are uint8, 0 to 255, and weights int8, -127 to 127. Sums of their products are exact, so a grid has the same
+bits at every batch size and number of threads.
 
-B images, S side of the picture in px, I and O channels taken and given by a convolution, H and W height and width.
-A scale is what a step of a channel's whole numbers is worth.
+A scale is the real value of one integer step of a channel: value = scale * integer.
+
+Shapes: B images, S side of the image in px, I and O input and output channels of a convolution, k kernel size, H and W
+height and width.
 """
 
 import copy
@@ -22,59 +24,64 @@ from pipeline.errors import UserError
 from pipeline.features.images import MEAN, STANDARD_DEVIATION
 from pipeline.features.quantization.moments import Moments, find_moments
 
-LARGEST_ACTIVATION, LARGEST_WEIGHT = 255, 127
+MAX_ACTIVATION, MAX_WEIGHT = 255, 127
 
-# With one scale for all (0), small channels lose digits; with one for each (1), the weights that meet large ones do.
-# Grids of ImageNet's ResNet-18 move by 0.070 with 0, by 0.067 with 0.5 and by 0.088 with 1.
-EVENNESS = 0.5
+# Scales of activations are proportional to the ranges of the channels to this power. At 0 (one scale for all channels)
+# channels with small ranges lose precision; at 1 (one scale per channel) the weights do. Relative error of the grids of
+# ImageNet's ResNet-18: 0.070 at 0, 0.067 at 0.5, 0.088 at 1.
+SCALE_EXPONENT = 0.5
 
 Block: TypeAlias = BasicBlock | Bottleneck
 
 
 class QuantizedEncoder(nn.Module):
-    """A frozen ResNet up to some layer, in 8 bits: pictures, uint8 [B, S, S, 3], to grids, float32 [B, O, H, W]."""
+    """A frozen ResNet up to some layer, in int8."""
 
     def __init__(self, encoder: nn.Module) -> None:
-        """Raises `UserError` where this processor cannot multiply in 8 bits, or where weights are not finite."""
+        """Quantize an encoder, which stays unchanged.
+
+        Raises:
+            UserError: This CPU lacks exact int8 arithmetic, or weights are not finite.
+        """
         super().__init__()
-        if not multiplies_exactly():
+        if not supports_int8():
             raise UserError(
-                "encode.precision int8 needs a processor with VNNI instructions, as Intel's servers have had since"
-                " 2019 and AMD's since 2022, and PyTorch's build for them; use such a machine, or"
-                " features made in bfloat16 or float32"
+                "encode.precision int8 needs a CPU with VNNI instructions (Intel servers since 2019, AMD since 2022)"
+                " and a PyTorch build for them. Use another machine, or set encode.precision to bfloat16 or float32."
             )
         moments = find_moments(encoder)
         children = dict(encoder.named_children())
         layers = [child for child in children.values() if isinstance(child, nn.Sequential)]
         blocks = [cast(Block, block) for layer in layers for block in layer]
-        stem, norm = cast(nn.Conv2d, children["conv1"]), cast(nn.BatchNorm2d, children["bn1"])
-        scales = _stream_scales(moments[norm], blocks, moments)
-        self._frame = int(stem.padding[0])
-        self._stem = _stem(stem, norm, scales[0])
+        conv1, bn1 = cast(nn.Conv2d, children["conv1"]), cast(nn.BatchNorm2d, children["bn1"])
+        scales = _block_input_scales(moments[bn1], blocks, moments)
+        self._padding = int(conv1.padding[0])
+        self._stem = _quantize_stem(conv1, bn1, scales[0])
         self._blocks = [
-            _QuantizedBlock(block, moments, taken, given)
-            for block, taken, given in zip(blocks, scales, [*scales[1:], None], strict=True)
+            _QuantizedBlock(block, moments, input_scale, output_scale)
+            for block, input_scale, output_scale in zip(blocks, scales, [*scales[1:], None], strict=True)
         ]
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Map pictures, uint8 [B, S, S, 3], to grids, float32 [B, O, H, W]."""
-        stream = self._stem(_framed(pictures, self._frame))
-        stream = torch.ops.quantized.max_pool2d(stream, [3, 3], [2, 2], [1, 1], [1, 1], False)  # of every ResNet
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode images, uint8 [B, S, S, 3], as grids, float32 [B, O, H, W]."""
+        residual = self._stem(_pad_with_mean(images, self._padding))  # uint8 [B, O, H, W]
+        # The max pooling after the stem of every ResNet.
+        residual = torch.ops.quantized.max_pool2d(residual, [3, 3], [2, 2], [1, 1], [1, 1], False)
         for block in self._blocks:
-            stream = block(stream)
-        return stream
+            residual = block(residual)
+        return residual
 
 
-def multiplies_exactly() -> bool:
-    """Whether this processor's sums of 8-bit products keep all their digits; older ones cut two products to 16 bits."""
+def supports_int8() -> bool:
+    """Whether sums of int8 products are exact on this CPU. Without VNNI they saturate at 16 bits."""
     ones = torch.ones(64, dtype=torch.float64)
     kernel = Kernel(weight=ones[None, :, None, None], bias=ones[:1] * 0)
     try:
         convolution = QuantizedConvolution(kernel, 1, 0, ones, None)
-        found = convolution(torch.full((1, 64, 1, 1), LARGEST_ACTIVATION, dtype=torch.uint8))
-    except (AttributeError, RuntimeError):  # PyTorch for other than Intel's and AMD's processors lacks the operations
+        result = convolution(torch.full((1, 64, 1, 1), MAX_ACTIVATION, dtype=torch.uint8))
+    except (AttributeError, RuntimeError):  # PyTorch has these operators only for x86 CPUs.
         return False
-    return bool(torch.isclose(found, torch.tensor(64.0 * LARGEST_ACTIVATION)))
+    return bool(torch.isclose(result, torch.tensor(64.0 * MAX_ACTIVATION)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,31 +94,32 @@ class Kernel:
     """[O]"""
 
     @classmethod
-    def folded(cls, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> "Kernel":
-        """Fold a batch norm in eval mode into the convolution before it; both stay as they are.
+    def fold(cls, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> "Kernel":
+        """Fold a batch norm in eval mode into the convolution before it; both stay unchanged.
 
-        Raises `UserError` where the result is not finite: no whole number would show it.
+        Raises:
+            UserError: The result is not finite.
         """
-        exact = fuse_conv_bn_eval(copy.deepcopy(convolution).double(), copy.deepcopy(norm).double())
-        weight, bias = exact.weight.detach(), cast(Tensor, exact.bias).detach()
+        folded = fuse_conv_bn_eval(copy.deepcopy(convolution).double(), copy.deepcopy(norm).double())
+        weight, bias = folded.weight.detach(), cast(Tensor, folded.bias).detach()
         if not (weight.isfinite().all() and bias.isfinite().all()):
             raise UserError(
-                "encode.weights hold values that are NaN or infinite, or variances below 0; use other weights"
+                "encode.weights hold NaN or infinite values, or negative running variances. Use other weights."
             )
         return cls(weight=weight, bias=bias)
 
-    def beside(self, other: "Kernel") -> "Kernel":
-        """The kernel whose convolution of both inputs, joined by channels, is the sum of both convolutions."""
-        room = (self.weight.shape[-1] - other.weight.shape[-1]) // 2
-        weight = torch.cat([self.weight, functional.pad(other.weight, [room] * 4)], 1)
+    def concat_inputs(self, other: "Kernel") -> "Kernel":
+        """Return a kernel for both inputs, concatenated by channel, whose output is the sum of both convolutions."""
+        padding = (self.weight.shape[-1] - other.weight.shape[-1]) // 2
+        weight = torch.cat([self.weight, functional.pad(other.weight, [padding] * 4)], 1)
         return Kernel(weight=weight, bias=self.bias + other.bias)
 
 
 class QuantizedConvolution:
-    """A convolution of whole numbers, with its bias and a ReLU, to whole numbers or, without scales, to real ones.
+    """An int8 convolution with bias and ReLU.
 
-    Its operations are those to which PyTorch compiles quantized models. They want their scales one by one, so that all
-    but the one for each output channel are in the weights already.
+    It uses the oneDNN operators to which PyTorch compiles quantized models. They accept one scale for the input, so the
+    input's scales per channel are multiplied into the weights.
     """
 
     def __init__(
@@ -119,94 +127,132 @@ class QuantizedConvolution:
         kernel: Kernel,
         stride: int,
         padding: int,
-        taken: Tensor,
-        given: Tensor | None,
-        zero: Tensor | None = None,
+        input_scale: Tensor,
+        output_scale: Tensor | None,
+        zero_point: Tensor | None = None,
     ) -> None:
-        """`taken` [I] and `given` [O] are scales; `zero` [I], 0 unless given, what stands for 0 in what is taken."""
-        weight = kernel.weight * taken[:, None, None]
-        largest = weight.abs().amax((1, 2, 3))
-        scale = torch.where(largest > 0, largest / LARGEST_WEIGHT, 1)
-        whole = (weight / scale[:, None, None, None]).round().to(torch.int8)
+        """Quantize a kernel.
+
+        Args:
+            kernel: The convolution.
+            stride: Its stride.
+            padding: Its padding.
+            input_scale: Scale of each input channel, [I].
+            output_scale: Scale of each output channel, [O]; None outputs float32.
+            zero_point: Input value that represents 0 in each channel, [I]; None is 0.
+        """
+        weight = kernel.weight * input_scale[:, None, None]  # [O, I, k, k]
+        max_weight = weight.abs().amax((1, 2, 3))  # [O]
+        weight_scale = torch.where(max_weight > 0, max_weight / MAX_WEIGHT, 1)  # [O]
+        weight_int8 = (weight / weight_scale[:, None, None, None]).round().to(torch.int8)
         bias = kernel.bias
-        if zero is not None:
-            bias = bias - scale * (whole.sum((2, 3)).double() @ zero)
-        worth = torch.ones_like(scale) if given is None else given
-        self._scale = (scale / worth).float()
-        self._bias = (bias / worth).float()
-        self._offset = torch.zeros(len(whole), dtype=torch.int32)
+        if zero_point is not None:
+            bias = bias - weight_scale * (weight_int8.sum((2, 3)).double() @ zero_point)
+        self._output_dtype = torch.float32 if output_scale is None else torch.uint8
+        if output_scale is None:
+            output_scale = torch.ones_like(weight_scale)
+        self._weight_scale = (weight_scale / output_scale).float()
+        self._bias = (bias / output_scale).float()
+        self._weight_zero_point = torch.zeros(len(weight_int8), dtype=torch.int32)
         self._stride, self._padding = [stride] * 2, [padding] * 2
-        self._type = torch.float32 if given is None else torch.uint8
-        self._whole = whole
-        self._packed: dict[torch.Size, Tensor] = {}
+        self._weight_int8 = weight_int8
+        self._packed_weights: dict[torch.Size, Tensor] = {}
 
     def __call__(self, activations: Tensor) -> Tensor:
-        """Map activations, uint8 [B, I, H, W], to rectified ones."""
+        """Convolve activations, uint8 [B, I, H, W], and apply the ReLU: [B, O, H, W]."""
         return cast(
             Tensor,
             torch.ops.onednn.qconv_pointwise(
-                activations, 1.0, 0, self._weight(activations.shape), self._scale, self._offset, self._bias,
-                self._stride, self._padding, [1, 1], 1, 1.0, 0, self._type, "relu", [], "",
+                activations, 1.0, 0, self._packed_weight(activations.shape), self._weight_scale,
+                self._weight_zero_point, self._bias, self._stride, self._padding, [1, 1], 1, 1.0, 0,
+                self._output_dtype, "relu", [], "",
             ),
         )  # fmt: skip
 
-    def onto(self, stream: Tensor, worth: float, activations: Tensor) -> Tensor:
-        """As called, with `worth` times `stream` [B, O, H, W] added, in whose place the result is."""
+    def add_to_residual(self, residual: Tensor, scale_ratio: float, activations: Tensor) -> Tensor:
+        """Convolve activations, add the residual, and apply the ReLU, overwriting the residual with the result.
+
+        Args:
+            residual: [B, O, H, W] in the dtype of the output.
+            scale_ratio: Scale of the residual divided by that of the output.
+            activations: uint8 [B, I, H, W].
+
+        Returns:
+            [B, O, H, W].
+        """
         return cast(
             Tensor,
             torch.ops.onednn.qconv2d_pointwise.binary(
-                activations, 1.0, 0, self._weight(activations.shape), self._scale, self._offset, stream, self._bias,
-                self._stride, self._padding, [1, 1], 1, 1.0, 0, self._type, worth, 0, "sum", 1.0, "relu", [], "",
+                activations, 1.0, 0, self._packed_weight(activations.shape), self._weight_scale,
+                self._weight_zero_point, residual, self._bias, self._stride, self._padding, [1, 1], 1, 1.0, 0,
+                self._output_dtype, scale_ratio, 0, "sum", 1.0, "relu", [], "",
             ),
         )  # fmt: skip
 
-    def _weight(self, taken: torch.Size) -> Tensor:
-        """The weights as oneDNN wants them for activations of this shape; in another form, each call would convert."""
-        if taken not in self._packed:
-            self._packed[taken] = torch.ops.onednn.qconv_prepack(
-                self._whole, self._scale, 1.0, 0, self._stride, self._padding, [1, 1], 1, taken
+    def _packed_weight(self, input_shape: torch.Size) -> Tensor:
+        """Return the weights in oneDNN's layout for this input shape; another layout is converted at every call."""
+        if input_shape not in self._packed_weights:
+            self._packed_weights[input_shape] = torch.ops.onednn.qconv_prepack(
+                self._weight_int8, self._weight_scale, 1.0, 0, self._stride, self._padding, [1, 1], 1, input_shape
             )
-        return self._packed[taken]
+        return self._packed_weights[input_shape]
 
 
 class _QuantizedBlock:
-    """A residual block. What a convolution of the shortcut adds, the block's last one computes beside its own."""
+    """A residual block. The last convolution also computes that of the shortcut, if there is one."""
 
     def __init__(
-        self, block: Block, moments: Mapping[nn.BatchNorm2d, Moments], taken: Tensor, given: Tensor | None
+        self,
+        block: Block,
+        moments: Mapping[nn.BatchNorm2d, Moments],
+        input_scale: Tensor,
+        output_scale: Tensor | None,
     ) -> None:
-        """The scales of the stream that it takes and gives; it gives real numbers where `given` is None."""
-        self._first: list[QuantizedConvolution] = []
-        *first, (last, last_norm) = _convolutions(block)
-        inside = taken
-        for convolution, norm in first:
-            (scales,) = _scales([moments[norm].largest])
-            kernel = Kernel.folded(convolution, norm)
-            self._first.append(
-                QuantizedConvolution(kernel, convolution.stride[0], int(convolution.padding[0]), inside, scales)
-            )
-            inside = scales
-        kernel = Kernel.folded(last, last_norm)
-        self._every: int | None = None  # of the stream's rows and columns, that the shortcut's convolution takes
+        """Quantize a block.
+
+        Args:
+            block: The block.
+            moments: Moments of the output of each batch norm.
+            input_scale: Scale of each input channel, [I].
+            output_scale: Scale of each output channel, [O]; None outputs float32.
+        """
+        *inner, (last, last_norm) = _convolutions(block)
+        self._convolutions: list[QuantizedConvolution] = []
+        scale = input_scale
+        for convolution, norm in inner:
+            (next_scale,) = _scales([moments[norm].upper_bound()])
+            kernel = Kernel.fold(convolution, norm)
+            stride, padding = convolution.stride[0], int(convolution.padding[0])
+            self._convolutions.append(QuantizedConvolution(kernel, stride, padding, scale, next_scale))
+            scale = next_scale
+        kernel = Kernel.fold(last, last_norm)
+        self._shortcut_stride: int | None = None
         if block.downsample is not None:
             convolution, norm = block.downsample
-            self._every = convolution.stride[0]
-            kernel = kernel.beside(Kernel.folded(convolution, norm))
-            inside = torch.cat([inside, taken])
-        self._last = QuantizedConvolution(kernel, 1, int(last.padding[0]), inside, given)
-        self._real = taken.float()[:, None, None] if given is None else None
-        self._worth = 1.0 if given is None else float(taken[0] / given[0])
+            self._shortcut_stride = convolution.stride[0]
+            kernel = kernel.concat_inputs(Kernel.fold(convolution, norm))
+            scale = torch.cat([scale, input_scale])
+        self._last = QuantizedConvolution(kernel, 1, int(last.padding[0]), scale, output_scale)
+        if output_scale is None:
+            self._dequantize_scale, self._scale_ratio = input_scale.float()[:, None, None], 1.0
+        else:
+            self._dequantize_scale, self._scale_ratio = None, float(input_scale[0] / output_scale[0])
 
-    def __call__(self, stream: Tensor) -> Tensor:
-        activations = stream
-        for convolution in self._first:
+    def __call__(self, residual: Tensor) -> Tensor:
+        """Map uint8 [B, I, H, W] to uint8 or float32 [B, O, H / stride, W / stride]. May overwrite the input."""
+        activations = residual
+        for convolution in self._convolutions:
             activations = convolution(activations)
-        if self._every:
-            return self._last(torch.cat([activations, stream[:, :, :: self._every, :: self._every]], 1))
-        return self._last.onto(stream if self._real is None else stream * self._real, self._worth, activations)
+        if self._shortcut_stride:
+            shortcut = residual[:, :, :: self._shortcut_stride, :: self._shortcut_stride]
+            return self._last(torch.cat([activations, shortcut], 1))
+        if self._dequantize_scale is not None:
+            residual = residual * self._dequantize_scale
+        return self._last.add_to_residual(residual, self._scale_ratio, activations)
 
 
 def _convolutions(block: Block) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """List a block's convolutions, without that of the shortcut, each with its batch norm."""
     children = dict(block.named_children())
     names = [name for name in children if name.startswith("conv")]
     return [
@@ -214,49 +260,65 @@ def _convolutions(block: Block) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     ]
 
 
-def _stem(convolution: nn.Conv2d, norm: nn.BatchNorm2d, given: Tensor) -> QuantizedConvolution:
-    """The first convolution, of pictures as they are, not normalized, within a frame of ImageNet's mean."""
-    taken = 1 / (255 * torch.tensor(STANDARD_DEVIATION, dtype=torch.float64))
-    zero = 255 * torch.tensor(MEAN, dtype=torch.float64)
-    return QuantizedConvolution(Kernel.folded(convolution, norm), convolution.stride[0], 0, taken, given, zero)
+def _quantize_stem(convolution: nn.Conv2d, norm: nn.BatchNorm2d, output_scale: Tensor) -> QuantizedConvolution:
+    """Quantize the first convolution, with the normalization of the image folded in.
 
-
-def _framed(pictures: Tensor, width: int) -> Tensor:
-    """Pictures, uint8 [B, S, S, 3], in a frame that counts as 0 once normalized: [B, 3, S + 2 width, ...]."""
-    count, height, breadth, _ = pictures.shape
-    mean = (255 * torch.tensor(MEAN)).round().to(torch.uint8)
-    framed = mean.repeat(count, height + 2 * width, breadth + 2 * width, 1)
-    framed[:, width:-width, width:-width] = pictures
-    return framed.permute(0, 3, 1, 2)
-
-
-def _scales(run: Sequence[Tensor]) -> list[Tensor]:
-    """Scales [O] of activations that reach up to what `run` tells [O], one after the other in a stream.
-
-    A block adds to its stream in place, so that from one to the next all channels' scales change in one proportion.
+    Its input is not normalized, and is padded by `_pad_with_mean` instead of by zeros.
     """
-    shares = torch.stack([largest / largest.max().clamp_min(1e-30) for largest in run]).amax(0)
-    evened = _rounded(shares.clamp_min(1e-3) ** EVENNESS)
-    tops = [(largest / evened).max() for largest in run]
-    return [evened * _rounded(torch.where(top > 0, top, 1) / LARGEST_ACTIVATION) for top in tops]
+    input_scale = 1 / (255 * torch.tensor(STANDARD_DEVIATION, dtype=torch.float64))
+    zero_point = 255 * torch.tensor(MEAN, dtype=torch.float64)
+    kernel = Kernel.fold(convolution, norm)
+    return QuantizedConvolution(kernel, convolution.stride[0], 0, input_scale, output_scale, zero_point)
 
 
-def _rounded(values: Tensor) -> Tensor:
-    """To 10 binary digits, so that machines agree that round the sums otherwise which the values come from."""
+def _pad_with_mean(images: Tensor, padding: int) -> Tensor:
+    """Pad images with ImageNet's mean color: uint8 [B, S, S, 3] to [B, 3, S + 2 * padding, S + 2 * padding]."""
+    num_images, height, width, _ = images.shape
+    mean = (255 * torch.tensor(MEAN)).round().to(torch.uint8)
+    padded = mean.repeat(num_images, height + 2 * padding, width + 2 * padding, 1)
+    padded[:, padding:-padding, padding:-padding] = images
+    return padded.permute(0, 3, 1, 2)
+
+
+def _scales(upper_bounds: Sequence[Tensor]) -> list[Tensor]:
+    """Choose the scales of consecutive residual activations.
+
+    A block adds to its residual in place, so from one to the next the scales of all channels change by one factor.
+
+    Args:
+        upper_bounds: Upper bound of each channel, [O], of each activation.
+
+    Returns:
+        The scales, [O], of each activation.
+    """
+    ranges = torch.stack([bound / bound.max().clamp_min(1e-30) for bound in upper_bounds]).amax(0)  # [O]
+    relative_scale = _round_mantissa(ranges.clamp_min(1e-3) ** SCALE_EXPONENT)
+    max_values = [(bound / relative_scale).max() for bound in upper_bounds]
+    return [
+        relative_scale * _round_mantissa(torch.where(max_value > 0, max_value, 1) / MAX_ACTIVATION)
+        for max_value in max_values
+    ]
+
+
+def _round_mantissa(values: Tensor) -> Tensor:
+    """Round to 10 binary digits, so that differences of rounding between machines do not change scales."""
     mantissa, exponent = torch.frexp(values)
     return torch.ldexp((mantissa * 1024).round() / 1024, exponent)
 
 
-def _stream_scales(stem: Moments, blocks: Sequence[Block], moments: Mapping[nn.BatchNorm2d, Moments]) -> list[Tensor]:
-    """Scales of what each block takes."""
-    stream = stem
-    runs = [[stem.largest]]
+def _block_input_scales(
+    stem_moments: Moments, blocks: Sequence[Block], moments: Mapping[nn.BatchNorm2d, Moments]
+) -> list[Tensor]:
+    """Choose the input scales, [I], of each block."""
+    residual = stem_moments
+    # Activations that are added to in place, from one shortcut convolution to the next.
+    runs = [[stem_moments.upper_bound()]]
     for block in blocks[:-1]:
         *_, (_, norm) = _convolutions(block)
         if block.downsample is None:
-            stream = moments[norm] + stream.rectified
-            runs[-1].append(stream.largest)
+            residual = moments[norm] + residual.after_relu()
+            runs[-1].append(residual.upper_bound())
         else:
-            stream = moments[norm] + moments[block.downsample[1]]
-            runs.append([stream.largest])
-    return [scales for run in runs for scales in _scales(run)]
+            residual = moments[norm] + moments[block.downsample[1]]
+            runs.append([residual.upper_bound()])
+    return [scale for run in runs for scale in _scales(run)]

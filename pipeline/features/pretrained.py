@@ -1,0 +1,109 @@
+"""Downloads of torchvision's pretrained ResNets."""
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+import torchvision
+
+from pipeline.artifacts import file_digest
+from pipeline.errors import UserError
+from pipeline.features.encoder import Architecture
+
+# torchvision's file names end in the first digits of the file's SHA-256, such as resnet50-11ad3fa6.pth.
+_DIGEST = re.compile(r"-([0-9a-f]{8,})\.")
+
+
+def download_weights(name: str, folder: Path) -> Path:
+    """Download weights of a ResNet into a folder, unless they are there already.
+
+    A copy in PyTorch's hub cache is used instead of the network.
+
+    Args:
+        name: `ARCHITECTURE` or `ARCHITECTURE/NAME`, such as `resnet50/IMAGENET1K_V1`; torchvision's default weights
+            if NAME is omitted.
+        folder: Where to store the file, under torchvision's file name.
+
+    Returns:
+        The path of the file, whose bytes match the digest in its name.
+
+    Raises:
+        UserError: torchvision has no such weights, or the file cannot be downloaded or written.
+    """
+    url = _weights(name).url
+    path = folder / _file_name(url)
+    if _is_intact(path):
+        return path
+    cached = cached_path(path.name)
+    if not _is_intact(cached):
+        return _download(url, path)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.copyfile(cached, partial)
+    os.replace(partial, path)
+    return path
+
+
+def pretrained_url(file_name: str) -> str | None:
+    """Return the URL of torchvision's weights with this file name, or None if no ResNet of torchvision has them."""
+    for architecture in get_args(Architecture):
+        for weights in torchvision.models.get_model_weights(architecture):
+            if _file_name(weights.url) == file_name:
+                return str(weights.url)
+    return None
+
+
+def cached_path(file_name: str) -> Path:
+    """Return the path of a weights file in PyTorch's hub cache, whether it exists or not."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / file_name
+
+
+def fetch(url: str) -> Path:
+    """Download a weights file into PyTorch's hub cache, unless it is there already.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        UserError: The file cannot be downloaded, or its bytes do not match the digest in its name.
+    """
+    path = cached_path(_file_name(url))
+    return path if path.is_file() else _download(url, path)
+
+
+def _weights(name: str) -> Any:
+    """Look up torchvision's weights by `ARCHITECTURE` or `ARCHITECTURE/NAME`."""
+    architecture, _, weights_name = name.partition("/")
+    if architecture not in get_args(Architecture):
+        raise UserError(f"{name}: unknown architecture {architecture}. Use one of {', '.join(get_args(Architecture))}.")
+    known = torchvision.models.get_model_weights(architecture)
+    if weights_name not in ("", *known.__members__):
+        names = " or ".join(f"{architecture}/{weights.name}" for weights in known)
+        raise UserError(f"{name}: torchvision has no such weights. Use {names}.")
+    return known[weights_name or "DEFAULT"]
+
+
+def _file_name(url: str) -> str:
+    return url.rsplit("/", 1)[-1]
+
+
+def _is_intact(path: Path) -> bool:
+    digest = _DIGEST.search(path.name)
+    return path.is_file() and (digest is None or file_digest(path).startswith(digest[1]))
+
+
+def _download(url: str, path: Path) -> Path:
+    """Download a file under its final name only once it is complete and matches the digest in its name."""
+    digest = _DIGEST.search(path.name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), digest and digest[1], progress=sys.stderr.isatty())
+    except Exception as error:  # The network fails with errors of many kinds, and none of them leaves a file.
+        raise UserError(
+            f"{path}: cannot be downloaded from {url} ({error}). Check the connection, or put the file there yourself."
+        ) from error
+    return path

@@ -1,0 +1,65 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.captions.records import AnnotatedObject
+from pipeline.captions.sources.coco import parse
+from pipeline.captions.sources.parsed_file import SourceCaption
+from pipeline.errors import UserError
+from tests.dataset_files import write_coco
+
+IMAGE = {"id": 1, "file_name": "1.jpg"}
+CAPTION = {"id": 0, "image_id": 1, "caption": "A dog."}
+
+
+def test_images_get_their_captions_and_subset(tmp_path: Path) -> None:
+    path = tmp_path / "captions.json"
+    write_coco(
+        path, [IMAGE, {"id": 3, "file_name": "3.jpg", "subset": "seen"}], [(3, " A cube. \n"), (3, "Ein Würfel.")]
+    )
+    first, second = parse(path, "train").images
+    assert (first.image_id, first.file, first.split, first.captions) == (1, "train/1.jpg", None, ())
+    assert (second.subset, first.subset) == ("seen", None)
+    assert second.captions == (
+        SourceCaption(" A cube. \n", f"{path}: annotation 0"),
+        SourceCaption("Ein Würfel.", f"{path}: annotation 1"),
+    )
+
+
+def test_boxes_become_fractions_of_the_image(tmp_path: Path) -> None:
+    cube = {"attributes": {"shape": "cube"}, "box": [10, 20, 50, 40.0]}
+    path = tmp_path / "captions.json"
+    write_coco(path, [IMAGE | {"width": 100, "height": 80, "objects": [cube]}], [(1, "A cube.")])
+    (image,) = parse(path, ".").images
+    assert image.objects == (AnnotatedObject(attributes={"shape": "cube"}, box=(0.1, 0.25, 0.5, 0.5)),)
+
+
+def test_captions_of_images_that_the_file_does_not_list_are_reported(tmp_path: Path) -> None:
+    path = tmp_path / "captions.json"
+    write_coco(path, [IMAGE], [(1, "A dog."), (5, "A cat.")])
+    assert parse(path, ".").unmatched_captions == [f"{path}: annotation 1 (image 5)"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"images": [', "Invalid JSON"),
+        ("[]", "Input should be"),
+        ({"images": [IMAGE]}, "annotations: Field required"),
+        ({"images": [IMAGE], "annotations": [{"id": 0, "image_id": 1}]}, "annotations[0].caption: Field required"),
+        ({"images": [{"id": "1", "file_name": "1.jpg"}], "annotations": []}, "images[0].id: Input should be"),
+        (
+            {"images": [IMAGE | {"objects": [{"attributes": {}, "box": [0, 0, 1, 1]}]}], "annotations": [CAPTION]},
+            "image 1: has boxes, but its size is 0 x 0",
+        ),
+    ],
+)
+def test_malformed_file_is_an_error(tmp_path: Path, content: Any, message: str) -> None:
+    path = tmp_path / "captions.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(UserError) as error:
+        parse(path, ".")
+    assert str(error.value).startswith(f"{path}: ")
+    assert message in str(error.value)

@@ -1,0 +1,209 @@
+import csv
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.captions.records import Record
+from pipeline.errors import UserError
+from tests.dataset_files import (
+    FOUR_CAPTIONS,
+    LISTS,
+    SEEDED,
+    prepare_by_file,
+    touch,
+    touch_four_images,
+    write_coco,
+    write_numbered_captions,
+    write_three_coco_files,
+)
+
+REAL = Path(__file__).parents[2] / "shared" / "real"
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="needs the real data in ../shared/real")
+
+IMAGE = {"id": 1, "file_name": "1.jpg"}
+CAPTION = {"id": 0, "image_id": 1, "caption": "A dog."}
+
+
+def test_several_coco_files_become_one_dataset(tmp_path: Path) -> None:
+    changes = write_three_coco_files(tmp_path)
+    write_coco(tmp_path / "test.json", [{"id": 3, "file_name": "3.jpg"}], [(3, " A cube. \n"), (3, "Ein Würfel.")])
+    records, counts = prepare_by_file(tmp_path, **changes)
+    assert records["test/3.jpg"] == Record(
+        image_id=3, file="test/3.jpg", split="test", captions=("A cube.", "Ein Würfel.")
+    )
+    assert records["train/1.jpg"].split == "train"
+    assert counts.num_images == {"train": 1, "val": 1, "test": 1}
+    assert counts.num_captions == {"train": 1, "val": 1, "test": 2}
+
+
+def test_one_file_may_be_split_while_another_has_its_split(tmp_path: Path) -> None:
+    changes = write_three_coco_files(tmp_path)
+    touch(tmp_path, "val/4.jpg")
+    images = [{"id": image_id, "file_name": f"{image_id}.jpg"} for image_id in (2, 4)]
+    write_coco(tmp_path / "val.json", images, [(2, "A dog."), (4, "A cat.")])
+    changes["captions"] = [
+        {"file": "train.json", "folder": "train", "split": "train"},
+        {"file": "val.json", "folder": "val", "split": None},
+    ]
+    changes["splits"] = {"by": "seed", "seed": 1, "val": 0.5, "test": 0.5}
+    assert prepare_by_file(tmp_path, **changes)[1].num_images == {"train": 1, "val": 1, "test": 1}
+
+
+def test_images_in_no_split_are_left_out_and_counted(tmp_path: Path) -> None:
+    touch_four_images(tmp_path)
+    (tmp_path / "captions.txt").write_text(FOUR_CAPTIONS)
+    for split, name in (("train", "a.jpg"), ("val", "b.jpg"), ("test", "c.jpg")):
+        (tmp_path / f"{split}.txt").write_text(f"{name}\n")
+    records, counts = prepare_by_file(tmp_path, splits=LISTS)
+    assert {file: record.split for file, record in records.items()} == {
+        "a.jpg": "train",
+        "b.jpg": "val",
+        "c.jpg": "test",
+    }
+    assert counts.num_unassigned_images == 1
+
+
+def test_skipped_images_and_captions_are_counted_by_reason(tmp_path: Path) -> None:
+    changes = write_three_coco_files(tmp_path) | {"missing_images": "skip", "bad_captions": "skip"}
+    images = [{"id": image_id, "file_name": f"{image_id}.jpg"} for image_id in (1, 4, 5)]
+    captions = [(1, "A dog."), (1, "  "), (4, "Not there."), (4, "Nor this."), (5, ""), (6, "Whose?")]
+    write_coco(tmp_path / "train.json", images, captions)
+    touch(tmp_path, "train/5.jpg")
+    records, counts = prepare_by_file(tmp_path, **changes)
+    assert records["train/1.jpg"].captions == ("A dog.",)
+    assert counts.num_images["train"] == 1
+    assert counts.num_skipped == {
+        "missing_images": 1,
+        "unmatched_captions": 1,
+        "empty_captions": 2,
+        "uncaptioned_images": 1,
+    }
+
+
+def test_both_images_with_the_same_id_are_named(tmp_path: Path) -> None:
+    touch(tmp_path, "5_000000000a.jpg", "5_000000000b.jpg")
+    path = tmp_path / "captions.txt"
+    path.write_text("image,caption\n5_000000000a.jpg,A\n5_000000000b.jpg,B\n")
+    with pytest.raises(UserError) as error:
+        prepare_by_file(tmp_path)
+    message = str(error.value)
+    assert "image id: 5 " in message
+    assert f"5_000000000a.jpg ({path}:2)" in message
+    assert f"5_000000000b.jpg ({path}:3)" in message
+
+
+@pytest.mark.parametrize(
+    ("captions", "message"),
+    [
+        ("image,caption\n../a.jpg,A\n", "outside this folder: '../a.jpg' ("),
+        ("image,caption\n/etc/passwd,A\n", "outside this folder: '/etc/passwd' ("),
+        ("image,caption\na.jpg, \n" + FOUR_CAPTIONS.removeprefix("image,caption\n"), "empty captions (1): "),
+        ("image,caption\na.jpg,A\ne.jpg,B\n", "missing image files (1): e.jpg ("),
+        ("image,caption\na.jpg,A\nb.jpg,B\n", "no images in val and test"),
+        ("image,caption\n", "no images in train and val and test"),
+    ],
+)
+def test_faults_of_a_flickr8k_dataset(tmp_path: Path, captions: str, message: str) -> None:
+    touch_four_images(tmp_path)
+    (tmp_path / "captions.txt").write_text(captions)
+    with pytest.raises(UserError) as error:
+        prepare_by_file(tmp_path, splits=SEEDED | {"val": 0.1})
+    assert message in str(error.value)
+    assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"images": [IMAGE, IMAGE], "annotations": [CAPTION]}, "same image id: 1 of "),
+        ({"images": [IMAGE, IMAGE | {"id": 7}], "annotations": [CAPTION]}, "same image path: train/1.jpg of "),
+        ({"images": [IMAGE], "annotations": []}, "images without captions (1): train/1.jpg ("),
+        (
+            {"images": [IMAGE], "annotations": [CAPTION, CAPTION | {"image_id": 5}]},
+            "captions of unknown images (1): ",
+        ),
+    ],
+)
+def test_faults_of_a_coco_dataset(tmp_path: Path, content: dict[str, Any], message: str) -> None:
+    changes = write_three_coco_files(tmp_path)
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    with pytest.raises(UserError) as error:
+        prepare_by_file(tmp_path, **changes)
+    assert message in str(error.value)
+    assert "train.json" in str(error.value)
+
+
+def test_listed_image_without_captions_is_an_error(tmp_path: Path) -> None:
+    touch_four_images(tmp_path)
+    (tmp_path / "captions.txt").write_text(FOUR_CAPTIONS)
+    for split, names in (("train", "a.jpg\nz.jpg\n"), ("val", "b.jpg"), ("test", "c.jpg")):
+        (tmp_path / f"{split}.txt").write_text(names)
+    with pytest.raises(UserError) as error:
+        prepare_by_file(tmp_path, splits=LISTS)
+    assert f"images without captions (1): z.jpg ({tmp_path / 'train.txt'}:2)" in str(error.value)
+
+
+def test_only_the_first_of_many_faults_are_listed(tmp_path: Path) -> None:
+    write_numbered_captions(tmp_path, list(range(9)))
+    with pytest.raises(UserError, match=r"\(9\): 0_a\.jpg .*1_a\.jpg .*2_a\.jpg .*; and 6 more\."):
+        prepare_by_file(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"root": "nowhere"}, "nowhere: no such folder"),
+        ({"images": "Images"}, "Images: no such folder"),
+        ({"images": "../x"}, "'../x' must be a path below dataset.root"),
+        ({"captions": []}, "captions must name at least one caption file"),
+        ({"captions": [{"file": "/x", "folder": ".", "split": None}]}, "'/x' must be a path below dataset.root"),
+        ({"captions": [{"file": "x.txt", "folder": ".", "split": None}]}, "x.txt: no such file"),
+        ({"splits": SEEDED | {"val": 0.8}}, "val + test must be <= 1, got 0.8 + 0.25"),
+        ({"splits": {"by": "luck"}}, "dataset.splits Input tag 'luck'"),
+        ({"format": "flickr"}, "dataset.format must be 'coco', 'flickr8k' or 'karpathy', got \"flickr\""),
+    ],
+)
+def test_invalid_params_are_an_error(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        prepare_by_file(tmp_path, **changes)
+    assert message in str(error.value)
+
+
+@needs_real
+def test_real_flickr8k_images() -> None:
+    records, counts = prepare_by_file(REAL / "flickr", images="images", splits={"by": "json", "file": "splits.json"})
+    assert asdict(counts) == {
+        "num_images": {"train": 753, "val": 61, "test": 61},
+        "num_captions": {"train": 3765, "val": 305, "test": 305},
+        "num_unassigned_images": 0,
+        "num_skipped": dict.fromkeys(counts.num_skipped, 0),
+    }
+    assert records["1000268201_693b08cb0e.jpg"].captions[1] == "A girl going into a wooden building ."
+
+
+@pytest.mark.slow
+@needs_real
+def test_real_flickr8k_captions_and_lists(tmp_path: Path) -> None:
+    source = REAL / "text" / "flickr8k_captions.csv"
+    with source.open(newline="") as file:
+        names = {row["image"] for row in csv.DictReader(file)}
+    touch(tmp_path, *names)
+    for name in ("flickr8k_captions.csv", "flickr8k_train.txt", "flickr8k_val.txt", "flickr8k_test.txt"):
+        (tmp_path / name).symlink_to(REAL / "text" / name)
+    lists = {"by": "lists"} | {split: f"flickr8k_{split}.txt" for split in ("train", "val", "test")}
+    records, counts = prepare_by_file(tmp_path, source.name, splits=lists)
+    assert len({record.image_id for record in records.values()}) == len(names) == 7966
+    assert counts.num_images == {"train": 6000, "val": 1091, "test": 875}
+    assert sum(counts.num_captions.values()) == 39830
+
+
+@needs_real
+def test_real_coco_captions() -> None:
+    changes = {"format": "coco", "images": "images"}
+    records, counts = prepare_by_file(REAL / "coco", "captions_train2017_sample.json", **changes)
+    assert counts.num_images == {"train": 40, "val": 20, "test": 20}
+    assert sum(counts.num_captions.values()) == 400
+    assert records["000000000790.jpg"].image_id == 790

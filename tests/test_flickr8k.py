@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline.captions.sources.flickr8k import parse
+from pipeline.errors import UserError
+
+
+def captions_by_file(path: Path) -> dict[str, list[str]]:
+    return {image.file: [caption.text for caption in image.captions] for image in parse(path, ".").images}
+
+
+def test_csv_captions_may_contain_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
+    path = tmp_path / "captions.txt"
+    rows = 'image,caption\na.jpg,A dog .\na.jpg,"A dog, a ""big"" one\nin two lines ."\nb.jpg,A cat .\n'
+    path.write_bytes(b"\xef\xbb\xbf" + rows.encode())
+    assert captions_by_file(path) == {
+        "a.jpg": ["A dog .", 'A dog, a "big" one\nin two lines .'],
+        "b.jpg": ["A cat ."],
+    }
+
+
+def test_locations_count_the_line_breaks_inside_captions(tmp_path: Path) -> None:
+    path = tmp_path / "captions.txt"
+    path.write_text('image,caption\na.jpg,"A dog\nruns ."\nb.jpg,A cat .\n')
+    first, second = parse(path, ".").images
+    assert (first.location, second.location) == (f"{path}:2", f"{path}:4")
+
+
+def test_official_token_file_groups_captions_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "Flickr8k.token.txt"
+    lines = [f"11_00000000ab.jpg#{index}\tCaption {index} , of it .\r\n" for index in range(5)]
+    # The official file has captions of one image that does not exist, with a name like this.
+    lines.append("11_00000000ab.jpg.1#0\tNo image .\r\n")
+    path.write_text("".join(lines), newline="")
+    captions = captions_by_file(path)
+    assert list(captions) == ["11_00000000ab.jpg", "11_00000000ab.jpg.1"]
+    assert captions["11_00000000ab.jpg"][4] == "Caption 4 , of it ."
+    assert parse(path, ".").images[0].image_id == 11
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "message"),
+    [
+        ("a.jpg,A dog .\n", 1, "'image,caption'"),
+        ("", 1, "'image,caption'"),
+        ('image,caption\na.jpg,A\nb.jpg,"A dog\n', 3, "not valid CSV"),
+        ("image,caption\na.jpg,A\nb.jpg,A cat, sleeping\n", 3, "got 3"),
+        ("image,caption\na.jpg\n", 2, "got 1"),
+        ("a.jpg#0\tA\nb.jpg A cat\n", 2, "'b.jpg A cat'"),
+    ],
+)
+def test_malformed_line_is_an_error_with_its_number(tmp_path: Path, content: str, line: int, message: str) -> None:
+    path = tmp_path / "captions.txt"
+    path.write_text(content)
+    with pytest.raises(UserError) as error:
+        parse(path, ".")
+    assert str(error.value).startswith(f"{path}:{line}: ")
+    assert message in str(error.value)
+
+
+def test_all_rows_with_a_wrong_number_of_columns_are_reported(tmp_path: Path) -> None:
+    path = tmp_path / "captions.txt"
+    path.write_text("image,caption\na.jpg,A dog, big\nb.jpg\nc.jpg,A cow\n")
+    with pytest.raises(UserError) as error:
+        parse(path, ".")
+    assert f"{path}:2: " in str(error.value)
+    assert f"{path}:3: " in str(error.value)
+    assert f"{path}:4: " not in str(error.value)
