@@ -39,8 +39,8 @@ from pipeline.errors import UserError
 from pipeline.features.encoder import STRIDES, Architecture, GridEncoder, Layer, weights_digest
 from pipeline.features.store import EncoderSpec
 from pipeline.metrics.bootstrap import Resampling
-from pipeline.metrics.caption_scores import measure, summary
-from pipeline.metrics.tokenizers import corpora
+from pipeline.metrics.caption_scores import compute_metrics, summarize_scores
+from pipeline.metrics.tokenizers import build_corpora
 from pipeline.params import load
 from pipeline.prediction.captioner import DEFAULT_SEARCH
 from pipeline.training.trainer import TrainParams
@@ -554,9 +554,11 @@ def test_results_are_read_as_they_stand(tmp_path: Path) -> None:
         '[{"epoch": 1, "val_loss": 2.5, "val_cider": null}, {"epoch": 2, "val_loss": 2}]'
     )
     assert read_epochs(tmp_path / "training.json") == {"val_loss": [(1, 2.5), (2, 2)]}
-    (corpus,) = corpora("plain", {1: ["a red cube"], 2: ["a blue cube"]}, [{1: "a red cube", 2: "a red cube"}])
-    measured = measure(corpus, with_meteor=False, with_spice=False)
-    write_json(tmp_path / "scores.json", summary(measured, {"seen": [1]}, Resampling(bootstrap_samples=100, seed=0)))
+    (corpus,) = build_corpora("spacy", {1: ["a red cube"], 2: ["a blue cube"]}, [{1: "a red cube", 2: "a red cube"}])
+    measured = compute_metrics(corpus, with_meteor=False, with_spice=False)
+    write_json(
+        tmp_path / "scores.json", summarize_scores(measured, {"seen": [1]}, Resampling(bootstrap_samples=100, seed=0))
+    )
     found = read_scores(tmp_path / "scores.json")
     assert list(found) == ["all", "seen"]
     assert list(found["all"]) == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "CIDEr"]

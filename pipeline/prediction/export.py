@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from typing_extensions import NotRequired, TypedDict
 
 from pipeline.artifacts import fresh_folder, publish, read_json, write_atomically
 from pipeline.decoder.model_io import HISTORY_FILE, MODEL_FILES, REMEDY, read_history, read_model
@@ -58,17 +59,22 @@ def export(
         publish(folder, out)
 
 
+class _Protocols(TypedDict):
+    """What `scores.json` must hold besides the scores."""
+
+    protocol: dict[str, list[str]]
+    intervals: NotRequired[dict[str, list[float]]]
+    signature: NotRequired[dict[str, list[str]]]
+
+
 def _read_scores(path: Path) -> Mapping[str, Any]:
-    """Read `scores.json` as `{name: {"value": value, "protocol": lines}}`, as the model card takes it."""
-    document = read_json(path, dict[str, Any], _NAME_SCORES)
-    protocols = document.get("protocol")
-    names = [name for name in protocols if isinstance(document.get(name), float)] if isinstance(protocols, dict) else []
+    """Read `scores.json` and check what the model card shows of it."""
+    protocols = read_json(path, _Protocols, _NAME_SCORES)["protocol"]
+    scores = read_json(path, dict[str, Any], _NAME_SCORES)
+    names = [name for name in protocols if isinstance(scores.get(name), float)]
     if not names:
         raise UserError(f"{path}: contains no scores. {_NAME_SCORES}")
     for name in names:
-        protocol = document["protocol"][name]
-        if not isinstance(protocol, list) or not all(isinstance(line, str) for line in protocol):
-            raise UserError(f"{path}: protocol.{name}: must be a list of strings. {_NAME_SCORES}")
-        if not math.isfinite(document[name]):
-            raise UserError(f"{path}: {name}: must be a finite number, got {document[name]}. {_NAME_SCORES}")
-    return {name: {"value": document[name], "protocol": document["protocol"][name]} for name in names}
+        if not math.isfinite(scores[name]):
+            raise UserError(f"{path}: {name}: must be a finite number, got {scores[name]}. {_NAME_SCORES}")
+    return scores
