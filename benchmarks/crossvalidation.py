@@ -58,7 +58,7 @@ from pipeline.features.store import FeatureStore
 from pipeline.generation.generate import GenerateParams, generate
 from pipeline.generation.search import SearchParams
 from pipeline.metrics.bootstrap import Interval, Resampling, Table, paired_difference, score_interval
-from pipeline.metrics.caption_scores import CORPUS_SCORES, measure
+from pipeline.metrics.caption_scores import CORPUS_SCORES, compute_metrics
 from pipeline.metrics.corpus import Corpus, Words
 from pipeline.metrics.tokenizers import SPACY
 from pipeline.params import check, load, to_plain
@@ -309,9 +309,9 @@ def score(captions: Mapping[int, Words], references: Mapping[int, Sequence[Words
     image_ids = tuple(sorted(captions))
     hypotheses = tuple(captions[one] for one in image_ids)
     wanted = tuple(references[one] for one in image_ids)
-    corpus = Corpus(image_ids=image_ids, hypotheses=hypotheses, references=wanted, tokens=SPACY)
+    corpus = Corpus(image_ids=image_ids, hypotheses=hypotheses, references=wanted, tokenization=SPACY)
     return Scored(
-        tables=measure(corpus, with_meteor=False, with_spice=False).tables,
+        tables=compute_metrics(corpus, with_meteor=False, with_spice=False).tables,
         distinct=len({tuple(words) for words in hypotheses}),
         words=float(np.mean([len(words) for words in hypotheses])),
     )

@@ -1,9 +1,9 @@
-"""Seconds that scoring 5,000 images against 25,000 references takes, beside pycocoevalcap's scorers.
+"""Time of scoring 5,000 images against 25,000 references, compared with pycocoevalcap's scorers.
 
-The captions are those of COCO val2017, where they lie in `../shared/real`: of each photograph five references, and the
-caption of another as hypothesis, whose latter half is that of an own reference; some photographs come twice, up to
-5,000. Elsewhere words are drawn by Zipf's law. Both score the same words, given as either wants them: lists of words,
-and text. The scores must agree to 1e-6. Rounds take both in turn; seconds and ratios are medians of the rounds.
+The captions are those of COCO val2017 if `../shared/real` has them: five references per photograph, and as hypothesis
+half a caption of another photograph with half a reference; photographs repeat up to 5,000. Otherwise words are drawn
+from Zipf's law. Both libraries score the same words, in the form that each takes, and must agree to 1e-6. Rounds
+alternate between them; seconds and ratios are medians over the rounds.
 """
 
 import json
@@ -23,47 +23,49 @@ from pipeline.metrics.cider import cider
 from pipeline.metrics.corpus import Words
 from pipeline.metrics.rouge import rouge_l
 
-REAL = Path(__file__).parents[2] / "shared" / "real" / "text" / "captions_val2017_part.json"
-IMAGES, REFERENCES, ROUNDS = 5000, 5, 5
-TARGET = 0.5
-"""The largest share of pycocoevalcap's time that ours is to take."""
+REAL_CAPTIONS = Path(__file__).parents[2] / "shared" / "real" / "text" / "captions_val2017_part.json"
+NUM_IMAGES, NUM_REFERENCES, NUM_ROUNDS = 5000, 5, 5
+MAX_RATIO = 0.5
+"""Target for gridcap's time, as a fraction of pycocoevalcap's."""
 
 
-def corpus() -> tuple[list[Words], list[list[Words]], str]:
-    """Hypotheses, references, and what they are."""
-    real = REAL.is_file()
-    own, told = (real_captions(), "captions of COCO") if real else (drawn_captions(), "words drawn by Zipf's law")
-    references = [own[place % len(own)] for place in range(IMAGES)]
+def build_corpus() -> tuple[list[Words], list[list[Words]], str]:
+    """Build hypotheses and references, and describe their source."""
+    if REAL_CAPTIONS.is_file():
+        captions, source = read_real_captions(), "captions of COCO"
+    else:
+        captions, source = draw_captions(), "words drawn from Zipf's law"
+    references = [captions[index % len(captions)] for index in range(NUM_IMAGES)]
     hypotheses: list[Words] = [
-        [*other[0][: len(other[0]) // 2], *captions[0][len(captions[0]) // 2 :]]
-        for captions, other in zip(references, [*references[1:], references[0]], strict=True)
+        [*other[0][: len(other[0]) // 2], *matching[0][len(matching[0]) // 2 :]]
+        for matching, other in zip(references, [*references[1:], references[0]], strict=True)
     ]
-    return hypotheses, references, told
+    return hypotheses, references, source
 
 
-def real_captions() -> list[list[Words]]:
-    split = make_tokenizer(TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_length=1))
+def read_real_captions() -> list[list[Words]]:
+    split_words = make_tokenizer(TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_length=1))
     captions: dict[int, list[Words]] = {}
-    for annotation in json.loads(REAL.read_text(encoding="utf-8"))["annotations"]:
-        captions.setdefault(annotation["image_id"], []).append(split(annotation["caption"]))
-    return [found[:REFERENCES] for found in captions.values() if len(found) >= REFERENCES]
+    for annotation in json.loads(REAL_CAPTIONS.read_text(encoding="utf-8"))["annotations"]:
+        captions.setdefault(annotation["image_id"], []).append(split_words(annotation["caption"]))
+    return [of_image[:NUM_REFERENCES] for of_image in captions.values() if len(of_image) >= NUM_REFERENCES]
 
 
-def drawn_captions() -> list[list[Words]]:
+def draw_captions() -> list[list[Words]]:
     rng = np.random.default_rng(0)
 
     def caption() -> Words:
         return [f"w{word}" for word in np.minimum(rng.zipf(1.3, size=rng.integers(8, 14)), 20000)]
 
-    return [[caption() for _ in range(REFERENCES)] for _ in range(IMAGES)]
+    return [[caption() for _ in range(NUM_REFERENCES)] for _ in range(NUM_IMAGES)]
 
 
 def main() -> None:
-    """Print seconds of both for each score and for all, and what share of pycocoevalcap's ours are."""
-    hypotheses, references, told = corpus()
-    gts = {row: [" ".join(words) for words in captions] for row, captions in enumerate(references)}
-    res = {row: [" ".join(words)] for row, words in enumerate(hypotheses)}
-    both: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {
+    """Print the seconds of both libraries and their ratio, for each metric and for all."""
+    hypotheses, references, source = build_corpus()
+    gts = {index: [" ".join(words) for words in captions] for index, captions in enumerate(references)}
+    res = {index: [" ".join(words)] for index, words in enumerate(hypotheses)}
+    scorers: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {
         "BLEU-1 to 4": (
             lambda: float(bleu(bleu_counts(hypotheses, references).sum(axis=0))[-1]),
             lambda: float(Bleu(4).compute_score(gts, res, verbose=0)[0][-1]),
@@ -77,25 +79,27 @@ def main() -> None:
             lambda: float(Rouge().compute_score(gts, res)[0]),
         ),
     }
-    seconds: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in [*both, "all"]}
-    for _ in range(ROUNDS):
-        for name, scorers in both.items():
-            ours, theirs = (timed(scorer, seconds[name][side]) for side, scorer in enumerate(scorers))
-            assert abs(ours - theirs) < 1e-6, f"{name}: {ours} and {theirs}"
-        for side in range(2):
-            seconds["all"][side].append(sum(seconds[name][side][-1] for name in both))
+    seconds: dict[str, tuple[list[float], list[float]]] = {metric: ([], []) for metric in [*scorers, "all"]}
+    for _ in range(NUM_ROUNDS):
+        for metric, pair in scorers.items():
+            ours, theirs = (run_timed(scorer, seconds[metric][i]) for i, scorer in enumerate(pair))
+            assert abs(ours - theirs) < 1e-6, f"{metric}: {ours} and {theirs}"
+        for i in range(2):
+            seconds["all"][i].append(sum(seconds[metric][i][-1] for metric in scorers))
 
-    count = sum(map(len, references))
-    print(f"scoring {len(hypotheses)} images against {count} references, {told}; median of {ROUNDS} rounds")
-    print(f"{'':>12} {'gridcap, s':>11} {'pycocoevalcap, s':>17} {'share':>6}")
-    for name, (ours_all, theirs_all) in seconds.items():
-        share = median(own / its for own, its in zip(ours_all, theirs_all, strict=True))
-        print(f"{name:>12} {median(ours_all):>11.2f} {median(theirs_all):>17.2f} {share:>6.2f}")
-    print(f"{'reached' if share <= TARGET else 'MISSED'}: all in at most {TARGET:.2f} of pycocoevalcap's time")
+    num_references = sum(map(len, references))
+    print(
+        f"scoring {len(hypotheses)} images against {num_references} references, {source}; median of {NUM_ROUNDS} rounds"
+    )
+    print(f"{'':>12} {'gridcap, s':>11} {'pycocoevalcap, s':>17} {'ratio':>6}")
+    for metric, (ours_s, theirs_s) in seconds.items():
+        ratio = median(a / b for a, b in zip(ours_s, theirs_s, strict=True))
+        print(f"{metric:>12} {median(ours_s):>11.2f} {median(theirs_s):>17.2f} {ratio:>6.2f}")
+    print(f"{'reached' if ratio <= MAX_RATIO else 'MISSED'}: all in at most {MAX_RATIO:.2f} of pycocoevalcap's time")
 
 
-def timed(scorer: Callable[[], float], seconds: list[float]) -> float:
-    began = time.perf_counter()
+def run_timed(scorer: Callable[[], float], seconds: list[float]) -> float:
+    start = time.perf_counter()
     score = scorer()
-    seconds.append(time.perf_counter() - began)
+    seconds.append(time.perf_counter() - start)
     return score

@@ -1,4 +1,4 @@
-"""Stage `evaluate`: metrics of the generated captions, training curves, attention plots and the report."""
+"""Stage `evaluate`: scores of the generated captions, figures, the report and the model card."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,8 +9,11 @@ from pipeline.artifacts import fresh_folder, publish
 from pipeline.captions.records import Split
 from pipeline.device import setup_device
 from pipeline.errors import run
-from pipeline.evaluation.evaluate import EvaluateParams, Inputs, evaluate
+from pipeline.evaluation.evaluate import EvaluateInputs, EvaluateParams, analyze, read_inputs, score
 from pipeline.params import load, load_key, read_yaml, require_unchanged
+from pipeline.report.draw import draw
+from pipeline.report.model_card import write_model_card
+from pipeline.report.report import build_report, write_report
 
 
 def main(
@@ -22,19 +25,25 @@ def main(
     generated: Annotated[Path, typer.Option(help="Captions and attention, from generate.")],
     metrics: Annotated[Path, typer.Option(help="Output folder of JSON metrics.")],
     plots: Annotated[Path, typer.Option(help="Output folder of plots.")],
-    report: Annotated[Path, typer.Option(help="Output HTML file.")],
+    report: Annotated[Path, typer.Option(help="Output HTML file of the report.")],
+    card: Annotated[Path, typer.Option(help="Output Markdown file of the model card.")],
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.", envvar="GRIDCAP_DEVICE")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images scored at once.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch under teacher forcing.")] = 64,
 ) -> None:
-    """Score the generated captions of a split."""
+    """Score the generated captions of a split, analyze them, draw figures and write the report."""
     settings = load(params, "evaluate", EvaluateParams)
     split: Split = load_key(params, "generate.split", Split)
     images: Path = load_key(params, "dataset.root", Path) / load_key(params, "dataset.images", str)
-    inputs = Inputs(
+    inputs = EvaluateInputs(
         prepared=prepared, images=images, tokens=tokens, features=features, model=model, generated=generated
     )
+    data = read_inputs(inputs, split)
+    scores = score(data, settings, metrics)
+    analysis = analyze(data, scores.corpus, settings, metrics, setup_device(device), batch_size)
     with fresh_folder(plots) as folder:
-        evaluate(settings, split, inputs, metrics, folder, report, read_yaml(params), setup_device(device), batch_size)
+        draw(data, settings, folder)
+        write_report(report, build_report(data, scores, analysis, settings, read_yaml(params)))
+        write_model_card(card, data.model.config, data.history, scores.summary)
         require_unchanged(params, "evaluate", settings)
         publish(folder, plots)
 

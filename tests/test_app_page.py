@@ -26,7 +26,7 @@ from pipeline.decoder.soft_attention import SoftAttentionDecoder
 from pipeline.features.encoder import STRIDES, Architecture, GridEncoder, Layer, weights_digest
 from pipeline.features.store import EncoderSpec
 from pipeline.params import load
-from pipeline.prediction.captioner import USUAL_SEARCH
+from pipeline.prediction.captioner import DEFAULT_SEARCH
 from pipeline.training.trainer import TrainParams
 from tests.image_files import encode_image, encode_jpeg, png_bomb, red_blue_image
 
@@ -304,7 +304,7 @@ def test_alternatives_follow_the_search_settings_and_show_attention(open_page: C
     page = open_page()
     first_caption(page)
     rows = page.locator(".alternatives li")
-    assert rows.count() == USUAL_SEARCH.beam_size - 1
+    assert rows.count() == DEFAULT_SEARCH.beam_size - 1
     scores = [float(row.locator(".score").inner_text().split("·")[1]) for row in rows.all()]
     assert scores == sorted(scores, reverse=True)
     rows.nth(1).locator(".word").nth(0).hover()
@@ -313,7 +313,7 @@ def test_alternatives_follow_the_search_settings_and_show_attention(open_page: C
     slider = page.get_by_role("slider", name="Beam size")
     slider.focus()
     slider.press("ArrowRight")
-    wait_until(lambda: rows.count() == USUAL_SEARCH.beam_size, "a wider beam gives one more alternative")
+    wait_until(lambda: rows.count() == DEFAULT_SEARCH.beam_size, "a wider beam gives one more alternative")
     page.get_by_role("combobox", name="Method").click()
     page.get_by_role("option", name="sample").click()
     page.get_by_role("slider", name="Temperature").wait_for()

@@ -1,4 +1,4 @@
-"""Files of captions from anywhere: what is read, and what is refused with file and place."""
+"""COCO results and annotations: what is read, and what is rejected with file and place."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.captions.records import Record, write_records
 from pipeline.errors import UserError
-from pipeline.evaluation.coco_files import check_known, read_references, read_results
+from pipeline.evaluation.coco_files import check_references, read_references, read_results
 
 
 def write(path: Path, value: Any) -> Path:
@@ -36,68 +36,77 @@ def test_references_are_read_from_annotations_and_from_records(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "facts"),
     [
-        ("[{]", "line 1, column 3: is no JSON"),
-        ('[{"image_id": 1,\n "caption": "a" "b"}]', "line 2, column 17: is no JSON"),
-        ("[" * 100_000, "cannot be read as captions .*recursion"),
-        (f'[{{"image_id": {"9" * 5000}, "caption": "a"}}]', "cannot be read as captions .*digits"),
-        ('[{"image_id": 1, "caption": "a \\ud83d dog"}]', r'entry 0: caption has half a character, "a \\ud83d dog"'),
-        ({"image_id": 1}, 'must hold a list of results, .*, got {"image_id": 1}'),
-        ([], "holds no captions"),
-        (["a dog"], 'entry 0: must be a mapping with "image_id" and "caption", got "a dog"'),
-        ([{"caption": "a", "id": 3}], 'entry 0: lacks "image_id"; it has caption, id'),
-        ([{"image_id": 1, "caption": "a"}, {"image_id": 2}], 'entry 1: lacks "caption"; it has image_id'),
-        ([{"image_id": "1", "caption": "a"}], 'entry 0: image_id must be a whole number, got "1"'),
-        ([{"image_id": True, "caption": "a"}], "entry 0: image_id must be a whole number, got true"),
-        ([{"image_id": 1, "caption": None}], "entry 0: caption must be text, got null"),
-        ([{"image_id": 1, "caption": ["a"] * 40}], r"caption must be text, got \[.* \.\.\.$"),
-        (
+        pytest.param("[{]", ["Invalid JSON", "line 1 column 3"], id="not JSON"),
+        pytest.param('[{"image_id": 1,\n "caption": "a" "b"}]', ["Invalid JSON", "line 2 column 17"], id="line 2"),
+        pytest.param("[" * 100_000, ["Invalid JSON", "recursion"], id="nested too deeply"),
+        pytest.param(
+            f'[{{"image_id": {"9" * 5000}, "caption": "a"}}]', ["Invalid JSON", "out of range"], id="integer too long"
+        ),
+        pytest.param('[{"image_id": 1, "caption": "a \\ud83d dog"}]', ["Invalid JSON"], id="half a character"),
+        pytest.param({"image_id": 1}, ["array", "results file"], id="not a list"),
+        pytest.param([], ["no captions"], id="empty"),
+        pytest.param(["a dog"], ["[0]", "object"], id="not an object"),
+        pytest.param([{"caption": "a", "id": 3}], ["[0].image_id", "required"], id="no image id"),
+        pytest.param([{"image_id": 1, "caption": "a"}, {"image_id": 2}], ["[1].caption", "required"], id="no caption"),
+        pytest.param([{"image_id": "1", "caption": "a"}], ["[0].image_id", "integer"], id="id is a string"),
+        pytest.param([{"image_id": True, "caption": "a"}], ["[0].image_id", "integer"], id="id is a Boolean"),
+        pytest.param([{"image_id": 1, "caption": None}], ["[0].caption", "string"], id="caption is null"),
+        pytest.param(
             [{"image_id": 1, "caption": "a"}, {"image_id": 2, "caption": "a"}, {"image_id": 1, "caption": "b"}],
-            "entry 2: is a second caption of image 1, after entry 0; keep one",
+            ["[2]: second caption of image 1", "after [0]"],
+            id="two captions of an image",
         ),
     ],
 )
-def test_faulty_results_are_refused(tmp_path: Path, content: Any, message: str) -> None:
+def test_invalid_results_are_rejected(tmp_path: Path, content: Any, facts: list[str]) -> None:
     path = write(tmp_path / "results.json", content)
-    with pytest.raises(UserError, match=rf"^{path}.*{message}"):
+    with pytest.raises(UserError) as error:
         read_results(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert [fact for fact in facts if fact not in str(error.value)] == []
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "facts"),
     [
-        ([], r"must hold COCO annotations, .*, got \[\]"),
-        ({"annotations": {}}, "must hold COCO annotations"),
-        ({"images": 3, "annotations": []}, '"images" must be a list, got 3'),
-        ({"images": [{"id": 1}, {"id": "2"}], "annotations": []}, 'image 1: .* whole number as "id", got {"id": "2"}'),
-        ({"annotations": [{"image_id": 1, "caption": 2}]}, "annotation 0: caption must be text, got 2"),
+        pytest.param([], ["annotations file"], id="a list"),
+        pytest.param({"annotations": {}}, ["annotations: ", "array"], id="annotations is no list"),
+        pytest.param({"images": 3, "annotations": []}, ["images: ", "array"], id="images is no list"),
+        pytest.param({"images": [{"id": 1}, {"id": "2"}], "annotations": []}, ["images[1].id", "integer"], id="id"),
+        pytest.param(
+            {"annotations": [{"image_id": 1, "caption": 2}]}, ["annotations[0].caption", "string"], id="caption"
+        ),
     ],
 )
-def test_faulty_annotations_are_refused(tmp_path: Path, content: Any, message: str) -> None:
+def test_invalid_annotations_are_rejected(tmp_path: Path, content: Any, facts: list[str]) -> None:
     path = write(tmp_path / "annotations.json", content)
-    with pytest.raises(UserError, match=rf"^{path}.*{message}"):
+    with pytest.raises(UserError) as error:
         read_references(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert [fact for fact in facts if fact not in str(error.value)] == []
 
 
-def test_absent_files_and_files_of_another_kind_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.json: no such file; name"):
+def test_missing_and_binary_files_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.json: no such file"):
         read_results(tmp_path / "none.json")
     (tmp_path / "model.json").write_bytes(b"\xff\x00")
-    with pytest.raises(UserError, match=r"model\.json: is no UTF-8 text at byte 0"):
+    with pytest.raises(UserError, match=r"model\.json: "):
         read_references(tmp_path / "model.json")
 
 
-def test_a_byte_order_mark_and_whole_characters_beyond_16_bits_are_read(tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_surrogate_pairs_are_read(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     path.write_text('[{"image_id": 1, "caption": "a \\ud83d\\udc15 dog"}]', encoding="utf-8-sig")
     assert read_results(path) == {1: "a 🐕 dog"}
 
 
-def test_images_without_references_are_named() -> None:
+def test_images_without_references_are_listed() -> None:
     results = dict.fromkeys(range(8), "a dog")
-    with pytest.raises(UserError, match=r"r\.json: captions 7 images that a\.json lacks, such as 1, 2, 3, 4, 5;"):
-        check_known(results, {0: ["a"]}, Path("r.json"), Path("a.json"))
-    with pytest.raises(UserError, match=r"a\.json: has no caption of 1 images that r\.json captions, such as 6;"):
-        check_known(results, {one: ["a"] * (one != 6) for one in range(9)}, Path("r.json"), Path("a.json"))
-    check_known(results, {one: ["a"] for one in range(9)}, Path("r.json"), Path("a.json"))
+    paths = Path("r.json"), Path("a.json")
+    with pytest.raises(UserError, match=r"^r\.json: 7 images are not in a\.json: 1, 2, 3, 4, 5, \.\.\."):
+        check_references(results, {0: ["a"]}, *paths)
+    with pytest.raises(UserError, match=r"^a\.json: 1 images of r\.json have no caption: 6\."):
+        check_references(results, {image_id: ["a"] * (image_id != 6) for image_id in range(9)}, *paths)
+    check_references(results, {image_id: ["a"] for image_id in range(9)}, *paths)

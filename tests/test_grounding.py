@@ -7,12 +7,12 @@ from hypothesis.extra import numpy as arrays
 from pipeline.metrics.grounding import mass_by_chance, mass_in_boxes, peak_by_chance, peak_in_boxes
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
-# Two rows, four columns; the peak is in row 1, column 2, whose center lies at x = 0.625, y = 0.75.
+# [2, 4]; the peak is in row 1, column 2, whose center is at x = 0.625, y = 0.75.
 ATTENTION = np.array([[0.1, 0.1, 0.1, 0.0], [0.0, 0.2, 0.4, 0.1]])
 
 
 @pytest.mark.parametrize(
-    ("box", "wanted"),
+    ("box", "expected"),
     [
         (WHOLE, True),
         ((0.5, 0.5, 0.25, 0.5), True),
@@ -23,17 +23,17 @@ ATTENTION = np.array([[0.1, 0.1, 0.1, 0.0], [0.0, 0.2, 0.4, 0.1]])
         ((0.7, 0.5, 0.3, 0.5), False),
     ],
 )
-def test_peak_in_box(box, wanted):
-    assert peak_in_boxes(ATTENTION, [box]) is wanted
+def test_peak_in_box(box, expected):
+    assert peak_in_boxes(ATTENTION, [box]) is expected
 
 
-def test_first_of_equal_peaks_counts():
+def test_the_first_of_equal_peaks_counts():
     assert peak_in_boxes(np.ones((2, 2)), [(0.0, 0.0, 0.5, 0.5)])
     assert not peak_in_boxes(np.ones((2, 2)), [(0.5, 0.5, 0.5, 0.5)])
 
 
 @pytest.mark.parametrize(
-    ("box", "wanted"),
+    ("box", "expected"),
     [
         (WHOLE, 1.0),
         ((0.5, 0.5, 0.25, 0.5), 0.4),
@@ -43,13 +43,13 @@ def test_first_of_equal_peaks_counts():
         ((0.75, 0.0, 0.25, 0.5), 0.0),
     ],
 )
-def test_mass_in_box(box, wanted):
-    assert mass_in_boxes(ATTENTION, [box]) == pytest.approx(wanted)
-    assert mass_in_boxes(7 * ATTENTION, [box]) == pytest.approx(wanted)
+def test_mass_in_box(box, expected):
+    assert mass_in_boxes(ATTENTION, [box]) == pytest.approx(expected)
+    assert mass_in_boxes(7 * ATTENTION, [box]) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
-    ("box", "grid", "wanted"),
+    ("box", "grid", "expected"),
     [
         (WHOLE, (7, 7), 1.0),
         ((0.0, 0.0, 0.5, 0.5), (14, 14), 0.25),
@@ -57,11 +57,11 @@ def test_mass_in_box(box, wanted):
         ((0.3, 0.3, 0.1, 0.1), (2, 2), 0.0),
     ],
 )
-def test_peak_by_chance(box, grid, wanted):
-    assert peak_by_chance([box], grid) == pytest.approx(wanted)
+def test_peak_by_chance(box, grid, expected):
+    assert peak_by_chance([box], grid) == pytest.approx(expected)
 
 
-def test_chance_is_how_often_a_peak_at_random_lies_in_the_box():
+def test_peak_by_chance_is_the_mean_over_all_peaks():
     box = (0.2, 0.1, 0.5, 0.6)
     peaks = np.eye(12).reshape(12, 3, 4)
     assert np.mean([peak_in_boxes(peak, [box]) for peak in peaks]) == pytest.approx(peak_by_chance([box], (3, 4)))
@@ -70,7 +70,7 @@ def test_chance_is_how_often_a_peak_at_random_lies_in_the_box():
 LEFT, TOP = (0.0, 0.0, 0.5, 1.0), (0.0, 0.0, 1.0, 0.5)
 
 
-def test_where_boxes_overlap_attention_counts_once():
+def test_attention_in_overlapping_boxes_counts_once():
     assert mass_in_boxes(ATTENTION, [LEFT, TOP]) == pytest.approx(0.1 + 0.1 + 0.1 + 0.2)
     assert mass_by_chance([LEFT, TOP]) == pytest.approx(0.75)
     assert peak_by_chance([LEFT, TOP], (2, 4)) == pytest.approx(0.75)
@@ -82,7 +82,7 @@ def test_a_peak_in_either_box_counts():
     assert peak_in_boxes(ATTENTION, [TOP, (0.5, 0.5, 0.25, 0.5)])
 
 
-def test_no_box_holds_nothing():
+def test_without_boxes_all_scores_are_zero():
     assert (mass_in_boxes(ATTENTION, []), mass_by_chance([]), peak_by_chance([], (2, 4))) == (0.0, 0.0, 0.0)
     assert not peak_in_boxes(ATTENTION, [])
 
@@ -93,7 +93,7 @@ def test_no_box_holds_nothing():
     st.floats(0.0, 1.0),
     st.floats(0.0, 1.0),
 )
-def test_boxes_that_part_the_image_part_the_mass(attention, x, y):
+def test_mass_of_a_partition_sums_to_one(attention, x, y):
     boxes = [(0.0, 0.0, x, y), (x, 0.0, 1 - x, y), (0.0, y, x, 1 - y), (x, y, 1 - x, 1 - y)]
     assert sum(mass_in_boxes(attention, [box]) for box in boxes) == pytest.approx(1.0)
     assert mass_in_boxes(attention, boxes) == pytest.approx(1.0)
@@ -104,6 +104,6 @@ def test_boxes_that_part_the_image_part_the_mass(attention, x, y):
     "attention", [np.zeros((2, 2)), np.ones(4), np.array([[np.nan, 1.0]]), np.array([[-1.0, 3.0]])], ids=str
 )
 @pytest.mark.parametrize("score", [mass_in_boxes, peak_in_boxes])
-def test_what_is_no_attention_is_refused(score, attention):
-    with pytest.raises(ValueError, match="must be a grid of weights"):
+def test_invalid_attention_is_rejected(score, attention):
+    with pytest.raises(ValueError, match="must be a 2-D array of weights"):
         score(attention, [WHOLE])

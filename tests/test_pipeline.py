@@ -124,11 +124,11 @@ def test_every_output_exists_and_describes_itself(repository: Repository) -> Non
     assert 0 <= scores["BLEU-4"] <= 1
     assert scores["intervals"]["BLEU-4"][0] <= scores["BLEU-4"] <= scores["intervals"]["BLEU-4"][1]
     assert any("closest" in line for line in scores["protocol"]["BLEU-4"])
-    assert scores["unavailable"]["METEOR"] == ["not asked for"]
-    assert sum(part["images"] for part in scores["subsets"].values()) == scores["images"] == 9
+    assert scores["unavailable"]["METEOR"] == ["disabled"]
+    assert sum(part["num_images"] for part in scores["subsets"].values()) == scores["num_images"] == 9
     about = json.loads((repository.folder / "results/metrics/captions.json").read_text())
-    assert about["diversity"]["generated"]["captions"] == about["diversity"]["reference"]["captions"] == 9
-    assert about["human_agreement"]["images"] == 9
+    assert about["diversity"]["generated"]["num_captions"] == about["diversity"]["reference"]["num_captions"] == 9
+    assert about["human_agreement"]["num_images"] == 9
     rows = [json.loads(line) for line in (repository.folder / "results/metrics/images.jsonl").read_text().splitlines()]
     assert [{name: row[name] for name in captions[0]} for row in rows] == captions
     plots = repository.folder / "results/plots"

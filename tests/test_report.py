@@ -3,48 +3,47 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import Image
 from playwright.sync_api import Browser, Locator, Page
 
-from pipeline.captions.records import AnnotatedObject, Record
-from pipeline.generation.caption_io import GeneratedCaptions, RankedCaption
-from pipeline.report.examples import LONGER_SIDE, Example, ReportParams, choose, examples
+from pipeline.captions.records import Record
+from pipeline.evaluation.evaluate import ReportParams
+from pipeline.metrics.caption_scores import compute_metrics
+from pipeline.metrics.corpus import Corpus
+from pipeline.metrics.tokenizers import SPACY
+from pipeline.report.examples import Example, build_examples
 from pipeline.report.report import Report, write_report
-from pipeline.report.svg_charts import charts
+from tests.evaluation_data import GRID, make_data, peaked_attention
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared/real/coco/images"
-GRID = (4, 6)
-# Of each word: row and column of its strongest region.
+# Row and column of each word's region with the most attention.
 PEAKS = {"a": (0, 0), "red": (3, 1), "</script><b>ball": (1, 4)}
 REFERENCE = 'A <ball> & "more" </script><img src=x onerror=alert(1)>'
 GRAY = np.full((160, 240, 3), 128, dtype=np.uint8)
-# Of a screenshot: beyond, the card's round corners show.
+# Part of a screenshot without the card's rounded corners.
 INSIDE = (slice(12, -12), slice(12, -12))
-WITHOUT_MOTION = {"reduced_motion": "reduce", "offline": True}
+REDUCED_MOTION = {"reduced_motion": "reduce", "offline": True}
 
 
-def peaked(*peaks: tuple[int, int]) -> np.ndarray:
-    """Attention [T, 4, 6], of which each word's strongest region gets a good half."""
-    attention = np.full((len(peaks), *GRID), 0.02)
-    for index, (row, column) in enumerate(peaks):
-        attention[index, row, column] = 0.54
-    return attention
+def browser(test: Callable[..., Any]) -> Any:
+    """Mark a test that runs Chromium."""
+    return pytest.mark.browser(pytest.mark.slow(test))
 
 
-def one_example(**changes: Any) -> Example:
+def make_example(**changes: Any) -> Example:
     values: dict[str, Any] = {
         "image_id": 7,
-        "choice": "best",
-        "picture": GRAY,
+        "group": "best",
+        "image": GRAY,
         "words": tuple(PEAKS),
-        "attention": peaked(*PEAKS.values()),
+        "attention": peaked_attention(*PEAKS.values()),
         "references": (REFERENCE, "A second one"),
         "scores": {"CIDEr-D": 1.25, "ROUGE-L": 0.5},
         "boxes": {1: [(0.5, 0.25, 0.25, 0.5)]},
@@ -52,54 +51,59 @@ def one_example(**changes: Any) -> Example:
     return Example(**values | changes)
 
 
-def one_report(**changes: Any) -> Report:
-    silent = one_example(choice="random", image_id=9, words=(), attention=np.zeros((0, *GRID)), boxes={})
-    looked = {"words": 4, "peak_in_box": 0.75, "chance": 0.125, "mass_in_box": 0.5, "mass_by_chance": 0.0625}
+def make_report(**changes: Any) -> Report:
+    empty = make_example(group="random", image_id=9, words=(), attention=np.zeros((0, *GRID)), boxes={})
+    grounding = {
+        "num_words": 4,
+        "peak_in_box": 0.75,
+        "peak_by_chance": 0.125,
+        "mass_in_box": 0.5,
+        "mass_by_chance": 0.0625,
+    }
     values: dict[str, Any] = {
         "split": "test",
-        "examples": [one_example(), one_example(choice="random", image_id=8), silent],
+        "examples": [make_example(), make_example(group="random", image_id=8), empty],
         "scores": {
-            "images": 40,
+            "num_images": 40,
             "BLEU-4": 0.3125,
-            "subsets": {"seen": {"images": 30, "BLEU-4": 0.25}},
+            "subsets": {"seen": {"num_images": 30, "BLEU-4": 0.25}},
             "intervals": {"BLEU-4": [0.29, 0.3333], "subsets": {"seen": {"BLEU-4": [0.2, 0.3]}}},
-            "protocol": {"BLEU-4": ["n: 4", "tokens: <plain>"], "intervals": ["intervals: 95%"]},
+            "protocol": {"BLEU-4": ["n: 4", "tokenizer: <spacy>"], "intervals": ["intervals: 95%"]},
+            "signature": {"BLEU-4": ["BLEU-4|refs:5"]},
             "unavailable": {"METEOR": ["no java"]},
         },
         "captions": {
             "diversity": {
-                "generated": {"distinct": 12},
-                "reference": {"distinct": 39},
-                "protocol": ["distinct: of all"],
+                "generated": {"num_distinct_captions": 12},
+                "reference": {"num_distinct_captions": 39},
+                "protocol": ["num_distinct_captions: of all"],
             },
             "human_agreement": {
-                "images": 40,
+                "num_images": 40,
                 "BLEU-4": {"human": [0.2, 0.1, 0.3], "model": [0.4, 0.3, 0.5], "model - human": [0.2, 0.15, 0.25]},
                 "protocol": ["human: each"],
             },
         },
-        "teacher_forcing": {"words": 100, "loss": 2.0625, "protocol": ["loss: nats"]},
-        "scenes": {"images": 40, "attention": {"relation": looked}, "protocol": {"attention": ["peak: center"]}},
+        "teacher_forcing": {"num_tokens": 100, "loss": 2.0625, "protocol": ["loss: nats"]},
+        "scenes": {
+            "num_images": 40,
+            "attention": {"all": {"num_words": 0}, "relation": grounding},
+            "protocol": {"attention": ["peak: center"]},
+        },
         "history": [
             {"epoch": 1, "train_loss": 4.0, "val_loss": 5.0, "val_bleu4": None},
             {"epoch": 2, "train_loss": 2.0, "val_loss": 3.0, "val_bleu4": 0.125},
         ],
-        "params": {"dataset": {"root": "/home/someone/flickr8k"}, "train": {"decoder": {"state": 256}, "seed": 1}},
+        "params": {
+            "dataset": {"root": "/home/someone/flickr8k"},
+            "train": {"decoder": {"hidden_size": 256}, "seed": 1},
+        },
     }
     return Report(**values | changes)
 
 
-def shown_of(images: Path, file: str, *things: AnnotatedObject, view: str = "whole") -> list[Example]:
-    """The one image of a split, whose caption is "a cube", as the worst of all."""
-    record = Record(image_id=3, file=file, split="test", captions=("A cube.",), objects=things)
-    found = RankedCaption(words=("a", "cube"), log_probability=-1.0, score=-1.0)
-    caption = GeneratedCaptions(image_id=3, captions=(found,), attention=peaked((0, 0), (1, 1)))
-    params = ReportParams(best=0, worst=1, random=1)
-    return examples([record], {3: caption}, {3: {"CIDEr-D": 0.0}}, GRID, view, images, params, seed=1)
-
-
-class Reader(HTMLParser):
-    """Tags with their attributes, and all text, as a browser parses them."""
+class PageParser(HTMLParser):
+    """Tags with their attributes, and the text of the page."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -120,136 +124,86 @@ class Reader(HTMLParser):
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "report.html"
-    write_report(path, one_report())
+    write_report(path, make_report())
     return path
 
 
 @pytest.fixture
 def page(chromium: Browser, path: Path) -> Iterator[Page]:
-    with chromium.new_context(**WITHOUT_MOTION, viewport={"width": 1000, "height": 900}) as context:
+    with chromium.new_context(**REDUCED_MOTION, viewport={"width": 1000, "height": 900}) as context:
         page = context.new_page()
         errors: list[object] = []
         page.on("pageerror", lambda error: errors.append(error))
         page.on("console", lambda message: errors.append(message.text))
-        asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
+        requests: list[str] = []
+        page.on("request", lambda request: requests.append(request.url))
         page.goto(path.as_uri())
         yield page
         assert errors == []
-        assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
+        assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
 
 
 def pixels(card: Locator) -> np.ndarray:
-    """The card's picture as it shows, without text and boxes: [H, W, 3]."""
+    """Screenshot of the card's image without label and boxes, [H, W, 3]."""
     shot = card.locator(".attention-overlay").screenshot(style=".status, .boxes { visibility: hidden }")
     with Image.open(io.BytesIO(shot)) as image:
         return np.asarray(image.convert("RGB")).astype(float)
 
 
-def hot_spot(shown: np.ndarray) -> tuple[float, float]:
-    """Middle of what is brightest, as fractions of height and width."""
-    light = np.zeros(shown.shape[:2])
-    light[INSIDE] = shown[INSIDE].mean(axis=-1)
+def brightest_point(screenshot: np.ndarray) -> tuple[float, float]:
+    """Center of the brightest pixels, as fractions of height and width."""
+    light = np.zeros(screenshot.shape[:2])
+    light[INSIDE] = screenshot[INSIDE].mean(axis=-1)
     rows, columns = np.nonzero(light >= np.quantile(light, 0.995))
     return float(rows.mean() + 0.5) / light.shape[0], float(columns.mean() + 0.5) / light.shape[1]
 
 
-def assert_lit_at(card: Locator, word: str) -> None:
+def assert_highlighted(card: Locator, word: str) -> None:
     row, column = PEAKS[word]
-    wanted = ((row + 0.5) / GRID[0], (column + 0.5) / GRID[1])
-    # Half a region: the brightest light of a region at the border runs on to the border.
-    assert np.abs(np.subtract(hot_spot(pixels(card)), wanted) * GRID).max() < 0.5
+    expected = ((row + 0.5) / GRID[0], (column + 0.5) / GRID[1])
+    # Within half a region: the highlight of a region at the border extends to the border.
+    assert np.abs(np.subtract(brightest_point(pixels(card)), expected) * GRID).max() < 0.5
 
 
-def test_the_best_the_worst_and_others_are_chosen_once_each():
-    quality = {1: 0.5, 2: 0.9, 3: 0.1, 4: 0.9, 5: 0.3, 6: 0.2}
-    params = ReportParams(best=2, worst=2, random=2)
-    assert choose(quality, params, seed=1)[:4] == [("best", 2), ("best", 4), ("worst", 3), ("worst", 6)]
-    assert {image_id for kind, image_id in choose(quality, params, seed=1) if kind == "random"} == {1, 5}
-    assert choose(quality, params, seed=1) == choose(quality, params, seed=1)
+def test_the_same_report_gives_the_same_bytes(tmp_path, path):
+    write_report(tmp_path / "again.html", make_report())
+    assert (tmp_path / "again.html").read_bytes() == path.read_bytes()
 
 
-def test_too_few_images_are_shown_once_all_the_same():
-    params = ReportParams(best=2, worst=2, random=2)
-    assert choose({1: 0.5, 2: 0.9, 3: 0.1}, params, seed=1) == [("best", 2), ("best", 1), ("worst", 3)]
-
-
-def test_seeds_draw_other_images():
-    drawn = {
-        tuple(choose(dict.fromkeys(range(50), 0.0), ReportParams(best=0, worst=0, random=3), seed)) for seed in range(5)
-    }
-    assert len(drawn) == 5
-
-
-def test_an_example_has_its_picture_upright_and_in_proportion(tmp_path):
-    # Lower half blue as shown; the camera was held so that the stored picture lies on its side.
-    upright = Image.new("RGB", (600, 900), "white")
-    upright.paste("blue", (0, 450, 600, 900))
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6
-    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=exif)
-    thing = AnnotatedObject(attributes={"shape": "cube", "color": "red"}, box=(0.1, 0.2, 0.3, 0.4))
-    (shown,) = shown_of(tmp_path, "a.png", thing)
-    assert (shown.choice, shown.image_id, shown.scores) == ("worst", 3, {"CIDEr-D": 0.0})
-    assert shown.picture.shape == (LONGER_SIDE, round(LONGER_SIDE * 2 / 3), 3)
-    assert shown.picture[50, 50].tolist() == [255, 255, 255]
-    assert shown.picture[-50, 50].tolist() == [0, 0, 255]
-    assert shown.attention.shape == (2, *GRID)
-    assert shown.boxes == {1: ((0.1, 0.2, 0.3, 0.4),)}
-
-
-def test_a_small_picture_is_not_blown_up(tmp_path):
-    Image.new("RGB", (60, 30), "red").save(tmp_path / "a.png")
-    assert shown_of(tmp_path, "a.png")[0].picture.shape == (30, 60, 3)
-
-
-def test_the_part_of_the_picture_that_was_captioned_is_shown(tmp_path):
-    sides = Image.new("RGB", (400, 200), "white")
-    sides.paste("blue", (200, 0, 400, 200))
-    sides.save(tmp_path / "a.png")
-    (mirrored,) = shown_of(tmp_path, "a.png", view="whole_flipped")
-    assert mirrored.picture.shape == (200, 400, 3)
-    assert mirrored.picture[100, 50].tolist() == [0, 0, 255]
-
-
+@pytest.mark.slow
 def test_a_page_of_photographs_is_small(tmp_path):
     photographs = sorted(PHOTOGRAPHS.glob("*.jpg"))[:12]
     if not photographs:
         pytest.skip(f"no photographs in {PHOTOGRAPHS}")
-    report = one_report(examples=[shown_of(PHOTOGRAPHS, path.name)[0] for path in photographs])
-    write_report(tmp_path / "report.html", report)
+    records = [
+        Record(image_id=image_id, file=path.name, split="test", captions=("A cube.",))
+        for image_id, path in enumerate(photographs)
+    ]
+    data = make_data(tmp_path, PHOTOGRAPHS, records, "a cube")
+    corpus = Corpus(
+        image_ids=tuple(data.generated),
+        hypotheses=(["a", "cube"],) * 12,
+        references=([["a", "cube"]],) * 12,
+        tokenization=SPACY,
+    )
+    metrics = compute_metrics(corpus, with_meteor=False, with_spice=False)
+    examples = build_examples(data, metrics, ReportParams(best=12, worst=0, random=0), seed=1)
+    write_report(tmp_path / "report.html", make_report(examples=examples))
     assert 200_000 < (tmp_path / "report.html").stat().st_size < 2_000_000
 
 
-def test_charts_are_laid_out_by_hand():
-    (loss, bleu4) = charts(one_report().history)
-    assert (loss.title, bleu4.title) == ("loss (nats a word)", "BLEU-4")
-    assert loss.values[0] == (166.0, "2")
-    assert loss.values[-1] == (10.0, "5")
-    assert loss.epochs == ((40.0, "1"), (312.0, "2"))
-    train, val = loss.lines
-    assert train.points == ((40.0, 62.0), (312.0, 166.0))
-    assert (train.best, val.best) == (None, (312.0, 114.0, "3.000"))
-    assert len(bleu4.lines[0].points) == 1
+def test_captions_and_references_are_escaped(path):
+    page = PageParser(path.read_text())
+    assert "</script><b>ball" in page.text
+    assert REFERENCE in page.text
+    assert "tokenizer: <spacy>" in page.text
+    assert [tag for tag, _ in page.tags if tag in ("script", "b", "spacy")] == ["script"]
+    assert all("onerror" not in attributes for _, attributes in page.tags)
 
 
-def test_the_same_report_makes_the_same_bytes(tmp_path, path):
-    write_report(tmp_path / "again.html", one_report())
-    assert (tmp_path / "again.html").read_bytes() == path.read_bytes()
-
-
-def test_captions_and_references_are_text_and_not_markup(path):
-    read = Reader(path.read_text())
-    assert "</script><b>ball" in read.text
-    assert REFERENCE in read.text
-    assert "tokens: <plain>" in read.text
-    assert [tag for tag, _ in read.tags if tag in ("script", "b", "plain")] == ["script"]
-    assert all("onerror" not in attributes for _, attributes in read.tags)
-
-
-def test_nothing_is_read_from_elsewhere_and_no_place_is_told(path):
+def test_the_page_needs_no_other_file_and_shows_no_absolute_path(path):
     text = path.read_text()
-    sources = [values[name] for _, values in Reader(text).tags for name in ("src", "href") if name in values]
+    sources = [values[name] for _, values in PageParser(text).tags for name in ("src", "href") if name in values]
     assert len(sources) == 3
     assert all(source is not None and source.startswith("data:image/jpeg;base64,") for source in sources)
     assert re.findall(r"url\(|@import|https?://(?!www\.w3\.org/2000/svg)", text) == []
@@ -257,42 +211,43 @@ def test_nothing_is_read_from_elsewhere_and_no_place_is_told(path):
     assert "someone" not in text
 
 
-def test_numbers_stand_with_interval_protocol_and_chance(path):
-    text = " ".join(Reader(path.read_text()).text.split())
+def test_the_page_shows_scores_with_interval_protocol_and_chance(path):
+    text = " ".join(PageParser(path.read_text()).text.split())
     assert "BLEU-4 0.312 0.290 to 0.333 0.250 0.200 to 0.300" in text
     assert "METEOR no java" in text
-    assert "BLEU-4 n: 4 tokens: <plain>" in text
+    assert "BLEU-4 n: 4 tokenizer: <spacy> BLEU-4|refs:5" in text
     assert "BLEU-4 0.400 0.300 to 0.500 0.200 0.100 to 0.300 0.200 0.150 to 0.250" in text
-    assert "distinct 12 39" in text
-    assert "loss (nats a word) train val" in text
+    assert "distinct captions 12 39" in text
+    assert "loss (nats per word) train val" in text
     assert "3.000" in text  # the best epoch's
     assert "on 100 tokens of the test captions: loss 2.062" in text
     assert "relation 4 0.750 0.125 0.500 0.062" in text
-    assert "decoder.state 256" in text
+    assert "decoder.hidden_size 256" in text
     assert f"python {sys.version.split()[0]}" in text
 
 
-def test_photographs_without_known_things_have_no_table_of_them(tmp_path):
-    write_report(tmp_path / "report.html", one_report(scenes={"images": 0}, history=[], examples=[]))
+def test_images_without_known_objects_have_no_attention_table(tmp_path):
+    write_report(tmp_path / "report.html", make_report(scenes={"num_images": 0}, history=[], examples=[]))
     text = (tmp_path / "report.html").read_text()
     assert "by chance" not in text
     assert "<polyline" not in text
 
 
-def test_maps_are_a_byte_for_each_region(path):
-    words = [values for tag, values in Reader(path.read_text()).tags if tag == "button"]
-    steps = np.frombuffer(base64.b64decode(words[1]["data-map"] or ""), dtype=np.uint8).reshape(GRID)
-    assert steps[PEAKS["red"]] == 255
-    assert np.delete(steps, 3 * GRID[1] + 1).tolist() == [round(255 * 0.02 / 0.54)] * 23
+def test_attention_maps_have_one_byte_per_region(path):
+    words = [values for tag, values in PageParser(path.read_text()).tags if tag == "button"]
+    levels = np.frombuffer(base64.b64decode(words[1]["data-map"] or ""), dtype=np.uint8).reshape(GRID)
+    assert levels[PEAKS["red"]] == 255
+    assert np.delete(levels, 3 * GRID[1] + 1).tolist() == [round(255 * 0.02 / 0.54)] * 23
     assert json.loads(words[1]["data-boxes"] or "") == [[0.5, 0.25, 0.25, 0.5]]
 
 
-def test_pointing_at_a_word_lights_where_it_looked(page: Page) -> None:
+@browser
+def test_hovering_a_word_highlights_its_attention(page: Page) -> None:
     card, other, _ = page.locator(".card").all()
     assert np.ptp(pixels(card)[INSIDE]) == 0
     for word in ("a", "red"):
         card.get_by_role("button", name=word, exact=True).hover()
-        assert_lit_at(card, word)
+        assert_highlighted(card, word)
         assert f"{word}: 54% of attention" in card.locator(".status").inner_text()
     assert card.locator(".boxes rect").count() == 1
     assert np.ptp(pixels(other)[INSIDE]) == 0
@@ -300,33 +255,36 @@ def test_pointing_at_a_word_lights_where_it_looked(page: Page) -> None:
     assert np.ptp(pixels(card)[INSIDE]) == 0
 
 
-def test_the_light_is_smooth(page: Page) -> None:
+@browser
+def test_the_highlight_is_smooth(page: Page) -> None:
     card = page.locator(".card").first
     card.get_by_role("button", name="</script><b>ball").hover()
     light = pixels(card)[INSIDE].mean(axis=-1)
-    # A region is 40 px and more wide, so light by whole regions would jump by all its height between two pixels.
+    # A region is 40 px or wider, so unsmoothed regions would jump by the full range between two pixels.
     steps = max(np.abs(np.diff(light, axis=axis)).max() for axis in (0, 1))
     assert 0 < steps < 0.12 * np.ptp(light)
 
 
-def test_keys_walk_through_a_caption(page: Page) -> None:
+@browser
+def test_arrow_keys_step_through_a_caption(page: Page) -> None:
     card = page.locator(".card").first
     page.keyboard.press("Tab")
-    assert_lit_at(card, "a")
+    assert_highlighted(card, "a")
     page.keyboard.press("ArrowRight")
-    assert_lit_at(card, "red")
+    assert_highlighted(card, "red")
     page.keyboard.press("End")
-    assert_lit_at(card, "</script><b>ball")
+    assert_highlighted(card, "</script><b>ball")
     page.keyboard.press("ArrowLeft")
-    assert_lit_at(card, "red")
+    assert_highlighted(card, "red")
     assert card.get_by_role("button", name="red").get_attribute("aria-pressed") == "true"
     page.keyboard.press("Escape")
     assert np.ptp(pixels(card)[INSIDE]) == 0
 
 
-def test_a_finger_does_what_a_pointer_does(chromium: Browser, path: Path) -> None:
+@browser
+def test_touch_highlights_attention(chromium: Browser, path: Path) -> None:
     with chromium.new_context(
-        **WITHOUT_MOTION, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True
+        **REDUCED_MOTION, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True
     ) as context:
         page = context.new_page()
         page.goto(path.as_uri())
@@ -335,10 +293,11 @@ def test_a_finger_does_what_a_pointer_does(chromium: Browser, path: Path) -> Non
         card = page.locator(".card").first
         for word in ("red", "a"):
             card.get_by_role("button", name=word, exact=True).tap()
-            assert_lit_at(card, word)
+            assert_highlighted(card, word)
 
 
-def test_light_fades_from_word_to_word(chromium: Browser, path: Path) -> None:
+@browser
+def test_the_highlight_fades_between_words(chromium: Browser, path: Path) -> None:
     with chromium.new_context(offline=True) as context:
         page = context.new_page()
         page.goto(path.as_uri())
@@ -346,12 +305,13 @@ def test_light_fades_from_word_to_word(chromium: Browser, path: Path) -> None:
         for word in ("a", "red"):
             card.get_by_role("button", name=word, exact=True).hover()
             page.wait_for_timeout(600)
-            assert_lit_at(card, word)
+            assert_highlighted(card, word)
 
 
+@browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_light_and_dark_are_as_asked(chromium: Browser, path: Path, scheme: str) -> None:
-    with chromium.new_context(**WITHOUT_MOTION, color_scheme=scheme) as context:
+def test_the_page_follows_the_color_scheme(chromium: Browser, path: Path, scheme: str) -> None:
+    with chromium.new_context(**REDUCED_MOTION, color_scheme=scheme) as context:
         page = context.new_page()
         page.goto(path.as_uri())
         styles = page.evaluate("[getComputedStyle(document.body).color, getComputedStyle(document.body).background]")

@@ -5,8 +5,8 @@ import pytest
 from pipeline.app.runs import read_epochs, read_live, read_scores
 from pipeline.artifacts import write_json
 from pipeline.metrics.bootstrap import Resampling
-from pipeline.metrics.caption_scores import measure, summary
-from pipeline.metrics.tokenizers import corpora
+from pipeline.metrics.caption_scores import compute_metrics, summarize_scores
+from pipeline.metrics.tokenizers import build_corpora
 
 
 def test_missing_files_give_no_metrics(tmp_path: Path) -> None:
@@ -42,9 +42,9 @@ def test_unreadable_epochs_are_ignored(tmp_path: Path, content: str) -> None:
 
 def test_scores_are_read_by_subset(tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
-    (corpus,) = corpora("spacy", {1: ["a red cube"], 2: ["a blue cube"]}, [{1: "a red cube", 2: "a red cube"}])
-    measured = measure(corpus, with_meteor=False, with_spice=False)
-    write_json(path, summary(measured, {"seen": [1]}, Resampling(bootstrap_samples=100, seed=0)))
+    (corpus,) = build_corpora("spacy", {1: ["a red cube"], 2: ["a blue cube"]}, [{1: "a red cube", 2: "a red cube"}])
+    metrics = compute_metrics(corpus, with_meteor=False, with_spice=False)
+    write_json(path, summarize_scores(metrics, {"seen": [1]}, Resampling(bootstrap_samples=100, seed=0)))
     scores = read_scores(path)
     assert list(scores) == ["all", "seen"]
     assert list(scores["all"]) == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "CIDEr"]

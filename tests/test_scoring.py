@@ -1,8 +1,6 @@
-"""`gridcap score` and `gridcap compare`, as their users run them."""
+"""`gridcap score` and `gridcap compare`."""
 
 import json
-import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,9 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app, main
 from pipeline.errors import UserError
+from tests.java_programs import needs_java
 
-with_java = pytest.mark.skipif(shutil.which("java") is None, reason="there is no java on the PATH")
+pytestmark = pytest.mark.slow  # spaCy is slow to import
 
 REFERENCES = {
     1: ["A dog runs on the grass.", "A brown dog is running (fast) over grass!", "Dogs can't fly."],
@@ -30,138 +29,134 @@ POOR = {1: "A man on a bike.", 2: "A dog.", 3: "A man on a bike."}
 
 
 def write_results(path: Path, captions: dict[int, str]) -> Path:
-    path.write_text(json.dumps([{"image_id": one, "caption": caption} for one, caption in captions.items()]))
+    path.write_text(json.dumps([{"image_id": image_id, "caption": text} for image_id, text in captions.items()]))
     return path
 
 
-def write_references(path: Path) -> Path:
-    annotations = [{"image_id": one, "caption": text} for one, captions in REFERENCES.items() for text in captions]
-    path.write_text(json.dumps({"images": [{"id": one} for one in [*REFERENCES, 5]], "annotations": annotations}))
+def write_references(path: Path, references: dict[int, list[str]] = REFERENCES) -> Path:
+    annotations = [{"image_id": image_id, "caption": text} for image_id, texts in references.items() for text in texts]
+    # Image 5 has no caption.
+    images = [{"id": image_id} for image_id in [*references, 5]]
+    path.write_text(json.dumps({"images": images, "annotations": annotations}))
     return path
 
 
-def gridcap(*words: Any) -> str:
-    result = CliRunner().invoke(app, [str(word) for word in words])
+def gridcap(*arguments: Any) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if isinstance(result.exception, UserError):
         raise result.exception
     assert result.exit_code == 0, result.output
     return result.output
 
 
-@with_java
-def test_scores_of_files_are_those_of_coco_caption(tmp_path: Path) -> None:
+@needs_java
+def test_scores_equal_those_of_coco_caption(tmp_path: Path) -> None:
     hypotheses = write_results(tmp_path / "results.json", GOOD)
     references = write_references(tmp_path / "annotations.json")
-    found = json.loads(gridcap("score", hypotheses, references, "--no-meteor", "--json"))
-    wanted = {one: [{"caption": text} for text in REFERENCES[one]] for one in GOOD}
-    gts = PTBTokenizer().tokenize(wanted)
-    res = PTBTokenizer().tokenize({one: [{"caption": text}] for one, text in GOOD.items()})
+    scores = json.loads(gridcap("score", hypotheses, references, "--tokenizer", "ptb", "--no-meteor", "--json"))
+    gts = PTBTokenizer().tokenize({image_id: [{"caption": text} for text in REFERENCES[image_id]] for image_id in GOOD})
+    res = PTBTokenizer().tokenize({image_id: [{"caption": text}] for image_id, text in GOOD.items()})
     bleu = Bleu(4).compute_score(gts, res, verbose=0)[0]
-    assert [found[f"BLEU-{order}"] for order in range(1, 5)] == pytest.approx(bleu, abs=2e-6)
-    assert found["CIDEr-D"] == pytest.approx(Cider().compute_score(gts, res)[0], abs=1e-6)
-    assert found["ROUGE-L"] == pytest.approx(Rouge().compute_score(gts, res)[0], abs=1e-6)
-    assert (found["images"], found["images_with_references"]) == (3, 4)
-    assert any(line.startswith("tokens: ptb") for line in found["protocol"]["BLEU-4"])
+    assert [scores[f"BLEU-{order}"] for order in range(1, 5)] == pytest.approx(bleu, abs=2e-6)
+    assert scores["CIDEr-D"] == pytest.approx(Cider().compute_score(gts, res)[0], abs=1e-6)
+    assert scores["ROUGE-L"] == pytest.approx(Rouge().compute_score(gts, res)[0], abs=1e-6)
+    assert (scores["num_images"], scores["num_images_with_references"]) == (3, 4)
+    assert scores["signature"]["BLEU-4"][0].startswith("BLEU-4|refs:2-4|tok:ptb-3.4.1|case:lower|punct:drop|")
 
 
-def test_a_table_says_what_was_scored_and_how(tmp_path: Path) -> None:
+def test_the_table_has_scores_intervals_protocol_and_signatures(tmp_path: Path) -> None:
     hypotheses = write_results(tmp_path / "results.json", GOOD)
     references = write_references(tmp_path / "annotations.json")
-    flags = (
-        "--tokenizer",
-        "spacy",
-        "--no-meteor",
-        "--bootstrap-samples",
-        200,
-        "--seed",
-        3,
-        "--out",
-        tmp_path / "scores.json",
-    )
-    lines = gridcap("score", hypotheses, references, *flags).splitlines()
-    assert lines[0] == f"{hypotheses} against {references}: 3 images scored of 4"
-    assert lines[1:3] == [
-        "tokens: plain, spacy.blank('en'), lower-cased, punctuation dropped",
-        "references: 2 to 4 an image",
-    ]
-    assert "200 resamples, seed 3; document frequencies stay" in lines[3]
-    scores = json.loads((tmp_path / "scores.json").read_text())
+    out = tmp_path / "scores.json"
+    flags = ("--no-meteor", "--bootstrap-samples", 200, "--seed", 3, "--out", out)
+    lines = gridcap("score", hypotheses, references, "--tokenizer", "spacy", *flags).splitlines()
+    assert lines[0] == f"hypotheses: {hypotheses}, 3 images"
+    assert lines[1] == f"references: {references}, 4 images"
+    assert lines[2].startswith("tokenizer: spacy 3.")
+    assert lines[3] == "references: 2 to 4 per image"
+    assert "200 samples, seed 3" in lines[4]
+    scores = json.loads(out.read_text())
     low, high = scores["intervals"]["CIDEr-D"]
     assert low < scores["CIDEr-D"] < high
     assert f"CIDEr-D    {scores['CIDEr-D']:.4f}   {low:.4f} to {high:.4f}" in lines
-    assert "METEOR   not asked for" in lines
+    assert "METEOR   disabled" in lines
+    for (signature,) in scores["signature"].values():
+        assert f"  {signature}" in lines
 
 
-def test_a_difference_is_told_from_noise(tmp_path: Path) -> None:
-    many = {10 * copy + one: text for copy in range(20) for one, text in GOOD.items()}
-    poor = {10 * copy + one: text for copy in range(20) for one, text in POOR.items()}
-    nearly = many | {1: "A dog runs on the grass."} | {12: "A man on a bike"}
-    annotations = [
-        {"image_id": 10 * copy + one, "caption": text}
-        for copy in range(20)
-        for one, captions in REFERENCES.items()
-        for text in captions
-    ]
-    references = tmp_path / "annotations.json"
-    references.write_text(json.dumps({"annotations": annotations}))
+def test_compare_finds_significant_differences(tmp_path: Path) -> None:
+    copies = range(0, 200, 10)
+    references = write_references(
+        tmp_path / "annotations.json",
+        {copy + image_id: texts for copy in copies for image_id, texts in REFERENCES.items()},
+    )
+    good = {copy + image_id: text for copy in copies for image_id, text in GOOD.items()}
+    poor = {copy + image_id: text for copy in copies for image_id, text in POOR.items()}
+    similar = good | {1: "A dog runs on the grass.", 12: "A man on a bike"}
 
     def verdicts(first: dict[int, str], second: dict[int, str]) -> dict[str, str]:
         a, b = write_results(tmp_path / "a.json", first), write_results(tmp_path / "b.json", second)
-        output = gridcap("compare", a, b, "--references", references, "--no-meteor")
+        output = gridcap("compare", a, b, "--references", references, "--tokenizer", "spacy", "--no-meteor")
         rows = [line for line in output.splitlines() if line.startswith(("BLEU", "ROUGE", "CIDEr"))]
         return {row.split()[0]: row.rsplit("  ", 1)[1] for row in rows}
 
-    noise = "noise: the interval includes 0"
-    assert set(verdicts(many, poor).values()) == {"A is better"}
-    assert set(verdicts(poor, many).values()) == {"B is better"}
-    assert set(verdicts(many, many).values()) == {noise}
-    assert verdicts(many, nearly)["CIDEr-D"] == noise
+    assert set(verdicts(good, poor).values()) == {"A is better"}
+    assert set(verdicts(poor, good).values()) == {"B is better"}
+    assert set(verdicts(good, good).values()) == {"not significant"}
+    assert verdicts(good, similar)["CIDEr-D"] == "not significant"
 
 
-def test_images_in_one_file_alone_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_compare_prints_signatures(tmp_path: Path) -> None:
+    hypotheses = write_results(tmp_path / "a.json", GOOD)
+    references = write_references(tmp_path / "r.json")
+    output = gridcap("compare", hypotheses, hypotheses, "--references", references, "--no-meteor")
+    assert "\n  CIDEr-D|refs:2-4|tok:spacy-3." in output
+
+
+def test_compare_leaves_out_and_counts_images_in_only_one_file(tmp_path: Path) -> None:
     references = write_references(tmp_path / "annotations.json")
     first = write_results(tmp_path / "a.json", GOOD)
-    second = write_results(tmp_path / "b.json", {**{one: POOR[one] for one in (1, 2)}, 4: "food"})
+    second = write_results(tmp_path / "b.json", {1: POOR[1], 2: POOR[2], 4: "food"})
     output = gridcap("compare", first, second, "--references", references, "--no-meteor")
-    assert "2 images that both caption; 2 more are in one file alone and left out" in output
+    assert "2 images in both files; 2 images in only one file are left out" in output
     write_results(second, {4: "food"})
-    with pytest.raises(UserError, match="caption no image that is in both"):
+    with pytest.raises(UserError, match=f"{first}: no image in common with {second}"):
         gridcap("compare", first, second, "--references", references)
 
 
 @pytest.mark.parametrize("command", ["score", "compare"])
-def test_without_java_ptb_is_an_error_that_names_plain(
+def test_without_java_ptb_is_an_error_and_meteor_is_unavailable(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
 ) -> None:
     hypotheses, references = write_results(tmp_path / "a.json", GOOD), write_references(tmp_path / "r.json")
     monkeypatch.setenv("PATH", str(tmp_path))
-    words = (hypotheses, references) if command == "score" else (hypotheses, hypotheses, "--references", references)
-    with pytest.raises(UserError, match=r"ptb cannot be followed: there is no java .* choose the protocol plain"):
-        gridcap(command, *words, "--tokenizer", "ptb")
-    output = gridcap(command, *words, "--tokenizer", "spacy", "--spice")
-    assert "METEOR   there is no java on the PATH" in output
-    assert "SPICE    SPICE lacks stanford-corenlp" in output
+    paths = (hypotheses, references) if command == "score" else (hypotheses, hypotheses, "--references", references)
+    with pytest.raises(UserError, match=r"ptb.*java.*spacy"):
+        gridcap(command, *paths, "--tokenizer", "ptb")
+    lines = gridcap(command, *paths, "--tokenizer", "spacy", "--spice").splitlines()
+    assert any(line.startswith("METEOR   java is not on the PATH") for line in lines)
+    assert any(line.startswith("SPICE ") and "stanford-corenlp" in line for line in lines)
 
 
 @pytest.mark.parametrize("command", ["score", "compare"])
-def test_a_file_that_cannot_be_written_is_an_error_that_names_it_below_the_scores(
+def test_an_unwritable_file_is_an_error_after_the_scores(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
 ) -> None:
     hypotheses, references = write_results(tmp_path / "a.json", GOOD), write_references(tmp_path / "r.json")
     out = hypotheses / "scores.json"
-    words = [hypotheses, references] if command == "score" else [hypotheses, hypotheses, "--references", references]
+    paths = [hypotheses, references] if command == "score" else [hypotheses, hypotheses, "--references", references]
     flags = ["--tokenizer", "spacy", "--no-meteor", "--bootstrap-samples", "100", "--out", out]
-    monkeypatch.setattr(sys, "argv", ["gridcap", command, *map(str, words + flags)])
+    monkeypatch.setattr(sys, "argv", ["gridcap", command, *map(str, paths + flags)])
     with pytest.raises(SystemExit, match="2"):
         main()
-    told = capsys.readouterr()
-    assert re.search(rf"^error: {out}: cannot be written \(.*\); name another file", told.err)
-    assert "CIDEr-D" in told.out
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {out}: ")
+    assert "CIDEr-D" in captured.out
     assert json.loads(hypotheses.read_text())
 
 
 @pytest.mark.parametrize("command", ["score", "compare"])
-def test_a_seed_below_zero_is_refused(tmp_path: Path, command: str) -> None:
+def test_a_negative_seed_is_rejected(tmp_path: Path, command: str) -> None:
     path = write_results(tmp_path / "a.json", GOOD)
     result = CliRunner().invoke(app, [command, str(path), str(path), "--seed", "-1"])
     assert result.exit_code == 2

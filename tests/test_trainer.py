@@ -496,12 +496,14 @@ def test_the_last_epoch_is_kept_whatever_its_score_where_params_say_so(data: Pat
     assert [read_model(folder).config.epoch for folder in (first, last)] == [1, 4]
     cards = []
     for folder in (first, last):
-        write_model_card(folder, read_model(folder).config)
+        write_model_card(
+            folder / CARD_FILE, read_model(folder).config, json.loads((folder / "history.json").read_text())
+        )
         cards.append((folder / CARD_FILE).read_text())
-    for told in ("after epoch 1 of 4, by `cider`", "that chose its epoch"):
+    for told in ("epoch 1 of 4, selected by `cider`", "epoch was selected on these images"):
         assert told in cards[0]
-    assert "after epoch 4 of 4, the last" in cards[1]
-    assert "chose" not in cards[1]
+    assert "epoch 4 of 4, the last one" in cards[1]
+    assert "selected" not in cards[1]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(data: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pipeline.app.uploads import FORMATS, ImageFile, check_image, make_preview
 from pipeline.app.work_queue import work_queue
 from pipeline.errors import UserError
 from pipeline.generation.search import SearchParams
-from pipeline.prediction.captioner import USUAL_SEARCH, Captioner
+from pipeline.prediction.captioner import Captioner
 
 Job = tuple[Any, ...]
 """A function and its arguments, all hashable."""
@@ -46,7 +46,7 @@ def page() -> None:
         return
     with st.sidebar:
         st.subheader("Search", anchor=False)
-        search = search_controls(USUAL_SEARCH)
+        search = search_controls(captioners[folders[0]].search)
     _choose_image()
     image = st.session_state.setdefault("image", sample_images()[0])
     try:

@@ -13,7 +13,7 @@ from typing import Any
 import streamlit as st
 
 from pipeline.app.uploads import MAX_BYTES, Preview
-from pipeline.prediction.captioner import Caption
+from pipeline.generation.caption import Caption
 from pipeline.report.overlay import attention_levels, encode_levels, overlay_css, overlay_js
 
 
@@ -37,6 +37,7 @@ def show_caption(preview: Preview, caption: Caption, key: str) -> None:
         caption: Its best caption, with the alternatives.
         key: Streamlit's key of the component, one for each viewer on the page.
     """
+    assert caption.attention is not None, "a captioner's captions have attention"
     _caption_viewer(
         data={
             "image": jpeg_url(preview.jpeg),
@@ -88,6 +89,7 @@ def jpeg_url(jpeg: bytes) -> str:
 
 def _caption_data(caption: Caption) -> dict[str, Any]:
     """Describe a caption as `caption_viewer.js` reads it."""
+    assert caption.attention is not None, "a captioner's captions have attention"
     maps = map(encode_levels, attention_levels(caption.attention))
     return {
         "confidence": caption.confidence,

@@ -8,6 +8,7 @@ from PIL import Image
 
 from pipeline.app.work_queue import work_queue
 from pipeline.decoder.model_io import CONFIG_FILE
+from pipeline.generation.search_settings import GENERATED_FOLDER, SEARCH_FILE
 from pipeline.prediction.captioner import Captioner
 
 MAX_LOADED = 4
@@ -15,17 +16,17 @@ MAX_LOADED = 4
 
 
 def load_captioner(folder: Path) -> Captioner:
-    """Load the captioner of a model folder, or return it from the cache if the folder has not changed.
+    """Load the captioner of a model folder, or return it from the cache if model and search settings are unchanged.
 
     Raises:
         UserError: As `Captioner.load` does.
     """
-    config = folder / CONFIG_FILE
-    return _load_cached(folder, config.stat().st_mtime_ns if config.is_file() else None)
+    files = (folder / CONFIG_FILE, folder / SEARCH_FILE, folder.parent / GENERATED_FOLDER / SEARCH_FILE)
+    return _load_cached(folder, tuple(path.stat().st_mtime_ns if path.is_file() else None for path in files))
 
 
 @st.cache_resource(max_entries=MAX_LOADED, show_spinner=False)
-def _load_cached(folder: Path, modified_ns: int | None) -> Captioner:
+def _load_cached(folder: Path, modified_ns: tuple[int | None, ...]) -> Captioner:
     captioner = Captioner.load(folder, device=os.environ.get("GRIDCAP_DEVICE", "auto"))
     # PyTorch sets up each thread at its first image, so caption one in the worker thread.
     work_queue().submit(lambda: captioner.caption([Image.new("RGB", (64, 64))])).result()

@@ -1,1 +1,1 @@
-"""Scores of generated captions, and how they are shown."""
+"""Evaluation of generated captions: scores, human agreement, diversity, and scores of the embedded scenes."""

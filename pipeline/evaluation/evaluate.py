@@ -1,8 +1,10 @@
-"""The results of a run: scores as JSON, curves and attention as pictures, and the report."""
+"""Stage `evaluate`, first half: `score` and `analyze` the generated captions of a split.
+
+The second half, `draw` and `write_report`, is in `pipeline.report`.
+"""
 
 import json
 import math
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,162 +12,223 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from tqdm import tqdm
 
-from pipeline.artifacts import write_atomically, write_json
+from pipeline.artifacts import read_json, write_atomically, write_json
 from pipeline.captions.records import Record, Split, read_records
-from pipeline.captions.tokens import TOKENS_FILE, CaptionTokens, read_tokens, references, tokenizer_description
+from pipeline.captions.tokens import TOKENS_FILE, CaptionTokens, read_tokenization, read_tokens, references
 from pipeline.captions.vocabulary import SPECIALS, Vocabulary
 from pipeline.decoder.model_io import HISTORY_FILE, TrainedModel, read_model
 from pipeline.errors import UserError
-from pipeline.evaluation.agreement import agreement
+from pipeline.evaluation.agreement import human_agreement
 from pipeline.evaluation.scene_scores import score_scenes
-from pipeline.features.images import read_image
 from pipeline.features.store import FeatureStore
 from pipeline.generation.caption_io import GeneratedCaptions, read_captions
-from pipeline.metrics import token_accuracy as token_metrics
+from pipeline.metrics import token_accuracy
 from pipeline.metrics.bootstrap import Resampling
-from pipeline.metrics.caption_scores import MetricTables, image_rows, measure, summary
+from pipeline.metrics.caption_scores import MetricTables, compute_metrics, per_image_scores, summarize_scores
 from pipeline.metrics.corpus import Corpus
 from pipeline.metrics.diversity import PROTOCOL as DIVERSITY_PROTOCOL
 from pipeline.metrics.diversity import diversity
-from pipeline.metrics.tokenizers import TokenizerName, corpora
+from pipeline.metrics.tokenizers import TokenizerName, build_corpora
 from pipeline.params import params_section
-from pipeline.report.examples import ReportParams, examples
-from pipeline.report.figures import attention_strip, curves
-from pipeline.report.report import Report, write_report
 from pipeline.training.batches import CaptionBatches
 from pipeline.training.teacher_forcing import evaluate_split
 
-PICTURE_SIZE = 224
-"""Side in px at which pictures are drawn under their attention."""
+
+@params_section
+class ReportParams:
+    """Images shown in the report."""
+
+    best: Annotated[int, Field(ge=0)]
+    """Images with the highest CIDEr-D in the report."""
+    worst: Annotated[int, Field(ge=0)]
+    """Images with the lowest CIDEr-D in the report."""
+    random: Annotated[int, Field(ge=0)]
+    """Random images in the report."""
 
 
 @params_section
 class EvaluateParams:
-    """What is computed besides the scores that always are."""
+    """Settings of the evaluation."""
 
     tokenizer: TokenizerName
-    """Whose words are compared: `plain` the pipeline's own, `ptb` those that coco-caption makes, which takes Java."""
+    """Tokenizer of the scores: `spacy`, the tokens of the pipeline, or `ptb`, coco-caption's, which needs Java."""
     meteor: bool
-    """Whether METEOR is computed, which takes Java and some seconds; where Java is absent the results say so."""
+    """Compute METEOR, which needs Java; without it METEOR is unavailable."""
     spice: bool
-    """Whether SPICE is, which takes Java 8 to 14 and Stanford's parser; where either is absent the results say so."""
+    """Compute SPICE, which needs Java 8 to 14 and Stanford CoreNLP 3.6.0; without them it is unavailable."""
     human_meteor: bool
-    """Whether human agreement is told in METEOR too, which is slow: twice as many captions as there are references."""
+    """Compute METEOR for human agreement too; slow."""
     bootstrap_samples: Annotated[int, Field(ge=100)]
-    """Resamples of the images that 95% intervals are made of."""
+    """Bootstrap samples of the 95% intervals."""
     attention_plots: Annotated[int, Field(ge=0)]
-    """Images, drawn at random, whose attention is shown word by word."""
+    """Random images whose attention is plotted; 0 disables the plots."""
     report: ReportParams
-    """Which images the report shows."""
+    """Images shown in the report."""
     seed: Annotated[int, Field(ge=0)]
-    """Fixes which images are drawn at random, for either, and the resamples."""
+    """Seed of the random images and of the bootstrap."""
+
+    @property
+    def resampling(self) -> Resampling:
+        """Bootstrap settings."""
+        return Resampling(bootstrap_samples=self.bootstrap_samples, seed=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """The artifacts that are evaluated."""
+class EvaluateInputs:
+    """Paths that the stage reads."""
 
     prepared: Path
+    """Folder of records, from `prepare`."""
     images: Path
+    """Image folder of the dataset."""
     tokens: Path
+    """Folder of tokens, from `tokenize`."""
     features: Path
+    """Feature store, from `encode`."""
     model: Path
+    """Model folder, from `train`."""
     generated: Path
+    """Folder of captions and attention, from `generate`."""
 
 
-def evaluate(
-    params: EvaluateParams,
-    split: Split,
-    inputs: Inputs,
-    metrics: Path,
-    plots: Path,
-    report: Path,
-    run_params: Mapping[str, Any],
-    device: torch.device,
-    batch_size: int,
-) -> None:
-    """Write scores and counts into `metrics`, curves and pictures into `plots`.
+@dataclass(frozen=True, kw_only=True)
+class EvaluationData:
+    """The artifacts of one split, checked to belong together."""
 
-    The former are `scores.json`, `captions.json` (what the captions are like, and how well people agree),
-    `images.jsonl` (the scores of each image), `teacher_forcing.json` and `scenes.json`.
-    The page `report` shows it all, and `run_params`: all sections of the params file, as plain values.
+    split: Split
+    records: Sequence[Record]
+    """Records of the split."""
+    generated: Mapping[int, GeneratedCaptions]
+    """Generated captions by image id, in the order of the file."""
+    captions: CaptionTokens
+    """Tokenized references of the split."""
+    train_captions: CaptionTokens
+    """Tokenized captions of the train split."""
+    store: FeatureStore
+    model: TrainedModel
+    history: list[dict[str, int | float | None]]
+    """Training metrics of each epoch."""
+    inputs: EvaluateInputs
 
-    Raises `UserError` where an artifact is missing or damaged, they do not belong together, or the protocol cannot be
-    followed.
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the attention grid."""
+        return self.store.spec.grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Scores of the generated captions."""
+
+    corpus: Corpus
+    """Tokenized captions and references."""
+    metrics: MetricTables
+    """Counts and scores of each image."""
+    summary: dict[str, Any]
+    """Content of `scores.json`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """Statistics beyond the scores."""
+
+    captions: dict[str, Any]
+    """Content of `captions.json`: diversity and human agreement."""
+    teacher_forcing: dict[str, Any]
+    """Content of `teacher_forcing.json`."""
+    scenes: dict[str, Any]
+    """Content of `scenes.json`."""
+
+
+def read_inputs(inputs: EvaluateInputs, split: Split) -> EvaluationData:
+    """Read the artifacts of a split.
+
+    Raises:
+        UserError: An artifact is missing or damaged, or the artifacts do not belong together.
     """
-    records = read_records(inputs.prepared, split)
-    captions = read_tokens(inputs.tokens / TOKENS_FILE, split)
     model = read_model(inputs.model)
-    store = FeatureStore(inputs.features, fingerprint=model.config.encoder_fingerprint)
-    generated = {caption.image_id: caption for caption in read_captions(inputs.generated)}
-    _check_same_images(records, generated, inputs.generated)
-
-    corpus = _corpus(params.tokenizer, records, captions, generated, inputs.tokens)
-    resampling = Resampling(bootstrap_samples=params.bootstrap_samples, seed=params.seed)
-    measured = measure(corpus, params.meteor, params.spice)
-    scores = summary(measured, _subsets(records), resampling)
-    write_json(metrics / "scores.json", scores)
-    trained_on = read_tokens(inputs.tokens / TOKENS_FILE, "train")
-    about = {
-        "diversity": _diversity(generated, captions, trained_on, model.vocabulary),
-        "human_agreement": agreement(corpus, params.meteor and params.human_meteor, resampling),
-    }
-    write_json(metrics / "captions.json", about)
-    write_atomically(metrics / "images.jsonl", _image_lines(measured, generated))
-
-    batches = CaptionBatches(captions, store, batch_size)
-    forcing = _teacher_forcing(model, batches, device)
-    write_json(metrics / "teacher_forcing.json", forcing)
-
-    grid = store.spec.grid
-    scenes = score_scenes(records, generated, grid)
-    write_json(metrics / "scenes.json", scenes)
-
-    history = json.loads((inputs.model / HISTORY_FILE).read_text(encoding="utf-8"))
-    write_json(plots / "training.json", history)
-    curves(history, plots, ".png")
-    _draw(records, generated, grid, params, inputs.images, plots / "attention")
-
-    own_scores = {
-        image_id: {name: float(of_images[row]) for name, of_images in measured.images.items()}
-        for row, image_id in enumerate(measured.image_ids)
-    }
-    write_report(
-        report,
-        Report(
-            split=split,
-            examples=examples(
-                records, generated, own_scores, grid, store.views[0], inputs.images, params.report, params.seed
-            ),
-            scores=scores,
-            captions=about,
-            teacher_forcing=forcing,
-            scenes=scenes,
-            history=history,
-            params=run_params,
+    data = EvaluationData(
+        split=split,
+        records=read_records(inputs.prepared, split),
+        generated={captions.image_id: captions for captions in read_captions(inputs.generated)},
+        captions=read_tokens(inputs.tokens / TOKENS_FILE, split),
+        train_captions=read_tokens(inputs.tokens / TOKENS_FILE, "train"),
+        store=FeatureStore(inputs.features, fingerprint=model.config.encoder_fingerprint),
+        model=model,
+        history=read_json(
+            inputs.model / HISTORY_FILE, list[dict[str, int | float | None]], "Run `dvc repro -f -s train`."
         ),
+        inputs=inputs,
     )
+    expected = {record.image_id for record in data.records}
+    if expected != data.generated.keys():
+        raise UserError(
+            f"{inputs.generated}: has captions of {len(data.generated)} images, of which "
+            f"{len(expected & data.generated.keys())} are among the {len(expected)} images of split {split}. "
+            "Run `dvc repro generate`."
+        )
+    return data
 
 
-def _corpus(
-    tokenizer: TokenizerName,
-    records: Sequence[Record],
-    captions: CaptionTokens,
-    generated: Mapping[int, GeneratedCaptions],
-    tokens: Path,
-) -> Corpus:
+def score(data: EvaluationData, params: EvaluateParams, metrics: Path) -> Scores:
+    """Score the generated captions; write `scores.json` and `images.jsonl`, one line per image, into `metrics`.
+
+    Raises:
+        UserError: The tokenizer is `ptb`, and Java is missing or fails.
+    """
+    corpus = _build_corpus(data, params.tokenizer)
+    tables = compute_metrics(corpus, params.meteor, params.spice)
+    summary = summarize_scores(tables, _subsets(data.records), params.resampling)
+    write_json(metrics / "scores.json", summary)
+    rows = [
+        {**row, "caption": " ".join(data.generated[int(row["image_id"])].words)} for row in per_image_scores(tables)
+    ]
+    write_atomically(metrics / "images.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return Scores(corpus=corpus, metrics=tables, summary=summary)
+
+
+def analyze(
+    data: EvaluationData, corpus: Corpus, params: EvaluateParams, metrics: Path, device: torch.device, batch_size: int
+) -> Analysis:
+    """Analyze the captions and the decoder, beyond scores.
+
+    Writes `captions.json` (diversity and human agreement), `teacher_forcing.json` and `scenes.json` into `metrics`.
+
+    Args:
+        data: Artifacts of the split.
+        corpus: Tokenized captions and references, from `score`.
+        params: Settings of the evaluation.
+        metrics: Output folder.
+        device: Device of the decoder.
+        batch_size: Images per batch of the decoder.
+    """
+    captions = {
+        "diversity": _diversity(data),
+        "human_agreement": human_agreement(corpus, params.meteor and params.human_meteor, params.resampling),
+    }
+    write_json(metrics / "captions.json", captions)
+    batches = CaptionBatches(data.captions, data.store, batch_size)
+    teacher_forcing = _teacher_forcing(data.model, batches, device)
+    write_json(metrics / "teacher_forcing.json", teacher_forcing)
+    scenes = score_scenes(data.records, data.generated, data.grid)
+    write_json(metrics / "scenes.json", scenes)
+    return Analysis(captions=captions, teacher_forcing=teacher_forcing, scenes=scenes)
+
+
+def _build_corpus(data: EvaluationData, tokenizer: TokenizerName) -> Corpus:
     if tokenizer == "ptb":
-        texts = {record.image_id: record.captions for record in records}
-        return corpora("ptb", texts, [{image_id: " ".join(one.words) for image_id, one in generated.items()}])[0]
-    words = references(captions)
-    image_ids = tuple(sorted(generated))
+        texts = {record.image_id: record.captions for record in data.records}
+        hypotheses = {image_id: " ".join(caption.words) for image_id, caption in data.generated.items()}
+        return build_corpora("ptb", texts, [hypotheses])[0]
+    # Captions are generated in the words of tokens.h5, so both sides are tokenized already.
+    tokenized_references = references(data.captions)
+    image_ids = tuple(sorted(data.generated))
     return Corpus(
         image_ids=image_ids,
-        hypotheses=tuple(generated[image_id].words for image_id in image_ids),
-        references=tuple(words[image_id] for image_id in image_ids),
-        tokens=f"plain, {tokenizer_description(tokens / TOKENS_FILE)}",
+        hypotheses=tuple(data.generated[image_id].words for image_id in image_ids),
+        references=tuple(tokenized_references[image_id] for image_id in image_ids),
+        tokenization=read_tokenization(data.inputs.tokens / TOKENS_FILE),
     )
 
 
@@ -177,66 +240,36 @@ def _subsets(records: Sequence[Record]) -> dict[str, list[int]]:
     return subsets
 
 
-def _diversity(
-    generated: Mapping[int, GeneratedCaptions],
-    captions: CaptionTokens,
-    trained_on: CaptionTokens,
-    vocabulary: Vocabulary,
-) -> dict[str, Any]:
-    known = set(vocabulary.words[len(SPECIALS) :])
-    seen = {tuple(caption.split(" ")) for caption in trained_on.captions}
-    of_people = [of_image[0] for of_image in references(captions).values()]
+def _diversity(data: EvaluationData) -> dict[str, Any]:
+    vocabulary = _vocabulary_words(data.model.vocabulary)
+    train_captions = {tuple(caption.split(" ")) for caption in data.train_captions.captions}
+    first_references = [captions[0] for captions in references(data.captions).values()]
     return {
-        "generated": diversity([caption.words for caption in generated.values()], known, seen),
-        "reference": diversity(of_people, known, seen),
+        "generated": diversity([caption.words for caption in data.generated.values()], vocabulary, train_captions),
+        "reference": diversity(first_references, vocabulary, train_captions),
         "protocol": list(DIVERSITY_PROTOCOL),
     }
 
 
-def _image_lines(measured: MetricTables, generated: Mapping[int, GeneratedCaptions]) -> str:
-    rows = [{**row, "caption": " ".join(generated[int(row["image_id"])].words)} for row in image_rows(measured)]
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _check_same_images(records: Sequence[Record], generated: Mapping[int, GeneratedCaptions], folder: Path) -> None:
-    wanted = {record.image_id for record in records}
-    if wanted != generated.keys():
-        raise UserError(
-            f"{folder}: captions {len(generated)} images, of which {len(wanted & generated.keys())} are among the "
-            f"{len(wanted)} to be scored; run `dvc repro generate`"
-        )
+def _vocabulary_words(vocabulary: Vocabulary) -> set[str]:
+    return set(vocabulary.words[len(SPECIALS) :])
 
 
 def _teacher_forcing(model: TrainedModel, batches: CaptionBatches, device: torch.device) -> dict[str, Any]:
-    forced = evaluate_split(model.decoder.to(device), batches, device)
-    scores = token_metrics.token_scores(forced.predicted, forced.target)
-    protocol = [f"{key}: {said}" for key, said in token_metrics.PROTOCOL.items()]
+    result = evaluate_split(model.decoder.to(device), batches, device)
+    scores = token_accuracy.token_scores(result.predicted, result.target)
     values = {
-        "loss": forced.loss,
-        "perplexity": math.exp(forced.loss),
+        "loss": result.loss,
+        "perplexity": math.exp(result.loss),
         "accuracy": scores.accuracy,
         "macro_f1": scores.macro_f1,
         "weighted_f1": scores.weighted_f1,
     }
     return {
-        "words": len(forced.target),
+        "num_tokens": len(result.target),
         **{name: round(value, 6) for name, value in values.items()},
-        "protocol": [*protocol, "loss: mean cross-entropy in nats a word; <end> is a word, rare words are <unk>"],
+        "protocol": [
+            *(f"{key}: {value}" for key, value in token_accuracy.PROTOCOL.items()),
+            "loss: mean cross-entropy in nats per token; <end> is a token, rare words are <unk>",
+        ],
     }
-
-
-def _draw(
-    records: Sequence[Record],
-    generated: Mapping[int, GeneratedCaptions],
-    grid: tuple[int, int],
-    params: EvaluateParams,
-    images: Path,
-    folder: Path,
-) -> None:
-    chosen = random.Random(params.seed).sample(records, min(params.attention_plots, len(records)))
-    folder.mkdir(parents=True, exist_ok=True)
-    for record in tqdm(chosen, desc="evaluate: attention", unit="picture"):
-        caption = generated[record.image_id]
-        maps = caption.attention.reshape(-1, *grid)
-        picture = read_image(images / record.file, PICTURE_SIZE)
-        attention_strip(picture, caption.words, maps, folder / f"{record.image_id}.png")

@@ -1,8 +1,8 @@
-"""What can be scored only where it is known what an image shows: right names, and attention on the thing named."""
+"""Scores for images whose objects are known: correct names and relations, and attention on the named objects."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -20,116 +20,139 @@ from pipeline.scenes.caption_checker import (
 )
 
 NAMES_PROTOCOL = [
-    "share of captions, among those that name anything, in which every mention is right",
-    "a mention is right where as many things as it counts have the color and shape that it names",
+    "accuracy: fraction of captions in which every mention is correct, among captions that name an object",
+    "correct mention: the image has as many objects of the named color and shape as the mention counts",
 ]
-RELATIONS_PROTOCOL = ["share of the statements of place that hold between the things named"]
+RELATIONS_PROTOCOL = ["accuracy: fraction of the stated spatial relations that hold between the named objects"]
 ATTENTION_PROTOCOL = [
-    *(f"{key}: {said}" for key, said in grounding.PROTOCOL.items()),
-    "boxes of a shape, color, size or texture: of the things that its phrase can mean",
-    "boxes of a relation: of the things that its subjects and its objects can mean, taken together",
-    "all: shapes, colors, sizes and textures; words that speak of nothing shown do not count",
+    *(f"{key}: {value}" for key, value in grounding.PROTOCOL.items()),
+    "boxes of a shape, color, size or texture: of all objects that its phrase can refer to",
+    "boxes of a relation: of all objects that its subjects and its objects can refer to",
+    "all: shapes, colors, sizes and textures; words that refer to no object in the image are left out",
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grounded:
-    """A word of a caption that speaks of things which the image shows."""
+class GroundedWord:
+    """A word of a caption that refers to objects in the image."""
 
     position: int
-    """Its index in the caption."""
+    """Index of the word in the caption."""
     kind: str
     """`shape`, `color`, `size`, `texture` or `relation`."""
     boxes: tuple[Box, ...]
-    """Where these things are."""
+    """Boxes of the objects."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _GroundingScores:
+    """Grounding of one word's attention."""
+
+    peak_in_box: float
+    """1 if the peak lies in a box, else 0."""
+    peak_by_chance: float
+    mass_in_box: float
+    mass_by_chance: float
 
 
 def score_scenes(
     records: Sequence[Record], generated: Mapping[int, GeneratedCaptions], grid: tuple[int, int]
 ) -> dict[str, Any]:
-    """Score the generated captions of those records whose things are known; numbers with their protocol.
+    """Score the captions of the images whose objects are known.
 
-    Where no record has things, only their number, 0, is returned.
+    Args:
+        records: Records of the split.
+        generated: Generated captions by image id.
+        grid: Height and width of the attention grid.
+
+    Returns:
+        JSON values: scores of all images and of each subset, with their protocol. If no record has objects, only
+        `num_images`, 0.
     """
-    known = [record for record in records if record.objects]
-    if not known:
-        return {"images": 0}
-    whole = _score(known, generated, grid)
-    subsets = sorted({record.subset for record in known if record.subset is not None})
-    apart = {
-        subset: _score([record for record in known if record.subset == subset], generated, grid) for subset in subsets
+    annotated = [record for record in records if record.objects]
+    if not annotated:
+        return {"num_images": 0}
+    scores = _score(annotated, generated, grid)
+    names = sorted({record.subset for record in annotated if record.subset is not None})
+    subsets = {
+        name: _score([record for record in annotated if record.subset == name], generated, grid) for name in names
     }
     protocol = {"names": NAMES_PROTOCOL, "relations": RELATIONS_PROTOCOL, "attention": ATTENTION_PROTOCOL}
-    return {"protocol": protocol, **whole, **({"subsets": apart} if apart else {})}
+    return {"protocol": protocol, **scores, **({"subsets": subsets} if subsets else {})}
 
 
 def _score(
     records: Sequence[Record], generated: Mapping[int, GeneratedCaptions], grid: tuple[int, int]
 ) -> dict[str, Any]:
-    verdicts = [names_correctly(generated[record.image_id].words, record.objects) for record in records]
-    stated = [count_relations(generated[record.image_id].words, record.objects) for record in records]
-    statements = sum(total for _, total in stated)
-    looks = _looks(records, generated, grid)
-    things_named = [look for kind in looks.keys() - {"relation"} for look in looks[kind]]
+    names_correct = [names_correctly(generated[record.image_id].words, record.objects) for record in records]
+    relation_counts = [count_relations(generated[record.image_id].words, record.objects) for record in records]
+    num_relations = sum(total for _, total in relation_counts)
+    attention = _grounding_by_kind(records, generated, grid)
+    object_words = [scores for kind in attention.keys() - {"relation"} for scores in attention[kind]]
     return {
-        "images": len(records),
+        "num_images": len(records),
         "names": {
-            "captions_naming_nothing": verdicts.count(None),
-            "all_right": _share(verdicts.count(True), len(verdicts) - verdicts.count(None)),
+            "num_captions_without_names": names_correct.count(None),
+            "accuracy": _rate(names_correct.count(True), len(names_correct) - names_correct.count(None)),
         },
-        "relations": {"stated": statements, "right": _share(sum(right for right, _ in stated), statements)},
+        "relations": {
+            "num_relations": num_relations,
+            "accuracy": _rate(sum(correct for correct, _ in relation_counts), num_relations),
+        },
         "attention": {
-            "all": _summary(things_named),
-            **{kind: _summary(looks[kind]) for kind in sorted(looks)},
+            "all": _mean_scores(object_words),
+            **{kind: _mean_scores(attention[kind]) for kind in sorted(attention)},
         },
     }
 
 
-def grounded_words(words: Sequence[str], things: Sequence[AnnotatedObject]) -> list[Grounded]:
-    """Find the words of a caption that speak of things which the image shows, by `ATTENTION_PROTOCOL`."""
-    found = []
+def grounded_words(words: Sequence[str], objects: Sequence[AnnotatedObject]) -> list[GroundedWord]:
+    """Find the words of a caption that refer to objects in the image, as `ATTENTION_PROTOCOL` defines it."""
+    grounded = []
     for mention in find_mentions(words):
-        if places := matching_objects(mention, things):
-            boxes = tuple(things[place].box for place in places)
-            found += [Grounded(position=at, kind=kind, boxes=boxes) for kind, at in mention.positions.items()]
-    for said in find_relations(words):
+        if indices := matching_objects(mention, objects):
+            boxes = tuple(objects[index].box for index in indices)
+            grounded += [
+                GroundedWord(position=position, kind=kind, boxes=boxes) for kind, position in mention.positions.items()
+            ]
+    for relation in find_relations(words):
         sides = [
-            {place for one in side for place in matching_objects(one, things)}
-            for side in (said.subjects, said.landmarks)
+            {index for mention in side for index in matching_objects(mention, objects)}
+            for side in (relation.subjects, relation.landmarks)
         ]
         if all(sides):
-            boxes = tuple(things[place].box for place in sorted(set.union(*sides)))
-            found.append(Grounded(position=said.position, kind="relation", boxes=boxes))
-    return found
+            boxes = tuple(objects[index].box for index in sorted(set.union(*sides)))
+            grounded.append(GroundedWord(position=relation.position, kind="relation", boxes=boxes))
+    return grounded
 
 
-def _looks(
+def _grounding_by_kind(
     records: Sequence[Record], generated: Mapping[int, GeneratedCaptions], grid: tuple[int, int]
-) -> dict[str, list[tuple[float, ...]]]:
-    """By kind of word, for each word: whether the peak is in a box, the same by chance, mass in boxes, by chance."""
-    looks: dict[str, list[tuple[float, ...]]] = defaultdict(list)
+) -> dict[str, list[_GroundingScores]]:
+    """Score the attention of every grounded word, by kind of word."""
+    scores: dict[str, list[_GroundingScores]] = defaultdict(list)
     for record in records:
         caption = generated[record.image_id]
         for word in grounded_words(caption.words, record.objects):
-            attention = caption.attention[word.position].reshape(grid)
-            looks[word.kind].append(
-                (
-                    float(grounding.peak_in_boxes(attention, word.boxes)),
-                    grounding.peak_by_chance(word.boxes, grid),
-                    grounding.mass_in_boxes(attention, word.boxes),
-                    grounding.mass_by_chance(word.boxes),
+            attention = caption.attention[word.position].reshape(grid)  # [H, W]
+            scores[word.kind].append(
+                _GroundingScores(
+                    peak_in_box=float(grounding.peak_in_boxes(attention, word.boxes)),
+                    peak_by_chance=grounding.peak_by_chance(word.boxes, grid),
+                    mass_in_box=grounding.mass_in_boxes(attention, word.boxes),
+                    mass_by_chance=grounding.mass_by_chance(word.boxes),
                 )
             )
-    return looks
+    return scores
 
 
-def _summary(looks: Sequence[tuple[float, ...]]) -> dict[str, float | int]:
-    if not looks:
-        return {"words": 0}
-    means = np.mean(looks, axis=0).round(6).tolist()
-    names = ("peak_in_box", "chance", "mass_in_box", "mass_by_chance")
-    return {"words": len(looks), **dict(zip(names, means, strict=True))}
+def _mean_scores(scores: Sequence[_GroundingScores]) -> dict[str, float | int]:
+    if not scores:
+        return {"num_words": 0}
+    names = [field.name for field in fields(_GroundingScores)]
+    means = np.mean([[getattr(word, name) for name in names] for word in scores], axis=0).round(6).tolist()
+    return {"num_words": len(scores), **dict(zip(names, means, strict=True))}
 
 
-def _share(part: int, whole: int) -> float | None:
-    return round(part / whole, 6) if whole else None
+def _rate(count: int, total: int) -> float | None:
+    return round(count / total, 6) if total else None

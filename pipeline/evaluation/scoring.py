@@ -1,14 +1,20 @@
-"""Scores of caption files from anywhere, alone (`gridcap score`) and beside others (`gridcap compare`)."""
+"""Scores of caption files (`gridcap score`), and the differences between two of them (`gridcap compare`)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.evaluation.coco_files import check_known, read_references, read_results
+from pipeline.evaluation.coco_files import check_references, read_references, read_results
 from pipeline.metrics.bootstrap import Resampling, paired_difference
-from pipeline.metrics.caption_scores import CORPUS_SCORES, MetricTables, measure, statements, summary
-from pipeline.metrics.tokenizers import TokenizerName, corpora
+from pipeline.metrics.caption_scores import (
+    CORPUS_SCORES,
+    MetricTables,
+    compute_metrics,
+    provenance,
+    summarize_scores,
+)
+from pipeline.metrics.tokenizers import TokenizerName, build_corpora
 
 
 def score(
@@ -19,113 +25,153 @@ def score(
     with_spice: bool,
     resampling: Resampling,
 ) -> dict[str, Any]:
-    """Score the images that a results file captions, as plain values to write down or to give `score_lines`.
+    """Score the images of a results file.
 
-    Raises `UserError` where a file is faulty, an image has no reference, or the protocol cannot be followed.
+    Args:
+        hypotheses: COCO results file, or a folder written by `generate`.
+        references: COCO annotations file, or a folder written by `prepare`.
+        tokenizer: Tokenizer of both.
+        with_meteor: Compute METEOR, which needs Java.
+        with_spice: Compute SPICE, which needs Java 8 to 14 and Stanford CoreNLP.
+        resampling: Bootstrap settings of the intervals.
+
+    Returns:
+        JSON values; `score_lines` formats them.
+
+    Raises:
+        UserError: A file is malformed, an image has no reference, or the tokenizer is unavailable.
     """
-    captions, wanted = read_results(hypotheses), read_references(references)
-    check_known(captions, wanted, hypotheses, references)
-    (corpus,) = corpora(tokenizer, wanted, [captions])
-    measured = measure(corpus, with_meteor, with_spice)
+    captions, references_by_image = read_results(hypotheses), read_references(references)
+    check_references(captions, references_by_image, hypotheses, references)
+    (corpus,) = build_corpora(tokenizer, references_by_image, [captions])
     return {
         "hypotheses": str(hypotheses),
         "references": str(references),
-        "images_with_references": sum(map(bool, wanted.values())),
-        **summary(measured, {}, resampling),
+        "num_images_with_references": sum(map(bool, references_by_image.values())),
+        **summarize_scores(compute_metrics(corpus, with_meteor, with_spice), {}, resampling),
     }
 
 
 def score_lines(scores: Mapping[str, Any]) -> list[str]:
-    """What `score` found, as a table to read."""
+    """Format the result of `score` as a table."""
     lines = [
-        f"{scores['hypotheses']} against {scores['references']}: "
-        f"{scores['images']} images scored of {scores['images_with_references']}",
-        *_shared(scores["protocol"]),
+        f"hypotheses: {scores['hypotheses']}, {scores['num_images']} images",
+        f"references: {scores['references']}, {scores['num_images_with_references']} images",
+        *_common_protocol(scores["protocol"]),
         "",
         f"{'':<8} {'score':>8}   95% interval",
     ]
-    for name in [name for name in CORPUS_SCORES if name in scores]:
-        low, high = scores["intervals"][name]
-        lines.append(f"{name:<8} {scores[name]:>8.4f}   {low:.4f} to {high:.4f}")
-    return [*lines, *(f"{name:<8} {reason}" for name, (reason,) in scores["unavailable"].items())]
+    for metric in [metric for metric in CORPUS_SCORES if metric in scores]:
+        low, high = scores["intervals"][metric]
+        lines.append(f"{metric:<8} {scores[metric]:>8.4f}   {low:.4f} to {high:.4f}")
+    return [*lines, *_unavailable_lines(scores), *_signature_lines(scores)]
 
 
 def compare(
-    first: Path,
-    second: Path,
+    a: Path,
+    b: Path,
     references: Path,
     tokenizer: TokenizerName,
     with_meteor: bool,
     with_spice: bool,
     resampling: Resampling,
 ) -> dict[str, Any]:
-    """Score two results files on the images that both caption, and their differences, as plain values.
+    """Score two results files on the images that both caption, and the paired differences of their scores.
 
-    `noise` says of a difference that its interval, of the same resamples of images for both, includes 0. Raises
-    `UserError` as `score` does, and where no image is in both files.
+    Args:
+        a: COCO results file, or a folder written by `generate`.
+        b: Results to compare with `a`.
+        references: COCO annotations file, or a folder written by `prepare`.
+        tokenizer: Tokenizer of captions and references.
+        with_meteor: Compute METEOR, which needs Java.
+        with_spice: Compute SPICE, which needs Java 8 to 14 and Stanford CoreNLP.
+        resampling: Bootstrap settings of the intervals.
+
+    Returns:
+        JSON values; `compare_lines` formats them. A difference is `significant` if its 95% interval excludes 0.
+
+    Raises:
+        UserError: A file is malformed, an image has no reference, no image is in both files, or the tokenizer is
+            unavailable.
     """
-    systems = [read_results(path) for path in (first, second)]
-    wanted = read_references(references)
-    for path, captions in zip((first, second), systems, strict=True):
-        check_known(captions, wanted, path, references)
-    common = systems[0].keys() & systems[1].keys()
+    captions_a, captions_b = read_results(a), read_results(b)
+    references_by_image = read_references(references)
+    check_references(captions_a, references_by_image, a, references)
+    check_references(captions_b, references_by_image, b, references)
+    common = captions_a.keys() & captions_b.keys()
     if not common:
-        raise UserError(f"{first} and {second} caption no image that is in both; compare captions of the same images")
-    pair = corpora(tokenizer, wanted, [{one: captions[one] for one in common} for captions in systems])
-    one, other = (measure(corpus, with_meteor, with_spice) for corpus in pair)
+        raise UserError(f"{a}: no image in common with {b}. Compare captions of the same images.")
+    corpus_a, corpus_b = build_corpora(
+        tokenizer,
+        references_by_image,
+        [{image_id: captions[image_id] for image_id in common} for captions in (captions_a, captions_b)],
+    )
+    metrics_a = compute_metrics(corpus_a, with_meteor, with_spice)
+    metrics_b = compute_metrics(corpus_b, with_meteor, with_spice)
     return {
-        "first": str(first),
-        "second": str(second),
+        "a": str(a),
+        "b": str(b),
         "references": str(references),
-        "images": len(common),
-        "images_of_one_alone": len(systems[0].keys() ^ systems[1].keys()),
-        "scores": _differences(one, other, resampling),
-        **statements(one, resampling),
+        "num_images": len(common),
+        "num_unpaired_images": len(captions_a.keys() ^ captions_b.keys()),
+        "scores": _differences(metrics_a, metrics_b, resampling),
+        **provenance(metrics_a, resampling),
     }
 
 
-def _differences(first: MetricTables, second: MetricTables, resampling: Resampling) -> dict[str, dict[str, Any]]:
-    found = {}
-    for name in [name for name in first.tables if name in second.tables]:
-        difference = paired_difference(second.tables[name], first.tables[name], CORPUS_SCORES[name], resampling)
-        found[name] = {
-            "first": round(first.score(name), 6),
-            "second": round(second.score(name), 6),
-            "difference": round(difference.value, 6),
-            "interval": [round(difference.low, 6), round(difference.high, 6)],
-            "noise": difference.includes_zero,
+def _differences(metrics_a: MetricTables, metrics_b: MetricTables, resampling: Resampling) -> dict[str, dict[str, Any]]:
+    differences = {}
+    for metric in [metric for metric in metrics_a.tables if metric in metrics_b.tables]:
+        interval = paired_difference(
+            metrics_b.tables[metric], metrics_a.tables[metric], CORPUS_SCORES[metric], resampling
+        )
+        difference, low, high = interval.rounded()
+        differences[metric] = {
+            "a": round(metrics_a.score(metric), 6),
+            "b": round(metrics_b.score(metric), 6),
+            "difference": difference,
+            "interval": [low, high],
+            "significant": not interval.includes_zero,
         }
-    return found
+    return differences
 
 
-def compare_lines(found: Mapping[str, Any]) -> list[str]:
-    """What `compare` found, as a table to read."""
-    alone = found["images_of_one_alone"]
+def compare_lines(comparison: Mapping[str, Any]) -> list[str]:
+    """Format the result of `compare` as a table."""
+    unpaired = comparison["num_unpaired_images"]
     lines = [
-        f"A  {found['first']}",
-        f"B  {found['second']}",
-        f"against {found['references']}: {found['images']} images that both caption"
-        + (f"; {alone} more are in one file alone and left out" if alone else ""),
-        *_shared(found["protocol"]),
+        f"A: {comparison['a']}",
+        f"B: {comparison['b']}",
+        f"references: {comparison['references']}, {comparison['num_images']} images in both files"
+        + (f"; {unpaired} images in only one file are left out" if unpaired else ""),
+        *_common_protocol(comparison["protocol"]),
         "",
         f"{'':<8} {'A':>8} {'B':>8} {'B - A':>9}   95% interval",
     ]
-    for name, one in found["scores"].items():
-        low, high = one["interval"]
+    for metric, scores in comparison["scores"].items():
+        low, high = scores["interval"]
         lines.append(
-            f"{name:<8} {one['first']:>8.4f} {one['second']:>8.4f} {one['difference']:>+9.4f}   "
-            f"{low:+.4f} to {high:+.4f}  {_verdict(one)}"
+            f"{metric:<8} {scores['a']:>8.4f} {scores['b']:>8.4f} {scores['difference']:>+9.4f}   "
+            f"{low:+.4f} to {high:+.4f}  {_verdict(scores)}"
         )
-    return [*lines, *(f"{name:<8} {reason}" for name, (reason,) in found["unavailable"].items())]
+    return [*lines, *_unavailable_lines(comparison), *_signature_lines(comparison)]
 
 
-def _verdict(one: Mapping[str, Any]) -> str:
-    if one["noise"]:
-        return "noise: the interval includes 0"
-    return "B is better" if one["difference"] > 0 else "A is better"
+def _verdict(scores: Mapping[str, Any]) -> str:
+    if not scores["significant"]:
+        return "not significant"
+    return "B is better" if scores["difference"] > 0 else "A is better"
 
 
-def _shared(protocol: Mapping[str, Sequence[str]]) -> list[str]:
-    """What all scores say of themselves: their words and references, and how intervals were made."""
-    of_captions = [line for line in protocol["BLEU-1"] if line.startswith(("tokens: ", "references: "))]
-    return [*of_captions, *protocol["intervals"]]
+def _common_protocol(protocol: Mapping[str, Sequence[str]]) -> list[str]:
+    """Protocol lines that all scores share: tokenizer, number of references, and intervals."""
+    shared = [line for line in protocol["BLEU-1"] if line.startswith(("tokenizer: ", "references: "))]
+    return [*shared, *protocol["intervals"]]
+
+
+def _unavailable_lines(scores: Mapping[str, Any]) -> list[str]:
+    return [f"{metric:<8} {reason}" for metric, (reason,) in scores["unavailable"].items()]
+
+
+def _signature_lines(scores: Mapping[str, Any]) -> list[str]:
+    return ["", "signatures:", *(f"  {signature}" for (signature,) in scores["signature"].values())]

@@ -1,1 +1,1 @@
-"""What people look at: figures, charts, the HTML report and the model card."""
+"""Figures, the HTML report and the model card of a run."""

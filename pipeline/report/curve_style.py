@@ -1,4 +1,4 @@
-"""Labels and colors of training curves: one place for the plots, the report and the app."""
+"""Labels and colors of training curves, for figures, the report and the app."""
 
 METRIC_LABELS: dict[str, str] = {
     "loss": "loss (nats per word)",
@@ -12,9 +12,12 @@ METRIC_LABELS: dict[str, str] = {
     "meteor": "METEOR",
     "rouge_l": "ROUGE-L",
 }
+"""Axis label of each metric."""
+
 SPLIT_COLORS: dict[str, str] = {"train": "#8a8f98", "val": "#1f6fb4", "test": "#c8552b"}
+"""Line color of each split."""
 
 
 def curve_label(metric: str) -> str:
-    """Return the label of a metric's axis."""
+    """Return the axis label of a metric; the name itself, with spaces, for other metrics."""
     return METRIC_LABELS.get(metric, metric.replace("_", " "))

@@ -1,114 +1,107 @@
-"""The images that the report shows: those captioned best, those captioned worst, and some at random."""
+"""The example images of the report: the best captions, the worst ones, and random ones."""
 
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field
 
-from pipeline.captions.records import Record
+from pipeline.evaluation.evaluate import EvaluationData, ReportParams
 from pipeline.evaluation.scene_scores import grounded_words
 from pipeline.features.images import Pixels, View, read_views, upright_size
-from pipeline.generation.caption_io import GeneratedCaptions
+from pipeline.metrics.caption_scores import MetricTables
 from pipeline.metrics.grounding import Box
-from pipeline.params import params_section
 
-Choice = Literal["best", "worst", "random"]
+ExampleGroup = Literal["best", "worst", "random"]
 
-LONGER_SIDE = 448
-"""Of a picture in the report, in px, at most."""
-
-
-@params_section
-class ReportParams:
-    """Which images the report shows."""
-
-    best: Annotated[int, Field(ge=0)]
-    """Images with the highest CIDEr-D in the report."""
-    worst: Annotated[int, Field(ge=0)]
-    """Images with the lowest CIDEr-D in the report."""
-    random: Annotated[int, Field(ge=0)]
-    """Images drawn from the others for the report."""
+MAX_SIDE = 448
+"""Maximum side of an image in the report, px."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One image with its caption, for showing."""
+    """An image with its caption."""
 
     image_id: int
-    choice: Choice
-    """Why it is shown."""
-    picture: Pixels
+    group: ExampleGroup
+    """Why the image was selected."""
+    image: Pixels
     """uint8 RGB [H, W, 3], upright."""
     words: tuple[str, ...]
     """The generated caption, T words."""
     attention: NDArray[np.floating]
-    """[T, h, w]: weights of the regions for each word."""
+    """[T, h, w] attention weights of each word."""
     references: tuple[str, ...]
     scores: Mapping[str, float]
-    """Of the caption alone, by name."""
+    """Scores of this caption, by metric."""
     boxes: Mapping[int, Sequence[Box]]
-    """By index of a word: where that is known, boxes of the things that the word speaks of."""
+    """Boxes of the objects that a word refers to, by index of the word, where known."""
 
 
-def choose(quality: Mapping[int, float], params: ReportParams, seed: int) -> list[tuple[Choice, int]]:
-    """Choose images by a score of each: the best, best first, the worst, worst first, then others at random.
+def select_images(quality: Mapping[int, float], params: ReportParams, seed: int) -> list[tuple[ExampleGroup, int]]:
+    """Select the images of the report, each at most once.
 
-    None is chosen twice; where there are too few, the later kinds get what is left. Of equal scores the lower
-    image id comes first.
+    If there are too few images, later groups get fewer.
+
+    Args:
+        quality: Score of each image, by image id; lower ids win ties.
+        params: Number of images in each group.
+        seed: Seed of the random images.
+
+    Returns:
+        Group and image id: the best images, best first, the worst, worst first, then random ones.
     """
-    falling = sorted(quality, key=lambda image_id: (-quality[image_id], image_id))
-    best = falling[: params.best]
-    rising = sorted(falling[params.best :], key=lambda image_id: (quality[image_id], image_id))
-    worst, rest = rising[: params.worst], sorted(rising[params.worst :])
-    drawn = random.Random(seed).sample(rest, min(params.random, len(rest)))
-    kinds: list[tuple[Choice, list[int]]] = [("best", best), ("worst", worst), ("random", drawn)]
-    return [(kind, image_id) for kind, image_ids in kinds for image_id in image_ids]
+    ranked = sorted(quality, key=lambda image_id: (-quality[image_id], image_id))
+    best = ranked[: params.best]
+    ascending = sorted(ranked[params.best :], key=lambda image_id: (quality[image_id], image_id))
+    worst, remaining = ascending[: params.worst], sorted(ascending[params.worst :])
+    sample = random.Random(seed).sample(remaining, min(params.random, len(remaining)))
+    groups: list[tuple[ExampleGroup, list[int]]] = [("best", best), ("worst", worst), ("random", sample)]
+    return [(group, image_id) for group, image_ids in groups for image_id in image_ids]
 
 
-def examples(
-    records: Sequence[Record],
-    generated: Mapping[int, GeneratedCaptions],
-    scores: Mapping[int, Mapping[str, float]],
-    grid: tuple[int, int],
-    view: str,
-    images: Path,
-    params: ReportParams,
-    seed: int,
-) -> list[Example]:
-    """Choose images by CIDEr-D and gather what is shown of them; `view` is the part of them that was captioned.
+def build_examples(data: EvaluationData, metrics: MetricTables, params: ReportParams, seed: int) -> list[Example]:
+    """Select images by CIDEr-D and collect what the report shows of them.
 
-    `generated` and `scores`, of each caption alone, are by image id. Raises `UserError` where a picture cannot be read.
+    Args:
+        data: Artifacts of the split.
+        metrics: Scores of each image.
+        params: Number of images in each group.
+        seed: Seed of the random images.
+
+    Raises:
+        UserError: An image is unreadable.
     """
-    by_id = {record.image_id: record for record in records}
-    chosen = choose({image_id: own["CIDEr-D"] for image_id, own in scores.items()}, params, seed)
-    return [
-        Example(
-            image_id=image_id,
-            choice=choice,
-            picture=_picture(images / by_id[image_id].file, view),
-            words=generated[image_id].words,
-            attention=generated[image_id].attention.reshape(-1, *grid),
-            references=by_id[image_id].captions,
-            scores=scores[image_id],
-            boxes={
-                word.position: word.boxes for word in grounded_words(generated[image_id].words, by_id[image_id].objects)
-            },
+    records = {record.image_id: record for record in data.records}
+    rows = {image_id: row for row, image_id in enumerate(metrics.image_ids)}
+    quality = {image_id: float(metrics.image_scores["CIDEr-D"][row]) for image_id, row in rows.items()}
+    examples = []
+    for group, image_id in select_images(quality, params, seed):
+        record, caption = records[image_id], data.generated[image_id]
+        examples.append(
+            Example(
+                image_id=image_id,
+                group=group,
+                image=_read_example_image(data.inputs.images / record.file, data.store.views[0]),
+                words=caption.words,
+                attention=caption.attention.reshape(-1, *data.grid),
+                references=record.captions,
+                scores={name: float(scores[rows[image_id]]) for name, scores in metrics.image_scores.items()},
+                boxes={word.position: word.boxes for word in grounded_words(caption.words, record.objects)},
+            )
         )
-        for choice, image_id in chosen
-    ]
+    return examples
 
 
-def _picture(path: Path, view: str) -> Pixels:
-    """The picture in its own proportions; regions of the square that the encoder saw lie on it in the same places."""
-    square = read_views(path, LONGER_SIDE, (cast(View, view),))[0]
+def _read_example_image(path: Path, view: str) -> Pixels:
+    """Read the captioned view of an image, in the image's aspect ratio, so that attention regions align with it."""
+    square = read_views(path, MAX_SIDE, (cast(View, view),))[0]
     width, height = upright_size(path)
-    scale = min(1.0, LONGER_SIDE / max(width, height))
+    scale = min(1.0, MAX_SIDE / max(width, height))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     pixels: Pixels = np.array(Image.fromarray(square).resize(size, Image.Resampling.LANCZOS))
     return pixels

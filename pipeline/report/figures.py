@@ -1,9 +1,9 @@
-"""Pictures of results: curves of training, and what a captioner looked at for each word.
+"""Figures of a run: training curves, and the attention of each word of a caption.
 
-The same data give the same bytes, in PNG and in SVG. Matplotlib is used without pyplot, so nothing is shown
-and no figure outlives its file.
+The same data give the same bytes, in PNG and in SVG. Matplotlib is used without pyplot: no window opens, and no figure
+stays in memory.
 
-Legend: `T` words, `h` x `w` the grid of regions, `H` x `W` pixels.
+Legend: `T` words, `h` x `w` grid of regions, `H` x `W` pixels.
 """
 
 import io
@@ -20,23 +20,12 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from pipeline.artifacts import write_atomically
+from pipeline.report.curve_style import SPLIT_COLORS, curve_label
 from pipeline.report.overlay import DIMMED_BRIGHTNESS, GLOW
 
 Point = tuple[float, float]
-"""An epoch, and a value after it."""
+"""An epoch and the value after it."""
 
-LABELS = {
-    "loss": "loss (nats a word)",
-    "accuracy": "token accuracy",
-    "bleu1": "BLEU-1",
-    "bleu2": "BLEU-2",
-    "bleu3": "BLEU-3",
-    "bleu4": "BLEU-4",
-    "cider": "CIDEr-D",
-    "meteor": "METEOR",
-    "rouge_l": "ROUGE-L",
-}
-COLORS = {"train": "#8a8f98", "val": "#1f6fb4", "test": "#c8552b"}
 INK = "#30343b"
 STYLE = {
     "axes.edgecolor": INK,
@@ -52,41 +41,49 @@ STYLE = {
     "ytick.color": INK,
 }
 
-MOST_PANELS = 6
+MAX_COLUMNS = 6
 """Panels in a row of an attention strip."""
-PANEL = 1.9
-"""Longer side of such a panel, in inches."""
+PANEL_SIZE = 1.9
+"""Longer side of a panel, in inches."""
+PANEL_GAP, TITLE_HEIGHT = 0.08, 0.3
+"""Space between panels and above each panel, in inches."""
 
 
-def curves(rows: Sequence[Mapping[str, Any]], folder: Path, suffix: Literal[".png", ".svg"]) -> list[Path]:
-    """Draw a picture of each quantity in a table of epochs, `<quantity><suffix>` in `folder`; give the paths.
+def draw_curves(rows: Sequence[Mapping[str, Any]], folder: Path, suffix: Literal[".png", ".svg"]) -> list[Path]:
+    """Draw one figure per metric, `<metric><suffix>`, with a line per split.
 
-    A row is an epoch: `{"epoch": 3, "train_loss": 2.5, "val_loss": 2.8, "val_bleu4": 0.12}`. What starts with
-    the name of a split is drawn, the splits of a quantity in one picture. A value may be missing or None
-    where it was not measured; the line then joins its neighbors. The best value of `val` is marked: the
-    least loss, the most of anything else.
+    The best value of `val` is marked: the lowest loss, the highest of any other metric.
+
+    Args:
+        rows: Metrics of each epoch, such as `{"epoch": 3, "train_loss": 2.5, "val_loss": 2.8, "val_bleu4": 0.12}`. Keys
+            that start with a split are drawn. A missing or None value is skipped, and the line joins its neighbors.
+        folder: Output folder.
+        suffix: File format.
+
+    Returns:
+        The paths of the figures.
     """
-    lines = lines_by_quantity(rows)
-    paths = {quantity: folder / f"{quantity}{suffix}" for quantity in lines}
-    for quantity, path in paths.items():
-        _curve(lines[quantity], quantity, path)
+    lines = lines_by_metric(rows)
+    paths = {metric: folder / f"{metric}{suffix}" for metric in lines}
+    for metric, path in paths.items():
+        _draw_curve(lines[metric], metric, path)
     return list(paths.values())
 
 
-def lines_by_quantity(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[Point]]]:
-    """Sort a table of epochs by quantity and split, as `curves` does."""
+def lines_by_metric(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[Point]]]:
+    """Group the metrics of epochs by metric and split."""
     lines: dict[str, dict[str, list[Point]]] = {}
     for row in rows:
-        for column, value in row.items():
-            split, _, quantity = column.partition("_")
-            if split in COLORS and value is not None:
-                lines.setdefault(quantity, {}).setdefault(split, []).append((row["epoch"], value))
+        for key, value in row.items():
+            split, _, metric = key.partition("_")
+            if split in SPLIT_COLORS and value is not None:
+                lines.setdefault(metric, {}).setdefault(split, []).append((row["epoch"], value))
     return lines
 
 
-def best_point(points: Sequence[Point], quantity: str) -> Point:
-    """Pick the best epoch of a quantity, the first of several: the least loss, the most of anything else."""
-    return (min if quantity == "loss" else max)(points, key=lambda point: point[1])
+def best_point(points: Sequence[Point], metric: str) -> Point:
+    """Return the first epoch with the best value: the lowest loss, the highest of any other metric."""
+    return (min if metric == "loss" else max)(points, key=lambda point: point[1])
 
 
 def attention_strip(
@@ -95,30 +92,34 @@ def attention_strip(
     maps: npt.NDArray[np.floating],
     path: Path,
 ) -> None:
-    """Draw a picture [H, W, 3], and once more for each of T words, lit where attention [T, h, w] lay.
+    """Draw an image, and one panel per word with the word's attention highlighted, as in Xu et al. 2015.
 
-    The way of showing is that of Xu et al. 2015 (Show, Attend and Tell). Each word is lit by its own
-    strongest region, so panels show where attention lay, not how much more than at another word. `path` ends
-    in .png or .svg.
+    Each panel is scaled to the word's own maximum, so brightness is not comparable between words.
 
-    Raises `ValueError` where words and maps differ in number.
+    Args:
+        image: RGB image, [H, W, 3].
+        words: T words.
+        maps: Attention of each word, [T, h, w].
+        path: Output file, PNG or SVG by its suffix.
+
+    Raises:
+        ValueError: The number of words and maps differ.
     """
     if len(words) != len(maps):
         raise ValueError(f"{len(words)} words but {len(maps)} attention maps")
     height, width = image.shape[:2]
-    panel_width, panel_height = PANEL * width / max(height, width), PANEL * height / max(height, width)
-    panels = [("", image), *((word, _lit(image, grid)) for word, grid in zip(words, maps, strict=True))]
-    across = min(len(panels), MOST_PANELS)
-    down = math.ceil(len(panels) / across)
-    gap, title = 0.08, 0.3  # inches
-    total_width = across * (panel_width + gap) + gap
-    total_height = down * (panel_height + title) + gap
+    panel_width, panel_height = PANEL_SIZE * width / max(height, width), PANEL_SIZE * height / max(height, width)
+    panels = [("", image), *((word, _highlight(image, attention)) for word, attention in zip(words, maps, strict=True))]
+    num_columns = min(len(panels), MAX_COLUMNS)
+    num_rows = math.ceil(len(panels) / num_columns)
+    total_width = num_columns * (panel_width + PANEL_GAP) + PANEL_GAP
+    total_height = num_rows * (panel_height + TITLE_HEIGHT) + PANEL_GAP
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(total_width, total_height))
-        for index, (word, picture) in enumerate(panels):
-            row, column = divmod(index, across)
-            left = gap + column * (panel_width + gap)
-            bottom = total_height - (row + 1) * (panel_height + title)
+        for index, (word, panel) in enumerate(panels):
+            row, column = divmod(index, num_columns)
+            left = PANEL_GAP + column * (panel_width + PANEL_GAP)
+            bottom = total_height - (row + 1) * (panel_height + TITLE_HEIGHT)
             axes = figure.add_axes(
                 (
                     left / total_width,
@@ -127,24 +128,24 @@ def attention_strip(
                     panel_height / total_height,
                 )
             )
-            axes.imshow(picture, interpolation="lanczos", aspect="auto")
+            axes.imshow(panel, interpolation="lanczos", aspect="auto")
             axes.set_axis_off()
             # A letter is about 0.65 of the font size wide, and a point is 1/72 inch.
-            size = min(12.0, 72 * panel_width / (0.65 * max(len(word), 1)))
-            axes.set_title(word, fontsize=size, pad=4, parse_math=False)
+            font_size = min(12.0, 72 * panel_width / (0.65 * max(len(word), 1)))
+            axes.set_title(word, fontsize=font_size, pad=4, parse_math=False)
         _save(figure, path)
 
 
-def _curve(lines: Mapping[str, list[Point]], quantity: str, path: Path) -> None:
+def _draw_curve(lines: Mapping[str, list[Point]], metric: str, path: Path) -> None:
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(5.6, 3.4), layout="constrained")
         axes = figure.add_subplot()
         for split, points in lines.items():
-            axes.plot(*zip(*points, strict=True), color=COLORS[split], marker="o", markersize=3, label=split)
+            axes.plot(*zip(*points, strict=True), color=SPLIT_COLORS[split], marker="o", markersize=3, label=split)
         if "val" in lines:
-            _mark_best(axes, best_point(lines["val"], quantity), join_relative=quantity == "loss")
+            _mark_best(axes, best_point(lines["val"], metric), label_below=metric == "loss")
         axes.set_xlabel("epoch")
-        axes.set_ylabel(LABELS.get(quantity, quantity.replace("_", " ")))
+        axes.set_ylabel(curve_label(metric))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.margins(y=0.15)
         if len(lines) > 1:
@@ -152,37 +153,37 @@ def _curve(lines: Mapping[str, list[Point]], quantity: str, path: Path) -> None:
         _save(figure, path)
 
 
-def _mark_best(axes: Any, point: Point, join_relative: bool) -> None:
+def _mark_best(axes: Any, point: Point, label_below: bool) -> None:
     epoch, value = point
-    axes.plot([epoch], [value], marker="o", markersize=8, fillstyle="none", color=COLORS["val"])
+    axes.plot([epoch], [value], marker="o", markersize=8, fillstyle="none", color=SPLIT_COLORS["val"])
     axes.annotate(
         f"{value:.3f}",
         (epoch, value),
-        xytext=(0, -9 if join_relative else 9),
+        xytext=(0, -9 if label_below else 9),
         textcoords="offset points",
         ha="center",
-        va="top" if join_relative else "bottom",
+        va="top" if label_below else "bottom",
         fontsize=9,
-        color=COLORS["val"],
+        color=SPLIT_COLORS["val"],
     )
 
 
-def _lit(image: npt.NDArray[np.uint8], attention: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
-    """The picture [H, W, 3], lit by attention [h, w]: dim and gray where there is none."""
+def _highlight(image: npt.NDArray[np.uint8], attention: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
+    """Highlight attention [h, w] in an image [H, W, 3]: dim and gray without attention, bright with it."""
     height, width = image.shape[:2]
     grid = Image.fromarray(attention.astype(np.float32))
-    smooth = np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC))
-    light = smooth / max(float(smooth.max()), np.finfo(np.float32).tiny)
-    light = np.clip(light, 0.0, 1.0)[..., np.newaxis]  # bicubic interpolation overshoots below 0
-    picture = image / 255
-    dim = DIMMED_BRIGHTNESS * picture.mean(axis=-1, keepdims=True)
-    bright = 1 - (1 - picture) * (1 - np.array(GLOW))
-    lit: npt.NDArray[np.uint8] = (255 * (dim + (bright - dim) * light)).round().astype(np.uint8)
-    return lit
+    smooth = np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC))  # [H, W]
+    weight = smooth / max(float(smooth.max()), np.finfo(np.float32).tiny)
+    weight = np.clip(weight, 0.0, 1.0)[..., np.newaxis]  # bicubic interpolation overshoots below 0
+    pixels = image / 255
+    dim = DIMMED_BRIGHTNESS * pixels.mean(axis=-1, keepdims=True)
+    bright = 1 - (1 - pixels) * (1 - np.array(GLOW))
+    highlighted: npt.NDArray[np.uint8] = (255 * (dim + (bright - dim) * weight)).round().astype(np.uint8)
+    return highlighted
 
 
 def _save(figure: Figure, path: Path) -> None:
-    # Dates and versions in the file would make the bytes differ from one day or machine to the next.
+    # Without dates and versions, so that the bytes are the same on any day and machine.
     metadata: dict[str, dict[str, None]] = {
         ".png": {"Software": None},
         ".svg": {"Date": None, "Creator": None},

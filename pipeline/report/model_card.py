@@ -1,17 +1,16 @@
-"""The model card: what a model folder holds, for the people that it travels to. After Mitchell et al. 2019."""
+"""The model card: what a model was trained on, its scores and its licenses, for readers (Mitchell et al. 2019)."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import write_atomically
-from pipeline.decoder.model_io import CONFIG_FILE, HISTORY_FILE, ModelConfig
+from pipeline.decoder.model_io import CONFIG_FILE, ModelConfig
 
 CARD_FILE = "model_card.md"
 
-_NAMES = {
-    "val_loss": "loss under teacher forcing, nats a word",
+_VALIDATION_LABELS = {
+    "val_loss": "loss under teacher forcing, nats per word",
     "val_accuracy": "token accuracy under teacher forcing",
     "val_bleu4": "BLEU-4",
     "val_cider": "CIDEr-D",
@@ -20,69 +19,96 @@ _NAMES = {
 _INTRODUCTION = """\
 # Model card
 
-An image captioner of gridcap: a decoder that attends to regions of a picture, word by word, after Show, Attend and Tell
-(Xu et al. 2015), on the grids of a frozen encoder. It is made for pictures like those it was trained on; of others it
-speaks with the same confidence, and wrongly.
+An image captioner trained with gridcap: an LSTM decoder with attention over image regions, after Show, Attend and Tell
+(Xu et al. 2015), on the features of a frozen ResNet. It is meant for images like those it was trained on. On other
+images its captions are wrong, and its confidence does not show it.
 """
 _LICENSES = """
 ## Licenses
 
-gridcap's code is under the MIT license. These weights were learned from the images and captions named above, and the
-grids come from the encoder's weights. Whoever passes the model on or earns money with it should know the licenses of
-all of these, which may be narrower: Flickr8k is for research and teaching, COCO's captions are CC BY 4.0 and its
-photographs their authors', and torchvision's weights were trained on ImageNet, which is for research."""
+gridcap's code is under the MIT license. The weights were learned from the images and captions named above, on features
+of the encoder named above. Check the licenses of all of these before you distribute the model or use it commercially.
+They may be narrower: Flickr8k is for research and teaching; COCO's captions are CC BY 4.0 and its photographs belong to
+their authors; torchvision's weights were trained on ImageNet, which is for research."""
 
 
-def write_model_card(folder: Path, config: ModelConfig, scores: Mapping[str, Any] | None = None) -> None:
-    """Write the card of the model in `folder`; `scores` is what `evaluate` found on other images, where it is known.
+def write_model_card(
+    path: Path,
+    config: ModelConfig,
+    history: Sequence[Mapping[str, float | None]],
+    scores: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the card of a model. The same model gives the same bytes.
 
-    The same model gives the same bytes.
+    Args:
+        path: Output Markdown file.
+        config: Configuration of the model.
+        history: Training metrics of each epoch.
+        scores: Content of `scores.json`, or of `gridcap score --json`; None leaves evaluation scores out.
     """
-    history = json.loads((folder / HISTORY_FILE).read_text(encoding="utf-8"))
-    write_atomically(folder / CARD_FILE, "\n".join(_lines(config, history, scores)) + "\n")
+    write_atomically(path, "\n".join(_lines(config, history, scores)) + "\n")
 
 
-def _lines(config: ModelConfig, history: list[dict[str, float]], scores: Mapping[str, Any] | None) -> Iterator[str]:
+def _lines(
+    config: ModelConfig, history: Sequence[Mapping[str, float | None]], scores: Mapping[str, Any] | None
+) -> Iterator[str]:
     encoder, data = config.encoder, config.data
-    last = config.selected_by == "last"
-    chosen = "the last" if last else f"by `{config.selected_by}`"
-    flattery = "" if last else ", but that chose its epoch, which flatters the scores a little"
     yield _INTRODUCTION
     yield "| | |"
     yield "| --- | --- |"
     yield f"| training run | `{config.fingerprint}` |"
-    yield f"| training data | {_told(config.dataset)}: {data.num_images:,} images with {data.num_captions:,} captions |"
-    yield f"| weights kept | after epoch {config.epoch} of {len(history)}, {chosen} |"
+    yield f"| training data | {_code(config.dataset)}: {data.num_images:,} images, {data.num_captions:,} captions |"
+    yield f"| checkpoint | epoch {config.epoch} of {len(history)}, {_selection(config)} |"
     yield (
-        f"| encoder | {encoder.architecture} up to {encoder.layer}, of {encoder.image_size} px ({config.view}), "
+        f"| encoder | {encoder.architecture} up to {encoder.layer}, {encoder.image_size} px ({config.view}), "
         f"{encoder.precision}: {encoder.grid_height} x {encoder.grid_width} regions of {encoder.channels} channels |"
     )
-    yield f"| encoder's weights | {_told(config.encoder_weights)}, digest `{encoder.weights_digest}` |"
+    yield f"| encoder weights | {_code(config.encoder_weights)}, SHA-256 `{encoder.weights_digest}` |"
     yield f"| vocabulary | digest `{config.vocabulary_digest}` |"
     yield f"| versions | {', '.join(f'{name} {version}' for name, version in config.versions.items())} |"
-    yield f"\n`{CONFIG_FILE}` has the same and more for programs.\n"
-    yield "## Scores in validation\n"
-    yield f"Of {data.num_val_images:,} images that the decoder was not trained on{flattery}."
-    yield "Captions were searched greedily; BLEU-4 (closest reference, no smoothing) and CIDEr-D are of whole corpora,"
-    yield "on the tokens that the pipeline trains on, `<unk>` matching nothing.\n"
-    yield "| score | value |"
-    yield "| --- | --- |"
-    kept = history[config.epoch - 1]
-    for name, told in _NAMES.items():
-        yield f"| {told} | {kept[name]:.4f} |"
+    yield f"\n`{CONFIG_FILE}` holds the same for programs.\n"
+    yield from _validation_lines(config, history)
     if scores is not None:
-        yield "\n## Scores in evaluation\n"
-        yield "| score | value | protocol |"
-        yield "| --- | --- | --- |"
-        measured = {name: score for name, score in scores.items() if isinstance(score, Mapping) and "value" in score}
-        protocols = list(dict.fromkeys("; ".join(score.get("protocol", ())) for score in measured.values()))
-        for name, score in measured.items():
-            number = protocols.index("; ".join(score.get("protocol", ()))) + 1
-            yield f"| {name} | {score['value']:.4f} | {number} |"
-        yield ""
-        yield from (f"{number}. {protocol}" for number, protocol in enumerate(protocols, start=1))
+        yield from _evaluation_lines(scores)
     yield _LICENSES
 
 
-def _told(name: str | None) -> str:
-    return "not told" if name is None else f"`{name}`"
+def _validation_lines(config: ModelConfig, history: Sequence[Mapping[str, float | None]]) -> Iterator[str]:
+    yield "## Validation scores\n"
+    yield f"On {config.data.num_val_images:,} images that the decoder was not trained on."
+    if config.selected_by != "last":
+        yield "The epoch was selected on these images, so the scores are slightly optimistic."
+    yield "Captions are generated greedily. BLEU-4 (closest reference length, no smoothing) and CIDEr-D are corpus"
+    yield "scores on the tokens of training; `<unk>` never matches.\n"
+    yield "| metric | value |"
+    yield "| --- | --- |"
+    metrics = history[config.epoch - 1]
+    for key, label in _VALIDATION_LABELS.items():
+        value = metrics[key]
+        yield f"| {label} | {'not measured' if value is None else f'{value:.4f}'} |"
+
+
+def _evaluation_lines(scores: Mapping[str, Any]) -> Iterator[str]:
+    metrics = [name for name in scores["protocol"] if isinstance(scores.get(name), float | int)]
+    intervals, signature = scores.get("intervals", {}), scores.get("signature", {})
+    yield "\n## Evaluation scores\n"
+    if "num_images" in scores:
+        yield f"On {scores['num_images']:,} images.\n"
+    yield "| metric | value | 95% interval |"
+    yield "| --- | --- | --- |"
+    for name in metrics:
+        low_to_high = " to ".join(f"{end:.4f}" for end in intervals.get(name, []))
+        yield f"| {name} | {scores[name]:.4f} | {low_to_high} |"
+    if signature:
+        yield "\nSignatures, to quote with the scores:\n"
+        yield "```text"
+        yield from (line for name in metrics for line in signature.get(name, []))
+        yield "```"
+
+
+def _selection(config: ModelConfig) -> str:
+    return "the last one" if config.selected_by == "last" else f"selected by `{config.selected_by}`"
+
+
+def _code(name: str | None) -> str:
+    return "unknown" if name is None else f"`{name}`"

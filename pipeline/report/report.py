@@ -1,7 +1,7 @@
-"""The report: one page that tells a run's results, and shows for each word of a caption where the captioner looked.
+"""The report: one HTML page with the results of a run and the attention of each word of the example captions.
 
-The page needs nothing beside itself: pictures, maps of attention, curves, style and script are in it. It holds no date,
-path or name of a host, so the same run gives the same bytes.
+Images, attention maps, curves, style and script are inlined, so the page needs no other file and no network. It holds
+no date, absolute path or host name: the same run gives the same bytes.
 """
 
 import base64
@@ -23,56 +23,83 @@ from PIL import Image
 
 from pipeline import __version__
 from pipeline.artifacts import write_atomically
+from pipeline.evaluation.evaluate import Analysis, EvaluateParams, EvaluationData, Scores
 from pipeline.features.images import Pixels
 from pipeline.metrics.grounding import Box
-from pipeline.report import svg_charts as charts
-from pipeline.report.examples import Choice, Example
+from pipeline.report import svg_charts
+from pipeline.report.examples import Example, ExampleGroup, build_examples
 from pipeline.report.overlay import attention_levels, encode_levels, overlay_css, overlay_js, page_file
 
 PACKAGES = ("torch", "torchvision", "numpy")
-"""Whose versions decide what a run gives."""
-TITLES: dict[Choice, str] = {"best": "Captioned best", "worst": "Captioned worst", "random": "Drawn at random"}
-PLACES = {"root", "weights"}
-"""Settings that may be paths, of which the page shows the last part alone."""
-QUALITY = 88
-"""Of the pictures, as JPEG counts it."""
+"""Packages whose versions are shown, since they affect the results."""
+GROUP_TITLES: dict[ExampleGroup, str] = {"best": "Best captions", "worst": "Worst captions", "random": "Random images"}
+PATH_KEYS = {"root", "weights"}
+"""Params that may be paths, of which only the last part is shown."""
+JPEG_QUALITY = 88
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What the page tells."""
+    """Content of the page."""
 
     split: str
     examples: Sequence[Example]
     scores: Mapping[str, Any]
-    """As in `scores.json`."""
+    """Content of `scores.json`."""
     captions: Mapping[str, Any]
-    """As in `captions.json`."""
+    """Content of `captions.json`."""
     teacher_forcing: Mapping[str, Any]
-    """As in `teacher_forcing.json`."""
+    """Content of `teacher_forcing.json`."""
     scenes: Mapping[str, Any]
-    """As in `scenes.json`."""
+    """Content of `scenes.json`."""
     history: Sequence[Mapping[str, Any]]
-    """A row for each epoch, as in `history.json`."""
+    """Training metrics of each epoch."""
     params: Mapping[str, Any]
-    """Sections of the params file, as plain values."""
+    """Sections of the params file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Word:
-    """A word of a caption, as the page's script reads it."""
+    """A word of a caption, for the page's script."""
 
     text: str
     map: str
-    """Base64 of a byte for each region, by rows; 255 is the region of most attention."""
+    """Base64 of one byte per region, row by row; 255 is the region with the most attention."""
     peak: float
-    """Attention of that region."""
+    """Attention weight of that region."""
     boxes: str
     """JSON list of boxes."""
 
 
+def build_report(
+    data: EvaluationData, scores: Scores, analysis: Analysis, params: EvaluateParams, all_params: Mapping[str, Any]
+) -> Report:
+    """Collect the content of the page.
+
+    Args:
+        data: Artifacts of the split.
+        scores: Result of `score`.
+        analysis: Result of `analyze`.
+        params: Settings of the evaluation.
+        all_params: All sections of the params file, to show.
+
+    Raises:
+        UserError: An example image is unreadable.
+    """
+    return Report(
+        split=data.split,
+        examples=build_examples(data, scores.metrics, params.report, params.seed),
+        scores=scores.summary,
+        captions=analysis.captions,
+        teacher_forcing=analysis.teacher_forcing,
+        scenes=analysis.scenes,
+        history=data.history,
+        params=all_params,
+    )
+
+
 def write_report(path: Path, report: Report) -> None:
-    """Write the report as one HTML file."""
+    """Write the page as one HTML file."""
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -85,28 +112,30 @@ def write_report(path: Path, report: Report) -> None:
         style=Markup(overlay_css() + page_file("page.css")),
         script=Markup(overlay_js() + page_file("page.js")),
         groups=[
-            (TITLES[choice], [_shown(example) for example in examples])
-            for choice, examples in groupby(report.examples, key=lambda example: example.choice)
+            (GROUP_TITLES[group], [_example_values(example) for example in examples])
+            for group, examples in groupby(report.examples, key=lambda example: example.group)
         ],
-        scores=_scores(report.scores),
-        layout=charts,
-        params={name: list(_flat(values)) for name, values in report.params.items()},
+        scores=_score_table(report.scores),
+        charts=svg_charts.layout_charts(report.history),
+        layout=svg_charts,
+        params={name: list(_flatten(values)) for name, values in report.params.items()},
         versions=_versions(),
     )
     write_atomically(path, page)
 
 
-def _shown(example: Example) -> dict[str, Any]:
-    height, width = example.picture.shape[:2]
+def _example_values(example: Example) -> dict[str, Any]:
+    """Convert an example to the values that the template shows."""
+    height, width = example.image.shape[:2]
     return {
-        "picture": _data_uri(example.picture),
+        "image": _data_uri(example.image),
         "width": width,
         "height": height,
         "grid": example.attention.shape[1:],
         "caption": " ".join(example.words),
         "words": [
-            _word(text, attention, example.boxes.get(place, ()))
-            for place, (text, attention) in enumerate(zip(example.words, example.attention, strict=True))
+            _word(text, attention, example.boxes.get(index, ()))
+            for index, (text, attention) in enumerate(zip(example.words, example.attention, strict=True))
         ],
         "references": example.references,
         "scores": example.scores,
@@ -114,9 +143,9 @@ def _shown(example: Example) -> dict[str, Any]:
     }
 
 
-def _data_uri(picture: Pixels) -> str:
+def _data_uri(image: Pixels) -> str:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", quality=QUALITY, optimize=True)
+    Image.fromarray(image).save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -129,35 +158,39 @@ def _word(text: str, attention: npt.NDArray[np.floating], boxes: Sequence[Box]) 
     )
 
 
-def _scores(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """The table of scores: columns of images, rows of metrics, and each protocol with the metrics that share it."""
+def _score_table(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrange scores as a table: columns of images, rows of metrics, and the protocol of each group of metrics."""
     subsets = scores.get("subsets", {})
     columns = {"all": (scores, scores["intervals"])}
-    columns |= {name: (part, scores["intervals"]["subsets"][name]) for name, part in subsets.items()}
+    columns |= {name: (values, scores["intervals"]["subsets"][name]) for name, values in subsets.items()}
     metrics = [name for name in scores["protocol"] if name in scores["intervals"]]
-    sharing: dict[tuple[str, ...], list[str]] = {}
+    metrics_by_protocol: dict[tuple[str, ...], list[str]] = {}
     for name, lines in scores["protocol"].items():
-        sharing.setdefault(tuple(lines), []).append(name)
+        metrics_by_protocol.setdefault(tuple(lines), []).append(name)
+    signature = scores["signature"]
     return {
-        "columns": [(name, values["images"]) for name, (values, _) in columns.items()],
+        "columns": [(name, values["num_images"]) for name, (values, _) in columns.items()],
         "rows": [
             (name, [(values.get(name), intervals.get(name)) for values, intervals in columns.values()])
             for name in metrics
         ],
-        "protocols": [(", ".join(names), lines) for lines, names in sharing.items()],
+        "protocols": [
+            (", ".join(names), [*lines, *(line for name in names for line in signature.get(name, []))])
+            for lines, names in metrics_by_protocol.items()
+        ],
         "unavailable": scores["unavailable"],
     }
 
 
-def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """Settings by dotted name."""
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the params of a section by dotted key."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         elif isinstance(value, str):
-            yield f"{above}{key}", Path(value).name if key in PLACES else value
+            yield f"{prefix}{key}", Path(value).name if key in PATH_KEYS else value
         else:
-            yield f"{above}{key}", json.dumps(value)
+            yield f"{prefix}{key}", json.dumps(value)
 
 
 def _versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Curves of training as geometry, for a page that draws them itself in its own colors."""
+"""Layout of training curves as SVG coordinates; the report page draws them in its own colors."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,76 +6,77 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.report.figures import LABELS, best_point, lines_by_quantity
+from pipeline.report.curve_style import curve_label
+from pipeline.report.figures import best_point, lines_by_metric
 
 WIDTH, HEIGHT = 320, 190
-"""Of a chart, in its own units."""
+"""Size of a chart, in SVG units."""
 LEFT, RIGHT, TOP, BOTTOM = 40, WIDTH - 8, 10, HEIGHT - 24
-"""Edges of the part that lines are drawn in; ticks are written to the left of it and below."""
+"""Edges of the plot area; tick labels are left of it and below."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One split's values."""
+    """The curve of one split."""
 
     split: str
     points: tuple[tuple[float, float], ...]
-    """x and y of each epoch, in the chart's units."""
+    """x and y of each epoch."""
     best: tuple[float, float, str] | None
-    """x, y and value of the best epoch of `val`."""
+    """x, y and value of the best epoch of `val`; None for other splits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """One quantity over the epochs."""
+    """One metric over the epochs."""
 
     title: str
     lines: tuple[Line, ...]
-    epochs: tuple[tuple[float, str], ...]
-    """x and text of each tick."""
-    values: tuple[tuple[float, str], ...]
-    """y and text of each tick."""
+    x_ticks: tuple[tuple[float, str], ...]
+    """x and label of each tick."""
+    y_ticks: tuple[tuple[float, str], ...]
+    """y and label of each tick."""
 
 
-def charts(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """Lay out a chart of each quantity in a table of epochs, as `plots.curves` takes it."""
-    return [_chart(quantity, lines) for quantity, lines in lines_by_quantity(rows).items()]
+def layout_charts(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """Lay out one chart per metric, from the metrics of each epoch as `figures.draw_curves` takes them."""
+    return [_layout_chart(metric, lines) for metric, lines in lines_by_metric(rows).items()]
 
 
-def _chart(quantity: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> Chart:
+def _layout_chart(metric: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> Chart:
     epochs = [epoch for points in lines.values() for epoch, _ in points]
     values = [value for points in lines.values() for _, value in points]
-    # One value alone has no span to lay out.
-    room = 0.1 if min(values) == max(values) else 0.0
-    # Ticks that hold all values between them, so that the outermost end the axis.
-    ticks = _ticks(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]), min(values) - room, max(values) + room)
+    # A constant curve has no range to lay out.
+    margin = 0.1 if min(values) == max(values) else 0.0
+    # The outermost ticks enclose all values and end the axis.
+    ticks = _ticks(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]), min(values) - margin, max(values) + margin)
     first, last = min(epochs), max(epochs)
 
     def x(epoch: float) -> float:
-        share = (epoch - first) / (last - first) if last > first else 0.5
-        return round(LEFT + share * (RIGHT - LEFT), 1)
+        fraction = (epoch - first) / (last - first) if last > first else 0.5
+        return round(LEFT + fraction * (RIGHT - LEFT), 1)
 
     def y(value: float) -> float:
-        share = (value - ticks[0]) / (ticks[-1] - ticks[0])
-        return round(BOTTOM - share * (BOTTOM - TOP), 1)
+        fraction = (value - ticks[0]) / (ticks[-1] - ticks[0])
+        return round(BOTTOM - fraction * (BOTTOM - TOP), 1)
 
     def line(split: str, points: Sequence[tuple[float, float]]) -> Line:
-        epoch, value = best_point(points, quantity)
+        epoch, value = best_point(points, metric)
         return Line(
             split=split,
             points=tuple((x(epoch), y(value)) for epoch, value in points),
             best=(x(epoch), y(value), f"{value:.3f}") if split == "val" else None,
         )
 
-    shown = [epoch for epoch in _ticks(MaxNLocator(nbins=6, integer=True), first, last) if first <= epoch <= last]
+    epoch_ticks = [tick for tick in _ticks(MaxNLocator(nbins=6, integer=True), first, last) if first <= tick <= last]
     return Chart(
-        title=LABELS.get(quantity, quantity.replace("_", " ")),
+        title=curve_label(metric),
         lines=tuple(line(split, points) for split, points in lines.items()),
-        epochs=tuple((x(epoch), f"{epoch:g}") for epoch in shown),
-        values=tuple((y(value), f"{value:g}") for value in ticks),
+        x_ticks=tuple((x(tick), f"{tick:g}") for tick in epoch_ticks),
+        y_ticks=tuple((y(tick), f"{tick:g}") for tick in ticks),
     )
 
 
 def _ticks(locator: MaxNLocator, low: float, high: float) -> list[float]:
-    # Rounded, since steps add up to 0.30000000000000004.
+    # Rounded, since matplotlib's steps add up to 0.30000000000000004.
     return [round(float(tick), 9) for tick in locator.tick_values(low, high)]

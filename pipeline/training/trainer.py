@@ -32,7 +32,7 @@ from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
 from pipeline.distributed import SINGLE_PROCESS, Processes
 from pipeline.errors import UserError
 from pipeline.features.store import FeatureStore
-from pipeline.generation.ensemble import caption
+from pipeline.generation.ensemble import caption_grids
 from pipeline.generation.search import SearchParams
 from pipeline.params import params_section
 from pipeline.training.batches import Batch, CaptionBatches
@@ -341,9 +341,11 @@ class Trainer:
         for batch in self._val.in_order():
             parts.append(evaluate_batch(decoder, batch, self._device))
             self._require_finite("loss in validation", parts[-1].loss, begun=0)
-            beams = caption([decoder], batch.grids.to(self._device), batch.image_ids, greedy)
+            beams = caption_grids(
+                [decoder], self._vocabulary.words, batch.grids.to(self._device), batch.image_ids, greedy
+            )
             for image_id, (best, *_) in zip(batch.image_ids, beams, strict=True):
-                generated[image_id] = [" ".join(self._vocabulary.decode(best.words))]
+                generated[image_id] = [best.text]
         for image_id, captions in islice(generated.items(), _SAMPLES):
             print(f"  image {image_id}: {captions[0]}", flush=True)
         forced = merge_results(parts)

@@ -1,0 +1,38 @@
+"""Stage `evaluate`, step `draw`: training curves and attention plots."""
+
+import random
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pipeline.artifacts import write_json
+from pipeline.evaluation.evaluate import EvaluateParams, EvaluationData
+from pipeline.features.images import read_image
+from pipeline.report.figures import attention_strip, draw_curves
+
+IMAGE_SIZE = 224
+"""Side of the images in attention plots, px."""
+
+
+def draw(data: EvaluationData, params: EvaluateParams, folder: Path) -> None:
+    """Draw the training curves and the attention of random images.
+
+    Writes `training.json` (the metrics of each epoch), a curve per metric, and `attention/<image id>.png`.
+
+    Args:
+        data: Artifacts of the split.
+        params: Settings of the evaluation.
+        folder: Output folder.
+
+    Raises:
+        UserError: An image is unreadable.
+    """
+    write_json(folder / "training.json", data.history)
+    draw_curves(data.history, folder, ".png")
+    sample = random.Random(params.seed).sample(data.records, min(params.attention_plots, len(data.records)))
+    (folder / "attention").mkdir(parents=True, exist_ok=True)
+    for record in tqdm(sample, desc="evaluate: attention", unit="image"):
+        caption = data.generated[record.image_id]
+        attention = caption.attention.reshape(-1, *data.grid)  # [T, h, w]
+        image = read_image(data.inputs.images / record.file, IMAGE_SIZE)
+        attention_strip(image, caption.words, attention, folder / "attention" / f"{record.image_id}.png")

@@ -1,0 +1,52 @@
+"""Small evaluation data for the tests of figures and report examples."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.captions.records import Record
+from pipeline.evaluation.evaluate import EvaluateInputs, EvaluationData
+from pipeline.features.store import FeatureStore, write_index, write_shard
+from pipeline.generation.caption_io import GeneratedCaptions, RankedCaption
+from tests.factories import small_spec
+
+GRID = (4, 6)
+
+
+def peaked_attention(*peaks: tuple[int, int]) -> np.ndarray:
+    """Attention [T, 4, 6] with 0.54 of each word's weight on one region."""
+    attention = np.full((len(peaks), *GRID), 0.02)
+    for index, (row, column) in enumerate(peaks):
+        attention[index, row, column] = 0.54
+    return attention
+
+
+def make_data(folder: Path, images: Path, records: list[Record], caption: str, view: str = "whole") -> EvaluationData:
+    """Evaluation data in which every image has the same caption; without tokens and model, which need a training."""
+    words = tuple(caption.split())
+    ranked = RankedCaption(words=words, log_probability=-1.0, score=-1.0)
+    attention = peaked_attention(*((index, index) for index in range(len(words))))
+    spec = small_spec(grid_height=GRID[0], grid_width=GRID[1])
+    digests = {record.image_id: f"{record.image_id:064}" for record in records}
+    keys = [(digest, view) for digest in digests.values()]
+    grids = np.zeros((len(records), GRID[0] * GRID[1], spec.channels), dtype=np.float16)
+    shard = write_shard(folder / "features", spec, list(digests), keys, grids)
+    write_index(folder / "features", spec, (view,), [shard], digests)
+    values: dict[str, Any] = {
+        "split": "test",
+        "records": records,
+        "generated": {
+            record.image_id: GeneratedCaptions(image_id=record.image_id, captions=(ranked,), attention=attention)
+            for record in records
+        },
+        "captions": None,
+        "train_captions": None,
+        "store": FeatureStore(folder / "features"),
+        "model": None,
+        "history": [{"epoch": 1, "val_loss": 3.0, "val_cider": None}, {"epoch": 2, "val_loss": 2.5, "val_cider": 0.5}],
+        "inputs": EvaluateInputs(
+            prepared=folder, images=images, tokens=folder, features=folder, model=folder, generated=folder
+        ),
+    }
+    return EvaluationData(**values)

@@ -1,0 +1,94 @@
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from pycocoevalcap.cider.cider import Cider
+
+from pipeline.metrics.cider import cider
+from tests.caption_corpora import flickr8k_corpus, make_corpus, random_corpora, to_pycocoevalcap
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        pytest.param([("a b c d", "a b c d"), ("e f g h", "e f g h")], [10, 10], id="identical"),
+        pytest.param([("e f g h", "a b c d"), ("a b c d", "e f g h")], [0, 0], id="no match"),
+        pytest.param([("", "a b c d"), ("e", "e")], [0, 10 / 4], id="empty hypothesis; a single word has no 2-grams"),
+        pytest.param([("a b c d", "a b c d")], [0], id="a single image has no informative n-grams"),
+        pytest.param([("a b", "a b", "c"), ("x", "y")], [10 / 4, 0], id="mean over references and orders"),
+        pytest.param([("a", "a", ""), ("", "x", "y", "z")], [10 / 8, 0], id="different numbers, empty reference"),
+    ],
+)
+def test_cider_equals_cider_d_without_repetition_and_with_equal_lengths(images, expected):
+    scores = cider(*make_corpus(*images))
+    assert scores.cider_d == pytest.approx(expected)
+    assert scores.cider == pytest.approx(expected)
+
+
+def test_cider_d_penalizes_repetition_and_length():
+    scores = cider(*make_corpus(("a a a", "a"), ("b", "c")))
+    assert scores.cider[0] == pytest.approx(10 / 4)
+    assert scores.cider_d[0] == pytest.approx(10 / 4 / 3 * math.exp(-4 / 72))
+
+
+def reference_cider(hypotheses, references):
+    """CIDEr image by image and vector by vector, as in the paper."""
+
+    def ngrams(words, order):
+        return Counter(tuple(words[start : start + order]) for start in range(len(words) - order + 1))
+
+    def vector(words, order, document_frequency):
+        return {
+            ngram: count * (math.log(len(references)) - math.log(max(1, document_frequency[ngram])))
+            for ngram, count in ngrams(words, order).items()
+        }
+
+    scores = np.zeros(len(hypotheses))
+    for order in range(1, 5):
+        document_frequency = Counter(
+            ngram
+            for captions in references
+            for ngram in {ngram for words in captions for ngram in ngrams(words, order)}
+        )
+        for index, (words, captions) in enumerate(zip(hypotheses, references, strict=True)):
+            hypothesis = vector(words, order, document_frequency)
+            for reference in (vector(caption, order, document_frequency) for caption in captions):
+                norms = math.hypot(*hypothesis.values()) * math.hypot(*reference.values())
+                product = sum(weight * reference.get(ngram, 0.0) for ngram, weight in hypothesis.items())
+                scores[index] += 10 / 4 / len(captions) * (product / norms if norms else 0.0)
+    return scores
+
+
+def assert_cider_equals_paper(hypotheses, references):
+    np.testing.assert_allclose(cider(hypotheses, references).cider, reference_cider(hypotheses, references), atol=1e-6)
+
+
+@given(random_corpora)
+@settings(max_examples=50, deadline=None)
+def test_cider_follows_the_paper(corpus):
+    assert_cider_equals_paper(*corpus)
+
+
+@pytest.mark.slow
+def test_cider_of_real_captions_follows_the_paper():
+    assert_cider_equals_paper(*flickr8k_corpus(100))
+
+
+def assert_cider_d_equals_pycocoevalcap(hypotheses, references):
+    mean, per_image = Cider().compute_score(*to_pycocoevalcap(hypotheses, references))
+    scores = cider(hypotheses, references).cider_d
+    np.testing.assert_allclose(scores, per_image, atol=1e-6)
+    assert scores.mean() == pytest.approx(mean, abs=1e-6)
+
+
+@given(random_corpora)
+@settings(max_examples=100, deadline=None)
+def test_random_corpora_score_as_in_pycocoevalcap(corpus):
+    assert_cider_d_equals_pycocoevalcap(*corpus)
+
+
+@pytest.mark.slow
+def test_real_captions_score_as_in_pycocoevalcap():
+    assert_cider_d_equals_pycocoevalcap(*flickr8k_corpus(300))

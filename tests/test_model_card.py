@@ -1,0 +1,104 @@
+"""The model card of a small configuration."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.decoder.model_io import ModelConfig, TrainingData
+from pipeline.decoder.soft_attention import DecoderParams
+from pipeline.report.model_card import write_model_card
+from tests.factories import small_spec
+
+CONFIG = ModelConfig(
+    fingerprint="f" * 16,
+    decoder=DecoderParams(
+        embedding_size=8, hidden_size=16, attention_size=8, dropout=0.0, region_dropout=0.0, word_dropout=0.0
+    ),
+    vocabulary_digest="a1b2",
+    encoder=small_spec(),
+    encoder_fingerprint="e" * 16,
+    view="whole",
+    data=TrainingData(num_images=1200, num_captions=6000, num_val_images=30),
+    epoch=2,
+    selected_by="cider",
+    versions={"torch": "2.11.0"},
+    dataset="data/flickr8k",
+    encoder_weights="data/weights/resnet18.pth",
+)
+HISTORY: list[dict[str, float | None]] = [
+    {"epoch": 1, "val_loss": 3.0, "val_accuracy": 0.25, "val_bleu4": None, "val_cider": None},
+    {"epoch": 2, "val_loss": 2.5, "val_accuracy": 0.375, "val_bleu4": 0.125, "val_cider": 0.75},
+    {"epoch": 3, "val_loss": 2.75, "val_accuracy": 0.5, "val_bleu4": 0.1, "val_cider": 0.5},
+]
+SCORES = {
+    "num_images": 100,
+    "BLEU-4": 0.1875,
+    "CIDEr-D": 0.625,
+    "intervals": {"BLEU-4": [0.15, 0.2], "CIDEr-D": [0.5, 0.75]},
+    "protocol": {"BLEU-4": ["n: 4"], "CIDEr-D": ["n: 4"], "intervals": ["intervals: 95%"]},
+    "signature": {"BLEU-4": ["BLEU-4|refs:5"], "CIDEr-D": ["CIDEr-D|refs:5"]},
+    "unavailable": {"METEOR": ["disabled"]},
+}
+
+
+def card(folder: Path, config: ModelConfig = CONFIG, scores: dict[str, Any] | None = None) -> list[str]:
+    write_model_card(folder / "model_card.md", config, HISTORY, scores)
+    return (folder / "model_card.md").read_text().splitlines()
+
+
+def test_the_card_has_data_encoder_and_versions(tmp_path: Path) -> None:
+    lines = card(tmp_path)
+    assert lines[0] == "# Model card"
+    assert "| training data | `data/flickr8k`: 1,200 images, 6,000 captions |" in lines
+    assert f"| encoder weights | `data/weights/resnet18.pth`, SHA-256 `{'0' * 64}` |" in lines
+    assert "| versions | torch 2.11.0 |" in lines
+    assert "## Licenses" in lines
+
+
+def test_unrecorded_provenance_is_unknown(tmp_path: Path) -> None:
+    lines = card(tmp_path, replace(CONFIG, dataset=None, encoder_weights=None))
+    assert "| training data | unknown: 1,200 images, 6,000 captions |" in lines
+
+
+def test_validation_scores_are_those_of_the_kept_epoch(tmp_path: Path) -> None:
+    lines = card(tmp_path)
+    assert "| checkpoint | epoch 2 of 3, selected by `cider` |" in lines
+    assert "| BLEU-4 | 0.1250 |" in lines
+    assert "| CIDEr-D | 0.7500 |" in lines
+    assert any("optimistic" in line for line in lines)
+
+
+def test_an_epoch_without_selection_has_no_warning(tmp_path: Path) -> None:
+    lines = card(tmp_path, replace(CONFIG, epoch=3, selected_by="last"))
+    assert "| checkpoint | epoch 3 of 3, the last one |" in lines
+    assert not any("optimistic" in line for line in lines)
+
+
+def test_a_metric_that_was_not_measured_is_named(tmp_path: Path) -> None:
+    assert "| BLEU-4 | not measured |" in card(tmp_path, replace(CONFIG, epoch=1))
+
+
+def test_evaluation_scores_have_intervals_and_signatures(tmp_path: Path) -> None:
+    lines = card(tmp_path, scores=SCORES)
+    assert "On 100 images." in lines
+    assert "| BLEU-4 | 0.1875 | 0.1500 to 0.2000 |" in lines
+    assert "| CIDEr-D | 0.6250 | 0.5000 to 0.7500 |" in lines
+    start = lines.index("```text")
+    assert lines[start : start + 4] == ["```text", "BLEU-4|refs:5", "CIDEr-D|refs:5", "```"]
+    assert not any(line.startswith("| intervals") for line in lines)
+
+
+def test_scores_without_intervals_and_signatures_are_shown(tmp_path: Path) -> None:
+    lines = card(tmp_path, scores={"protocol": {"BLEU-4": []}, "BLEU-4": 0.5})
+    assert "| BLEU-4 | 0.5000 |  |" in lines
+
+
+def test_a_card_without_scores_has_no_evaluation(tmp_path: Path) -> None:
+    assert "## Evaluation scores" not in card(tmp_path)
+
+
+@pytest.mark.parametrize("scores", [None, SCORES])
+def test_the_same_model_gives_the_same_bytes(tmp_path: Path, scores: dict[str, Any] | None) -> None:
+    assert card(tmp_path, scores=scores) == card(tmp_path, scores=scores)
