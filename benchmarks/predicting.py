@@ -16,13 +16,13 @@ from statistics import median
 
 import torch
 
-from benchmarks.encoding import CASES, SIZE, THREADS
-from benchmarks.workloads import photographs, save_model, save_weights
+from benchmarks.encoding import ENCODERS, NUM_THREADS, SIZE
+from benchmarks.workloads import save_random_model, save_random_weights, write_photographs
 from pipeline.captions.records import Record
 from pipeline.decoder.model_io import read_model
 from pipeline.decoder.soft_attention import DecoderParams
 from pipeline.features.encoder import EncodeParams, load_encoder
-from pipeline.features.encoding import encode, encoder_setting
+from pipeline.features.encoding import encode, encoder_spec
 from pipeline.features.store import FeatureStore
 from pipeline.generation.generate import generate
 from pipeline.prediction.captioner import IMAGES_TOGETHER, USUAL_SEARCH, Captioner
@@ -40,30 +40,30 @@ def main(pictures: int = PICTURES, rounds: int = ROUNDS) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "images").mkdir()
-        records, told = photographs(folder / "images", pictures)
+        records, told = write_photographs(folder / "images", pictures)
         print(f"predicting, {torch.get_num_threads()} threads, {SIZE} px, {pictures} images: {told}")
         print(f"{'':>18} {'encode, s':>10} {'generate, s':>12} {'predict, s':>11} {'ratio':>7} {'lone, ms':>9}")
-        for architecture, layer in CASES:
+        for architecture, layer in ENCODERS:
             weights = folder / f"{architecture}.safetensors"
-            save_weights(architecture, weights)
+            save_random_weights(architecture, weights)
             params = EncodeParams(
                 architecture=architecture,
                 layer=layer,
-                weights=str(weights),
+                weights=weights,
                 image_size=SIZE,
                 precision="float32",
                 compile=False,
                 views=("whole",),
             )
-            spec = encoder_setting(load_encoder(params), params)
-            model = save_model(folder / architecture, DECODER, spec, WORDS, params.weights)
+            spec = encoder_spec(load_encoder(params), params)
+            model = save_random_model(folder / architecture, DECODER, spec, WORDS, str(params.weights))
             files = [folder / "images" / record.file for record in records]
             staged(model, records[:IMAGES_TOGETHER], folder, params)
             taken = []
             for _ in range(rounds):
                 by_stages = staged(model, records, folder, params)
                 began = time.perf_counter()
-                captioner = Captioner.load(model, device="cpu", threads=THREADS)
+                captioner = Captioner.load(model, device="cpu", threads=NUM_THREADS)
                 captioner.caption(files)
                 taken.append((*by_stages, time.perf_counter() - began))
             encoding, generating, predicting = (median(column) for column in zip(*taken, strict=True))
@@ -81,7 +81,7 @@ def staged(model: Path, records: Sequence[Record], folder: Path, params: EncodeP
         contextlib.redirect_stderr(io.StringIO()),
     ):
         began = time.perf_counter()
-        encode(records, folder / "images", params, Path(work) / "work", Path(work) / "features", CPU, THREADS)
+        encode(records, folder / "images", params, Path(work) / "work", Path(work) / "features", CPU, NUM_THREADS)
         encoded = time.perf_counter()
         store = FeatureStore(Path(work) / "features")
         found = list(generate([read_model(model)], store, store.image_ids, USUAL_SEARCH, IMAGES_TOGETHER, CPU))

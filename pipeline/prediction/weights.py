@@ -13,11 +13,10 @@ from pipeline.features.encoder import (
     Architecture,
     GridEncoder,
     Layer,
-    cached_weights,
-    fetch_weights,
     read_encoder,
     weights_digest,
 )
+from pipeline.features.pretrained import cached_path, fetch
 
 BESIDE = ("encoder.safetensors", "encoder.pth", "encoder.pt")
 """Names in a model folder under which the encoder's weights may travel with it."""
@@ -80,4 +79,4 @@ def _named(folder: Path, config: ModelConfig, download: bool) -> Iterator[Path]:
     known = torchvision.models.get_model_weights(config.encoder.architecture)
     if name in known.__members__:
         url = known[name].url
-        yield fetch_weights(url) if download else cached_weights(url)
+        yield fetch(url) if download else cached_path(url.rsplit("/", 1)[-1])

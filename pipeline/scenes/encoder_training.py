@@ -231,7 +231,7 @@ def evaluate(pupil: EncoderWithHeads, weights: Path, lessons: Sequence[Example],
         EncodeParams(
             architecture=ARCHITECTURE,
             layer=LAYER,
-            weights=str(weights),
+            weights=weights,
             image_size=syllabus.size,
             precision="float32",
             compile=False,
