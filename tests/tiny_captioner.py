@@ -85,9 +85,9 @@ def make_tiny(folder: Path, pictures: int = 40) -> Tiny:
     tiny = Tiny(folder)
     _save_weights(tiny.weights)
     records = [_paint(tiny.images, number, "train" if number % 5 else "val") for number in range(pictures)]
-    params = EncodeParams(weights=str(tiny.weights), **ENCODING)  # type: ignore[arg-type]
+    params = EncodeParams(weights=tiny.weights, **ENCODING)  # type: ignore[arg-type]
     cpu = torch.device("cpu")
-    encode(records, tiny.images, params, folder / "work", tiny.features, cpu, threads=2)
+    encode(records, tiny.images, params, folder / "work", tiny.features, cpu, num_threads=2)
     words = TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_length=9)
     tokens = folder / "tokens"
     tokens.mkdir()
