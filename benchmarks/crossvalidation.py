@@ -63,8 +63,9 @@ from pipeline.metrics.corpus import Corpus, Words
 from pipeline.metrics.tokenizers import SPACY
 from pipeline.params import check, load, to_plain
 from pipeline.presets import find_preset, use
-from pipeline.training.train import TrainInputs, train_in
-from pipeline.training.trainer import Intervals, TrainParams
+from pipeline.training.train import TrainPaths, train_in
+from pipeline.training.loop import Intervals
+from pipeline.training.trainer import TrainParams
 
 ROOT = Path(__file__).parents[1]
 PRESET = "flickr8k"
@@ -212,7 +213,7 @@ def ours(
                 model = train_in(
                     run,
                     seeded,
-                    TrainInputs(tokens=tokens, features=photographs.features, work=run.parent, live=run / "live"),
+                    TrainPaths(tokens=tokens, features=photographs.features, work=run.parent, live=run / "live"),
                     device,
                     RHYTHM,
                 )

@@ -18,9 +18,10 @@ from pipeline.decoder.model_io import record_provenance
 from pipeline.decoder.soft_attention import DecoderParams
 from pipeline.features.encoder import EncodeParams
 from pipeline.features.encoding import encode
+from pipeline.training.loop import Intervals
 from pipeline.training.lr_schedule import LRParams
-from pipeline.training.train import TrainInputs, train_in
-from pipeline.training.trainer import Intervals, TrainParams
+from pipeline.training.train import TrainPaths, train_in
+from pipeline.training.trainer import TrainParams
 
 COLORS = {"red": (220, 30, 30), "blue": (40, 50, 230), "white": (245, 245, 245)}
 
@@ -96,7 +97,7 @@ def make_tiny(folder: Path, pictures: int = 40) -> Tiny:
     write_tokens(tokens / TOKENS_FILE, dataset, words, "0")
     (folder / "run").mkdir()
     intervals = Intervals(checkpoint_steps=10**9, checkpoint_seconds=1e9, live_steps=100)
-    inputs = TrainInputs(tokens=tokens, features=tiny.features, work=folder, live=folder / "live")
+    inputs = TrainPaths(tokens=tokens, features=tiny.features, work=folder, live=folder / "live")
     finished = train_in(folder / "run", TRAINING, inputs, cpu, intervals)
     record_provenance(finished, "images", str(tiny.weights))
     publish(finished, tiny.model)
