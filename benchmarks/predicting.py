@@ -16,13 +16,13 @@ from statistics import median
 
 import torch
 
-from benchmarks.encoding import CASES, SIZE, THREADS
-from benchmarks.workloads import photographs, save_model, save_weights
+from benchmarks.encoding import ENCODERS, NUM_THREADS, SIZE
+from benchmarks.workloads import save_random_model, save_random_weights, write_photographs
 from pipeline.captions.records import Record
 from pipeline.decoder.model_io import read_model
 from pipeline.decoder.soft_attention import DecoderParams
 from pipeline.features.encoder import EncodeParams, load_encoder
-from pipeline.features.encoding import encode, encoder_setting
+from pipeline.features.encoding import encode, encoder_spec
 from pipeline.features.store import FeatureStore
 from pipeline.generation.generate import generate
 from pipeline.prediction.captioner import DEFAULT_SEARCH, SEARCH_BATCH_SIZE, Captioner
@@ -40,30 +40,30 @@ def main(images: int = IMAGES, rounds: int = ROUNDS) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "images").mkdir()
-        records, description = photographs(folder / "images", images)
+        records, description = write_photographs(folder / "images", images)
         print(f"predicting, {torch.get_num_threads()} threads, {SIZE} px, {images} images: {description}")
         print(f"{'':>18} {'encode, s':>10} {'generate, s':>12} {'predict, s':>11} {'ratio':>7} {'one image, ms':>14}")
-        for architecture, layer in CASES:
+        for architecture, layer in ENCODERS:
             weights = folder / f"{architecture}.safetensors"
-            save_weights(architecture, weights)
+            save_random_weights(architecture, weights)
             params = EncodeParams(
                 architecture=architecture,
                 layer=layer,
-                weights=str(weights),
+                weights=weights,
                 image_size=SIZE,
                 precision="float32",
                 compile=False,
                 views=("whole",),
             )
-            spec = encoder_setting(load_encoder(params), params)
-            model = save_model(folder / architecture, DECODER, spec, VOCAB_SIZE, params.weights)
+            spec = encoder_spec(load_encoder(params), params)
+            model = save_random_model(folder / architecture, DECODER, spec, VOCAB_SIZE, str(params.weights))
             files = [folder / "images" / record.file for record in records]
             run_stages(model, records[:SEARCH_BATCH_SIZE], folder, params)  # warm-up
             times = []
             for _ in range(rounds):
                 encode_seconds, generate_seconds = run_stages(model, records, folder, params)
                 start = time.perf_counter()
-                captioner = Captioner.load(model, device="cpu", threads=THREADS)
+                captioner = Captioner.load(model, device="cpu", threads=NUM_THREADS)
                 captioner.caption(files)
                 times.append((encode_seconds, generate_seconds, time.perf_counter() - start))
             encode_median, generate_median, predict_median = (median(column) for column in zip(*times, strict=True))
@@ -87,7 +87,7 @@ def run_stages(model: Path, records: Sequence[Record], folder: Path, params: Enc
         contextlib.redirect_stderr(io.StringIO()),
     ):
         start = time.perf_counter()
-        encode(records, folder / "images", params, Path(work) / "work", Path(work) / "features", CPU, THREADS)
+        encode(records, folder / "images", params, Path(work) / "work", Path(work) / "features", CPU, NUM_THREADS)
         encoded = time.perf_counter()
         store = FeatureStore(Path(work) / "features")
         models = [read_model(model)]

@@ -19,10 +19,12 @@ from tests.tiny_captioner import Tiny
 pytestmark = pytest.mark.slow
 
 SCORES = {
-    "images": 300,
+    "num_images": 300,
     "BLEU-1": 0.8333,
     "ROUGE-L": 0.75,
-    "protocol": {"BLEU-1": ["refs: 2"], "ROUGE-L": ["beta: 1.2"]},
+    "protocol": {"BLEU-1": ["refs: 2"], "ROUGE-L": ["refs: 2"]},
+    "intervals": {"BLEU-1": [0.81, 0.85]},
+    "signature": {"BLEU-1": ["BLEU-1|refs:2|tok:spacy"]},
 }
 
 
@@ -47,7 +49,7 @@ def test_an_export_with_encoder_needs_nothing_else(tiny: Tiny, tmp_path: Path) -
     weights = load_file(out / "encoder.safetensors")
     assert not any(name.startswith(("layer3", "fc")) for name in weights)
     card = (out / "model_card.md").read_text()
-    for fact in ("BLEU-1", "0.8333", "ROUGE-L", "0.75", "refs: 2", "beta: 1.2"):
+    for fact in ("BLEU-1 | 0.8333", "ROUGE-L | 0.75", "0.8100 to 0.8500", "BLEU-1|refs:2|tok:spacy"):
         assert fact in card
 
 
@@ -85,8 +87,8 @@ def test_an_existing_folder_is_not_overwritten(tiny: Tiny, tmp_path: Path) -> No
     ("content", "fact"),
     [
         ("[]", "should be an object"),
-        ("{}", "contains no scores"),
-        ('{"protocol": 3}', "contains no scores"),
+        ("{}", "protocol: Field required"),
+        ('{"protocol": 3}', "protocol: "),
         ('{"protocol": {"BLEU-4": []}, "BLEU-4": null}', "contains no scores"),
         ('{"protocol": {"BLEU-4": 3}, "BLEU-4": 0.5}', "protocol.BLEU-4"),
         ('{"protocol": {"BLEU-4": "words"}, "BLEU-4": 0.5}', "protocol.BLEU-4"),
@@ -130,7 +132,7 @@ def test_a_damaged_history_is_an_error(moved: Path, tmp_path: Path, content: byt
     damage(moved / "history.json", content)
     result = gridcap("export", moved, "--out", tmp_path / "out")
     assert isinstance(result.exception, UserError)
-    for expected in (str(moved / "history.json"), fact, "Restore the model folder"):
+    for expected in (str(moved / "history.json"), fact, "model folder"):
         assert expected in str(result.exception)
     assert not (tmp_path / "out").exists()
 
@@ -142,14 +144,16 @@ def test_a_missing_history_is_an_error(moved: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"", b'{"schema": "grid'])
-def test_a_damaged_vocabulary_is_an_error_without_dvc(moved: Path, tmp_path: Path, content: bytes | None) -> None:
+def test_a_damaged_vocabulary_is_an_error_about_the_model_folder(
+    moved: Path, tmp_path: Path, content: bytes | None
+) -> None:
     damage(moved / "vocabulary.json", content)
     for arguments in (["predict", "a.jpg", "--model", moved], ["export", moved, "--out", tmp_path / "out"]):
         result = gridcap(*arguments)
         assert isinstance(result.exception, UserError)
         assert str(moved / "vocabulary.json") in str(result.exception)
-        # An exported folder has no pipeline that could make it again.
-        assert "dvc" not in str(result.exception)
+        # An exported folder has no tokens to make the vocabulary again from.
+        assert "tokenize" not in str(result.exception)
 
 
 def test_a_missing_vocabulary_is_an_error(moved: Path) -> None:

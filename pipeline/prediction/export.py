@@ -4,10 +4,10 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import safetensors.torch
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from pipeline.artifacts import fresh_folder, publish, read_json, write_atomically
 from pipeline.decoder.model_io import HISTORY_FILE, MODEL_FILES, REMEDY, read_history, read_model
