@@ -18,10 +18,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.workloads import photographs, save_model, save_weights
+from benchmarks.workloads import save_random_model, save_random_weights, write_photographs
 from pipeline.decoder.soft_attention import DecoderParams
 from pipeline.features.encoder import EncodeParams, load_encoder
-from pipeline.features.encoding import encoder_setting
+from pipeline.features.encoding import encoder_spec
 
 ROUNDS = 6
 IMAGE_SIZE = 224  # px
@@ -42,7 +42,7 @@ def main(rounds: int = ROUNDS) -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        records, source = photographs(folder, rounds)
+        records, source = write_photographs(folder, rounds)
         files = [folder / record.file for record in records]
         with serve_app(write_model(folder), folder) as url, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, chromium_sandbox=False)
@@ -65,18 +65,18 @@ def main(rounds: int = ROUNDS) -> None:
 def write_model(folder: Path) -> Path:
     """Write a model folder with random weights."""
     weights = folder / "resnet50.safetensors"
-    save_weights("resnet50", weights)
+    save_random_weights("resnet50", weights)
     params = EncodeParams(
         architecture="resnet50",
         layer="layer4",
-        weights=str(weights),
+        weights=weights,
         image_size=IMAGE_SIZE,
         precision="float32",
         compile=False,
         views=("whole",),
     )
-    spec = encoder_setting(load_encoder(params), params)
-    return save_model(folder / "model", DECODER, spec, VOCAB_SIZE, params.weights)
+    spec = encoder_spec(load_encoder(params), params)
+    return save_random_model(folder / "model", DECODER, spec, VOCAB_SIZE, str(weights))
 
 
 @contextmanager

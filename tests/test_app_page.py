@@ -22,12 +22,11 @@ from PIL import ExifTags, Image
 
 from pipeline.captions.vocabulary import END, SPECIALS, Vocabulary
 from pipeline.decoder.model_io import ModelConfig, TrainingData, write_model
-from pipeline.decoder.soft_attention import SoftAttentionDecoder
+from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
 from pipeline.features.encoder import STRIDES, Architecture, GridEncoder, Layer, weights_digest
 from pipeline.features.store import EncoderSpec
-from pipeline.params import load
+from pipeline.params import load_key
 from pipeline.prediction.captioner import DEFAULT_SEARCH
-from pipeline.training.trainer import TrainParams
 from tests.image_files import encode_image, encode_jpeg, png_bomb, red_blue_image
 
 pytest.importorskip("streamlit", reason="needs Streamlit: pip install 'gridcap[app]'")
@@ -61,7 +60,7 @@ def write_random_model(
         grid_width=grid_side,
         channels=encoder.channels,
     )
-    params = load(ROOT / "params.yaml", "train", TrainParams).decoder
+    params = load_key(ROOT / "params.yaml", "train.decoder", DecoderParams)
     decoder = SoftAttentionDecoder(params, spec.grid, encoder.channels, len(vocabulary))
     with torch.no_grad():
         decoder.score_weight *= 50
