@@ -339,10 +339,10 @@ def test_controls_start_from_the_recorded_settings_of_the_model(open_page: Calla
     page = open_page()
     first_caption(page)
     slider = page.get_by_role("slider", name="Beam size")
-    assert slider.get_attribute("aria-valuenow") == str(DEFAULT_SEARCH.beam_size)
+    assert slider.input_value() == str(DEFAULT_SEARCH.beam_size)
     page.get_by_role("combobox", name="Model").click()
     page.get_by_role("option", name="markup").click()
-    wait_until(lambda: slider.get_attribute("aria-valuenow") == "3", "the slider shows the recorded beam size")
+    wait_until(lambda: slider.input_value() == "3", "the slider shows the recorded beam size")
     wait_until(lambda: page.locator(".alternatives li").count() == 2, "the recorded beam size is used")
 
 
