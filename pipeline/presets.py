@@ -26,7 +26,7 @@ _TYPED_SECTIONS = {
     "tokenize": ("pipeline.captions.tokens", "TokenizeParams"),
     "encode": ("pipeline.features.encoder", "EncodeParams"),
     "train": ("pipeline.training.trainer", "TrainParams"),
-    "generate": ("pipeline.generation.ensemble", "GenerateParams"),
+    "generate": ("pipeline.generation.generate", "GenerateParams"),
     "evaluate": ("pipeline.evaluation.evaluate", "EvaluateParams"),
 }
 
