@@ -84,4 +84,4 @@ def _read_scores(path: Path) -> Mapping[str, Any]:
             raise UserError(f"{path}: protocol.{name} must be a list of texts; name what `evaluate` wrote")
         if not math.isfinite(scores[name]):
             raise UserError(f"{path}: {name} is {scores[name]}, which is no score; name what `evaluate` wrote")
-    return scores
+    return dict(scores)
