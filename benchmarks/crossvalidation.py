@@ -375,9 +375,9 @@ def compare(arguments: argparse.Namespace) -> bool:
     work, seed = arguments.work, arguments.seed
     params = write_params(arguments.real, work, arguments.set)
     decoder, plainer = load(params, "train", TrainParams), soft_attention.Settings()
-    most = arguments.epochs or max(decoder.max_epochs, plainer.epochs)
+    most = arguments.epochs or max(decoder.max_epochs, plainer.num_epochs)
     decoder = replace(decoder, max_epochs=min(most, decoder.max_epochs), seed=decoder.seed + seed)
-    plainer = replace(plainer, epochs=min(most, plainer.epochs), seed=plainer.seed + seed)
+    plainer = replace(plainer, num_epochs=min(most, plainer.num_epochs), seed=plainer.seed + seed)
     beams = replace(load(params, "generate", GenerateParams).search, beam_size=5, allow_unk=False)
 
     photographs = read_photographs(arguments.real, work, params, arguments.images, seed, device)

@@ -112,12 +112,12 @@ def make_captions_end(decoder: SoftAttentionDecoder, regions: int) -> None:
 
     Where it starts from depends on the image: `SPREAD` words is the standard deviation.
     """
-    size, a_word = len(decoder.energy), 0.75 / LENGTH
+    size, a_word = len(decoder.score_weight), 0.75 / LENGTH
     counter = decoder.init_c.out_features * torch.arange(4)  # its entry, forget, candidate and output gate
     gates = size + 2 + counter
-    for layer, rows in ((decoder.state_proj, gates), (decoder.word_proj, gates), (decoder.context_gates, counter)):
+    for layer, rows in ((decoder.state_proj, gates), (decoder.word_proj, gates), (decoder.context_proj, counter)):
         layer.weight[rows] = 0
-    decoder.state_proj.bias[gates] = torch.tensor([20, 20, math.atanh(a_word), 20]).to(decoder.energy)
+    decoder.state_proj.bias[gates] = torch.tensor([20, 20, math.atanh(a_word), 20]).to(decoder.score_weight)
     # A mean of so many regions, whose channels have a deviation of 1, by weights of a deviation of 1 together.
     decoder.init_c.weight[0] *= SPREAD * a_word * (3 * regions) ** 0.5
     decoder.init_c.bias[0] = 0

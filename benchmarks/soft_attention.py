@@ -1,13 +1,14 @@
-"""The decoder of tutorials: soft attention (Xu et al. 2015, arXiv:1502.03044), trained by the settings they share.
+"""Baseline decoder: soft attention (Xu et al. 2015, arXiv:1502.03044) as tutorials implement and train it.
 
-Attention, embedding and state of 512, Adam at 4e-4, batches of 32 captions, dropout of 0.5 before the vocabulary, the
-doubly stochastic term with weight 1 (a sum over regions, a mean over captions), teacher forcing, 14 epochs. The last
-epoch's weights are kept: nothing is chosen on validation photographs.
+Attention, embedding and hidden size of 512, Adam with a learning rate of 4e-4, batches of 32 captions, dropout of 0.5
+before the output layer, doubly stochastic attention with weight 1 (sum over regions, mean over captions), teacher
+forcing, 14 epochs. The weights of the last epoch are used, without selection by a validation score.
 
-What does not depend on the state is computed once a caption, and energies by the project's own kernel, which changes
-rounding and not the mathematics.
+Two things are faster than in tutorials and change the results by rounding only: keys are computed once per image, and
+attention scores use `pipeline.decoder.additive_scores`.
 
-Shapes: `B` images, `K` captions an image (or beams), `T` words, `P` regions, `C` channels, `V` words known.
+Shapes: `B` images, `K` captions per image (or beams), `T` words, `P` regions, `C` channels, `H` size of attention,
+embedding and state, `V` vocabulary size.
 """
 
 from collections.abc import Sequence
@@ -26,139 +27,149 @@ from pipeline.features.store import FeatureStore
 from pipeline.generation.search import SearchParams, pick_beams, search
 
 SEARCH = replace(SearchParams.greedy(max_length=50), beam_size=5)
-"""Captions are ranked by their log-probability, whatever their length."""
-_IMAGES_A_SEARCH = 32
+"""Beam search without length normalization."""
+_SEARCH_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How the textbook's decoder is built and trained."""
+    """Size and training of the baseline decoder."""
 
     size: int = 512
-    """Numbers in attention, embedding and state."""
+    """Attention, embedding and hidden size."""
     learning_rate: float = 4e-4
-    captions_a_batch: int = 32
+    batch_size: int = 32
+    """Captions per training step."""
     dropout: float = 0.5
     doubly_stochastic_weight: float = 1.0
-    epochs: int = 14
+    num_epochs: int = 14
     seed: int = 1
 
 
 class State(NamedTuple):
-    """What the decoder remembers between words, each [B, K, size]."""
+    """Recurrent state between two decoding steps, each [B, K, H]."""
 
-    hidden: Tensor
-    cell: Tensor
+    h: Tensor
+    c: Tensor
 
 
-class View(NamedTuple):
-    """What the decoder sees, prepared once an image, and remembers."""
+class SearchState(NamedTuple):
+    """Prepared images and the recurrent state, as beam search carries them."""
 
     regions: Tensor
     """[B, P, C]"""
     keys: Tensor
-    """[B, P, size]"""
+    """[B, P, H]"""
     state: State
 
 
 class SoftAttention(nn.Module):
-    """Show, Attend and Tell as tutorials have it."""
+    """Show, Attend and Tell as tutorials implement it. Equation numbers are those of the paper."""
 
-    def __init__(self, settings: Settings, channels: int, words: int) -> None:
+    def __init__(self, settings: Settings, num_channels: int, vocab_size: int) -> None:
         super().__init__()
         size = settings.size
-        self.key = nn.Linear(channels, size)
-        self.query = nn.Linear(size, size)
-        self.energy = nn.Linear(size, 1, bias=False)  # softmax takes no notice of a bias
-        self.gate = nn.Linear(size, channels)
-        self.embedding = nn.Embedding(words, size)
-        self.lstm = nn.LSTMCell(size + channels, size)
-        self.init_h = nn.Linear(channels, size)
-        self.init_c = nn.Linear(channels, size)
+        self.key_proj = nn.Linear(num_channels, size)
+        self.query_proj = nn.Linear(size, size)
+        self.score_proj = nn.Linear(size, 1, bias=False)  # softmax ignores a bias
+        self.f_beta = nn.Linear(size, num_channels)
+        self.embedding = nn.Embedding(vocab_size, size)
+        self.lstm = nn.LSTMCell(size + num_channels, size)
+        self.init_h = nn.Linear(num_channels, size)
+        self.init_c = nn.Linear(num_channels, size)
         self.dropout = nn.Dropout(settings.dropout)
-        self.vocabulary = nn.Linear(size, words)
+        self.output_proj = nn.Linear(size, vocab_size)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
-        nn.init.uniform_(self.vocabulary.weight, -0.1, 0.1)
-        nn.init.zeros_(self.vocabulary.bias)
+        nn.init.uniform_(self.output_proj.weight, -0.1, 0.1)
+        nn.init.zeros_(self.output_proj.bias)
 
-    def start(self, regions: Tensor) -> State:
-        """The state before the first word of one caption an image."""
-        mean = regions.mean(dim=1, keepdim=True)
+    def init_state(self, regions: Tensor) -> State:
+        """Compute the state before the first word of one caption per image."""
+        mean = regions.mean(dim=1, keepdim=True)  # [B, 1, C]
         return State(self.init_h(mean), self.init_c(mean))
 
-    def forward(self, regions: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-        """Regions [B, P, C] and one caption an image, ids [B, T]: logits [B, T, V] and attention [B, T, P]."""
-        keys, state = self.key(regions), self.start(regions)
-        hiddens, attentions = [], []
-        for embedded in self.embedding(words).unsqueeze(1).unbind(dim=2):
-            state, attention = self._advance(embedded, state, regions, keys)
-            hiddens.append(state.hidden)
-            attentions.append(attention)
-        return self.vocabulary(self.dropout(torch.cat(hiddens, dim=1))), torch.cat(attentions, dim=1)
+    def forward(self, regions: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Read one caption per image [B, T]; return logits [B, T, V] and alpha [B, T, P]."""
+        keys, state = self.key_proj(regions), self.init_state(regions)
+        hs, alphas = [], []
+        for embedded in self.embedding(tokens).unsqueeze(1).unbind(dim=2):  # [B, 1, H]
+            state, alpha = self._recurrent_step(embedded, state, regions, keys)
+            hs.append(state.h)
+            alphas.append(alpha)
+        return self.output_proj(self.dropout(torch.cat(hs, dim=1))), torch.cat(alphas, dim=1)
 
     @torch.inference_mode()
     def caption(self, regions: Tensor) -> list[tuple[int, ...]]:
-        """The ids of each image's best caption."""
-        view = View(regions, self.key(regions), self.start(regions))
-        found = search(self, view, range(len(regions)), SEARCH, regions.device)
-        return [best.words for best, *_ in found]
+        """Return the token ids of the best caption of each image."""
+        start = SearchState(regions, self.key_proj(regions), self.init_state(regions))
+        captions = search(self, start, range(len(regions)), SEARCH, regions.device)
+        return [best.words for best, *_ in captions]
 
-    def step(self, words: Tensor, view: "View") -> tuple[Tensor, "View", Tensor]:
-        """One word of a search: ids [B, K] to logits [B, K, V], the next view and attention [B, K, P]."""
-        state, attention = self._advance(self.embedding(words), view.state, view.regions, view.keys)
-        return self.vocabulary(state.hidden), view._replace(state=state), attention
+    def step(self, tokens: Tensor, search_state: SearchState) -> tuple[Tensor, SearchState, Tensor]:
+        """Decode one step of a search: tokens [B, K] to logits [B, K, V], the next state and alpha [B, K, P]."""
+        embedded = self.embedding(tokens)  # [B, K, H]
+        state, alpha = self._recurrent_step(embedded, search_state.state, search_state.regions, search_state.keys)
+        return self.output_proj(state.h), search_state._replace(state=state), alpha
 
-    def select_beams(self, view: "View", beams: Tensor) -> "View":
-        return view._replace(state=State(*(pick_beams(values, beams) for values in view.state)))
+    def select_beams(self, search_state: SearchState, beam_index: Tensor) -> SearchState:
+        """Return the state of the beams [B, K'] of each image."""
+        return search_state._replace(state=State(*(pick_beams(values, beam_index) for values in search_state.state)))
 
-    def select_images(self, view: "View", images: Tensor) -> "View":
-        return View(view.regions[images], view.keys[images], State(*(values[images] for values in view.state)))
+    def select_images(self, search_state: SearchState, image_index: Tensor) -> SearchState:
+        """Return the state of the images [B']."""
+        return SearchState(
+            search_state.regions[image_index],
+            search_state.keys[image_index],
+            State(*(values[image_index] for values in search_state.state)),
+        )
 
-    def _advance(self, embedded: Tensor, state: State, regions: Tensor, keys: Tensor) -> tuple[State, Tensor]:
-        attention = additive_scores(keys, self.query(state.hidden), self.energy.weight[0]).softmax(dim=-1)  # [B, K, P]
-        context = self.gate(state.hidden).sigmoid() * (attention @ regions)  # [B, K, C]
-        read = torch.cat([embedded, context], dim=-1).flatten(0, 1)
-        hidden, cell = self.lstm(read, (state.hidden.flatten(0, 1), state.cell.flatten(0, 1)))
-        return State(hidden.view_as(state.hidden), cell.view_as(state.cell)), attention
+    def _recurrent_step(self, embedded: Tensor, state: State, regions: Tensor, keys: Tensor) -> tuple[State, Tensor]:
+        scores = additive_scores(keys, self.query_proj(state.h), self.score_proj.weight[0])  # [B, K, P], eq. 4
+        alpha = scores.softmax(dim=-1)  # [B, K, P], eq. 5
+        beta = self.f_beta(state.h).sigmoid()  # [B, K, C]
+        context = beta * (alpha @ regions)  # [B, K, C], eq. 13 with beta
+        inputs = torch.cat([embedded, context], dim=-1).flatten(0, 1)  # [B * K, H + C]
+        h, c = self.lstm(inputs, (state.h.flatten(0, 1), state.c.flatten(0, 1)))  # [B * K, H] each, eqs. 1-3
+        return State(h.view_as(state.h), c.view_as(state.c)), alpha
 
 
 def train(
     settings: Settings, captions: CaptionTokens, store: FeatureStore, vocabulary: Vocabulary, device: torch.device
 ) -> SoftAttention:
-    """Train on all captions, in a new random order each epoch; the decoder is then in evaluation mode."""
+    """Train a decoder on all captions, shuffled every epoch, and return it in evaluation mode."""
     torch.manual_seed(settings.seed)
     decoder = SoftAttention(settings, store.channels, len(vocabulary)).to(device).train()
     optimizer = torch.optim.Adam(decoder.parameters(), lr=settings.learning_rate)
-    image_ids, image = np.unique(captions.image_id, return_inverse=True)
+    image_ids, image_index = np.unique(captions.image_id, return_inverse=True)
     grids = torch.from_numpy(store.grids(image_ids.tolist()))
     tokens = torch.from_numpy(captions.tokens).long()
-    length, place = torch.from_numpy(captions.length), torch.from_numpy(image)
-    for _ in range(settings.epochs):
-        for rows in torch.split(torch.randperm(len(tokens)), settings.captions_a_batch):
-            ids = tokens[rows, : length[rows].max()].to(device)
-            logits, attention = decoder(grids[place[rows]].to(device).float(), ids[:, :-1])
-            loss = caption_loss(logits, attention, ids[:, 1:], settings.doubly_stochastic_weight)
+    length, grid_index = torch.from_numpy(captions.length), torch.from_numpy(image_index)
+    for _ in range(settings.num_epochs):
+        for rows in torch.split(torch.randperm(len(tokens)), settings.batch_size):
+            batch = tokens[rows, : length[rows].max()].to(device)
+            logits, alpha = decoder(grids[grid_index[rows]].to(device).float(), batch[:, :-1])
+            loss = caption_loss(logits, alpha, batch[:, 1:], settings.doubly_stochastic_weight)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     return decoder.eval()
 
 
-def caption_loss(logits: Tensor, attention: Tensor, targets: Tensor, doubly_stochastic_weight: float) -> Tensor:
-    """Cross-entropy a word, and the sum over regions of (1 - attention summed over words) squared a caption."""
+def caption_loss(logits: Tensor, alpha: Tensor, targets: Tensor, doubly_stochastic_weight: float) -> Tensor:
+    """Compute the mean cross-entropy per word plus the doubly stochastic attention term per caption (eq. 14)."""
     cross_entropy = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=PAD)
-    received = (attention * (targets != PAD).unsqueeze(-1)).sum(dim=1)  # [B, P]
-    return cross_entropy + doubly_stochastic_weight * (1 - received).square().sum(dim=-1).mean()
+    alpha_sum = (alpha * (targets != PAD).unsqueeze(-1)).sum(dim=1)  # [B, P]
+    return cross_entropy + doubly_stochastic_weight * (1 - alpha_sum).square().sum(dim=-1).mean()
 
 
 def generate(
     decoder: SoftAttention, vocabulary: Vocabulary, store: FeatureStore, image_ids: Sequence[int], device: torch.device
 ) -> dict[int, list[str]]:
-    """The words of each image's best caption by beam search."""
-    found = {}
-    for start in range(0, len(image_ids), _IMAGES_A_SEARCH):
-        part = image_ids[start : start + _IMAGES_A_SEARCH]
-        regions = torch.from_numpy(store.grids(part)).to(device).float()
-        for image_id, ids in zip(part, decoder.caption(regions), strict=True):
-            found[image_id] = vocabulary.decode(ids)
-    return found
+    """Generate the best caption of each image by beam search, as words."""
+    captions = {}
+    for start in range(0, len(image_ids), _SEARCH_BATCH_SIZE):
+        batch = image_ids[start : start + _SEARCH_BATCH_SIZE]
+        regions = torch.from_numpy(store.grids(batch)).to(device).float()
+        for image_id, tokens in zip(batch, decoder.caption(regions), strict=True):
+            captions[image_id] = vocabulary.decode(tokens)
+    return captions

@@ -1,19 +1,22 @@
-"""Captions a second in training: the decoder beside the textbook's (`pipeline/decoder/soft_attention_reference.py`), on one batch in one run.
+"""Training speed of the decoder relative to its reference implementation, on one batch, in one run.
 
-A step is the trainer's: forward, loss, backward, gradients clipped, optimizer. The textbook has float32 and a plain
-Adam, ours the trainer's fused one and each of its modes; dropout is the same. Rounds take all in turn. Rates are
-medians of the rounds, and so are ratios and shares, each taken within its round; from and to are the lowest and the
-highest ratio of a round.
+The reference is `pipeline/decoder/soft_attention_reference.py`, trained in float32 with plain Adam. The decoder is
+trained as the trainer does, with fused Adam, in each of its modes. A step is forward, loss, backward, gradient clipping
+and optimizer; dropout is equal. Each round measures every row once. Rates, speedups and shares are medians of the
+rounds; `lowest` and `highest` are the extreme speedups of a round. `first step` includes compilation.
 
-What a step of ours multiplies is counted from the shapes of its products (`products`), and the count compared with
-PyTorch's own, which also counts the textbook's. Two more rows a precision show what is possible. "its products alone"
-runs all products of our step, in its shapes, and nothing else. "at the full rate" is the time they would take at the
-rate of a product of 2048 x 2048 matrices; "of rate" is every row's share of that rate in its precision. The last column
-is how long the first step took: compilation, where there is any.
+Two rows per precision show what the hardware allows:
+- "matrix products only": the matrix products of a decoder step, in their shapes, and nothing else.
+- "peak rate": as many multiply-adds in a product of 2048 x 2048 matrices. `of peak` relates every row to this rate.
+The products are listed by `products`; their number of multiply-adds is checked against PyTorch's FLOP counter.
 
-Where the time goes is told of the modes that have to reach a ratio, from PyTorch's profiler: time inside operations,
-by kind. Products: of matrices. Comparing: states with regions. Elementwise: all other, copies and softmax among them.
-Casting: between precisions. The rest: Python's and autograd's own, and on a GPU waiting for them.
+For modes with a target, PyTorch's profiler gives the share of time by kind of operation:
+- products: matrix products;
+- scores: additive attention scores;
+- elementwise: all other tensor operations, including copies and softmax;
+- casting: casts between precisions;
+- optimizer: gradient clipping and optimizer;
+- overhead: Python and autograd, including the time in which a GPU waits for them.
 """
 
 import copy
@@ -35,36 +38,39 @@ from pipeline.decoder.soft_attention_reference import SoftAttentionReference
 from pipeline.device import setup_device
 from pipeline.training.loss import caption_loss
 
-IMAGES, CAPTIONS, WORDS, SIZE = 16, 5, 13, 512
-SIZES = DecoderParams(
+NUM_IMAGES, CAPTIONS_PER_IMAGE, CAPTION_LENGTH, SIZE = 16, 5, 13, 512
+PARAMS = DecoderParams(
     embedding_size=SIZE, hidden_size=SIZE, attention_size=SIZE, dropout=0.5, region_dropout=0.0, word_dropout=0.0
 )
-ROWS = IMAGES * CAPTIONS
-RATE = 4e-4
-ROUNDS, STEPS_A_ROUND = 5, 4
-SQUARE = 2048
-TEXTBOOK, SINGLE_PROCESS, FULL = "textbook, float32", "its products alone", "at the full rate"
+NUM_CAPTIONS = NUM_IMAGES * CAPTIONS_PER_IMAGE
+LEARNING_RATE = 4e-4
+ROUNDS, STEPS_PER_ROUND = 5, 4
+PEAK_MATRIX_SIZE = 2048
+REFERENCE, PRODUCTS_ONLY, PEAK = "reference, float32", "matrix products only", "peak rate"
 PRECISIONS = ["float32", "bfloat16"]
 
-PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
-KINDS = ("products", "comparing", "elementwise", "casting", "optimizer", "the rest")
+PRODUCT_OPERATIONS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
+KINDS = ("products", "scores", "elementwise", "casting", "optimizer", "overhead")
 
 
 class Case(NamedTuple):
-    """Grids and a vocabulary, and the ratios that are asked for."""
+    """Grid and vocabulary size, with target speedups."""
 
     side: int
-    channels: int
-    words: int
-    float32: float
-    best: float
+    """Height and width of the grid."""
+    num_channels: int
+    vocab_size: int
+    float32_target: float
+    """Target speedup of the decoder in float32, not compiled."""
+    best_target: float
+    """Target speedup of the fastest mode."""
 
 
-CASES = [Case(7, 2048, 2500, float32=4, best=10), Case(14, 256, 1100, float32=3, best=6)]
+CASES = [Case(7, 2048, 2500, float32_target=4, best_target=10), Case(14, 256, 1100, float32_target=3, best_target=6)]
 
 
 class Mode(NamedTuple):
-    """A way to train our decoder."""
+    """Precision of the decoder, and whether its attention scores are compiled."""
 
     name: str
     precision: str
@@ -72,31 +78,31 @@ class Mode(NamedTuple):
 
 
 MODES = [
-    Mode("ours, float32", "float32", False),
-    Mode("ours, float32 compiled", "float32", True),
-    Mode("ours, bfloat16", "bfloat16", False),
-    Mode("ours, bfloat16 compiled", "bfloat16", True),
+    Mode("decoder, float32", "float32", False),
+    Mode("decoder, float32 compiled", "float32", True),
+    Mode("decoder, bfloat16", "bfloat16", False),
+    Mode("decoder, bfloat16 compiled", "bfloat16", True),
 ]
 
 
 class Row(NamedTuple):
-    """What is timed, and a row of the table."""
+    """A measured function, and a row of the table."""
 
     name: str
     precision: str
-    work: Callable[[], None]
+    function: Callable[[], None]
     multiply_adds: int
-    """Of a step."""
-    times: int = STEPS_A_ROUND
-    """Runs a round."""
-    share: float = 1.0
-    """How much of a step's multiply-adds a run does."""
+    """Multiply-adds of a training step."""
+    repetitions: int = STEPS_PER_ROUND
+    """Calls per round."""
+    steps_per_call: float = 1.0
+    """Training steps whose multiply-adds one call performs."""
 
 
 class Product(NamedTuple):
-    """`times` products of matrices [rows, inner] and [inner, columns], each `batch` times over."""
+    """A product of matrices [rows, inner] and [inner, columns], `repetitions` times, each for `batch` pairs at once."""
 
-    times: int
+    repetitions: int
     batch: int
     rows: int
     inner: int
@@ -104,58 +110,61 @@ class Product(NamedTuple):
 
     @property
     def multiply_adds(self) -> int:
-        return self.times * self.batch * self.rows * self.inner * self.columns
+        return self.repetitions * self.batch * self.rows * self.inner * self.columns
 
 
 def products(case: Case) -> Iterator[Product]:
-    """All products of matrices in a step of our decoder.
+    """List the matrix products of one training step of the decoder.
 
-    A layer has one forward, one for its weights' gradient and one for its inputs' gradient, which those that read the
-    grids go without. What reads the state or the context does so once a word; the gradients of its weights are one
-    product for all words. Where an image has fewer regions than words, its regions are read in place of the context.
-    Comparing states with regions is not among them: it adds, rectifies and weighs `words x regions x attention` numbers
-    a caption.
+    A layer has a product for the output, one for the gradient of its weight and one for the gradient of its input;
+    layers that read the grids lack the last. Layers that read the state or the context run at every step, with one
+    product for the gradient of the weight over all steps. An image with fewer regions than decoding steps has
+    projected regions in place of context vectors. Attention scores involve no matrix product over the regions.
     """
-    regions, channels = case.side**2, case.channels + POSITION_CHANNELS
-    gates, from_either = 4 * SIZE, SIZE + 2 + 4 * SIZE  # query, gate, seek and the LSTM's gates
-    words = CAPTIONS * WORDS
-    layers = [
-        (1, ROWS * WORDS, SIZE, from_either),  # from_word
-        (WORDS, ROWS, SIZE, from_either),  # from_state
-        (1, ROWS * WORDS, SIZE, SIZE),  # state_output
-        (1, ROWS * WORDS, SIZE, case.words),  # vocabulary
+    num_regions, region_size = case.side**2, case.num_channels + POSITION_CHANNELS
+    num_gates, joint_size = 4 * SIZE, SIZE + 2 + 4 * SIZE  # LSTM gates; query, beta, coverage weight and gates
+    steps_per_image = CAPTIONS_PER_IMAGE * CAPTION_LENGTH
+    layers = [  # repetitions, rows, inputs, outputs
+        (1, NUM_CAPTIONS * CAPTION_LENGTH, SIZE, joint_size),  # word_proj
+        (CAPTION_LENGTH, NUM_CAPTIONS, SIZE, joint_size),  # state_proj
+        (1, NUM_CAPTIONS * CAPTION_LENGTH, SIZE, SIZE),  # state_output
+        (1, NUM_CAPTIONS * CAPTION_LENGTH, SIZE, case.vocab_size),  # output_proj
     ]
-    of_grids = [(IMAGES * regions, SIZE), (IMAGES, SIZE), (IMAGES, SIZE)]  # keys, first hidden state and cell
-    if regions < words:
-        of_grids += [(IMAGES * regions, gates), (IMAGES * regions, SIZE)]
-        for turns, outputs in ((WORDS, gates), (1, SIZE)):
-            yield Product(turns, IMAGES, words // turns, regions, outputs)
-            yield Product(turns, IMAGES, words // turns, outputs, regions)
-            yield Product(1, IMAGES, outputs, words, regions)
+    grid_layers = [(NUM_IMAGES * num_regions, SIZE), (NUM_IMAGES, SIZE), (NUM_IMAGES, SIZE)]  # key_proj, init_h, init_c
+    if num_regions < steps_per_image:
+        grid_layers += [(NUM_IMAGES * num_regions, num_gates), (NUM_IMAGES * num_regions, SIZE)]
+        for repetitions, outputs in ((CAPTION_LENGTH, num_gates), (1, SIZE)):  # gated alpha @ projected regions
+            rows = steps_per_image // repetitions
+            yield Product(repetitions, NUM_IMAGES, rows, num_regions, outputs)
+            yield Product(repetitions, NUM_IMAGES, rows, outputs, num_regions)
+            yield Product(1, NUM_IMAGES, outputs, steps_per_image, num_regions)
     else:
-        layers += [(WORDS, ROWS, channels, gates), (1, ROWS * WORDS, channels, SIZE)]  # of the context
-        # The mean of regions under attention; the regions themselves have no gradient.
-        yield Product(WORDS, IMAGES, CAPTIONS, regions, channels)
-        yield Product(WORDS, IMAGES, CAPTIONS, channels, regions)
-    for examples, outputs in of_grids:
-        yield Product(1, 1, examples, channels, outputs)
-        yield Product(1, 1, outputs, examples, channels)
-    for turns, examples, inputs, outputs in layers:
-        yield Product(turns, 1, examples, inputs, outputs)
-        yield Product(turns, 1, examples, outputs, inputs)
-        yield Product(1, 1, outputs, turns * examples, inputs)
+        layers += [
+            (CAPTION_LENGTH, NUM_CAPTIONS, region_size, num_gates),  # context_proj
+            (1, NUM_CAPTIONS * CAPTION_LENGTH, region_size, SIZE),  # context_output
+        ]
+        # Context vectors; the regions have no gradient.
+        yield Product(CAPTION_LENGTH, NUM_IMAGES, CAPTIONS_PER_IMAGE, num_regions, region_size)
+        yield Product(CAPTION_LENGTH, NUM_IMAGES, CAPTIONS_PER_IMAGE, region_size, num_regions)
+    for rows, outputs in grid_layers:
+        yield Product(1, 1, rows, region_size, outputs)
+        yield Product(1, 1, outputs, rows, region_size)
+    for repetitions, rows, inputs, outputs in layers:
+        yield Product(repetitions, 1, rows, inputs, outputs)
+        yield Product(repetitions, 1, rows, outputs, inputs)
+        yield Product(1, 1, outputs, repetitions * rows, inputs)
 
 
-def step_of(
+def train_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, grids: Tensor, tokens: Tensor, precision: str
 ) -> Callable[[], None]:
-    """A function that trains on the batch once."""
+    """Return a function that performs one training step on the batch."""
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(grids.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            logits, attention = model(grids, tokens[:, :, :-1])
-        loss = caption_loss(logits, attention, tokens[:, :, 1:])
+            logits, alpha = model(grids, tokens[:, :, :-1])
+        loss = caption_loss(logits, alpha, tokens[:, :, 1:])
         loss.total(loss.counts, 0.1).backward()  # type: ignore[no-untyped-call]
         with record_function("optimizer"):
             torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
@@ -164,28 +173,28 @@ def step_of(
     return step
 
 
-def multiplications(listed: list[Product], precision: str, device: torch.device) -> Callable[[], None]:
-    """A function that computes all these products and nothing else."""
+def multiply(listed: list[Product], precision: str, device: torch.device) -> Callable[[], None]:
+    """Return a function that computes the listed products and nothing else."""
     dtype = getattr(torch, precision)
     operands = [
         (
-            product.times,
+            product.repetitions,
             torch.rand(product.batch, product.rows, product.inner, device=device).to(dtype).squeeze(0),
             torch.rand(product.batch, product.inner, product.columns, device=device).to(dtype).squeeze(0),
         )
         for product in listed
     ]
 
-    def multiply() -> None:
-        for times, left, right in operands:
-            for _ in range(times):
+    def multiply_all() -> None:
+        for repetitions, left, right in operands:
+            for _ in range(repetitions):
                 left @ right
 
-    return multiply
+    return multiply_all
 
 
-def counted(step: Callable[[], None]) -> int:
-    """Multiply-adds of all products of matrices, as PyTorch counts them."""
+def count_multiply_adds(step: Callable[[], None]) -> int:
+    """Count the multiply-adds of all matrix products with PyTorch's FLOP counter."""
     with FlopCounterMode(display=False) as counter:
         step()
     return int(counter.get_total_flops()) // 2
@@ -196,133 +205,143 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds(work: Callable[[], None], times: int, device: torch.device) -> float:
-    """Seconds of `work`, in the mean over so many times."""
+def measure(function: Callable[[], None], repetitions: int, device: torch.device) -> float:
+    """Return the mean seconds per call."""
     synchronize(device)
-    began = time.perf_counter()
-    for _ in range(times):
-        work()
+    start = time.perf_counter()
+    for _ in range(repetitions):
+        function()
     synchronize(device)
-    return (time.perf_counter() - began) / times
+    return (time.perf_counter() - start) / repetitions
 
 
-def kinds(step: Callable[[], None], device: torch.device) -> dict[str, float]:
-    """Shares of a step's time by kind of operation."""
+def profile_step(step: Callable[[], None], device: torch.device) -> dict[str, float]:
+    """Return the share of a step's time that each kind of operation takes."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
-    with profile(activities=activities, acc_events=True) as profiled:
-        whole = seconds(step, STEPS_A_ROUND, device) * STEPS_A_ROUND * 1e6
-    spent = dict.fromkeys(KINDS, 0.0)
-    for event in profiled.events() or []:
+    with profile(activities=activities, acc_events=True) as profiler:
+        total = measure(step, STEPS_PER_ROUND, device) * STEPS_PER_ROUND * 1e6
+    microseconds = dict.fromkeys(KINDS, 0.0)
+    for event in profiler.events() or []:
         if event.device_type.name == "CPU":
-            own = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
-            spent[kind(list(lineage(event)))] += own
-    spent["the rest"] += whole - sum(spent.values())
-    return {name: own / whole for name, own in spent.items()}
+            self_time = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
+            microseconds[operation_kind(list(call_stack(event)))] += self_time
+    microseconds["overhead"] += total - sum(microseconds.values())
+    return {kind: time / total for kind, time in microseconds.items()}
 
 
-def lineage(event: FunctionEvent | None) -> Iterator[str]:
-    """Names of an operation and of those that it is part of."""
+def call_stack(event: FunctionEvent | None) -> Iterator[str]:
+    """Yield the names of an operation and of its callers."""
     while event is not None:
         yield event.name
         event = event.cpu_parent
 
 
-def kind(names: list[str]) -> str:
-    """The kind of an operation, by its lineage: one of `KINDS`."""
-    if any("Energies" in name for name in names):
-        return "comparing"
+def operation_kind(names: list[str]) -> str:
+    """Return the kind of an operation, one of `KINDS`, from the names of the operation and of its callers."""
+    if any("AdditiveScores" in name for name in names):
+        return "scores"
     if "optimizer" in names:
         return "optimizer"
-    if not PRODUCTS.isdisjoint(names):
+    if not PRODUCT_OPERATIONS.isdisjoint(names):
         return "products"
     if "aten::_to_copy" in names:
         return "casting"
-    return "elementwise" if names[0].startswith("aten::") else "the rest"
+    return "elementwise" if names[0].startswith("aten::") else "overhead"
 
 
-def check(ours: SoftAttentionDecoder, textbook: SoftAttentionReference, grids: Tensor, tokens: Tensor) -> None:
-    """Make sure that both compute the same."""
+def check_equal(
+    decoder: SoftAttentionDecoder, reference: SoftAttentionReference, grids: Tensor, tokens: Tensor
+) -> None:
+    """Check that decoder and reference compute the same."""
     with torch.no_grad():
-        for mine, its in zip(ours.eval()(grids, tokens), textbook.eval()(grids, tokens), strict=True):
-            torch.testing.assert_close(mine, its, rtol=1e-3, atol=1e-4)
-    ours.train()
-    textbook.train()
+        for output, expected in zip(decoder.eval()(grids, tokens), reference.eval()(grids, tokens), strict=True):
+            torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-4)
+    decoder.train()
+    reference.train()
 
 
 def main(rounds: int = ROUNDS) -> None:
-    """Print the tables of all cases."""
+    """Print a table for each case."""
     device = setup_device(os.environ.get("GRIDCAP_DEVICE", "auto"))
-    named = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(
-        f"training on {device}, {named}: {IMAGES} images x {CAPTIONS} captions x {WORDS} words a batch; state, "
-        f"embedding and attention of {SIZE}; median of {rounds} rounds"
+        f"training on {device}, {hardware}: batches of {NUM_IMAGES} images x {CAPTIONS_PER_IMAGE} captions x"
+        f" {CAPTION_LENGTH} words; attention, embedding and hidden size {SIZE}; median of {rounds} rounds"
     )
     for case in CASES:
-        for line in compared(case, device, rounds):
+        for line in compare(case, device, rounds):
             print(line, flush=True)
 
 
-def compared(case: Case, device: torch.device, rounds: int) -> Iterator[str]:
-    """The lines of one case."""
-    rows = list(rows_of(case, device))
-    starts = {row.name: seconds(row.work, 1, device) for row in rows}
-    taken = [{row.name: seconds(row.work, row.times, device) / row.share for row in rows} for _ in range(rounds)]
-    ratios = {row.name: sorted(times[TEXTBOOK] / times[row.name] for times in taken) for row in rows}
-    gains = {name: median(own) for name, own in ratios.items()}
-    modes = [row for row in rows if row.name in {mode.name for mode in MODES}]
-    fastest = max(modes, key=lambda row: gains[row.name])
-    asked = {modes[0].name: case.float32, fastest.name: case.best}
+def compare(case: Case, device: torch.device, rounds: int) -> Iterator[str]:
+    """Measure one case and yield the lines of its table."""
+    rows = list(table_rows(case, device))
+    first_steps = {row.name: measure(row.function, 1, device) for row in rows}
+    seconds = [  # of a training step, for each round
+        {row.name: measure(row.function, row.repetitions, device) / row.steps_per_call for row in rows}
+        for _ in range(rounds)
+    ]
+    speedups = {row.name: sorted(times[REFERENCE] / times[row.name] for times in seconds) for row in rows}
+    rates = {row.name: [2e-9 * row.multiply_adds / times[row.name] for times in seconds] for row in rows}
+    mode_names = {mode.name for mode in MODES}
+    modes = [row for row in rows if row.name in mode_names]
+    fastest = max(modes, key=lambda row: median(speedups[row.name]))
+    targets = {modes[0].name: case.float32_target, fastest.name: case.best_target}
 
-    heading = f"{case.side**2} x {case.channels}, {case.words} words"
+    heading = f"{case.side**2} regions x {case.num_channels}, {case.vocab_size} words"
     yield (
-        f"{heading:>32} {'captions/s':>10} {'x textbook':>10} {'from':>6} {'to':>6} {'asked':>10} {'GFLOP each':>10} "
-        f"{'GFLOP/s':>8} {'of rate':>8} {'start, s':>8}"
+        f"{heading:>32} {'captions/s':>10} {'speedup':>8} {'lowest':>7} {'highest':>7} {'target':>10}"
+        f" {'GFLOP/caption':>13} {'GFLOP/s':>8} {'of peak':>8} {'first step, s':>13}"
     )
-    rates = {row.name: [2e-9 * row.multiply_adds / times[row.name] for times in taken] for row in rows}
     for row in rows:
-        its, full, own = rates[row.name], rates[f"{FULL}, {row.precision}"], ratios[row.name]
+        speedup, peak_rates = speedups[row.name], rates[f"{PEAK}, {row.precision}"]
+        of_peak = median(rate / peak for rate, peak in zip(rates[row.name], peak_rates, strict=True))
         yield (
-            f"{row.name:>32} {median(ROWS / times[row.name] for times in taken):>10.1f} {gains[row.name]:>10.2f} "
-            f"{own[0]:>6.2f} {own[-1]:>6.2f} {bar(asked.get(row.name), gains[row.name]):>10} "
-            f"{2e-9 * row.multiply_adds / ROWS:>10.3f} {median(its):>8.0f} "
-            f"{median(rate / highest for rate, highest in zip(its, full, strict=True)):>8.1%} {starts[row.name]:>8.1f}"
+            f"{row.name:>32} {median(NUM_CAPTIONS / times[row.name] for times in seconds):>10.1f}"
+            f" {median(speedup):>8.2f} {speedup[0]:>7.2f} {speedup[-1]:>7.2f}"
+            f" {describe_target(targets.get(row.name), median(speedup)):>10}"
+            f" {2e-9 * row.multiply_adds / NUM_CAPTIONS:>13.3f} {median(rates[row.name]):>8.0f} {of_peak:>8.1%}"
+            f" {first_steps[row.name]:>13.1f}"
         )
-    yield f"{'share of the time in':>32} " + " ".join(f"{name:>11}" for name in KINDS)
+    yield f"{'share of time':>32} " + " ".join(f"{kind:>11}" for kind in KINDS)
     for row in modes:
-        if row.name in asked:
-            yield f"{row.name:>32} " + " ".join(f"{share:>11.1%}" for share in kinds(row.work, device).values())
+        if row.name in targets:
+            shares = profile_step(row.function, device).values()
+            yield f"{row.name:>32} " + " ".join(f"{share:>11.1%}" for share in shares)
 
 
-def bar(asked: float | None, gain: float) -> str:
-    return "" if asked is None else f"{asked:g} {'met' if gain >= asked else 'missed'}"
+def describe_target(target: float | None, speedup: float) -> str:
+    return "" if target is None else f"{target:g} {'met' if speedup >= target else 'missed'}"
 
 
-def rows_of(case: Case, device: torch.device) -> Iterator[Row]:
-    """What is timed in one case, all on the same batch."""
+def table_rows(case: Case, device: torch.device) -> Iterator[Row]:
+    """Build the functions to measure in one case, all on one batch."""
     torch.manual_seed(0)
-    grids = torch.rand(IMAGES, case.side**2, case.channels).half().to(device)
-    tokens = torch.randint(4, case.words, (IMAGES, CAPTIONS, WORDS + 1)).to(device)
-    decoder = SoftAttentionDecoder(SIZES, (case.side, case.side), case.channels, case.words).to(device)
-    textbook = SoftAttentionReference(decoder)
-    check(decoder, textbook, grids, tokens[:, :, :-1])
+    grids = torch.rand(NUM_IMAGES, case.side**2, case.num_channels).half().to(device)
+    tokens = torch.randint(4, case.vocab_size, (NUM_IMAGES, CAPTIONS_PER_IMAGE, CAPTION_LENGTH + 1)).to(device)
+    decoder = SoftAttentionDecoder(PARAMS, (case.side, case.side), case.num_channels, case.vocab_size).to(device)
+    reference = SoftAttentionReference(decoder)
+    check_equal(decoder, reference, grids, tokens[:, :, :-1])
     listed = list(products(case))
-    cost = sum(product.multiply_adds for product in listed)
+    multiply_adds = sum(product.multiply_adds for product in listed)
 
-    step = step_of(textbook, torch.optim.Adam(textbook.parameters(), lr=RATE), grids, tokens, "float32")
-    yield Row(TEXTBOOK, "float32", step, counted(step), times=1)
+    optimizer = torch.optim.Adam(reference.parameters(), lr=LEARNING_RATE)
+    step = train_step(reference, optimizer, grids, tokens, "float32")
+    yield Row(REFERENCE, "float32", step, count_multiply_adds(step), repetitions=1)
     for mode in MODES:
         if mode.compiled and device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
             print(f"{mode.name:>32} skipped: compilation needs g++")
             continue
         model = copy.deepcopy(decoder)
         model.compiled = mode.compiled
-        optimizer = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
-        step = step_of(model, optimizer, grids, tokens, mode.precision)
+        optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
+        step = train_step(model, optimizer, grids, tokens, mode.precision)
         if mode is MODES[0]:
-            assert counted(step) == cost
-        yield Row(mode.name, mode.precision, step, cost)
-    square = Product(1, 1, SQUARE, SQUARE, SQUARE)
+            assert count_multiply_adds(step) == multiply_adds
+        yield Row(mode.name, mode.precision, step, multiply_adds)
+    peak_product = Product(1, 1, PEAK_MATRIX_SIZE, PEAK_MATRIX_SIZE, PEAK_MATRIX_SIZE)
     for precision in PRECISIONS:
-        yield Row(f"{SINGLE_PROCESS}, {precision}", precision, multiplications(listed, precision, device), cost)
-        multiply = multiplications([square], precision, device)
-        yield Row(f"{FULL}, {precision}", precision, multiply, cost, share=square.multiply_adds / cost)
+        yield Row(f"{PRODUCTS_ONLY}, {precision}", precision, multiply(listed, precision, device), multiply_adds)
+        function = multiply([peak_product], precision, device)
+        share = peak_product.multiply_adds / multiply_adds
+        yield Row(f"{PEAK}, {precision}", precision, function, multiply_adds, steps_per_call=share)

@@ -89,7 +89,7 @@ def save_model(
         encoder=spec,
         encoder_fingerprint=spec.fingerprint,
         view="whole",
-        data=TrainingData(images=0, captions=0, validation_images=0),
+        data=TrainingData(num_images=0, num_captions=0, num_val_images=0),
         epoch=0,
         selected_by="nothing",
         versions={},

@@ -1,46 +1,42 @@
+"""Additive scores and their gradients against the direct formula."""
+
 import shutil
 
 import pytest
 import torch
+from torch import Tensor
 
-from pipeline.decoder import energy
-
-
-@pytest.fixture(params=[1, 100, 10**6], ids=["one image at a time", "a few", "all at once"])
-def _room(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(energy, "CACHED_NUMBERS", request.param)
+from pipeline.decoder import additive_scores as module
+from pipeline.decoder.additive_scores import additive_scores
 
 
+def random_inputs(num_images: int, num_captions: int, num_regions: int, size: int, dtype: torch.dtype) -> list[Tensor]:
+    """Keys [B, P, A], query [B, K, A], weight [A] and the gradient of the scores [B, K, P]."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(num_images, num_regions, size), (num_images, num_captions, size), (size,)]
+    keys, query, weight = (torch.randn(s, generator=generator, dtype=dtype, requires_grad=True) for s in shapes)
+    return [keys, query, weight, torch.randn(num_images, num_captions, num_regions, generator=generator, dtype=dtype)]
+
+
+@pytest.mark.parametrize("buffer_size", [1, 100, 10**6], ids=["one image at a time", "a few images", "all images"])
+def test_scores_and_gradients_equal_the_direct_formula(buffer_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BUFFER_SIZE", buffer_size)
+    keys, query, weight, grad_output = random_inputs(5, 2, 4, 3, torch.float64)
+    scores = additive_scores(keys, query, weight)
+    expected = torch.relu(keys.unsqueeze(1) + query.unsqueeze(2)) @ weight
+    torch.testing.assert_close(scores, expected)
+    gradients = torch.autograd.grad(scores, (keys, query, weight), grad_output)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, (keys, query, weight), grad_output))
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compilation needs g++")
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
-def test_compiled_energies_are_the_same() -> None:
-    generator = torch.Generator().manual_seed(0)
-    for images in (5, 2):
-        keys, query, weight = (
-            torch.randn(*shape, generator=generator, requires_grad=True)
-            for shape in ((images, 9, 16), (images, 3, 16), (16,))
-        )
-        wanted = torch.randn(images, 3, 9, generator=generator)
-        plain, compiled = (
-            energy.additive_scores(keys, query, weight),
-            energy.additive_scores(keys, query, weight, compiled=True),
-        )
-        torch.testing.assert_close(compiled, plain)
-        of_plain = torch.autograd.grad(plain, (keys, query, weight), wanted)
-        torch.testing.assert_close(torch.autograd.grad(compiled, (keys, query, weight), wanted), of_plain)
-
-
-@pytest.mark.usefixtures("_room")
-def test_energies_and_gradients_are_those_of_the_plain_formula() -> None:
-    generator = torch.Generator().manual_seed(0)
-    keys, query, weight = (
-        torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
-        for shape in ((5, 4, 3), (5, 2, 3), (3,))
-    )
-    wanted = torch.randn(5, 2, 4, generator=generator, dtype=torch.float64)
-    fast = energy.additive_scores(keys, query, weight)
-    slow = torch.relu(keys.unsqueeze(1) + query.unsqueeze(2)) @ weight
-    torch.testing.assert_close(fast, slow)
-    of_fast = torch.autograd.grad(fast, (keys, query, weight), wanted)
-    of_slow = torch.autograd.grad(slow, (keys, query, weight), wanted)
-    torch.testing.assert_close(of_fast, of_slow)
+@pytest.mark.parametrize("num_images", [5, 2])
+def test_compiled_scores_and_gradients_are_equal(num_images: int) -> None:
+    keys, query, weight, grad_output = random_inputs(num_images, 3, 9, 16, torch.float32)
+    scores = additive_scores(keys, query, weight, compiled=True)
+    expected = additive_scores(keys, query, weight)
+    torch.testing.assert_close(scores, expected)
+    gradients = torch.autograd.grad(scores, (keys, query, weight), grad_output)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, (keys, query, weight), grad_output))

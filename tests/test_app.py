@@ -87,7 +87,7 @@ def write_seeded_model(
     params = load(ROOT / "params.yaml", "train", TrainParams).decoder
     decoder = SoftAttentionDecoder(params, spec.grid, encoder.channels, len(vocabulary))
     with torch.no_grad():
-        decoder.energy *= 50
+        decoder.score_weight *= 50
         decoder.output_proj.weight *= 20
         decoder.output_proj.bias[END] = -1000.0  # all captions are as long as they may be
     config = ModelConfig(
@@ -97,7 +97,7 @@ def write_seeded_model(
         encoder=spec,
         encoder_fingerprint=spec.fingerprint,
         view="whole",
-        data=TrainingData(images=0, captions=0, validation_images=0),
+        data=TrainingData(num_images=0, num_captions=0, num_val_images=0),
         epoch=1,
         selected_by="cider",
         versions={},

@@ -41,7 +41,7 @@ def make_model(
         encoder=spec,
         encoder_fingerprint=spec.fingerprint,
         view=view,
-        data=TrainingData(images=1, captions=5, validation_images=1),
+        data=TrainingData(num_images=1, num_captions=5, num_val_images=1),
         epoch=1,
         selected_by="cider",
         versions={},

@@ -1,172 +1,177 @@
-"""The decoder against the equations of the paper, written out one word at a time in float64."""
+"""The decoder against the equations of the paper, in float64."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from pipeline.captions.vocabulary import PAD
-from pipeline.decoder.soft_attention import DecoderParams, Dropout, SoftAttentionDecoder, places
-from pipeline.decoder.soft_attention_reference import SoftAttentionReference, reference_names
+from pipeline.decoder.soft_attention import (
+    DecoderParams,
+    Dropout,
+    ProjectedRegions,
+    RegionFeatures,
+    SoftAttentionDecoder,
+    position_encoding,
+)
 from pipeline.training.loss import caption_loss
 
-SIZES = DecoderParams(
-    embedding_size=7, hidden_size=6, attention_size=5, dropout=0.0, region_dropout=0.0, word_dropout=0.0
-)
 B, K, T, P, C, V = 3, 2, 4, 9, 8, 11
+SIDE = 3
+MANY_STEPS = P + 1
+"""Decoding steps per image for which `prepare` projects the regions."""
 
 
-def decoder() -> SoftAttentionDecoder:
+def decoder_params(size: int) -> DecoderParams:
+    return DecoderParams(
+        embedding_size=size + 2,
+        hidden_size=size + 1,
+        attention_size=size,
+        dropout=0.0,
+        region_dropout=0.0,
+        word_dropout=0.0,
+    )
+
+
+def build_decoder() -> SoftAttentionDecoder:
     torch.manual_seed(1)
-    return SoftAttentionDecoder(SIZES, grid=(3, 3), channels=C, words=V).double()
+    return SoftAttentionDecoder(decoder_params(5), (SIDE, SIDE), C, V).double()
 
 
-def example() -> tuple[Tensor, Tensor]:
+def example_batch(caption_length: int = T) -> tuple[Tensor, Tensor]:
+    """Grids [B, P, C] and tokens [B, K, T]."""
     generator = torch.Generator().manual_seed(2)
     grids = torch.rand(B, P, C, generator=generator, dtype=torch.float64)
-    return grids, torch.randint(0, V, (B, K, T), generator=generator)
+    return grids, torch.randint(0, V, (B, K, caption_length), generator=generator)
 
 
-def textbook(model: SoftAttentionDecoder, grid: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-    """One caption [T] of one grid [P, C]: keys anew at every word, gates one by one."""
-    attention_size, state_size = SIZES.attention, SIZES.state
-    parts = [attention_size, 1, 1, 4 * state_size]
-    query_w, beta_w, seek_w, gates_w = model.state_proj.weight.split(parts)
-    query_y, beta_y, seek_y, gates_y = model.word_proj.weight.split(parts)
-    query_b, beta_b, seek_b, gates_b = model.state_proj.bias.split(parts)
+def follow_equations(model: SoftAttentionDecoder, grid: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [T, V] and alpha [T, P] of one caption [T] of one grid [P, C], one region and one gate at a time."""
+    split_sizes = [model.key_proj.out_features, 1, 1, 4 * model.init_h.out_features]
+    query_h, beta_h, coverage_h, gates_h = model.state_proj.weight.split(split_sizes)
+    query_y, beta_y, coverage_y, gates_y = model.word_proj.weight.split(split_sizes)
+    query_b, beta_b, coverage_b, gates_b = model.state_proj.bias.split(split_sizes)
     regions = [
-        torch.cat([(region - region.mean()) / torch.sqrt(region.var(correction=0) + 1e-5), place])
-        for region, place in zip(grid, places(3, 3).double(), strict=True)
+        torch.cat([(region - region.mean()) / torch.sqrt(region.var(correction=0) + 1e-5), position])
+        for region, position in zip(grid, position_encoding(SIDE, SIDE).double(), strict=True)
     ]
     mean = torch.stack(regions).mean(0)
     h, c = torch.tanh(model.init_h(mean)), torch.tanh(model.init_c(mean))
-    logits, attentions = [], []
-    seen = torch.zeros(P, dtype=torch.float64)
-    for word in words:
-        y = model.embedding.weight[word]
-        additive_scores = [
-            (model.energy * torch.relu(model.key(a) + query_w @ h + query_y @ y + query_b)).sum() for a in regions
-        ]
-        alpha = (torch.stack(additive_scores) + (seek_w @ h + seek_y @ y + seek_b) * seen).softmax(0)
-        seen = seen + alpha
-        beta = torch.sigmoid(beta_w @ h + beta_y @ y + beta_b)
+    coverage = torch.zeros(P, dtype=torch.float64)
+    logits, alphas = [], []
+    for token in tokens:
+        y = model.embedding.weight[token]
+        query = query_h @ h + query_y @ y + query_b
+        e = torch.stack([(model.score_weight * torch.relu(model.key_proj(a) + query)).sum() for a in regions])
+        alpha = (e + (coverage_h @ h + coverage_y @ y + coverage_b) * coverage).softmax(0)
+        coverage = coverage + alpha
+        beta = torch.sigmoid(beta_h @ h + beta_y @ y + beta_b)
         z = beta * sum(weight * a for weight, a in zip(alpha, regions, strict=True))
-        i, f, g, o = (gates_y @ y + gates_w @ h + gates_b + model.context_gates.weight @ z).chunk(4)
+        i, f, g, o = (gates_y @ y + gates_h @ h + gates_b + model.context_proj.weight @ z).chunk(4)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         h = torch.sigmoid(o) * torch.tanh(c)
-        deep = torch.tanh(y + model.state_output(h) + model.context_output.weight @ z)
-        logits.append(model.vocabulary(deep))
-        attentions.append(alpha)
-    return torch.stack(logits), torch.stack(attentions)
+        deep_output = torch.tanh(y + model.state_output(h) + model.context_output.weight @ z)
+        logits.append(model.output_proj(deep_output))
+        alphas.append(alpha)
+    return torch.stack(logits), torch.stack(alphas)
 
 
-def test_teacher_forcing_follows_the_equations() -> None:
-    model, (grids, words) = decoder(), example()
-    logits, attention = model(grids, words)
-    for image in range(B):
-        for caption in range(K):
-            expected = textbook(model, grids[image], words[image, caption])
-            torch.testing.assert_close(logits[image, caption], expected[0], rtol=1e-10, atol=1e-12)
-            torch.testing.assert_close(attention[image, caption], expected[1], rtol=1e-10, atol=1e-12)
+@pytest.mark.parametrize("caption_length", [T, MANY_STEPS])
+def test_forward_follows_the_equations(caption_length: int) -> None:
+    model, (grids, tokens) = build_decoder(), example_batch(caption_length)
+    logits, alpha = model(grids, tokens)
+    for b in range(B):
+        for k in range(K):
+            expected_logits, expected_alpha = follow_equations(model, grids[b], tokens[b, k])
+            torch.testing.assert_close(logits[b, k], expected_logits, rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(alpha[b, k], expected_alpha, rtol=1e-10, atol=1e-12)
 
 
-def test_gradients_follow_the_equations() -> None:
-    model, (grids, words) = decoder(), example()
-    logits, attention = model(grids, words)
-    loss = caption_loss(logits, attention, words)
+@pytest.mark.parametrize("caption_length", [T, MANY_STEPS])
+def test_gradients_follow_the_equations(caption_length: int) -> None:
+    model, (grids, tokens) = build_decoder(), example_batch(caption_length)
+    logits, alpha = model(grids, tokens)
+    loss = caption_loss(logits, alpha, tokens)
     loss.total(loss.counts, 0.5).backward()
-    fast = [parameter.grad for parameter in model.parameters()]
+    gradients = [parameter.grad for parameter in model.parameters()]
     model.zero_grad()
-    slow = [[textbook(model, grids[image], words[image, caption]) for caption in range(K)] for image in range(B)]
-    logits = torch.stack([torch.stack([pair[0] for pair in row]) for row in slow])
-    attention = torch.stack([torch.stack([pair[1] for pair in row]) for row in slow])
-    loss = caption_loss(logits, attention, words)
+    outputs = [[follow_equations(model, grids[b], tokens[b, k]) for k in range(K)] for b in range(B)]
+    logits = torch.stack([torch.stack([logits for logits, _ in row]) for row in outputs])
+    alpha = torch.stack([torch.stack([alpha for _, alpha in row]) for row in outputs])
+    loss = caption_loss(logits, alpha, tokens)
     loss.total(loss.counts, 0.5).backward()
-    for mine, parameter in zip(fast, model.parameters(), strict=True):
-        torch.testing.assert_close(mine, parameter.grad, rtol=1e-10, atol=1e-13)
+    for gradient, parameter in zip(gradients, model.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("side", [3, 5], ids=["fewer regions than words", "more"])
-def test_loss_and_gradients_are_those_of_the_textbook(side: int) -> None:
-    torch.manual_seed(3)
-    sizes = DecoderParams(
-        embedding_size=24, hidden_size=20, attention_size=16, dropout=0.0, region_dropout=0.0, word_dropout=0.0
-    )
-    ours = SoftAttentionDecoder(sizes, grid=(side, side), channels=32, words=40).double()
-    its = SoftAttentionReference(ours)
-    grids = torch.rand(4, side**2, 32, dtype=torch.float64)
-    words = torch.randint(PAD + 1, 40, (4, 3, 7))
-    for number, length in enumerate([7, 4, 6, 2, 5, 7, 3, 7, 6, 0, 4, 5]):
-        words[number // 3, number % 3, length:] = PAD
-    losses = []
-    for model in (ours, its):
-        loss = caption_loss(*model(grids, words[:, :, :-1]), words[:, :, 1:], label_smoothing=0.1)
-        losses.append(loss.total(loss.counts, 0.5))
-        losses[-1].backward()
-    torch.testing.assert_close(losses[0], losses[1], rtol=1e-10, atol=0)
-    gradients = reference_names({name: weights.grad for name, weights in ours.named_parameters()})
-    learned = {name: weights.grad for name, weights in its.named_parameters() if weights.requires_grad}
-    assert gradients.keys() - learned.keys() == {"cell.bias_hh"}
-    for name, expected in learned.items():
-        assert (gradients[name] - expected).norm() < 1e-10 * expected.norm(), name
+@pytest.mark.parametrize(("num_steps", "form"), [(P, RegionFeatures), (MANY_STEPS, ProjectedRegions)])
+@pytest.mark.parametrize("project_vocabulary", [False, True])
+def test_decode_steps_equal_forward(num_steps: int, form: type, project_vocabulary: bool) -> None:
+    model, (grids, tokens) = build_decoder(), example_batch()
+    logits, alphas = model(grids, tokens)
+    images = model.prepare(grids, num_steps)
+    assert type(images) is form
+    state = model.init_state(images, K)
+    word_projection = model.project_vocabulary() if project_vocabulary else None
+    for t in range(T):
+        step_logits, state, alpha = model.decode_step(tokens[:, :, t], state, images, word_projection)
+        torch.testing.assert_close(step_logits, logits[:, :, t])
+        torch.testing.assert_close(alpha, alphas[:, :, t])
+    torch.testing.assert_close(state.coverage, alphas.sum(dim=2))
 
 
-def test_steps_and_teacher_forcing_agree() -> None:
-    model, (grids, words) = decoder(), example()
-    logits, attention = model(grids, words)
-    regions = model.look(grids)
-    state = model.start(regions, K)
-    for place in range(T):
-        one, state, looked = model.step(words[:, :, place], state, regions)
-        torch.testing.assert_close(one, logits[:, :, place])
-        torch.testing.assert_close(looked, attention[:, :, place])
+@pytest.mark.parametrize("num_steps", [P, MANY_STEPS])
+def test_selected_images_decode_like_all_images(num_steps: int) -> None:
+    model, (grids, tokens) = build_decoder(), example_batch()
+    index = torch.tensor([2, 0])
+    images = model.prepare(grids, num_steps)
+    expected, *_ = model.decode_step(tokens[:, :, 0], model.init_state(images, K), images)
+    selected = images.select_images(index)
+    assert type(selected) is type(images)
+    logits, *_ = model.decode_step(tokens[index, :, 0], model.init_state(selected, K), selected)
+    torch.testing.assert_close(logits, expected[index])
 
 
 def test_attention_is_a_distribution_over_regions() -> None:
-    model, (grids, words) = decoder(), example()
-    attention = model(grids, words)[1]
-    assert attention.min() > 0
-    torch.testing.assert_close(attention.sum(-1), torch.ones(B, K, T, dtype=torch.float64))
+    model, (grids, tokens) = build_decoder(), example_batch()
+    _, alpha = model(grids, tokens)
+    assert alpha.min() > 0
+    torch.testing.assert_close(alpha.sum(-1), torch.ones(B, K, T, dtype=torch.float64))
 
 
-def test_a_caption_does_not_depend_on_its_neighbors_or_on_later_words() -> None:
-    model, (grids, words) = decoder(), example()
-    logits = model(grids, words)[0]
-    alone = model(grids[1:2], words[1:2, :1, :2])[0]
-    torch.testing.assert_close(alone[0, 0], logits[1, 0, :2])
+def test_logits_depend_neither_on_other_captions_nor_on_later_words() -> None:
+    model, (grids, tokens) = build_decoder(), example_batch()
+    logits, _ = model(grids, tokens)
+    logits_alone, _ = model(grids[1:2], tokens[1:2, :1, :2])
+    torch.testing.assert_close(logits_alone[0, 0], logits[1, 0, :2])
 
 
-def test_float16_grids_are_taken_as_they_are_stored() -> None:
-    grids, words = example()
-    model = SoftAttentionDecoder(SIZES, grid=(3, 3), channels=C, words=V)
-    assert model(grids.half(), words)[0].dtype == torch.float32
+def test_float16_grids_give_float32_logits() -> None:
+    grids, tokens = example_batch()
+    logits, _ = build_decoder().float()(grids.half(), tokens)
+    assert logits.dtype == torch.float32
 
 
-def test_bfloat16_computes_the_same_roughly() -> None:
+def test_bfloat16_autocast_approximates_float32() -> None:
     torch.manual_seed(1)
-    sizes = DecoderParams(
-        embedding_size=64, hidden_size=64, attention_size=64, dropout=0.0, region_dropout=0.0, word_dropout=0.0
-    )
-    model = SoftAttentionDecoder(sizes, grid=(3, 3), channels=C, words=V)
-    grids, words = example()
+    model = SoftAttentionDecoder(decoder_params(64), (SIDE, SIDE), C, V)
+    grids, tokens = example_batch()
 
     def loss_and_gradient() -> tuple[float, Tensor]:
         model.zero_grad()
-        logits, attention = model(grids.float(), words)
-        loss = caption_loss(logits, attention, words)
+        loss = caption_loss(*model(grids.float(), tokens), tokens)
         loss.total(loss.counts, 0.5).backward()
         gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
         return loss.cross_entropy.item(), torch.cat(gradients)
 
-    exact, gradient = loss_and_gradient()
+    expected_loss, expected_gradient = loss_and_gradient()
     with torch.autocast("cpu", torch.bfloat16):
-        rough, near = loss_and_gradient()
-    assert rough == pytest.approx(exact, rel=0.01)
-    assert rough != exact
-    assert near.dtype == torch.float32
-    assert torch.nn.functional.cosine_similarity(gradient, near, dim=0) > 0.99
+        loss, gradient = loss_and_gradient()
+    assert loss == pytest.approx(expected_loss, rel=0.01)
+    assert loss != expected_loss
+    assert gradient.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(gradient, expected_gradient, dim=0) > 0.99
 
 
-def test_dropout_zeroes_its_share_and_keeps_the_sum_in_training_alone() -> None:
+def test_dropout_zeroes_with_probability_p_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
     dropout, values = Dropout(0.3), torch.ones(200, 500, requires_grad=True)
     dropped = dropout(values)
@@ -177,9 +182,9 @@ def test_dropout_zeroes_its_share_and_keeps_the_sum_in_training_alone() -> None:
     assert dropout.eval()(values) is values
 
 
-def test_no_two_regions_have_the_same_place_and_neighbors_have_like_ones() -> None:
-    table = places(7, 5)
-    distances = torch.cdist(table, table)
+def test_position_encodings_are_distinct_and_closer_for_closer_regions() -> None:
+    encoding = position_encoding(7, 5)
+    distances = torch.cdist(encoding, encoding)
     assert distances.shape == (35, 35)
     assert (distances + 9 * torch.eye(35)).min() > 0.3
     assert distances[0, 1] < distances[0, 2] < distances[0, 34]

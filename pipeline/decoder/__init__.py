@@ -1,1 +1,1 @@
-"""The attention LSTM: its step, its training and its search."""
+"""The decoder: a soft attention LSTM, its reference implementation, and the model folder."""

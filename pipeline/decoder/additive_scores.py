@@ -1,10 +1,11 @@
-"""Additive attention energies without their large intermediate.
+"""Additive attention scores (Bahdanau et al. 2015, with ReLU) without the large intermediate tensor.
 
-Shapes: `B` images, `K` captions an image (or beams), `P` regions, `A` attention.
+Shapes: `B` images, `K` captions per image (or beams), `P` regions, `A` attention size.
 
-The textbook holds [B, K, P, A] numbers for every word until the backward pass; at 196 regions reading and writing them
-takes most of the time. Here a few images at a time are compared in a buffer that fits the processor's cache, and the
-backward pass compares them again. Compiled loops hold nothing between.
+The direct formula keeps a [B, K, P, A] tensor for every decoding step until the backward pass. With 196 regions,
+reading and writing these tensors takes most of a training step. Here the tensor is computed for a few images at a time,
+in a buffer that fits the processor's cache, and computed again in the backward pass. The compiled version needs no
+buffer.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,93 +15,112 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CACHED_NUMBERS = 1 << 18
-"""Size of the buffer on a CPU: 1 MB in float32."""
+BUFFER_SIZE = 1 << 18
+"""Elements of the buffer on a CPU: 1 MB in float32."""
 
-_Passed = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Takes keys, queries and the gradient [B, K, P] of each pair; returns the sums of what the rectifier lets pass, over
-captions [B, P, A] and over regions [B, K, A]."""
+_ActiveSums = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Type of `_active_sums` and `_active_sums_chunked`."""
 
 
 def additive_scores(keys: Tensor, query: Tensor, weight: Tensor, compiled: bool = False) -> Tensor:
-    """Compare states with regions: weight . relu(key + query) for each pair.
+    """Compute `weight . relu(key + query)` for every pair of a key and a query.
 
-    Takes keys [B, P, A], queries [B, K, A] and weights [A]; returns [B, K, P]. With `compiled`, loops that PyTorch
-    compiles the first time: the same to rounding, and faster.
+    Args:
+        keys: Keys of the regions [B, P, A].
+        query: Queries of the captions [B, K, A].
+        weight: Weights of the sum over the attention size [A].
+        compiled: Use `torch.compile`: faster after the first call, equal up to rounding.
+
+    Returns:
+        Scores [B, K, P].
     """
-    compared: Tensor = _Energies.apply(keys, query, weight, compiled)  # type: ignore[no-untyped-call]
-    return compared
+    scores: Tensor = _AdditiveScores.apply(keys, query, weight, compiled)  # type: ignore[no-untyped-call]
+    return scores
 
 
-class _Energies(torch.autograd.Function):
+class _AdditiveScores(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, keys: Tensor, query: Tensor, weight: Tensor, compiled: bool) -> Tensor:
         ctx.save_for_backward(keys, query, weight)
         ctx.compiled = compiled
-        found: Tensor = (_compiled(_compared) if compiled else _compared_in_parts)(keys, query, weight)
-        return found
+        scores: Tensor = (_compile(_scores) if compiled else _scores_chunked)(keys, query, weight)
+        return scores
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         keys, query, weight = ctx.saved_tensors
-        found: tuple[Tensor, ...]
+        (grad_output,) = grad_outputs  # [B, K, P]
+        gradients: tuple[Tensor, ...]
         if ctx.compiled:
-            found = _compiled(_gradients)(keys, query, weight, gradients[0], _passed)
+            gradients = _compile(_gradients)(keys, query, weight, grad_output, _active_sums)
         else:
-            found = _gradients(keys, query, weight, gradients[0], _passed_in_parts)
-        return *found, None
+            gradients = _gradients(keys, query, weight, grad_output, _active_sums_chunked)
+        return *gradients, None
 
 
 @cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, dynamic=True)
 
 
-def _compared(keys: Tensor, query: Tensor, weight: Tensor) -> Tensor:
-    rectified = _widened(keys.unsqueeze(1) + query.unsqueeze(2)).relu()
-    return (rectified * weight).sum(dim=-1).to(keys.dtype)
+def _scores(keys: Tensor, query: Tensor, weight: Tensor) -> Tensor:
+    activations = _at_least_float32(keys.unsqueeze(1) + query.unsqueeze(2)).relu()  # [B, K, P, A]
+    return (activations * weight).sum(dim=-1).to(keys.dtype)  # [B, K, P]
 
 
-def _gradients(keys: Tensor, query: Tensor, weight: Tensor, wanted: Tensor, passed: _Passed) -> tuple[Tensor, ...]:
-    of_keys, of_query = passed(keys, query, wanted)
-    # A pair that the rectifier lets pass counts for the weights as key + query: the sums over pairs are there already.
-    for_weight = (keys * of_keys).sum(dim=(0, 1)) + (query * of_query).sum(dim=(0, 1))
-    return (of_keys * weight).to(keys.dtype), (of_query * weight).to(query.dtype), for_weight
+def _scores_chunked(keys: Tensor, query: Tensor, weight: Tensor) -> Tensor:
+    scores = keys.new_empty(*query.shape[:2], keys.shape[1])  # [B, K, P]
+    for chunk, buffer in _chunks(keys, query):
+        torch.add(keys[chunk].unsqueeze(1), query[chunk].unsqueeze(2), out=buffer).relu_()
+        scores[chunk] = buffer @ weight
+    return scores
 
 
-def _passed(keys: Tensor, query: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    passed = torch.where(keys.unsqueeze(1) + query.unsqueeze(2) > 0, _widened(wanted).unsqueeze(-1), 0.0)
-    return passed.sum(dim=1), passed.sum(dim=2)
+def _gradients(
+    keys: Tensor, query: Tensor, weight: Tensor, grad_output: Tensor, active_sums: _ActiveSums
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of keys [B, P, A], query [B, K, A] and weight [A]."""
+    key_sum, query_sum = active_sums(keys, query, grad_output)
+    # An active pair adds grad_output * (key + query) to the gradient of the weight, so the two sums suffice.
+    grad_weight = (keys * key_sum).sum(dim=(0, 1)) + (query * query_sum).sum(dim=(0, 1))
+    return (key_sum * weight).to(keys.dtype), (query_sum * weight).to(query.dtype), grad_weight
 
 
-def _widened(values: Tensor) -> Tensor:
+def _active_sums(keys: Tensor, query: Tensor, grad_output: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum `grad_output` [B, K, P] over the pairs where the ReLU is active.
+
+    Returns:
+        The sum over captions [B, P, A] and the sum over regions [B, K, A].
+    """
+    active = keys.unsqueeze(1) + query.unsqueeze(2) > 0  # [B, K, P, A]
+    active_grad = torch.where(active, _at_least_float32(grad_output).unsqueeze(-1), 0.0)  # [B, K, P, A]
+    return active_grad.sum(dim=1), active_grad.sum(dim=2)
+
+
+def _active_sums_chunked(keys: Tensor, query: Tensor, grad_output: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the same as `_active_sums`, a few images at a time."""
+    key_sum, query_sum = torch.empty_like(keys), torch.empty_like(query)
+    for chunk, buffer in _chunks(keys, query):
+        torch.gt(keys[chunk].unsqueeze(1), -query[chunk].unsqueeze(2), out=buffer).mul_(
+            grad_output[chunk].unsqueeze(-1)
+        )
+        torch.sum(buffer, dim=1, out=key_sum[chunk])
+        torch.sum(buffer, dim=2, out=query_sum[chunk])
+    return key_sum, query_sum
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def _compared_in_parts(keys: Tensor, query: Tensor, weight: Tensor) -> Tensor:
-    found = keys.new_empty(*query.shape[:2], keys.shape[1])
-    for part, buffer in _parts(keys, query):
-        torch.add(keys[part].unsqueeze(1), query[part].unsqueeze(2), out=buffer).relu_()
-        found[part] = buffer @ weight
-    return found
-
-
-def _passed_in_parts(keys: Tensor, query: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    of_keys, of_query = torch.empty_like(keys), torch.empty_like(query)
-    for part, buffer in _parts(keys, query):
-        torch.gt(keys[part].unsqueeze(1), -query[part].unsqueeze(2), out=buffer).mul_(wanted[part].unsqueeze(-1))
-        torch.sum(buffer, dim=1, out=of_keys[part])
-        torch.sum(buffer, dim=2, out=of_query[part])
-    return of_keys, of_query
-
-
-def _parts(keys: Tensor, query: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of the images, each with a buffer [b, K, P, A] to compare them in."""
-    images, captions, size = query.shape
-    regions = keys.shape[1]
-    room = CACHED_NUMBERS // (captions * regions * size) if keys.device.type == "cpu" else images
-    together = max(1, min(images, room))
-    buffer = keys.new_empty(together, captions, regions, size)
-    for start in range(0, images, together):
-        part = slice(start, min(start + together, images))
-        yield part, buffer[: part.stop - part.start]
+def _chunks(keys: Tensor, query: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield slices of the images, each with a buffer [images, K, P, A]. A GPU takes all images in one slice."""
+    num_images, num_captions, attention_size = query.shape
+    num_regions = keys.shape[1]
+    chunk_size = num_images
+    if keys.device.type == "cpu":
+        chunk_size = max(1, min(num_images, BUFFER_SIZE // (num_captions * num_regions * attention_size)))
+    buffer = keys.new_empty(chunk_size, num_captions, num_regions, attention_size)
+    for start in range(0, num_images, chunk_size):
+        stop = min(start + chunk_size, num_images)
+        yield slice(start, stop), buffer[: stop - start]

@@ -1,12 +1,13 @@
-"""Products with fixed matrices inside a loop over words, whose gradients are computed once behind it.
+"""Weight gradients of a recurrent loop, computed by one matrix product per weight after the last step.
 
-Shapes: `T` words, `B` images, `K` captions an image, `I` and `O` numbers in and out.
+Shapes: `T` steps, `B` images, `K` captions per image, `I` input features, `O` output features.
 
-Autograd would form a gradient of the matrices, [I, O], for every word and add them up: products of few rows, which
-spend their time on reading and writing those sums. Put off until the gradients of all words are known, it is one
-product.
+At each step, autograd would compute the gradient of a weight, [I, O], and add it to that of the later steps. A step has
+few rows, so most of that time goes into reading and writing the sum. Once the gradients of all steps are known, one
+product over all T * B * K rows computes the sum directly.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,44 +15,78 @@ from torch import Tensor
 
 
 class DeferredGradients:
-    """What is added up at every word of a loop, and the matrices whose products are added to it.
+    """Weights of a loop whose gradients are computed after the last step.
 
-    `summed` is [T, B, K, O]. A matrix is that of a linear layer, [I, o], or each image's own, [B, I, o], and its
-    products with rows [B, K, I] are added to the last `o` of the `O` numbers. The products themselves are the caller's,
-    with the `matrices` of the loop.
+    Step `t` of the loop computes `addends[t] + inputs @ weight` for each weight, and records the inputs:
+
+        loop = DeferredGradients(addends, weight)
+        for addend in loop.steps():
+            output = addend + inputs @ loop.weights[0]
+            loop.record(inputs)
+
+    The gradient of `weight` follows from the recorded inputs and from the gradient of `addends`.
     """
 
-    def __init__(self, summed: Tensor, *matrices: Tensor) -> None:
-        # Autocast remembers what it has cast of parameters alone, and would cast these at every word.
-        self.matrices = [matrix.detach().to(summed.dtype) for matrix in matrices]
-        self._rows: list[list[Tensor]] = [[] for _ in matrices]
-        self.summed: Tensor = _Deferred.apply(summed, self._rows, *matrices)  # type: ignore[no-untyped-call]
+    def __init__(self, addends: Tensor, *weights: Tensor) -> None:
+        """Prepare the loop.
 
-    def multiplied(self, *rows: Tensor) -> None:
-        """Tell what rows were multiplied with each of the matrices at the next word."""
-        for earlier, own in zip(self._rows, rows, strict=True):
-            earlier.append(own.detach())
+        Args:
+            addends: Terms [T, B, K, O] to which the products are added, one for each step.
+            weights: A weight is either shared, [I, o], or separate for each image, [B, I, o]. Its product with
+                inputs [B, K, I] is added to the last `o` of the `O` output features.
+        """
+        # Cast once: autocast caches its casts of parameters only and would cast these at every step.
+        self.weights = [weight.detach().to(addends.dtype) for weight in weights]
+        """The weights for use inside the loop; autograd does not track them."""
+        self._inputs: list[list[Tensor]] = [[] for _ in weights]
+        self._addends: Tensor = _Deferred.apply(addends, self._inputs, *weights)  # type: ignore[no-untyped-call]
+
+    def steps(self) -> Iterator[Tensor]:
+        """Yield the addend [B, K, O] of each step.
+
+        Raises:
+            RuntimeError: A step was not recorded exactly once.
+        """
+        for step, addend in enumerate(self._addends, start=1):
+            yield addend
+            _check_recorded(self._inputs, step)
+
+    def record(self, *inputs: Tensor) -> None:
+        """Record this step's inputs [B, K, I] to each of the weights."""
+        for recorded, tensor in zip(self._inputs, inputs, strict=True):
+            recorded.append(tensor.detach())
 
 
 class _Deferred(torch.autograd.Function):
-    """Hands on what is added up; its gradient and the rows tell the gradients of the matrices."""
+    """The identity of the addends, whose backward pass computes the gradients of the weights."""
 
     @staticmethod
-    def forward(ctx: Any, summed: Tensor, rows: list[list[Tensor]], *matrices: Tensor) -> Tensor:
-        ctx.rows = rows
-        ctx.shapes = [matrix.shape for matrix in matrices]
-        return summed.view_as(summed)
+    def forward(ctx: Any, addends: Tensor, inputs: list[list[Tensor]], *weights: Tensor) -> Tensor:
+        ctx.inputs = inputs
+        ctx.shapes = [weight.shape for weight in weights]
+        return addends.view_as(addends)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = gradients  # [T, B, K, O]
-        found = []
-        for rows, shape in zip(ctx.rows, ctx.shapes, strict=True):
-            inputs, outputs = torch.stack(rows).to(gradient.dtype), gradient[..., -shape[-1] :]
-            rows.clear()
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_output,) = grad_outputs  # [T, B, K, O]
+        _check_recorded(ctx.inputs, len(grad_output))
+        grad_weights = []
+        for recorded, shape in zip(ctx.inputs, ctx.shapes, strict=True):
+            inputs = torch.stack(recorded).to(grad_output.dtype)  # [T, B, K, I]
+            outputs = grad_output[..., -shape[-1] :]  # [T, B, K, o]
+            recorded.clear()
             if len(shape) == 2:
-                inputs, outputs = inputs.flatten(0, 2), outputs.flatten(0, 2)
+                inputs, outputs = inputs.flatten(0, 2), outputs.flatten(0, 2)  # [T * B * K, ...]
             else:
                 inputs, outputs = (tensor.transpose(0, 1).flatten(1, 2) for tensor in (inputs, outputs))
-            found.append((outputs.mT @ inputs).mT)
-        return gradient, None, *found
+                # [B, T * K, ...]
+            grad_weights.append((outputs.mT @ inputs).mT)  # [I, o] or [B, I, o]
+        return grad_output, None, *grad_weights
+
+
+def _check_recorded(inputs: list[list[Tensor]], num_steps: int) -> None:
+    """Raise `RuntimeError` unless every weight has the inputs of `num_steps` steps."""
+    if any(len(recorded) != num_steps for recorded in inputs):
+        raise RuntimeError(
+            f"{len(inputs[0])} of {num_steps} steps were recorded. Call `record` once per step and `backward` once."
+        )

@@ -1,79 +1,94 @@
-"""The model folder: decoder weights, configuration and vocabulary, all that captioning needs besides the encoder."""
+"""The model folder: decoder weights, configuration, vocabulary and training history.
 
-import json
+With the weights of the encoder, it holds everything that captioning needs.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
 import safetensors.torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from pipeline.artifacts import write_atomically, write_json
+from pipeline.artifacts import Schema, read_bytes, read_json, write_atomically, write_json
 from pipeline.captions.vocabulary import Vocabulary, read_vocabulary, write_vocabulary
 from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
 from pipeline.errors import UserError
 from pipeline.features.store import EncoderSpec
 
-SCHEMA = "gridcap.model"
-SCHEMA_VERSION = 4
+SCHEMA = Schema("gridcap.model", 5)
 WEIGHTS_FILE = "decoder.safetensors"
 CONFIG_FILE = "config.json"
 VOCABULARY_FILE = "vocabulary.json"
 HISTORY_FILE = "history.json"
 MODEL_FILES = (WEIGHTS_FILE, CONFIG_FILE, VOCABULARY_FILE, HISTORY_FILE)
 
-MEND = "restore the folder as `train` or `gridcap export` wrote it"
-"""What to do where a file of a model folder is missing or damaged."""
+REMEDY = "Use a complete model folder of this version of gridcap, such as data/model after `dvc repro train`."
+"""What to do about a missing or damaged file of a model folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """How much a decoder was trained and chosen on."""
+    """Size of the data that a decoder was trained and validated on."""
 
-    images: int
-    captions: int
-    validation_images: int
+    num_images: int
+    """Images of the train split."""
+    num_captions: int
+    """Captions of the train split."""
+    num_val_images: int
+    """Images of the validation split."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What a decoder was built as, and what it was trained on."""
+    """Configuration of a decoder, and how it was trained."""
 
     fingerprint: str
-    """Of the training run: params, inputs, code and versions."""
+    """Fingerprint of the training run: params, inputs, code and versions."""
     decoder: DecoderParams
+    """Sizes and dropout of the decoder."""
     vocabulary_digest: str
+    """Digest of the vocabulary."""
     encoder: EncoderSpec
-    """The encoder that made the grids, as the feature store has it."""
+    """Encoder of the grids."""
     encoder_fingerprint: str
-    """Of that, and of the way from an image file to a grid."""
+    """Fingerprint of the encoder and of the image preprocessing."""
     view: str
-    """What the grids show of a picture: `whole` or a part."""
+    """View of the images that the grids show: `whole`, a crop or a flip."""
     data: TrainingData
+    """Size of the training data."""
     epoch: int
-    """Epoch, counted from 1, after which these weights were kept."""
+    """Epoch, counted from 1, at whose end these weights were saved."""
     selected_by: str
-    """The score of greedy validation captions that chose the epoch, or `last`."""
+    """Score of greedy validation captions that selected the epoch, or `last`."""
     versions: dict[str, str]
-    """Of what the decoder was trained with, by name of the package."""
+    """Versions of the packages that the decoder was trained with."""
     dataset: str | None = None
-    """Folder of the dataset, as the params of the run have it."""
+    """Dataset folder, as in the params of the training run; None if unknown."""
     encoder_weights: str | None = None
-    """Path or torchvision's name of the encoder's weights, as the params of the run have it."""
+    """Path of the encoder's weights, as in the params of the training run; None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
-    """A decoder ready for captioning, with its vocabulary and configuration."""
+    """A decoder in evaluation mode with its vocabulary and configuration."""
 
     decoder: SoftAttentionDecoder
     vocabulary: Vocabulary
     config: ModelConfig
 
 
+class _WeightsDigest(TypedDict):
+    """The key of the config file that `ModelConfig` lacks."""
+
+    weights_digest: str
+    """SHA-256 of the weights file, in hexadecimal."""
+
+
 def write_model(folder: Path, weights: dict[str, Tensor], vocabulary: Vocabulary, config: ModelConfig) -> None:
-    """Write the three files of a model folder."""
+    """Write weights, vocabulary and configuration to a model folder; the caller adds the history."""
     folder.mkdir(parents=True, exist_ok=True)
     content = safetensors.torch.save(weights)
     write_atomically(folder / WEIGHTS_FILE, content)
@@ -82,70 +97,78 @@ def write_model(folder: Path, weights: dict[str, Tensor], vocabulary: Vocabulary
 
 
 def record_provenance(folder: Path, dataset: str, encoder_weights: str) -> ModelConfig:
-    """Note in a model folder where its inputs came from, and give its configuration then.
+    """Record in a model folder where its training data came from.
 
-    It is no part of training: a dataset or weights that moved make no other model.
+    Provenance is not part of the training run: the same data in another place trains the same model.
+
+    Args:
+        folder: Model folder.
+        dataset: Dataset folder.
+        encoder_weights: Path of the encoder's weights.
+
+    Returns:
+        The new configuration.
     """
-    config, weights_digest = _read_config(folder / CONFIG_FILE)
-    noted = replace(config, dataset=dataset, encoder_weights=encoder_weights)
-    _write_config(folder, noted, weights_digest)
-    return noted
+    config, weights_digest = _read_config(folder)
+    config = replace(config, dataset=dataset, encoder_weights=encoder_weights)
+    _write_config(folder, config, weights_digest)
+    return config
 
 
 def read_model(folder: Path) -> TrainedModel:
-    """Read a model folder; the decoder is in evaluation mode, on the CPU.
+    """Read a model folder. The decoder is in evaluation mode, on the CPU.
 
-    Raises `UserError`, naming the file, where one is missing, damaged, of another schema, or does not belong to the
-    others, or where this version makes other grids of the same images.
+    Raises:
+        UserError: A file is missing, damaged, of another schema or from another model; or this version of gridcap
+            encodes images differently from the version that trained the model.
     """
-    config, weights_digest = _read_config(folder / CONFIG_FILE)
-    vocabulary = read_vocabulary(folder / VOCABULARY_FILE, MEND)
+    config, weights_digest = _read_config(folder)
+    vocabulary = read_vocabulary(folder / VOCABULARY_FILE, REMEDY)
     if vocabulary.digest != config.vocabulary_digest:
         raise UserError(
-            f"{folder}: vocabulary.json has digest {vocabulary.digest}, but the decoder was trained with "
-            f"{config.vocabulary_digest}; {MEND}"
+            f"{folder / VOCABULARY_FILE}: has digest {vocabulary.digest}, but {CONFIG_FILE} records"
+            f" {config.vocabulary_digest}. {REMEDY}"
         )
     path = folder / WEIGHTS_FILE
+    content = read_bytes(path, REMEDY)
+    if sha256(content).hexdigest() != weights_digest:
+        raise UserError(f"{path}: SHA-256 differs from the one recorded in {CONFIG_FILE}. {REMEDY}")
     try:
         decoder = SoftAttentionDecoder(config.decoder, config.encoder.grid, config.encoder.channels, len(vocabulary))
-        content = path.read_bytes()
-        if sha256(content).hexdigest() != weights_digest:
-            raise UserError(f"{path}: its bytes are not those that {CONFIG_FILE} beside it was written with; {MEND}")
         decoder.load_state_dict(safetensors.torch.load(content))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {MEND}") from error
     except (RuntimeError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path}: does not fit {CONFIG_FILE} beside it ({error}); {MEND}") from error
+        raise UserError(f"{path}: does not match {CONFIG_FILE}: {' '.join(str(error).split())}. {REMEDY}") from error
     if config.encoder.fingerprint != config.encoder_fingerprint:
         raise UserError(
-            f"{folder / CONFIG_FILE}: its encoder has fingerprint {config.encoder_fingerprint}, but what is described"
-            f" there has {config.encoder.fingerprint} in this version of gridcap: grids would not be those of the"
-            f" training; {MEND}, use the version that wrote it, or train again"
+            f"{folder / CONFIG_FILE}: records encoder fingerprint {config.encoder_fingerprint}, but this version of"
+            f" gridcap computes {config.encoder.fingerprint}, so its grids differ from those of the training run. Use"
+            " the version that wrote the model, or train again."
         )
     return TrainedModel(decoder=decoder.eval(), vocabulary=vocabulary, config=config)
 
 
+def read_history(folder: Path) -> Sequence[Mapping[str, float]]:
+    """Read the metrics of every training epoch from a model folder: a mapping for each epoch, with the key `epoch`.
+
+    Raises:
+        UserError: The history is missing or damaged.
+    """
+    # A plain `float` would turn epochs into floats.
+    return read_json(folder / HISTORY_FILE, list[dict[str, int | float]], REMEDY)
+
+
 def _write_config(folder: Path, config: ModelConfig, weights_digest: str) -> None:
-    document = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, "weights_digest": weights_digest, **asdict(config)}
+    document = {
+        "schema": SCHEMA.name,
+        "schema_version": SCHEMA.version,
+        "weights_digest": weights_digest,
+        **asdict(config),
+    }
     write_json(folder / CONFIG_FILE, document)
 
 
-def _read_config(path: Path) -> tuple[ModelConfig, str]:
-    """The configuration, and the SHA-256 of the weights' file."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        found = (document.pop("schema"), document.pop("schema_version"))
-        if found != (SCHEMA, SCHEMA_VERSION):
-            raise UserError(
-                f"{path}: has schema {found[0]} {found[1]}, this version reads {SCHEMA} {SCHEMA_VERSION}; use the"
-                " version that wrote it, or train again"
-            )
-        weights_digest = str(document.pop("weights_digest"))
-        return TypeAdapter(ModelConfig).validate_json(json.dumps(document)), weights_digest
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); name a folder that `train` or `gridcap export` wrote, such as"
-            " data/model after `make repro`"
-        ) from error
-    except (ValueError, KeyError, AttributeError, TypeError, ValidationError) as error:
-        raise UserError(f"{path}: is no model configuration ({' '.join(str(error).split())}); {MEND}") from error
+def _read_config(folder: Path) -> tuple[ModelConfig, str]:
+    """Return the configuration, and the SHA-256 of the weights file."""
+    path = folder / CONFIG_FILE
+    config = read_json(path, ModelConfig, REMEDY, SCHEMA)
+    return config, read_json(path, _WeightsDigest, REMEDY)["weights_digest"]

@@ -1,16 +1,25 @@
-"""The decoder of Show, Attend and Tell (Xu et al. 2015, arXiv:1502.03044), with soft attention.
+"""The decoder of Show, Attend and Tell (Xu et al. 2015, arXiv:1502.03044) with deterministic soft attention.
 
-Shapes: `B` images, `K` captions an image (or beams), `T` words, `P` regions, `C` channels, `V` words known,
-`A` attention, `E` embedding, `H` state.
+Names and equation numbers are those of the paper. `soft_attention_reference.py` is the same model in slow and readable
+code.
 
-One `step` looks at the regions and predicts one word. Training runs the same weights through `forward`, which takes out
-of the loop over words whatever does not depend on the state: region keys, the words' share of the gates and the
-vocabulary product. The captions of an image share its regions and keys. Where an image has fewer regions than words,
-it is the regions that are multiplied with the weights that read the context, not the context at every word: both are
-linear, and the gate between them is one number a word.
+Shapes:
+    B  images
+    K  captions per image, or beams
+    T  decoding steps
+    P  regions (L in the paper)
+    C  channels of the encoder's grid
+    D  size of a region with its position encoding: C + 16
+    A  attention size
+    E  embedding size
+    H  hidden size
+    V  vocabulary size
+    G  size of the joint projection to query, beta, coverage weight and LSTM gates: A + 2 + 4H
 """
 
 import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 import torch
@@ -25,209 +34,321 @@ from pipeline.params import params_section
 
 @params_section
 class DecoderParams:
-    """Sizes of the decoder."""
+    """Sizes and dropout of the decoder."""
 
     embedding_size: Annotated[int, Field(ge=1)]
-    """Numbers that stand for a word, and width of the layer before the vocabulary."""
+    """Word embedding size, also the size of the layer before the output layer."""
     hidden_size: Annotated[int, Field(ge=1)]
-    """Numbers in the LSTM's hidden state, and in its cell."""
+    """LSTM hidden size."""
     attention_size: Annotated[int, Field(ge=1)]
-    """Numbers in which the state and a region are compared."""
+    """Attention layer size."""
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    """Share of numbers zeroed in training, in embedded words and before the vocabulary."""
+    """Dropout probability of word embeddings and before the output layer; 0 disables it."""
     region_dropout: Annotated[float, Field(ge=0, lt=1)]
-    """Share of regions that are blanked in training."""
+    """Probability of zeroing all channels of a region in training; 0 disables it."""
     word_dropout: Annotated[float, Field(ge=0, lt=1)]
-    """Share of words hidden from the decoder in training, so that it looks at the picture rather than guesses from
-    the word before."""
+    """Probability of zeroing the embedding of an input word in training; 0 disables it. Makes the decoder rely on the
+    image rather than on the previous word."""
 
 
 POSITION_CHANNELS = 16
 
 
 def position_encoding(height: int, width: int) -> Tensor:
-    """Describe where each region of a grid lies: [P, 16].
+    """Encode the position of each region of a grid as sines and cosines of its x and y coordinates.
 
-    Sines and cosines of x and y, between 0 and 1, at 1/4, 1/2, 1 and 2 periods a picture (after Vaswani et al. 2017;
-    in two dimensions as in Carion et al. 2020).
+    The wavelengths are 4, 2, 1 and 1/2 times the side of the grid (after Vaswani et al. 2017; in two dimensions as in
+    Carion et al. 2020).
+
+    Returns:
+        Position encoding [P, 16] of the regions in row-major order.
     """
     x = ((torch.arange(width) + 0.5) / width).expand(height, width)
     y = ((torch.arange(height) + 0.5) / height).unsqueeze(1).expand(height, width)
-    turns = torch.stack([x, y], dim=-1).reshape(-1, 2, 1) * torch.tensor([0.25, 0.5, 1.0, 2.0])  # [P, 2, 4]
-    return torch.cat([(2 * math.pi * turns).sin(), (2 * math.pi * turns).cos()], dim=-1).flatten(1)
+    frequencies = torch.tensor([0.25, 0.5, 1.0, 2.0])  # cycles per side
+    cycles = torch.stack([x, y], dim=-1).reshape(-1, 2, 1) * frequencies  # [P, 2, 4]
+    return torch.cat([(2 * math.pi * cycles).sin(), (2 * math.pi * cycles).cos()], dim=-1).flatten(1)  # [P, 16]
 
 
-class EncodedImages(NamedTuple):
-    """What the decoder may look at, prepared once an image."""
+@dataclass(frozen=True)
+class EncodedImages(ABC):
+    """Images prepared for decoding by `SoftAttentionDecoder.prepare`, once per image.
+
+    A context vector is a weighted sum of regions, and the LSTM and the output layer project it linearly. The subclasses
+    differ in the order of sum and projection:
+
+    - `RegionFeatures` sums first, `(beta * alpha @ regions) @ weight`, at every step.
+    - `ProjectedRegions` projects first, `beta * alpha @ (regions @ weight)`, with the second product computed once per
+      image. This is faster for images with fewer regions than decoding steps.
+    """
 
     mean: Tensor
-    """[B, 1, C + 16]"""
+    """Mean region [B, 1, D]."""
     keys: Tensor
-    """[B, P, A]"""
-    values: Tensor | None
-    """[B, P, C + 16]: the grid, normalized over channels, and each region's place. None where the products below are
-    made already."""
-    gates: Tensor
-    """What a mean region, or, without values, attention itself is multiplied with for the LSTM's gates: [C + 16, 4H] or
-    [B, P, 4H]."""
-    output: Tensor
-    """The same for the layer before the vocabulary: [C + 16, E] or [B, P, E]."""
+    """Attention keys of the regions [B, P, A]."""
 
-    def select_images(self, images: Tensor) -> "EncodedImages":
-        """Pick the images numbered [B']."""
-        picked = self._replace(mean=self.mean[images], keys=self.keys[images])
-        if self.values is None:
-            return picked._replace(gates=self.gates[images], output=self.output[images])
-        return picked._replace(values=self.values[images])
+    @abstractmethod
+    def attend(self, gated_alpha: Tensor) -> Tensor:
+        """Apply the gated attention weights, beta * alpha [B, K, P]; return what `context_weights` project."""
+
+    @abstractmethod
+    def context_weights(self, decoder: "SoftAttentionDecoder") -> tuple[Tensor, Tensor]:
+        """Return the matrices that project the result of `attend` to the LSTM gates and to the deep output."""
+
+    @abstractmethod
+    def select_images(self, index: Tensor) -> "EncodedImages":
+        """Return the images at indices [B']."""
+
+
+@dataclass(frozen=True)
+class RegionFeatures(EncodedImages):
+    """Images whose context vectors are computed at every step."""
+
+    regions: Tensor
+    """Layer-normalized grid with position encoding [B, P, D]."""
+
+    def attend(self, gated_alpha: Tensor) -> Tensor:
+        """Return the context vectors [B, K, D] (eq. 13)."""
+        return torch.bmm(gated_alpha, self.regions)
+
+    def context_weights(self, decoder: "SoftAttentionDecoder") -> tuple[Tensor, Tensor]:
+        """Return the decoder's weights for context vectors [D, 4H] and [D, E]."""
+        return decoder.context_proj.weight.T, decoder.context_output.weight.T
+
+    def select_images(self, index: Tensor) -> "RegionFeatures":
+        """Return the images at indices [B']."""
+        return RegionFeatures(self.mean[index], self.keys[index], self.regions[index])
+
+
+@dataclass(frozen=True)
+class ProjectedRegions(EncodedImages):
+    """Images whose regions are projected once, so that no context vector is ever computed."""
+
+    region_gates: Tensor
+    """Regions projected to the LSTM gates [B, P, 4H]."""
+    region_output: Tensor
+    """Regions projected to the deep output [B, P, E]."""
+
+    def attend(self, gated_alpha: Tensor) -> Tensor:
+        """Return `gated_alpha` [B, K, P]: the products with the projected regions include the weighted sum."""
+        return gated_alpha
+
+    def context_weights(self, decoder: "SoftAttentionDecoder") -> tuple[Tensor, Tensor]:
+        """Return the projected regions [B, P, 4H] and [B, P, E]."""
+        return self.region_gates, self.region_output
+
+    def select_images(self, index: Tensor) -> "ProjectedRegions":
+        """Return the images at indices [B']."""
+        return ProjectedRegions(self.mean[index], self.keys[index], self.region_gates[index], self.region_output[index])
 
 
 class DecoderState(NamedTuple):
-    """What the decoder remembers between words."""
+    """Recurrent state between two decoding steps."""
 
-    hidden: Tensor
-    """[B, K, H]"""
-    cell: Tensor
-    """[B, K, H]"""
+    h: Tensor
+    """Hidden state [B, K, H]."""
+    c: Tensor
+    """Cell state [B, K, H]."""
     coverage: Tensor
-    """[B, K, P], the attention of all words so far, summed."""
+    """Sum of the attention weights of all steps so far [B, K, P]."""
 
 
 class Dropout(nn.Module):
-    """`nn.Dropout`, whose random numbers take a tenth of a training step on a CPU, with faster ones."""
+    """Dropout with a cheaper mask than `nn.Dropout`, whose mask takes a tenth of a training step on a CPU."""
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, p: float) -> None:
         super().__init__()
-        self.p = share
+        self.p = p
 
     def forward(self, values: Tensor) -> Tensor:
-        """Zero a share of the values, and scale the others so that their sum is expected to stay."""
+        """Zero values with probability `p` and scale the rest by 1 / (1 - p); return them unchanged in evaluation."""
         if not self.training or not self.p:
             return values
-        kept = torch.rand(values.shape, device=values.device) >= self.p
-        return values * (kept.to(values.dtype) / (1 - self.p))
+        mask = torch.rand(values.shape, device=values.device) >= self.p
+        return values * (mask.to(values.dtype) / (1 - self.p))
 
 
 class SoftAttentionDecoder(nn.Module):
-    """An LSTM that chooses, before each word, where to look.
+    """LSTM decoder with soft attention over image regions.
 
-    Differs from the paper in five points: where to look depends on the last word, not on the state before it alone,
-    since five people word one picture in five ways; regions are layer-normalized over channels, which removes the
-    scale of the encoder's activations; each region is told its place, without which left and right look alike; the
-    state chooses how much to seek or shun what was looked at before (a coverage, after Tu et al. 2016), without which
-    things are named twice; and the energies come from a rectifier in place of a hyperbolic tangent.
+    It differs from the paper in five points:
+
+    1. Attention and beta depend on the previous word as well as on h, which has not read that word yet: people
+       describe one image in different ways.
+    2. Regions are layer-normalized over channels, which removes the scale of the encoder's activations.
+    3. Regions carry a position encoding, without which left and right are indistinguishable.
+    4. The coverage, times a weight that the decoder predicts at every step, is added to the attention scores (after Tu
+       et al. 2016). Without it, captions name objects twice.
+    5. Attention scores use ReLU instead of tanh.
     """
 
     position_encoding: Tensor
 
-    def __init__(self, params: DecoderParams, grid: tuple[int, int], channels: int, words: int) -> None:
+    def __init__(self, params: DecoderParams, grid_size: tuple[int, int], num_channels: int, vocab_size: int) -> None:
+        """Build a decoder with random weights.
+
+        Args:
+            params: Sizes and dropout.
+            grid_size: Height and width of the grid, in regions.
+            num_channels: Channels of the grid, C.
+            vocab_size: Number of words, V.
+        """
         super().__init__()
-        self.register_buffer("position_encoding", position_encoding(*grid), persistent=False)
-        self._channels = channels
+        attention_size, embedding_size, hidden_size = params.attention_size, params.embedding_size, params.hidden_size
+        region_size = num_channels + POSITION_CHANNELS  # D
+        self.register_buffer("position_encoding", position_encoding(*grid_size), persistent=False)
         self.compiled = False
-        channels += POSITION_CHANNELS
-        self._sizes = [params.attention_size, 1, 1, 4 * params.hidden_size]
-        self.key = nn.Linear(channels, params.attention_size)
-        self.energy = nn.Parameter(torch.empty(params.attention_size).uniform_(-1, 1) / params.attention_size**0.5)
-        self.init_h = nn.Linear(channels, params.hidden_size)
-        self.init_c = nn.Linear(channels, params.hidden_size)
-        self.embedding = nn.Embedding(words, params.embedding_size)
-        self.word_proj = nn.Linear(params.embedding_size, sum(self._sizes), bias=False)
-        self.context_gates = nn.Linear(channels, 4 * params.hidden_size, bias=False)
-        self.state_proj = nn.Linear(params.hidden_size, sum(self._sizes))
-        self.state_output = nn.Linear(params.hidden_size, params.embedding_size)
-        self.context_output = nn.Linear(channels, params.embedding_size, bias=False)
-        self.output_proj = nn.Linear(params.embedding_size, words)
+        """Whether attention scores use `torch.compile`."""
+        self._num_channels = num_channels
+        self._split_sizes = [attention_size, 1, 1, 4 * hidden_size]  # query, beta, coverage weight, LSTM gates
+        self.key_proj = nn.Linear(region_size, attention_size)
+        self.score_weight = nn.Parameter(torch.empty(attention_size).uniform_(-1, 1) / attention_size**0.5)
+        self.init_h = nn.Linear(region_size, hidden_size)
+        self.init_c = nn.Linear(region_size, hidden_size)
+        self.embedding = nn.Embedding(vocab_size, embedding_size)
+        self.word_proj = nn.Linear(embedding_size, sum(self._split_sizes), bias=False)
+        self.context_proj = nn.Linear(region_size, 4 * hidden_size, bias=False)
+        self.state_proj = nn.Linear(hidden_size, sum(self._split_sizes))
+        self.state_output = nn.Linear(hidden_size, embedding_size)  # L_h
+        self.context_output = nn.Linear(region_size, embedding_size, bias=False)  # L_z
+        self.output_proj = nn.Linear(embedding_size, vocab_size)  # L_o
         self.dropout = Dropout(params.dropout)
         self.word_dropout = Dropout(params.word_dropout)
         self.region_dropout = Dropout(params.region_dropout)
 
-    def prepare(self, grids: Tensor, looks: int = 0) -> EncodedImages:
-        """Prepare grids [B, P, C] of any float type. `looks` at each are made by all its captions, 0 if unknown."""
-        normalized = F.layer_norm(grids.to(self.key.weight.dtype), [self._channels])
-        normalized = normalized * self.region_dropout(normalized.new_ones(*normalized.shape[:2], 1))
-        values = torch.cat([normalized, self.position_encoding.expand(len(grids), -1, -1)], dim=-1)
-        if torch.is_autocast_enabled(values.device.type):
-            # Once an image, not once a word.
-            values = values.to(torch.get_autocast_dtype(values.device.type))
-        mean, keys = values.mean(dim=1, keepdim=True), self.key(values)
-        if looks > values.shape[1]:
-            return EncodedImages(mean, keys, None, self.context_gates(values), self.context_output(values))
-        return EncodedImages(mean, keys, values, self.context_gates.weight.T, self.context_output.weight.T)
+    def prepare(self, grids: Tensor, num_steps: int = 0) -> EncodedImages:
+        """Compute everything that depends on the images alone.
 
-    def init_state(self, regions: EncodedImages, captions: int) -> DecoderState:
-        """The state before the first word of `captions` captions an image: made from the mean region."""
-        # In one piece, since a product with an expanded tensor copies the weights for each image.
-        hidden = torch.tanh(self.init_h(regions.mean)).expand(-1, captions, -1).contiguous()
-        cell = torch.tanh(self.init_c(regions.mean)).expand(-1, captions, -1)
-        # What is summed up over words keeps the weights' precision.
-        coverage = cell.new_zeros(len(hidden), captions, regions.keys.shape[1], dtype=self.energy.dtype)
-        return DecoderState(hidden, cell.to(self.energy.dtype), coverage)
+        Args:
+            grids: Grids [B, P, C] of any floating-point type.
+            num_steps: Expected decoding steps per image, over all of its captions; 0 if unknown. Results for different
+                values are equal up to rounding.
+
+        Returns:
+            `ProjectedRegions` for images with fewer regions than decoding steps, else `RegionFeatures`.
+        """
+        normalized = F.layer_norm(grids.to(self.key_proj.weight.dtype), [self._num_channels])  # [B, P, C]
+        normalized = normalized * self.region_dropout(normalized.new_ones(*normalized.shape[:2], 1))
+        regions = torch.cat([normalized, self.position_encoding.expand(len(grids), -1, -1)], dim=-1)  # [B, P, D]
+        if torch.is_autocast_enabled(regions.device.type):
+            # Cast once per image: autocast would do it at every step.
+            regions = regions.to(torch.get_autocast_dtype(regions.device.type))
+        mean, keys = regions.mean(dim=1, keepdim=True), self.key_proj(regions)  # [B, 1, D], [B, P, A]
+        if num_steps > regions.shape[1]:
+            return ProjectedRegions(mean, keys, self.context_proj(regions), self.context_output(regions))
+        return RegionFeatures(mean, keys, regions)
+
+    def init_state(self, images: EncodedImages, num_captions: int) -> DecoderState:
+        """Compute the state before the first word from the mean region, for `num_captions` captions per image."""
+        # Contiguous, as a product with an expanded tensor would copy the weights for each image.
+        h = torch.tanh(self.init_h(images.mean)).expand(-1, num_captions, -1).contiguous()  # [B, K, H]
+        c = torch.tanh(self.init_c(images.mean)).expand(-1, num_captions, -1)  # [B, K, H]
+        # What accumulates over steps keeps the precision of the weights under autocast.
+        dtype = self.score_weight.dtype
+        coverage = c.new_zeros(len(h), num_captions, images.keys.shape[1], dtype=dtype)  # [B, K, P]
+        return DecoderState(h, c.to(dtype), coverage)
 
     def project_vocabulary(self) -> Tensor:
-        """What every word asks of the state, [V, A + 2 + 4H]: made once, it saves a search a product at each word."""
-        return self._asked(self.embedding.weight)
+        """Compute the word projections [V, G] of the whole vocabulary, to speed up `decode_step` in evaluation mode."""
+        return self._project_words(self.embedding.weight)
 
     def decode_step(
-        self, words: Tensor, state: DecoderState, regions: EncodedImages, asked: Tensor | None = None
+        self, tokens: Tensor, state: DecoderState, images: EncodedImages, word_projection: Tensor | None = None
     ) -> tuple[Tensor, DecoderState, Tensor]:
-        """Read one word a caption and predict the next, in evaluation with the help of `read_all`.
+        """Read one word of each caption and predict the next.
 
-        Takes ids [B, K]; returns logits [B, K, V], the new state, and the attention [B, K, P], which sums to 1.
+        Args:
+            tokens: Ids of the words to read [B, K].
+            state: State before the step.
+            images: Result of `prepare`.
+            word_projection: Result of `project_vocabulary` [V, G]; None projects the words of this step.
+
+        Returns:
+            Logits [B, K, V], the next state, and attention weights alpha [B, K, P], which sum to 1.
         """
-        embedded = self._embed(words)
-        asked_by_words = self._asked(embedded) if asked is None else F.embedding(words, asked)
-        state, attention, context = self._advance(
-            asked_by_words, state, regions, self.state_proj.weight.T, regions.gates
-        )
-        return self._logits(embedded, state.hidden, context @ regions.output), state, attention
+        embedded = self._embed(tokens)  # [B, K, E]
+        projected = (
+            self._project_words(embedded) if word_projection is None else F.embedding(tokens, word_projection)
+        )  # [B, K, G]
+        gate_weight, output_weight = images.context_weights(self)
+        state, alpha, attended = self._recurrent_step(projected, state, images, self.state_proj.weight.T, gate_weight)
+        return self._logits(embedded, state.h, attended @ output_weight), state, alpha
 
-    def forward(self, grids: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-        """Read whole captions and predict each next word, as `step` would one by one.
+    def forward(self, grids: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Read whole captions and predict every next word, as `decode_step` does one word at a time.
 
-        Takes grids [B, P, C] and ids [B, K, T]; returns logits [B, K, T, V] and attention [B, K, T, P].
+        Everything that does not depend on the recurrent state is computed outside of the loop over steps.
+
+        Args:
+            grids: Grids [B, P, C] of any floating-point type.
+            tokens: Ids of the words to read [B, K, T].
+
+        Returns:
+            Logits [B, K, T, V] and attention weights alpha [B, K, T, P].
         """
-        captions, length = words.shape[1:]
-        regions = self.prepare(grids, captions * length)
-        state = self.init_state(regions, captions)
-        embedded = self._embed(words.permute(2, 0, 1))  # [T, B, K, E]
-        loop = DeferredGradients(self._asked(embedded), self.state_proj.weight.T, regions.gates)
-        hiddens, contexts, attentions = [], [], []
-        for asked in loop.summed:
-            before = state.hidden
-            state, attention, context = self._advance(asked, state, regions, *loop.matrices)
-            loop.multiplied(before, context)
-            hiddens.append(state.hidden)
-            contexts.append(context)
-            attentions.append(attention)
-        context = torch.stack(contexts, dim=2).flatten(1, 2) @ regions.output
-        embedded = embedded.permute(1, 2, 0, 3)
-        logits = self._logits(embedded, torch.stack(hiddens, dim=2), context.view_as(embedded))
-        return logits, torch.stack(attentions, dim=2)
+        num_captions, caption_length = tokens.shape[1:]
+        images = self.prepare(grids, num_captions * caption_length)
+        state = self.init_state(images, num_captions)
+        embedded = self._embed(tokens.permute(2, 0, 1))  # [T, B, K, E]
+        gate_weight, output_weight = images.context_weights(self)
+        loop = DeferredGradients(self._project_words(embedded), self.state_proj.weight.T, gate_weight)
+        hs, alphas, attended_steps = [], [], []
+        for word_projection in loop.steps():  # [B, K, G]
+            previous_h = state.h
+            state, alpha, attended = self._recurrent_step(word_projection, state, images, *loop.weights)
+            loop.record(previous_h, attended)
+            hs.append(state.h)
+            alphas.append(alpha)
+            attended_steps.append(attended)
+        context_term = torch.stack(attended_steps, dim=2).flatten(1, 2) @ output_weight  # [B, K * T, E]
+        embedded = embedded.permute(1, 2, 0, 3)  # [B, K, T, E]
+        logits = self._logits(embedded, torch.stack(hs, dim=2), context_term.view_as(embedded))  # [B, K, T, V]
+        return logits, torch.stack(alphas, dim=2)
 
-    def _embed(self, words: Tensor) -> Tensor:
-        embedded = self.dropout(self.embedding(words))
-        hidden: Tensor = embedded * self.word_dropout(embedded.new_ones(*words.shape, 1))
-        return hidden
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """Return word embeddings [..., E] with dropout."""
+        embedded = self.dropout(self.embedding(tokens))
+        masked: Tensor = embedded * self.word_dropout(embedded.new_ones(*tokens.shape, 1))
+        return masked
 
-    def _asked(self, embedded: Tensor) -> Tensor:
-        """The words' and the biases' share of what the state is asked."""
+    def _project_words(self, embedded: Tensor) -> Tensor:
+        """Compute the share of word embeddings [..., E] and biases in the joint projection [..., G]."""
         return F.linear(embedded, self.word_proj.weight, self.state_proj.bias)
 
-    def _advance(
-        self, asked: Tensor, state: DecoderState, regions: EncodedImages, state_proj: Tensor, gates_of: Tensor
+    def _recurrent_step(
+        self,
+        word_projection: Tensor,
+        state: DecoderState,
+        images: EncodedImages,
+        state_weight: Tensor,
+        gate_weight: Tensor,
     ) -> tuple[DecoderState, Tensor, Tensor]:
-        """Look and take one step; returns the new state, the attention, and what `regions.output` is to multiply."""
-        query, gate, seek, gates = torch.split(asked + state.hidden @ state_proj, self._sizes, dim=-1)
-        energy = additive_scores(regions.keys, query, self.energy, self.compiled) + seek * state.coverage
-        attention = energy.softmax(dim=-1)  # [B, K, P]
-        looked = gate.sigmoid() * attention
-        context = looked if regions.values is None else torch.bmm(looked, regions.values)
-        entry, forget, candidate, output = (gates + context @ gates_of).chunk(4, dim=-1)
-        cell = forget.sigmoid() * state.cell + entry.sigmoid() * candidate.tanh()
-        hidden = output.sigmoid() * cell.tanh()
-        return DecoderState(hidden, cell, state.coverage + attention), attention, context
+        """Compute attention and the next LSTM state.
 
-    def _logits(self, embedded: Tensor, hidden: Tensor, context: Tensor) -> Tensor:
-        deep = torch.tanh(embedded + self.state_output(hidden) + context)
-        logits: Tensor = self.output_proj(self.dropout(deep))
+        Args:
+            word_projection: Result of `_project_words` [B, K, G].
+            state: State before the step.
+            images: Result of `prepare`.
+            state_weight: Transposed weight of `state_proj` [H, G].
+            gate_weight: First of `images.context_weights`.
+
+        Returns:
+            The next state, alpha [B, K, P], and the result of `images.attend`.
+        """
+        projected = word_projection + state.h @ state_weight  # [B, K, G]
+        query, beta_logit, coverage_weight, gates = torch.split(projected, self._split_sizes, dim=-1)
+        scores = additive_scores(images.keys, query, self.score_weight, self.compiled)  # [B, K, P], eq. 4
+        alpha = (scores + coverage_weight * state.coverage).softmax(dim=-1)  # [B, K, P], eq. 5
+        gated_alpha = beta_logit.sigmoid() * alpha  # [B, K, P]
+        attended = images.attend(gated_alpha)  # [B, K, D] or [B, K, P], eq. 13
+        gates = gates + attended @ gate_weight  # [B, K, 4H], eq. 1
+        input_gate, forget_gate, candidate, output_gate = gates.chunk(4, dim=-1)  # [B, K, H] each
+        c = forget_gate.sigmoid() * state.c + input_gate.sigmoid() * candidate.tanh()  # [B, K, H], eq. 2
+        h = output_gate.sigmoid() * c.tanh()  # [B, K, H], eq. 3
+        return DecoderState(h, c, state.coverage + alpha), alpha, attended
+
+    def _logits(self, embedded: Tensor, h: Tensor, context_term: Tensor) -> Tensor:
+        """Compute logits [..., V] from word embeddings [..., E], h [..., H] and L_z times context [..., E] (eq. 7)."""
+        deep_output = torch.tanh(embedded + self.state_output(h) + context_term)  # [..., E]
+        logits: Tensor = self.output_proj(self.dropout(deep_output))
         return logits

@@ -1,7 +1,10 @@
-"""The decoder as a tutorial would write it: what ours has to equal, and what it has to be faster than.
+"""The decoder of `soft_attention.py` in slow and readable code.
 
-Shapes: `B` images, `K` captions an image, `T` words, `P` regions, `C` channels, `V` words known, `A` attention,
-`E` embedding, `H` state, `R` rows: a caption each, `B * K`.
+Tests compare the two; benchmarks measure how much faster the decoder is. Names and equation numbers are those of Show,
+Attend and Tell (Xu et al. 2015, arXiv:1502.03044).
+
+Shapes: `B` images, `K` captions per image, `N` captions of all images, `T` words, `P` regions, `C` channels, `D` region
+size (C + 16), `A` attention size, `E` embedding size, `H` hidden size, `V` vocabulary size.
 """
 
 from typing import NamedTuple
@@ -14,103 +17,137 @@ from pipeline.decoder.soft_attention import SoftAttentionDecoder
 
 
 class ReferenceState(NamedTuple):
-    """What the decoder remembers between words, a row a caption."""
+    """Recurrent state between two decoding steps."""
 
-    hidden: Tensor
-    """[R, H]"""
-    cell: Tensor
-    """[R, H]"""
+    h: Tensor
+    """Hidden state [N, H]."""
+    c: Tensor
+    """Cell state [N, H]."""
     coverage: Tensor
-    """[R, P], the attention of all words so far, summed."""
+    """Sum of the attention weights of all steps so far [N, P]."""
 
 
 class SoftAttentionReference(nn.Module):
-    """A decoder's mathematics one word at a time, with its weights at the time of making.
+    """Reference implementation with a copy of a decoder's weights.
 
-    Every caption is a row with a copy of its image's regions. For every word the keys are computed anew, each row
-    holds its comparison with each region [R, P, A], an LSTM cell takes one step on word and context, and the state is
-    multiplied with the vocabulary.
+    Computes one word at a time. Every caption has its own copy of its image's regions, and nothing is computed in
+    advance.
     """
 
     position_encoding: Tensor
 
     def __init__(self, decoder: SoftAttentionDecoder) -> None:
+        """Copy the weights of a decoder, which must use neither word dropout nor region dropout."""
         super().__init__()
-        assert decoder.word_dropout.p == decoder.region_dropout.p == 0, "tutorials have neither"
-        channels, size = decoder.key.in_features, decoder.key.out_features
-        words, embedding = decoder.embedding.num_embeddings, decoder.embedding.embedding_dim
-        state = decoder.init_h.out_features
+        if decoder.word_dropout.p or decoder.region_dropout.p:
+            raise ValueError("the reference has neither word dropout nor region dropout")
+        region_size, attention_size = decoder.key_proj.in_features, decoder.key_proj.out_features
+        vocab_size, embedding_size = decoder.embedding.num_embeddings, decoder.embedding.embedding_dim
+        hidden_size = decoder.init_h.out_features
         self.register_buffer("position_encoding", decoder.position_encoding, persistent=False)
-        self.key = nn.Linear(channels, size)
-        self.query = nn.Linear(embedding + state, size)
-        self.seek = nn.Linear(embedding + state, 1)
-        self.gate = nn.Linear(embedding + state, 1)
-        self.energy = nn.Linear(size, 1, bias=False)
-        self.init_h = nn.Linear(channels, state)
-        self.init_c = nn.Linear(channels, state)
-        self.embedding = nn.Embedding(words, embedding)
-        self.cell = nn.LSTMCell(embedding + channels, state)
-        self.state_output = nn.Linear(state, embedding)
-        self.context_output = nn.Linear(channels, embedding, bias=False)
-        self.output_proj = nn.Linear(embedding, words)
+        self.key_proj = nn.Linear(region_size, attention_size)
+        self.query_proj = nn.Linear(embedding_size + hidden_size, attention_size)
+        self.score_proj = nn.Linear(attention_size, 1, bias=False)
+        self.coverage_weight = nn.Linear(embedding_size + hidden_size, 1)
+        self.f_beta = nn.Linear(embedding_size + hidden_size, 1)
+        self.init_h = nn.Linear(region_size, hidden_size)
+        self.init_c = nn.Linear(region_size, hidden_size)
+        self.embedding = nn.Embedding(vocab_size, embedding_size)
+        self.lstm = nn.LSTMCell(embedding_size + region_size, hidden_size)
+        self.state_output = nn.Linear(hidden_size, embedding_size)  # L_h
+        self.context_output = nn.Linear(region_size, embedding_size, bias=False)  # L_z
+        self.output_proj = nn.Linear(embedding_size, vocab_size)  # L_o
         self.dropout = nn.Dropout(decoder.dropout.p)
-        self.to(decoder.energy)
-        self.load_state_dict(reference_names({name: weights.detach() for name, weights in decoder.named_parameters()}))
-        # An LSTM cell adds two biases, where one would do: this one stays 0.
-        self.cell.bias_hh.requires_grad_(False)
+        self.to(decoder.score_weight)
+        self.load_state_dict(convert_weights({name: weight.detach() for name, weight in decoder.named_parameters()}))
+        # The decoder has one bias where nn.LSTMCell adds two. The second stays 0.
+        self.lstm.bias_hh.requires_grad_(False)
 
-    def forward(self, grids: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-        """Take grids [B, P, C] and ids [B, K, T]; returns logits [B, K, T, V] and attention [B, K, T, P]."""
-        regions = self.prepare(grids).repeat_interleave(words.shape[1], dim=0)  # [R, P, C + 16]
+    def forward(self, grids: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Read whole captions and predict every next word.
+
+        Args:
+            grids: Grids [B, P, C] of any floating-point type.
+            tokens: Ids of the words to read [B, K, T].
+
+        Returns:
+            Logits [B, K, T, V] and attention weights alpha [B, K, T, P].
+        """
+        regions = self.prepare(grids).repeat_interleave(tokens.shape[1], dim=0)  # [N, P, D], N = B * K
         state = self.init_state(regions)
-        logits, attentions = [], []
-        for ids in words.flatten(0, 1).unbind(dim=1):
-            predicted, state, attention = self.decode_step(ids, state, regions)
-            logits.append(predicted)
-            attentions.append(attention)
-        stacked = torch.stack(logits, dim=1), torch.stack(attentions, dim=1)
-        predicted, attention = (values.view(*words.shape[:2], *values.shape[1:]) for values in stacked)
-        return predicted, attention
+        step_logits, step_alphas = [], []
+        for words in tokens.flatten(0, 1).unbind(dim=1):  # [N]
+            logits, state, alpha = self.decode_step(words, state, regions)
+            step_logits.append(logits)
+            step_alphas.append(alpha)
+        logits, alpha = torch.stack(step_logits, dim=1), torch.stack(step_alphas, dim=1)  # [N, T, V], [N, T, P]
+        return logits.view(*tokens.shape, -1), alpha.view(*tokens.shape, -1)
 
     def prepare(self, grids: Tensor) -> Tensor:
-        """Regions [B, P, C + 16] of grids [B, P, C]."""
-        normalized = F.layer_norm(grids.to(self.position_encoding.dtype), grids.shape[2:])
+        """Return regions [B, P, D]: grids [B, P, C], layer-normalized, with a position encoding."""
+        normalized = F.layer_norm(grids.to(self.position_encoding.dtype), grids.shape[2:])  # [B, P, C]
         return torch.cat([normalized, self.position_encoding.expand(len(grids), -1, -1)], dim=-1)
 
     def init_state(self, regions: Tensor) -> ReferenceState:
-        """The state of each row before its first word."""
-        mean = regions.mean(dim=1)
-        return ReferenceState(self.init_h(mean).tanh(), self.init_c(mean).tanh(), regions.new_zeros(regions.shape[:2]))
+        """Compute the state before the first word from the mean of the regions [N, P, D]."""
+        mean = regions.mean(dim=1)  # [N, D]
+        h = self.init_h(mean).tanh()  # [N, H]
+        c = self.init_c(mean).tanh()  # [N, H]
+        coverage = regions.new_zeros(regions.shape[:2])  # [N, P]
+        return ReferenceState(h, c, coverage)
 
-    def decode_step(self, ids: Tensor, state: ReferenceState, regions: Tensor) -> tuple[Tensor, ReferenceState, Tensor]:
-        """Read a word a row, ids [R]; returns logits [R, V], the next state and attention [R, P]."""
-        word = self.dropout(self.embedding(ids))
-        asking = torch.cat([word, state.hidden], dim=1)
-        compared = F.relu(self.key(regions) + self.query(asking).unsqueeze(1))  # [R, P, A]
-        additive_scores = self.energy(compared).squeeze(2) + self.seek(asking) * state.coverage
-        attention = additive_scores.softmax(dim=1)
-        context = self.gate(asking).sigmoid() * (regions * attention.unsqueeze(2)).sum(dim=1)
-        hidden, cell = self.cell(torch.cat([word, context], dim=1), (state.hidden, state.cell))
-        deep = torch.tanh(word + self.state_output(hidden) + self.context_output(context))
-        return self.output_proj(self.dropout(deep)), ReferenceState(hidden, cell, state.coverage + attention), attention
+    def decode_step(
+        self, tokens: Tensor, state: ReferenceState, regions: Tensor
+    ) -> tuple[Tensor, ReferenceState, Tensor]:
+        """Read one word of each caption and predict the next.
+
+        Args:
+            tokens: Ids of the words to read [N].
+            state: State before the step.
+            regions: Regions of each caption's image [N, P, D].
+
+        Returns:
+            Logits [N, V], the next state, and attention weights alpha [N, P].
+        """
+        embedded = self.dropout(self.embedding(tokens))  # [N, E]
+        word_and_state = torch.cat([embedded, state.h], dim=1)  # [N, E + H]
+
+        activations = F.relu(self.key_proj(regions) + self.query_proj(word_and_state).unsqueeze(1))  # [N, P, A]
+        scores = self.score_proj(activations).squeeze(2)  # [N, P], eq. 4
+        scores = scores + self.coverage_weight(word_and_state) * state.coverage  # [N, P]
+        alpha = scores.softmax(dim=1)  # [N, P], eq. 5
+
+        beta = self.f_beta(word_and_state).sigmoid()  # [N, 1]
+        context = beta * (alpha.unsqueeze(2) * regions).sum(dim=1)  # [N, D], eq. 13 with beta
+
+        h, c = self.lstm(torch.cat([embedded, context], dim=1), (state.h, state.c))  # [N, H] each, eqs. 1-3
+
+        deep_output = torch.tanh(embedded + self.state_output(h) + self.context_output(context))  # [N, E]
+        logits = self.output_proj(self.dropout(deep_output))  # [N, V], eq. 7
+        return logits, ReferenceState(h, c, state.coverage + alpha), alpha
 
 
-def reference_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A decoder's weights, or their gradients, as the textbook has them."""
-    size, state = len(tensors["energy"]), len(tensors["init_h.bias"])
-    parts = [size, 1, 1, 4 * state]
-    names = ("query", "gate", "seek")
-    *word_proj, word_gates = torch.split(tensors["word_proj.weight"], parts)
-    *state_proj, state_gates = torch.split(tensors["state_proj.weight"], parts)
-    *biases, gates_bias = torch.split(tensors["state_proj.bias"], parts)
-    same = ("key", "init_h", "init_c", "embedding", "state_output", "context_output", "output_proj")
-    return {
-        **{name: tensor for name, tensor in tensors.items() if name.split(".")[0] in same},
-        **{f"{n}.weight": torch.cat(pair, dim=1) for n, *pair in zip(names, word_proj, state_proj, strict=True)},
-        **{f"{name}.bias": bias for name, bias in zip(names, biases, strict=True)},
-        "energy.weight": tensors["energy"].unsqueeze(0),
-        "cell.weight_ih": torch.cat([word_gates, tensors["context_gates.weight"]], dim=1),
-        "cell.weight_hh": state_gates,
-        "cell.bias_ih": gates_bias,
-        "cell.bias_hh": torch.zeros_like(gates_bias),
-    }
+def convert_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Convert a decoder's weights, or their gradients, to the names and shapes of the reference.
+
+    The decoder computes query, beta, coverage weight and LSTM gates by joint projections of the word and of the state;
+    the reference has a layer for each.
+    """
+    attention_size, hidden_size = len(weights["score_weight"]), len(weights["init_h.bias"])
+    split_sizes = [attention_size, 1, 1, 4 * hidden_size]
+    *word_weights, word_gates = torch.split(weights["word_proj.weight"], split_sizes)
+    *state_weights, state_gates = torch.split(weights["state_proj.weight"], split_sizes)
+    *biases, gates_bias = torch.split(weights["state_proj.bias"], split_sizes)
+
+    shared = ("key_proj", "init_h", "init_c", "embedding", "state_output", "context_output", "output_proj")
+    converted = {name: weight for name, weight in weights.items() if name.partition(".")[0] in shared}
+    names = ("query_proj", "f_beta", "coverage_weight")
+    for name, word_weight, state_weight, bias in zip(names, word_weights, state_weights, biases, strict=True):
+        converted[f"{name}.weight"] = torch.cat([word_weight, state_weight], dim=1)
+        converted[f"{name}.bias"] = bias
+    converted["score_proj.weight"] = weights["score_weight"].unsqueeze(0)
+    converted["lstm.weight_ih"] = torch.cat([word_gates, weights["context_proj.weight"]], dim=1)
+    converted["lstm.weight_hh"] = state_gates
+    converted["lstm.bias_ih"] = gates_bias
+    converted["lstm.bias_hh"] = torch.zeros_like(gates_bias)
+    return converted

@@ -13,11 +13,11 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from pipeline.artifacts import read_json, write_atomically, write_json
+from pipeline.artifacts import write_atomically, write_json
 from pipeline.captions.records import Record, Split, read_records
 from pipeline.captions.tokens import TOKENS_FILE, CaptionTokens, read_tokenization, read_tokens, references
 from pipeline.captions.vocabulary import SPECIALS, Vocabulary
-from pipeline.decoder.model_io import HISTORY_FILE, TrainedModel, read_model
+from pipeline.decoder.model_io import TrainedModel, read_history, read_model
 from pipeline.errors import UserError
 from pipeline.evaluation.agreement import human_agreement
 from pipeline.evaluation.scene_scores import score_scenes
@@ -107,7 +107,7 @@ class EvaluationData:
     """Tokenized captions of the train split."""
     store: FeatureStore
     model: TrainedModel
-    history: list[dict[str, int | float | None]]
+    history: Sequence[Mapping[str, float]]
     """Training metrics of each epoch."""
     inputs: EvaluateInputs
 
@@ -156,9 +156,7 @@ def read_inputs(inputs: EvaluateInputs, split: Split) -> EvaluationData:
         train_captions=read_tokens(inputs.tokens / TOKENS_FILE, "train"),
         store=FeatureStore(inputs.features, fingerprint=model.config.encoder_fingerprint),
         model=model,
-        history=read_json(
-            inputs.model / HISTORY_FILE, list[dict[str, int | float | None]], "Run `dvc repro -f -s train`."
-        ),
+        history=read_history(inputs.model),
         inputs=inputs,
     )
     expected = {record.image_id for record in data.records}

@@ -41,7 +41,7 @@ def caption(
 
 def precompute(decoders: Sequence[SoftAttentionDecoder], params: SearchParams) -> list[Tensor]:
     """What every word asks of each decoder's state, known before there are images."""
-    with torch.inference_mode(), _arithmetic(params, decoders[0].energy.device):
+    with torch.inference_mode(), _arithmetic(params, decoders[0].score_weight.device):
         return [decoder.project_vocabulary() for decoder in decoders]
 
 

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.decoder.model_io import CONFIG_FILE, MEND, ModelConfig, TrainedModel
+from pipeline.decoder.model_io import CONFIG_FILE, REMEDY, ModelConfig, TrainedModel
 from pipeline.device import setup_device
 from pipeline.errors import UserError
 from pipeline.features.encoder import IMAGES_PER_BATCH, encode_batch, for_inference, runs_on_cpu
@@ -117,8 +117,8 @@ class Captioner:
         config = models[0].config
         if config.view not in get_args(View):
             raise UserError(
-                f"{Path(folder) / CONFIG_FILE}: view must be one of {', '.join(get_args(View))}, got {config.view};"
-                f" {MEND}"
+                f"{Path(folder) / CONFIG_FILE}: view must be one of {', '.join(get_args(View))}, got {config.view}."
+                f" {REMEDY}"
             )
         given = None if encoder_weights is None else Path(encoder_weights)
         encoder = find_encoder(Path(folder), config, given, download)

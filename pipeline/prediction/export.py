@@ -12,7 +12,7 @@ import safetensors.torch
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.artifacts import fresh_folder, publish, write_atomically
-from pipeline.decoder.model_io import HISTORY_FILE, MEND, MODEL_FILES, read_model
+from pipeline.decoder.model_io import HISTORY_FILE, MODEL_FILES, REMEDY, read_model
 from pipeline.errors import UserError
 from pipeline.prediction.weights import BESIDE, find_encoder
 from pipeline.report.model_card import CARD_FILE, write_model_card
@@ -58,13 +58,13 @@ def _check_history(path: Path, epoch: int) -> list[dict[str, float]]:
     try:
         history = TypeAdapter(list[_Epoch]).validate_json(path.read_bytes(), strict=True)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {MEND}") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}). {REMEDY}") from error
     except ValidationError as error:
         first = error.errors()[0]
         found = " ".join([*map(str, first["loc"]), first["msg"]])
-        raise UserError(f"{path}: is no history of a training run ({found}); {MEND}") from error
+        raise UserError(f"{path}: is no history of a training run ({found}). {REMEDY}") from error
     if len(history) < epoch:
-        raise UserError(f"{path}: tells {len(history)} epochs, but the weights are those after epoch {epoch}; {MEND}")
+        raise UserError(f"{path}: tells {len(history)} epochs, but the weights are those after epoch {epoch}. {REMEDY}")
     return [asdict(one) for one in history]
 
 

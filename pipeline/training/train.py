@@ -119,9 +119,9 @@ def train_in(
             encoder_fingerprint=store.fingerprint,
             view=store.views[0],
             data=TrainingData(
-                images=len(set(captions.image_id.tolist())),
-                captions=len(captions.image_id),
-                validation_images=len(set(val.image_id.tolist())),
+                num_images=len(set(captions.image_id.tolist())),
+                num_captions=len(captions.image_id),
+                num_val_images=len(set(val.image_id.tolist())),
             ),
             epoch=progress.best_epoch,
             selected_by=params.select_by,

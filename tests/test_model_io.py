@@ -1,0 +1,139 @@
+"""Model folders: read as written, and refused when a file is missing, damaged or from another model."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.artifacts import write_json
+from pipeline.captions.vocabulary import SPECIALS, Vocabulary
+from pipeline.decoder.model_io import (
+    CONFIG_FILE,
+    HISTORY_FILE,
+    VOCABULARY_FILE,
+    WEIGHTS_FILE,
+    ModelConfig,
+    TrainingData,
+    read_history,
+    read_model,
+    record_provenance,
+    write_model,
+)
+from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
+from pipeline.errors import UserError
+from tests.factories import small_spec
+
+VOCABULARY = Vocabulary((*SPECIALS, "red", "square"))
+PARAMS = DecoderParams(
+    embedding_size=7, hidden_size=12, attention_size=5, dropout=0.0, region_dropout=0.0, word_dropout=0.0
+)
+SPEC = small_spec(channels=6)
+HISTORY = [{"epoch": 1, "train_loss": 2.0, "val_cider": 0.5}, {"epoch": 2, "train_loss": 1.5, "val_cider": 0.75}]
+
+
+def build_decoder() -> SoftAttentionDecoder:
+    torch.manual_seed(0)
+    return SoftAttentionDecoder(PARAMS, SPEC.grid, SPEC.channels, len(VOCABULARY))
+
+
+def model_config() -> ModelConfig:
+    return ModelConfig(
+        fingerprint="0123456789abcdef",
+        decoder=PARAMS,
+        vocabulary_digest=VOCABULARY.digest,
+        encoder=SPEC,
+        encoder_fingerprint=SPEC.fingerprint,
+        view="whole",
+        data=TrainingData(num_images=1, num_captions=5, num_val_images=2),
+        epoch=1,
+        selected_by="cider",
+        versions={"torch": torch.__version__},
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    write_model(folder, build_decoder().state_dict(), VOCABULARY, model_config())
+    write_json(folder / HISTORY_FILE, HISTORY)
+    return folder
+
+
+def test_a_model_is_read_as_written(folder: Path) -> None:
+    model = read_model(folder)
+    assert model.config == model_config()
+    assert model.vocabulary == VOCABULARY
+    assert not model.decoder.training
+    expected = build_decoder().state_dict()
+    weights = model.decoder.state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def test_equal_models_have_equal_bytes(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    write_model(other, build_decoder().state_dict(), VOCABULARY, model_config())
+    for name in (WEIGHTS_FILE, CONFIG_FILE, VOCABULARY_FILE):
+        assert (other / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_history_is_read_as_written(folder: Path) -> None:
+    history = read_history(folder)
+    assert history == HISTORY
+    assert [type(history[0][key]) for key in ("epoch", "train_loss")] == [int, float]
+
+
+def test_provenance_is_recorded_in_the_config_alone(folder: Path) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    config = record_provenance(folder, "data/flickr8k", "encoder.pth")
+    assert config == replace(model_config(), dataset="data/flickr8k", encoder_weights="encoder.pth")
+    assert read_model(folder).config == config
+    changed = {path.name for path in folder.iterdir() if path.read_bytes() != before[path.name]}
+    assert changed == {CONFIG_FILE}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "blamed", "facts"),
+    [
+        (CONFIG_FILE, '"channels": 6', '"channels": 7', WEIGHTS_FILE, ["size mismatch for key_proj.weight"]),
+        (CONFIG_FILE, '"hidden_size": 12', '"hidden_size": "x"', CONFIG_FILE, ["decoder.hidden_size", "integer"]),
+        (CONFIG_FILE, '"hidden_size": 12', '"hidden_size": 10000000000', WEIGHTS_FILE, [CONFIG_FILE]),
+        (CONFIG_FILE, '"epoch": 1,', "", CONFIG_FILE, ["epoch", "required"]),
+        (CONFIG_FILE, '"schema_version": 5', '"schema_version": 4', CONFIG_FILE, ["gridcap.model version 4"]),
+        (CONFIG_FILE, '"gridcap.model"', '"gridcap.tokens"', CONFIG_FILE, ["gridcap.tokens"]),
+        (CONFIG_FILE, '"weights_digest": "', '"weights_digest": "f', WEIGHTS_FILE, ["SHA-256", CONFIG_FILE]),
+        (CONFIG_FILE, '"vocabulary_digest": "', '"vocabulary_digest": "f', VOCABULARY_FILE, [VOCABULARY.digest]),
+        (CONFIG_FILE, '"image_size": 32', '"image_size": 64', CONFIG_FILE, ["encoder", SPEC.fingerprint]),
+        (VOCABULARY_FILE, '"red"', '"pink"', VOCABULARY_FILE, ["digest"]),
+    ],
+)
+def test_a_file_that_does_not_fit_is_named(
+    folder: Path, file: str, old: str, new: str, blamed: str, facts: list[str]
+) -> None:
+    text = (folder / file).read_text()
+    assert old in text
+    (folder / file).write_text(text.replace(old, new))
+    with pytest.raises(UserError) as error:
+        read_model(folder)
+    message = str(error.value)
+    assert message.startswith(f"{folder / blamed}: ")
+    assert all(fact in message for fact in facts), message
+    assert "\n" not in message
+
+
+def test_a_config_that_is_no_object_is_named(folder: Path) -> None:
+    (folder / CONFIG_FILE).write_text("[]")
+    with pytest.raises(UserError) as error:
+        read_model(folder)
+    assert str(error.value).startswith(f"{folder / CONFIG_FILE}: ")
+
+
+@pytest.mark.parametrize("file", [WEIGHTS_FILE, CONFIG_FILE, VOCABULARY_FILE, HISTORY_FILE])
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:20])])
+def test_a_missing_or_truncated_file_is_named(folder: Path, file: str, damage: Callable[[Path], object]) -> None:
+    damage(folder / file)
+    with pytest.raises(UserError) as error:
+        read_history(folder) if file == HISTORY_FILE else read_model(folder)
+    assert str(error.value).startswith(f"{folder / file}: ")

@@ -1,0 +1,67 @@
+"""The decoder against its reference implementation, in float64."""
+
+import pytest
+import torch
+
+from pipeline.captions.vocabulary import PAD
+from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
+from pipeline.decoder.soft_attention_reference import SoftAttentionReference, convert_weights
+from pipeline.training.loss import caption_loss
+
+C, V = 32, 40
+
+
+def build_decoder(side: int, region_dropout: float = 0.0, word_dropout: float = 0.0) -> SoftAttentionDecoder:
+    torch.manual_seed(3)
+    params = DecoderParams(
+        embedding_size=24,
+        hidden_size=20,
+        attention_size=16,
+        dropout=0.0,
+        region_dropout=region_dropout,
+        word_dropout=word_dropout,
+    )
+    return SoftAttentionDecoder(params, (side, side), C, V).double()
+
+
+@pytest.mark.parametrize("side", [3, 5], ids=["fewer regions than steps", "more regions than steps"])
+def test_loss_and_gradients_equal_the_reference(side: int) -> None:
+    decoder = build_decoder(side)
+    reference = SoftAttentionReference(decoder)
+    grids = torch.rand(4, side**2, C, dtype=torch.float64)
+    tokens = torch.randint(PAD + 1, V, (4, 3, 7))
+    for i, length in enumerate([7, 4, 6, 2, 5, 7, 3, 7, 6, 0, 4, 5]):
+        tokens[i // 3, i % 3, length:] = PAD
+    losses = []
+    for model in (decoder, reference):
+        loss = caption_loss(*model(grids, tokens[:, :, :-1]), tokens[:, :, 1:], label_smoothing=0.1)
+        losses.append(loss.total(loss.counts, 0.5))
+        losses[-1].backward()
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-10, atol=0)
+    gradients = convert_weights({name: parameter.grad for name, parameter in decoder.named_parameters()})
+    expected = {name: parameter.grad for name, parameter in reference.named_parameters() if parameter.requires_grad}
+    assert gradients.keys() - expected.keys() == {"lstm.bias_hh"}
+    for name, gradient in expected.items():
+        assert (gradients[name] - gradient).norm() < 1e-10 * gradient.norm(), name
+
+
+def test_outputs_and_steps_equal_those_of_the_decoder() -> None:
+    decoder = build_decoder(side=3)
+    reference = SoftAttentionReference(decoder)
+    grids, tokens = torch.rand(2, 9, C, dtype=torch.float64), torch.randint(V, (2, 1, 5))
+    expected_logits, expected_alpha = decoder(grids, tokens)
+    logits, alpha = reference(grids, tokens)
+    torch.testing.assert_close(logits, expected_logits, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(alpha, expected_alpha, rtol=1e-10, atol=1e-12)
+    regions = reference.prepare(grids)
+    state = reference.init_state(regions)
+    for t in range(5):
+        step_logits, state, step_alpha = reference.decode_step(tokens[:, 0, t], state, regions)
+        torch.testing.assert_close(step_logits, expected_logits[:, 0, t], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(step_alpha, expected_alpha[:, 0, t], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dropout", ["region_dropout", "word_dropout"])
+def test_a_decoder_with_dropout_that_the_reference_lacks_is_refused(dropout: str) -> None:
+    with pytest.raises(ValueError, match="neither word dropout nor region dropout"):
+        SoftAttentionReference(build_decoder(3, **{dropout: 0.1}))
