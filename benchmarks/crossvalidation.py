@@ -1,24 +1,23 @@
-"""Captions of photographs that no system trained on: ours, the textbook's decoder and retrieval, with their intervals.
+"""Cross-validation on real images: gridcap, a textbook decoder and retrieval, with confidence intervals.
 
-A few hundred photographs (875 of Flickr8k) make a single split useless: the standard error of CIDEr on 125 of them is
-0.03. So each is captioned by a system trained on the other folds, and all captions are scored together by the project's
-scorers: BLEU-4, CIDEr-D (what papers call CIDEr) and CIDEr, on the words that `tokenize` makes of captions, lower-cased
-and without punctuation. Intervals are of 95%, by bootstrap over images. CIDEr weighs n-grams by how rare they are among
-the scored images, so it comes out lower on more of them: retrieval has 0.205 on all and 0.23 on 125 at a time.
+A single split of a few hundred images (875 of Flickr8k) is too noisy: the standard error of CIDEr on 125 images is
+0.03. Therefore each image is captioned by a system that was trained on the other folds, and all captions are scored
+together: BLEU-4, CIDEr-D (which papers call CIDEr) and CIDEr, on lower-cased words without punctuation. Intervals are
+95%, by bootstrap over images. CIDEr weights n-grams by their rarity among the scored images, so it is lower on more
+images: retrieval scores 0.205 on all images and 0.23 on 125 at a time.
 
-All systems see the same photographs, as a ResNet-18 to layer3 encodes them at 224 px. Decoders caption by a beam of 5,
-without `<unk>`. The folder `--real` holds `flickr/images`, `flickr/captions.txt` with a header `image,caption`,
-`flickr/splits.json` with names of files by split, and that ResNet's `weights/resnet18-imagenet-to-layer3.pth`.
+All systems use the same features, of a ResNet-18 up to layer3 at 224 px. Decoders use beam search with beam size 5 and
+without `<unk>`. The folder `--real` holds `flickr/images`, `flickr/captions.txt` with the header `image,caption`,
+`flickr/splits.json` with file names by split, and the ResNet's `weights/resnet18-imagenet-to-layer3.pth`.
 
-ours: the preset flickr8k with that encoder, settings that the program prints, and what `--set` says. Of the training
-photographs of a fold up to 20 are held out to watch the training, and its vocabulary is that of the rest.
-`--models 3` trains three, of other seeds, that vote on each word.
-textbook: `benchmarks.soft_attention`, trained on all of them; its captions are ranked by log-probability, as is usual
-there, and not by their length too.
-retrieval: `benchmarks.retrieval`, from all of them.
+ours: gridcap with the preset flickr8k, that encoder, the settings that the program prints, and those of `--set`. Up to
+20 training images of a fold are its validation split, and the vocabulary is that of the rest. `--models 3` trains an
+ensemble of three models with different seeds.
+textbook: `benchmarks.soft_attention`, trained on all images of the other folds; without length normalization.
+retrieval: `benchmarks.retrieval`, from all images of the other folds.
 
-The captions of a fold are kept in the work folder, under a fingerprint of settings, photographs and code, and so is
-training of ours that is under way: a killed run goes on. The exit status is 1 where ours misses a target.
+The captions of a fold are kept in the work folder under a fingerprint of settings, images and code, and so is
+unfinished training: an interrupted run resumes. The exit status is 1 if gridcap misses a target.
 """
 
 # Before PyTorch, which reads what it sets.
@@ -27,13 +26,14 @@ import stages  # noqa: F401
 # isort: split
 import argparse
 import json
+import logging
 import os
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,23 +57,25 @@ from pipeline.features.encoding import encode
 from pipeline.features.store import FeatureStore
 from pipeline.generation.generate import GenerateParams, generate
 from pipeline.generation.search import SearchParams
+from pipeline.import_graph import code_digest
 from pipeline.metrics.bootstrap import Interval, Resampling, Table, paired_difference, score_interval
 from pipeline.metrics.caption_scores import CORPUS_SCORES, compute_metrics
 from pipeline.metrics.corpus import Corpus, Words
 from pipeline.metrics.tokenizers import SPACY
 from pipeline.params import check, load, to_plain
 from pipeline.presets import find_preset, use
-from pipeline.training.train import TrainInputs, train_in
-from pipeline.training.trainer import Intervals, TrainParams
+from pipeline.training.loop import Intervals
+from pipeline.training.train import TrainPaths, train_in
+from pipeline.training.trainer import TrainParams
 
 ROOT = Path(__file__).parents[1]
 PRESET = "flickr8k"
 SCORES = ("BLEU-4", "CIDEr-D", "CIDEr")
 RESAMPLING = Resampling(bootstrap_samples=1000, seed=0)
-HELD_OUT = 20
-GAIN = 0.15
-"""Share of the textbook's CIDEr-D by which ours is to be higher."""
-OURS = (
+MAX_VAL_IMAGES = 20
+TARGET_GAIN = 0.15
+"""Target of our CIDEr-D: this much higher than the textbook's, relatively."""
+OUR_SETTINGS = (
     "tokenize.min_count=2",
     "encode.views=[whole, whole_flipped, top_left, top_right_flipped, bottom_left_flipped, bottom_right]",
     "train.random_views=true",
@@ -82,91 +84,104 @@ OURS = (
     "train.precision=bfloat16",
     "train.compile=true",
 )
-"""Settings of ours besides the encoder and the preset's, which are for ten times as many photographs."""
-RHYTHM = Intervals(checkpoint_steps=1000, checkpoint_seconds=60.0, live_steps=50)
-CHOSEN = f"""\
-How settings were chosen: those of ours (preset {PRESET}) by such folds of these same photographs, so its lead is
-somewhat too kind; another --seed divides and trains anew. Those of textbook and retrieval are as shared/real/README.md
-has them. A fold is trained once: intervals tell of other photographs, not of other seeds."""
+"""Changes to the preset, which is made for ten times as many images."""
+INTERVALS = Intervals(checkpoint_steps=1000, checkpoint_seconds=60.0, live_steps=50)
+SELECTION_NOTE = f"""\
+Settings of ours (preset {PRESET}) were selected by cross-validation on these same images, so its lead is slightly
+overestimated; --seed changes folds and initialization. Settings of textbook and retrieval are those of
+shared/real/README.md. Each fold is trained once: the intervals cover the choice of images, not of seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fold:
-    """Ids of the images of one fold, `test`, and of all others."""
+    """Image ids of one fold: `test`, and all others split into `train` and `val`."""
 
     train: tuple[int, ...]
     val: tuple[int, ...]
-    """Of the others, those that ours watches its training by; the other systems train on them."""
+    """Validation images of ours; the other systems train on them."""
     test: tuple[int, ...]
 
     @property
-    def others(self) -> tuple[int, ...]:
+    def train_and_val(self) -> tuple[int, ...]:
+        """All images outside the fold."""
         return tuple(sorted(self.train + self.val))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Photographs:
-    """What all systems are given."""
+class ImageSet:
+    """The images, captions and features that all systems use."""
 
     records: Mapping[int, Record]
-    words: Mapping[int, Sequence[Words]]
-    """The captions of each image."""
+    references: Mapping[int, Sequence[Words]]
+    """Captions of each image as words."""
     tokenize: TokenizeParams
     store: FeatureStore
     features: Path
-    """The store's folder."""
+    """Folder of the store."""
 
-    def tokens(self, source: Path, splits: Mapping[Split, Sequence[int]]) -> TokenizedDataset:
-        records = [replace(self.records[image], split=split) for split, images in splits.items() for image in images]
+    def tokenize_splits(self, source: Path, splits: Mapping[Split, Sequence[int]]) -> TokenizedDataset:
+        """Tokenize the captions of images by split; errors name `source`."""
+        records = [
+            replace(self.records[image_id], split=split)
+            for split, image_ids in splits.items()
+            for image_id in image_ids
+        ]
         return tokenize(records, self.tokenize, source)
 
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """A way to caption the test images of a fold, by what is known of the others."""
+    """A captioning system under cross-validation."""
 
     settings: Mapping[str, Any]
-    """What decides its captions besides photographs and code, as JSON values."""
+    """Settings that its captions depend on, as JSON values."""
     code: str
-    """Digest of the code that does."""
+    """Digest of the code that its captions depend on."""
     caption: Callable[[Fold, Path], Mapping[int, Words]]
-    """Takes a fold and a folder for unfinished work."""
+    """Caption the test images of a fold; the path is a folder for unfinished work."""
 
 
-def assign_splits(image_ids: Sequence[int], folds: int, seed: int) -> list[Fold]:
-    """Divide images, by a seeded shuffle, into folds of like size; the order in which they are given plays no part.
+def assign_folds(image_ids: Sequence[int], num_folds: int, seed: int) -> list[Fold]:
+    """Assign images to folds of nearly equal size by a seeded shuffle that does not depend on their order.
 
-    `HELD_OUT` of the images outside a fold, but at most a fifth of them, are its `val`.
+    Up to `MAX_VAL_IMAGES` of the images outside a fold, and at most a fifth of them, are its `val`.
+
+    Raises:
+        UserError: There are fewer than 2 folds, or more folds than images.
     """
-    if not 2 <= folds <= len(image_ids):
-        raise UserError(f"--folds must be from 2 to the number of images, {len(image_ids)}, got {folds}")
+    if not 2 <= num_folds <= len(image_ids):
+        raise UserError(f"--folds {num_folds}: must be from 2 to the number of images, {len(image_ids)}.")
     order = np.random.default_rng(seed).permutation(sorted(image_ids)).tolist()
-    found = []
-    for number in range(folds):
-        others = [image_id for place, image_id in enumerate(order) if place % folds != number]
-        held_out = min(HELD_OUT, len(others) // 5)
-        found.append(
-            Fold(train=tuple(others[held_out:]), val=tuple(others[:held_out]), test=tuple(order[number::folds]))
+    folds = []
+    for fold in range(num_folds):
+        train_and_val = [image_id for index, image_id in enumerate(order) if index % num_folds != fold]
+        num_val = min(MAX_VAL_IMAGES, len(train_and_val) // 5)
+        folds.append(
+            Fold(
+                train=tuple(train_and_val[num_val:]),
+                val=tuple(train_and_val[:num_val]),
+                test=tuple(order[fold::num_folds]),
+            )
         )
-    return found
+    return folds
 
 
 def write_params(real: Path, work: Path, assignments: Sequence[str]) -> Path:
-    """Write a params file as a user would, by the preset and assignments over it."""
+    """Write the params file of ours, as `gridcap use` does, and return its path."""
     weights = str(real.resolve() / "weights" / "resnet18-imagenet-to-layer3.pth")
     encoder = {"architecture": "resnet18", "layer": "layer3", "image_size": 224, "weights": weights}
-    fixed = [f"encode.{name}={json.dumps(value)}" for name, value in encoder.items()]
+    encoder_settings = [f"encode.{name}={json.dumps(value)}" for name, value in encoder.items()]
     params = work / "params.yaml"
     params.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / "params.yaml", params)
-    use(find_preset(PRESET, ROOT / "presets"), [*fixed, *OURS, *assignments], params)
+    use(find_preset(PRESET, ROOT / "presets"), [*encoder_settings, *OUR_SETTINGS, *assignments], params)
     return params
 
 
-def read_photographs(
-    real: Path, work: Path, params: Path, count: int | None, seed: int, device: torch.device
-) -> Photographs:
-    """Read and encode all photographs, or `count` of them drawn by the seed."""
+def read_images(
+    real: Path, work: Path, params: Path, num_images: int | None, seed: int, device: torch.device
+) -> ImageSet:
+    """Read and encode all images, or a random sample of `num_images`."""
     dataset = {
         "format": "flickr8k",
         "root": str(real / "flickr"),
@@ -176,230 +191,259 @@ def read_photographs(
         "missing_images": "error",
         "bad_captions": "error",
     }
-    found, _ = prepare(check(dataset, "dataset", DatasetParams, str(real)))
-    found.sort(key=lambda record: record.image_id)
-    records = [found[place] for place in np.random.default_rng(seed).permutation(len(found))[:count]]
+    all_records, _ = prepare(check(dataset, "dataset", DatasetParams, str(real)))
+    all_records.sort(key=lambda record: record.image_id)
+    order = np.random.default_rng(seed).permutation(len(all_records))
+    records = [all_records[index] for index in order[:num_images]]
     features, encoder = work / "features", load(params, "encode", EncodeParams)
     encode(records, real / "flickr" / "images", encoder, work, features, device, os.cpu_count() or 1)
-    settings = load(params, "tokenize", TokenizeParams)
-    split_words = make_tokenizer(settings)
-    return Photographs(
+    tokenize_params = load(params, "tokenize", TokenizeParams)
+    tokenizer = make_tokenizer(tokenize_params)
+    return ImageSet(
         records={record.image_id: record for record in records},
-        words={one.image_id: [words for words in map(split_words, one.captions) if words] for one in records},
-        tokenize=settings,
+        references={
+            record.image_id: [words for words in map(tokenizer, record.captions) if words] for record in records
+        },
+        tokenize=tokenize_params,
         store=FeatureStore(features),
         features=features,
     )
 
 
-def ours(
-    photographs: Photographs, params: TrainParams, beams: SearchParams, models: int, device: torch.device
+def our_system(
+    images: ImageSet, params: TrainParams, search: SearchParams, num_models: int, device: torch.device
 ) -> System:
-    """`models` of seeds that follow one another vote on each word."""
-    store = photographs.store
+    """Return gridcap as a system: an ensemble of `num_models` models with consecutive seeds."""
+    store = images.store
 
     def caption(fold: Fold, folder: Path) -> Mapping[int, Words]:
         tokens = folder / "tokens"
-        dataset = photographs.tokens(folder, {"train": fold.train, "val": fold.val, "test": fold.test})
+        dataset = images.tokenize_splits(folder, {"train": fold.train, "val": fold.val, "test": fold.test})
         write_vocabulary(tokens / VOCABULARY_FILE, dataset.vocabulary)
-        write_tokens(tokens / TOKENS_FILE, dataset, photographs.tokenize, folder.name)
-        voters = []
-        for number in range(models):
-            run = folder / f"model-{number + 1}"
+        write_tokens(tokens / TOKENS_FILE, dataset, images.tokenize, folder.name)
+        models = []
+        for index in range(num_models):
+            run = folder / f"model-{index + 1}"
             run.mkdir(exist_ok=True)
-            seeded = replace(params, seed=params.seed + number)
-            with (run / "log.txt").open("a") as log, redirect_stdout(log):
-                model = train_in(
-                    run,
-                    seeded,
-                    TrainInputs(tokens=tokens, features=photographs.features, work=run.parent, live=run / "live"),
-                    device,
-                    RHYTHM,
-                )
-            voters.append(read_model(model))
-        found = generate(voters, store, fold.test, beams, batch_size=64, device=device)
-        return {one.image_id: one.words for one in found}
+            paths = TrainPaths(tokens=tokens, features=images.features, work=run.parent, live=run / "live")
+            with _log_to(run / "log.txt"):
+                model = train_in(run, replace(params, seed=params.seed + index), paths, device, INTERVALS)
+            models.append(read_model(model))
+        generated = generate(models, store, fold.test, search, batch_size=64, device=device)
+        return {image.image_id: image.words for image in generated}
 
     return System(
-        settings={"train": to_plain(params), "search": to_plain(beams), "views": store.views, "models": models},
-        code=sources("pipeline/decoder"),
+        settings={"train": to_plain(params), "search": to_plain(search), "views": store.views, "models": num_models},
+        code=_code_digest(modules=("pipeline.training.trainer", "pipeline.generation.generate")),
         caption=caption,
     )
 
 
-def of_textbook(photographs: Photographs, settings: soft_attention.Settings, device: torch.device) -> System:
-    store = photographs.store
+@contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """Append gridcap's log to a file."""
+    logger, handler = logging.getLogger("gridcap"), logging.FileHandler(path)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def textbook_system(images: ImageSet, settings: soft_attention.Settings, device: torch.device) -> System:
+    """Return the textbook decoder as a system."""
+    store = images.store
 
     def caption(fold: Fold, folder: Path) -> Mapping[int, Words]:
-        dataset = photographs.tokens(folder, {"train": fold.others, "test": fold.test})
+        dataset = images.tokenize_splits(folder, {"train": fold.train_and_val, "test": fold.test})
         decoder = soft_attention.train(settings, dataset.splits["train"], store, dataset.vocabulary, device)
         return soft_attention.generate(decoder, dataset.vocabulary, store, fold.test, device)
 
     return System(
         settings={"train": asdict(settings), "search": to_plain(soft_attention.SEARCH)},
-        code=sources(
-            "benchmarks/soft_attention.py", *(f"pipeline/decoder/{name}.py" for name in ("choice", "energy", "search"))
+        code=_code_digest(
+            modules=("pipeline.decoder.additive_scores", "pipeline.generation.search"),
+            files=("benchmarks/soft_attention.py",),
         ),
         caption=caption,
     )
 
 
-def of_retrieval(photographs: Photographs) -> System:
+def retrieval_system(images: ImageSet) -> System:
+    """Return retrieval as a system."""
+
     def pooled(image_ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        return np.asarray(photographs.store.grids(image_ids).mean(axis=1, dtype=np.float32))
+        return np.asarray(images.store.grids(image_ids).mean(axis=1, dtype=np.float32))
 
     def caption(fold: Fold, _: Path) -> Mapping[int, Words]:
-        captions = [photographs.words[image_id] for image_id in fold.others]
-        found = retrieval.retrieve(pooled(fold.test), pooled(fold.others), captions)
-        return dict(zip(fold.test, found, strict=True))
+        train_captions = [images.references[image_id] for image_id in fold.train_and_val]
+        captions = retrieval.retrieve(pooled(fold.test), pooled(fold.train_and_val), train_captions)
+        return dict(zip(fold.test, captions, strict=True))
 
-    return System(settings={"neighbors": retrieval.NEIGHBORS}, code=sources("benchmarks/retrieval.py"), caption=caption)
-
-
-def sources(*names: str) -> str:
-    """Digest modules, those of packages too, and those that make words and ids of captions."""
-    paths = [ROOT / name for name in (*names, "pipeline/captions/tokens.py", "pipeline/captions/vocabulary.py")]
-    files = [file for path in paths for file in (sorted(path.glob("*.py")) if path.is_dir() else [path])]
-    return fingerprint(**{str(file.relative_to(ROOT)): file_digest(file) for file in files})
+    return System(
+        settings={"neighbors": retrieval.NUM_NEIGHBORS},
+        code=_code_digest(modules=(), files=("benchmarks/retrieval.py",)),
+        caption=caption,
+    )
 
 
-def out_of_fold(
-    name: str, system: System, photographs: Photographs, folds: Sequence[Fold], work: Path
-) -> dict[int, Words]:
-    """A caption of every image; those of a fold that the work folder has already are taken from there."""
+def _code_digest(modules: Sequence[str], files: Sequence[str] = ()) -> str:
+    """Digest the code of modules with their imports, of single files, and of the tokenization."""
+    digests = {module: code_digest(module) for module in (*modules, "pipeline.captions.tokens")}
+    return fingerprint(**digests, **{file: file_digest(ROOT / file) for file in files})
+
+
+def out_of_fold(name: str, system: System, images: ImageSet, folds: Sequence[Fold], work: Path) -> dict[int, Words]:
+    """Caption every image by the system trained without its fold; captions in the work folder are reused."""
     captions: dict[int, Words] = {}
-    for number, fold in enumerate(folds, start=1):
-        began = time.monotonic()
+    for index, fold in enumerate(folds, start=1):
+        start = time.monotonic()
         key = fingerprint(
             settings=system.settings,
             code=system.code,
-            tokenize=to_plain(photographs.tokenize),
-            features=[photographs.store.fingerprint, photographs.store.views[0]],
-            records=[[asdict(photographs.records[image]) for image in part] for part in asdict(fold).values()],
+            tokenize=to_plain(images.tokenize),
+            features=[images.store.fingerprint, images.store.views[0]],
+            records=[[asdict(images.records[image_id]) for image_id in part] for part in asdict(fold).values()],
             torch=torch.__version__,
         )
         with work_folder(work, name, key) as folder:
             path = folder / "captions.json"
-            kept = path.is_file()
-            if not kept:
-                found = system.caption(fold, folder)
-                write_json(path, {str(image_id): " ".join(found[image_id]) for image_id in fold.test})
+            is_reused = path.is_file()
+            if not is_reused:
+                generated = system.caption(fold, folder)
+                write_json(path, {str(image_id): " ".join(generated[image_id]) for image_id in fold.test})
             captions |= {int(image_id): words.split() for image_id, words in json.loads(path.read_text()).items()}
-        told = "kept from an earlier run" if kept else f"{time.monotonic() - began:.0f} s"
-        print(f"{name}, fold {number} of {len(folds)}: {told} ({path})", flush=True)
+        duration = "reused" if is_reused else f"{time.monotonic() - start:.0f} s"
+        print(f"{name}, fold {index} of {len(folds)}: {duration} ({path})", flush=True)
     return captions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
-    """The captions of one system."""
+class SystemScores:
+    """Scores of one system's captions."""
 
     tables: Mapping[str, Table]
-    """For each of `SCORES` what is summed up over images, by ascending image id."""
-    distinct: int
-    words: float
-    """A caption."""
+    """For each of `SCORES` the per-image counts that it is computed from, by ascending image id."""
+    num_distinct: int
+    """Distinct captions."""
+    mean_length: float
+    """Words per caption."""
 
     @property
-    def images(self) -> int:
+    def num_images(self) -> int:
         return len(self.tables["BLEU-4"])
 
 
-def score(captions: Mapping[int, Words], references: Mapping[int, Sequence[Words]]) -> Scored:
+def score(captions: Mapping[int, Words], references: Mapping[int, Sequence[Words]]) -> SystemScores:
+    """Score a caption of each image against its references."""
     image_ids = tuple(sorted(captions))
-    hypotheses = tuple(captions[one] for one in image_ids)
-    wanted = tuple(references[one] for one in image_ids)
-    corpus = Corpus(image_ids=image_ids, hypotheses=hypotheses, references=wanted, tokenization=SPACY)
-    return Scored(
+    corpus = Corpus(
+        image_ids=image_ids,
+        hypotheses=tuple(captions[image_id] for image_id in image_ids),
+        references=tuple(references[image_id] for image_id in image_ids),
+        tokenization=SPACY,
+    )
+    return SystemScores(
         tables=compute_metrics(corpus, with_meteor=False, with_spice=False).tables,
-        distinct=len({tuple(words) for words in hypotheses}),
-        words=float(np.mean([len(words) for words in hypotheses])),
+        num_distinct=len({tuple(words) for words in corpus.hypotheses}),
+        mean_length=float(np.mean([len(words) for words in corpus.hypotheses])),
     )
 
 
-def differences(scored: Mapping[str, Scored]) -> dict[str, dict[str, Interval]]:
-    """Ours less each other system, in each score."""
+def differences(scores: Mapping[str, SystemScores]) -> dict[str, dict[str, Interval]]:
+    """Compute the paired difference of ours to each other system, by system and score."""
     return {
         name: {
-            score: paired_difference(
-                scored["ours"].tables[score], other.tables[score], CORPUS_SCORES[score], RESAMPLING
+            metric: paired_difference(
+                scores["ours"].tables[metric], other.tables[metric], CORPUS_SCORES[metric], RESAMPLING
             )
-            for score in SCORES
+            for metric in SCORES
         }
-        for name, other in scored.items()
-        if "ours" in scored and name != "ours"
+        for name, other in scores.items()
+        if "ours" in scores and name != "ours"
     }
 
 
-def table(scored: Mapping[str, Scored]) -> list[str]:
-    """A line a system, and one for each difference to ours."""
-    lines = [" ".join([f"{'':>16}", *(f"{name:>23}" for name in SCORES), " distinct  words"])]
-    for name, system in scored.items():
-        scores = [_told(score_interval(system.tables[one], CORPUS_SCORES[one], RESAMPLING), "") for one in SCORES]
-        lines.append(" ".join([f"{name:>16}", *scores, f"{system.distinct:>9}  {system.words:>5.1f}"]))
-    for name, found in differences(scored).items():
-        lines.append(" ".join([f"{f'ours - {name}':>16}", *(_told(found[score], "+") for score in SCORES)]))
+def table(scores: Mapping[str, SystemScores]) -> list[str]:
+    """Format a line for each system and for each difference."""
+    lines = [" ".join([f"{'':>16}", *(f"{metric:>23}" for metric in SCORES), " distinct  words"])]
+    for name, system in scores.items():
+        cells = [
+            _format_interval(score_interval(system.tables[metric], CORPUS_SCORES[metric], RESAMPLING), "")
+            for metric in SCORES
+        ]
+        lines.append(" ".join([f"{name:>16}", *cells, f"{system.num_distinct:>9}  {system.mean_length:>5.1f}"]))
+    for name, gains in differences(scores).items():
+        lines.append(
+            " ".join([f"{f'ours - {name}':>16}", *(_format_interval(gains[metric], "+") for metric in SCORES)])
+        )
     return lines
 
 
-def _told(interval: Interval, sign: str) -> str:
+def _format_interval(interval: Interval, sign: str) -> str:
     value, low, high = (format(number, f"{sign}.3f") for number in (interval.value, interval.low, interval.high))
     return f"{f'{value} [{low}, {high}]':>23}"
 
 
-def targets(scored: Mapping[str, Scored]) -> dict[str, bool]:
-    """What ours is to reach beside the systems that ran, and whether it does."""
-    if "ours" not in scored:
+def targets(scores: Mapping[str, SystemScores]) -> dict[str, bool]:
+    """Return the targets of ours against the systems that ran, and whether each is reached."""
+    if "ours" not in scores:
         return {}
-    distinct, images = scored["ours"].distinct, scored["ours"].images
-    found = {f"at least half as many distinct captions as photographs: {distinct} of {images}": 2 * distinct >= images}
-    for name, gain in differences(scored).items():
-        bleu_gain, cider_gain = gain["BLEU-4"], gain["CIDEr-D"]
+    num_distinct, num_images = scores["ours"].num_distinct, scores["ours"].num_images
+    results = {
+        f"distinct captions at least half the number of images: {num_distinct} of {num_images}": (
+            2 * num_distinct >= num_images
+        )
+    }
+    for name, gains in differences(scores).items():
+        bleu_gain, cider_gain = gains["BLEU-4"], gains["CIDEr-D"]
         if name == "retrieval":
-            found[f"CIDEr-D above that of retrieval: {cider_gain.value:+.3f}"] = cider_gain.value > 0
+            results[f"CIDEr-D above retrieval: {cider_gain.value:+.3f}"] = cider_gain.value > 0
             continue
-        wanted = GAIN * float(CORPUS_SCORES["CIDEr-D"](scored[name].tables["CIDEr-D"].sum(axis=0)))
-        found |= {
-            f"CIDEr-D {GAIN:.0%} above that of {name}, or {wanted:+.3f}: {cider_gain.value:+.3f}": (
-                cider_gain.value >= wanted
+        min_gain = TARGET_GAIN * float(CORPUS_SCORES["CIDEr-D"](scores[name].tables["CIDEr-D"].sum(axis=0)))
+        results |= {
+            f"CIDEr-D {TARGET_GAIN:.0%} above {name}, at least {min_gain:+.3f}: {cider_gain.value:+.3f}": (
+                cider_gain.value >= min_gain
             ),
-            f"the interval of that difference above 0: from {cider_gain.low:+.3f}": cider_gain.low > 0,
-            f"BLEU-4 not below that of {name} beyond noise: up to {bleu_gain.high:+.3f}": bleu_gain.high >= 0,
+            f"interval of that difference above 0: from {cider_gain.low:+.3f}": cider_gain.low > 0,
+            f"BLEU-4 not significantly below {name}: up to {bleu_gain.high:+.3f}": bleu_gain.high >= 0,
         }
-    return found
+    return results
 
 
 def compare(arguments: argparse.Namespace) -> bool:
-    """Run the systems and print how they compare; returns whether ours reached all targets."""
+    """Run the systems, print their scores, and return whether ours reaches all targets."""
     device = setup_device(arguments.device)
     work, seed = arguments.work, arguments.seed
     params = write_params(arguments.real, work, arguments.set)
-    decoder, plainer = load(params, "train", TrainParams), soft_attention.Settings()
-    most = arguments.epochs or max(decoder.max_epochs, plainer.num_epochs)
-    decoder = replace(decoder, max_epochs=min(most, decoder.max_epochs), seed=decoder.seed + seed)
-    plainer = replace(plainer, num_epochs=min(most, plainer.num_epochs), seed=plainer.seed + seed)
-    beams = replace(load(params, "generate", GenerateParams).search, beam_size=5, allow_unk=False)
+    decoder, textbook = load(params, "train", TrainParams), soft_attention.Settings()
+    max_epochs = arguments.epochs or max(decoder.max_epochs, textbook.num_epochs)
+    decoder = replace(decoder, max_epochs=min(max_epochs, decoder.max_epochs), seed=decoder.seed + seed)
+    textbook = replace(textbook, num_epochs=min(max_epochs, textbook.num_epochs), seed=textbook.seed + seed)
+    search = replace(load(params, "generate", GenerateParams).search, beam_size=5, allow_unk=False)
 
-    photographs = read_photographs(arguments.real, work, params, arguments.images, seed, device)
-    folds = assign_splits(list(photographs.records), arguments.folds, seed)
+    images = read_images(arguments.real, work, params, arguments.images, seed, device)
+    folds = assign_folds(list(images.records), arguments.folds, seed)
     systems = {
-        "ours": ours(photographs, decoder, beams, arguments.models, device),
-        "textbook": of_textbook(photographs, plainer, device),
-        "retrieval": of_retrieval(photographs),
+        "ours": our_system(images, decoder, search, arguments.models, device),
+        "textbook": textbook_system(images, textbook, device),
+        "retrieval": retrieval_system(images),
     }
-    scored = {}
+    scores = {}
     for name in dict.fromkeys(arguments.systems):
-        captions = out_of_fold(name, systems[name], photographs, folds, work)
-        scored[name] = score(captions, photographs.words)
-    count = len(photographs.records)
-    print(f"\nours: gridcap use {PRESET} {shlex.join([*OURS, *arguments.set])}")
-    print(f"{count} photographs in {len(folds)} folds; 95% intervals of {RESAMPLING.bootstrap_samples} resamples")
-    print("\n".join(table(scored)))
-    found = targets(scored)
-    for target, reached in found.items():
-        print(f"{'reached' if reached else 'MISSED':>16} {target}")
-    print(CHOSEN)
-    return all(found.values())
+        captions = out_of_fold(name, systems[name], images, folds, work)
+        scores[name] = score(captions, images.references)
+    num_images = len(images.records)
+    print(f"\nours: gridcap use {PRESET} {shlex.join([*OUR_SETTINGS, *arguments.set])}")
+    print(f"{num_images} images in {len(folds)} folds; 95% intervals, {RESAMPLING.bootstrap_samples} bootstrap samples")
+    print("\n".join(table(scores)))
+    results = targets(scores)
+    for target, is_reached in results.items():
+        print(f"{'reached' if is_reached else 'MISSED':>16} {target}")
+    print(SELECTION_NOTE)
+    return all(results.values())
 
 
 def main(flags: Sequence[str] | None = None) -> None:
@@ -410,19 +454,19 @@ def main(flags: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--real", type=Path, default=ROOT.parent / "shared" / "real", help="folder of the photographs and weights")
-    add("--work", type=Path, default=ROOT / "data/.work/crossvalidation", help="folder for features and captions")
-    add("--folds", type=int, default=5)
-    add("--systems", nargs="+", choices=names, default=names)
-    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of ours, such as train.max_epochs=20")
-    add("--models", type=int, default=1, help="models of ours that vote")
-    add("--seed", type=int, default=0, help="another one divides into other folds and trains from other weights")
-    add("--images", type=int, help="photographs to take, for a trial; all without it")
-    add("--epochs", type=int, help="epochs of either decoder at most, for a trial")
-    add("--device", default=os.environ.get("GRIDCAP_DEVICE", "auto"), help="auto, cpu or cuda")
+    add("--real", type=Path, default=ROOT.parent / "shared" / "real", help="folder of images and encoder weights")
+    add("--work", type=Path, default=ROOT / "data/.work/crossvalidation", help="folder of features and captions")
+    add("--folds", type=int, default=5, help="number of folds (default: %(default)s)")
+    add("--systems", nargs="+", choices=names, default=names, help="systems to compare (default: all)")
+    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of ours, e.g. train.max_epochs=20")
+    add("--models", type=int, default=1, help="models in the ensemble of ours (default: %(default)s)")
+    add("--seed", type=int, default=0, help="seed of folds and initialization (default: %(default)s)")
+    add("--images", type=int, help="number of random images for a trial run (default: all)")
+    add("--epochs", type=int, help="maximum epochs of both decoders for a trial run")
+    add("--device", default=os.environ.get("GRIDCAP_DEVICE", "auto"), help="auto, cpu or cuda (default: %(default)s)")
     arguments = parser.parse_args(flags)
     if not arguments.real.is_dir():
-        print(f"skipped: there is no folder {arguments.real}, which would hold the photographs")
+        print(f"skipped: {arguments.real}: no such folder. Set --real to the folder of images and encoder weights.")
         return
     try:
         sys.exit(0 if compare(arguments) else 1)

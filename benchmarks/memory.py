@@ -1,9 +1,9 @@
-"""Peak memory of the stages `encode` and `generate`, by the number of images: it should not grow with the dataset.
+"""Peak memory of the stages `encode` and `generate` by number of images. It should not grow with the dataset.
 
-Each run is the stage's own command in a process of its own. `encode` reads small pictures (64 px, ResNet-18 to layer3)
-and has an empty work folder; `generate` writes three captions of each image, by a beam of 5 and a decoder of random
-weights that seldom ends one. The kernel keeps the highest resident memory (`VmHWM`). The `ru_maxrss` of a process is no
-less than the memory of the process that started it, so it will not do here.
+Each run is the stage's own command in a separate process. `encode` reads small images (64 px, ResNet-18 to layer3) with
+an empty work folder. `generate` writes three captions per image, with a beam of 5 and a random decoder whose captions
+rarely end early. The kernel records the peak resident memory as `VmHWM`; `ru_maxrss` would not do, because it is at
+least the memory of the process that started this one.
 """
 
 import json
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.workloads import painted, records, save_model, save_weights
+from benchmarks.workloads import make_records, random_jpeg, save_random_model, save_random_weights
 from pipeline.captions.records import write_records
 from pipeline.decoder.soft_attention import DecoderParams
 from pipeline.features.encoder import EncodeParams
@@ -26,14 +26,15 @@ from pipeline.generation.generate import GenerateParams
 from pipeline.generation.search import SearchParams
 from pipeline.params import to_plain
 
-IMAGES = (1_000, 20_000)
+NUM_IMAGES = (1_000, 20_000)
 SIZE = 64
-VOCABULARY = 1000
-SIZES = DecoderParams(
+VOCAB_SIZE = 1000
+DECODER = DecoderParams(
     embedding_size=64, hidden_size=64, attention_size=64, dropout=0.0, region_dropout=0.0, word_dropout=0.0
 )
 
-STAGE = """
+# Runs a stage and prints its peak memory in kB as the last line.
+RUN_STAGE = """
 import atexit, pathlib, re, runpy, sys
 
 def report():
@@ -44,43 +45,42 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__")
 """
 
 
-def peak(stage: str, **flags: Path) -> float:
-    """MiB at most while a stage runs."""
-    done = subprocess.run(
-        [sys.executable, "-c", STAGE, stage, *(f"--{name}={path}" for name, path in flags.items()), "--device=cpu"],
+def peak_memory(stage: str, **flags: Path) -> float:
+    """Run a stage and return its peak memory in MiB."""
+    process = subprocess.run(
+        [sys.executable, "-c", RUN_STAGE, stage, *(f"--{name}={path}" for name, path in flags.items()), "--device=cpu"],
         cwd=Path(__file__).parents[1],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
         check=True,
     )
-    return int(done.stdout.split()[-1]) / 1024
+    return int(process.stdout.split()[-1]) / 1024
 
 
-def encode(folder: Path, count: int) -> float:
-    """MiB at most while the first images of the folder are encoded."""
-    run = folder / f"encode-{count}"
-    write_records(run / "prepared", records(count))
+def encode(folder: Path, num_images: int) -> float:
+    """Encode the first images of the folder and return the peak memory in MiB."""
+    run = folder / f"encode-{num_images}"
+    write_records(run / "prepared", make_records(num_images))
     metrics = run / "metrics.json"
-    highest = peak(
+    memory = peak_memory(
         "stages.encode_images",
         params=folder / "params.yaml",
         prepared=run / "prepared",
-        images=folder / "images",
         out=run / "features",
         work=run / "work",
         metrics=metrics,
     )
-    assert json.loads(metrics.read_text())["images"] == count
-    return highest
+    assert json.loads(metrics.read_text())["num_images"] == num_images
+    return memory
 
 
-def generate(folder: Path, count: int) -> float:
-    """MiB at most while so many images are captioned, whose grids `encode` has made."""
-    run = folder / f"generate-{count}"
-    encoded = folder / f"encode-{count}"
-    save_model(run / "model", SIZES, FeatureStore(encoded / "features").spec, VOCABULARY)
-    highest = peak(
+def generate(folder: Path, num_images: int) -> float:
+    """Caption the images that `encode` encoded and return the peak memory in MiB."""
+    run = folder / f"generate-{num_images}"
+    encoded = folder / f"encode-{num_images}"
+    save_random_model(run / "model", DECODER, FeatureStore(encoded / "features").spec, VOCAB_SIZE)
+    memory = peak_memory(
         "stages.generate_captions",
         params=folder / "params.yaml",
         prepared=encoded / "prepared",
@@ -88,42 +88,52 @@ def generate(folder: Path, count: int) -> float:
         model=run / "model",
         out=run / "generated",
     )
-    assert len(json.loads((run / "generated" / CAPTIONS_FILE).read_text())) == count
-    return highest
+    assert len(json.loads((run / "generated" / CAPTIONS_FILE).read_text())) == num_images
+    return memory
 
 
-def main(counts: Sequence[int] = IMAGES) -> None:
-    """Print seconds and peak memory for each number of images, and what a thousand more images take."""
+def write_params(folder: Path) -> None:
+    """Write weights and the params file of both stages."""
+    weights = folder / "resnet18.safetensors"
+    save_random_weights("resnet18", weights)
+    encode_params = EncodeParams(
+        architecture="resnet18",
+        layer="layer3",
+        weights=weights,
+        image_size=SIZE,
+        precision="float32",
+        compile=False,
+        views=("whole",),
+    )
+    search = replace(SearchParams.greedy(max_length=20), beam_size=5, n_best=3)
+    (folder / "ensemble").mkdir(exist_ok=True)
+    generate_params = GenerateParams(split="train", ensemble=folder / "ensemble", search=search)
+    params = {
+        "dataset": {"root": str(folder), "images": "images"},
+        "encode": to_plain(encode_params),
+        "generate": to_plain(generate_params),
+    }
+    (folder / "params.yaml").write_text(json.dumps(params))
+
+
+def main(numbers: Sequence[int] = NUM_IMAGES) -> None:
+    """Print seconds and peak memory for each number of images, and the growth per 1,000 images."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        weights = folder / "resnet18.safetensors"
-        save_weights("resnet18", weights)
-        params = EncodeParams(
-            architecture="resnet18",
-            layer="layer3",
-            weights=str(weights),
-            image_size=SIZE,
-            precision="float32",
-            compile=False,
-            views=("whole",),
-        )
-        search = replace(SearchParams.greedy(max_length=20), beam_size=5, n_best=3)
-        (folder / "others").mkdir(exist_ok=True)
-        found = GenerateParams(split="train", ensemble=folder / "others", search=search)
-        (folder / "params.yaml").write_text(json.dumps({"encode": to_plain(params), "generate": to_plain(found)}))
+        write_params(folder)
         (folder / "images").mkdir()
-        for number in range(max(counts)):
-            (folder / "images" / f"{number}.jpg").write_bytes(painted(number, SIZE, SIZE))
-        print(f"memory of encoding images of {SIZE} px and of captioning them, on the CPU, {os.cpu_count()} threads")
-        print(f"{'':>8} {'images':>10} {'seconds':>9} {'peak, MiB':>10}   MiB for a thousand more")
+        for i in range(max(numbers)):
+            (folder / "images" / f"{i}.jpg").write_bytes(random_jpeg(i, SIZE, SIZE))
+        print(f"memory of encoding and captioning images of {SIZE} px on the CPU, {os.cpu_count()} threads")
+        print(f"{'stage':>8} {'images':>10} {'seconds':>9} {'peak, MiB':>10} {'MiB per 1,000 images':>22}")
         for stage in (encode, generate):
-            lowest: tuple[int, float] | None = None
-            for count in sorted(counts):
-                began = time.perf_counter()
-                highest = stage(folder, count)
-                line = f"{stage.__name__:>8} {count:>10} {time.perf_counter() - began:>9.1f} {highest:>10.1f}"
-                if lowest is None:
-                    lowest = count, highest
+            smallest: tuple[int, float] | None = None
+            for num_images in sorted(numbers):
+                start = time.perf_counter()
+                memory = stage(folder, num_images)
+                line = f"{stage.__name__:>8} {num_images:>10} {time.perf_counter() - start:>9.1f} {memory:>10.1f}"
+                if smallest is None:
+                    smallest = num_images, memory
                 else:
-                    line += f"   {(highest - lowest[1]) / (count - lowest[0]) * 1000:>23.2f}"
+                    line += f" {(memory - smallest[1]) / (num_images - smallest[0]) * 1000:>22.2f}"
                 print(line, flush=True)

@@ -1,12 +1,14 @@
-"""Rows a second from the feature store: beside bare reads of the same bytes, and beside HDF5's compressions.
+"""Throughput of the feature store, compared with bare reads of the same bytes and with HDF5 compression.
 
-The store of 2,048 rows, which lie in the page cache, is read in random batches through `FeatureStore.grids`.
-preadv: the same rows, in the same order, from open files at known places, with `os.preadv` into a new array a batch.
-h5py: the same rows, one by one, from one dataset with a chunk a row: uncompressed, and with the compressions that every
-HDF5 has. A rectified ResNet's grids are about half zeros, the rest like the positive half of a normal distribution; so
-are these.
+The store of 2,048 rows, in the page cache, is read in random batches.
 
-Rounds take all of them in turn. Rates are medians of the rounds, and so are their ratios, each taken within its round.
+FeatureStore: `FeatureStore.grids`.
+preadv: the same rows in the same order with `os.preadv`, from open files at known offsets, into a new array per batch.
+h5py: the same rows, one by one, from a single dataset with one row per chunk: uncompressed, and with the compression
+    filters that every HDF5 build has. About half of the values are zeros and the rest are half-normal, as in the grids
+    of a ResNet after its ReLU.
+
+Each round reads all of them in turn. Rates and ratios are medians over the rounds; a ratio is taken within its round.
 """
 
 import os
@@ -24,7 +26,7 @@ import numpy as np
 from pipeline.features.encoding import ROWS_PER_SHARD
 from pipeline.features.store import EncoderSpec, FeatureStore, Grids, Shard, write_index, write_shard
 
-SETTING = EncoderSpec(
+SPEC = EncoderSpec(
     architecture="resnet50",
     layer="layer4",
     weights_digest="0" * 64,
@@ -35,108 +37,119 @@ SETTING = EncoderSpec(
     grid_width=7,
     channels=2048,
 )
-SHARDS, ROWS_A_BATCH, BATCHES, ROUNDS = 16, 64, 16, 21
-COMPRESSED_BATCHES = 2
+NUM_SHARDS, BATCH_SIZE, NUM_BATCHES, NUM_ROUNDS = 16, 64, 16, 21
+NUM_COMPRESSED_BATCHES = 2
 COMPRESSIONS: dict[str, dict[str, Any]] = {
     "h5py, uncompressed": {},
     "h5py, lzf and shuffle": {"compression": "lzf", "shuffle": True},
     "h5py, gzip 4 and shuffle": {"compression": "gzip", "compression_opts": 4, "shuffle": True},
 }
 
-Read = Callable[[Sequence[int]], Grids]
-"""Read the grids of a batch of images: float16 [B, P, C]."""
+Reader = Callable[[Sequence[int]], Grids]
+"""Reads the grids of a batch of images: float16 [B, P, C]."""
 
 
 def write_store(folder: Path) -> list[Shard]:
-    """A store in which image `i` has row `i % ROWS_A_SHARD` of shard `i // ROWS_A_SHARD`."""
+    """Write a store in which image `i` is row `i % ROWS_PER_SHARD` of shard `i // ROWS_PER_SHARD`."""
     rng = np.random.default_rng(0)
-    normal = rng.standard_normal((ROWS_PER_SHARD, *SETTING.grid_shape), dtype=np.float32)
-    block = np.maximum(normal, 0).astype(np.float16)
+    normal = rng.standard_normal((ROWS_PER_SHARD, *SPEC.grid_shape), dtype=np.float32)
+    grids = np.maximum(normal, 0).astype(np.float16)
     shards: list[Shard] = []
-    contents: dict[int, str] = {}
-    for number in range(SHARDS):
-        image_ids = range(number * ROWS_PER_SHARD, (number + 1) * ROWS_PER_SHARD)
-        own = {image_id: f"{image_id:064}" for image_id in image_ids}
-        keys = [(content, "whole") for content in own.values()]
-        # Random numbers for all would take longer than all the rest; moved along, they make other rows.
-        shards.append(write_shard(folder, SETTING, image_ids, keys, np.roll(block, number, axis=-1)))
-        contents |= own
-    write_index(folder, SETTING, ["whole"], shards, contents)
+    image_digests: dict[int, str] = {}
+    for i in range(NUM_SHARDS):
+        image_ids = range(i * ROWS_PER_SHARD, (i + 1) * ROWS_PER_SHARD)
+        digests = {image_id: f"{image_id:064}" for image_id in image_ids}
+        keys = [(digest, "whole") for digest in digests.values()]
+        # New random numbers for each shard would take longer than the benchmark. Rolled ones give other rows.
+        shards.append(write_shard(folder, SPEC, image_ids, keys, np.roll(grids, i, axis=-1)))
+        image_digests |= digests
+    write_index(folder, SPEC, ["whole"], shards, image_digests)
     return shards
 
 
 @contextmanager
-def uncaptioned_images(shards: Sequence[Shard]) -> Iterator[Read]:
-    places = []
+def open_with_preadv(shards: Sequence[Shard]) -> Iterator[Reader]:
+    files = []
     for shard in shards:
         with h5py.File(shard.path, "r") as file:
-            places.append((os.open(shard.path, os.O_RDONLY), file["grid"].id.get_offset()))
+            files.append((os.open(shard.path, os.O_RDONLY), file["grid"].id.get_offset()))
 
     def read(image_ids: Sequence[int]) -> Grids:
-        grids = np.empty((len(image_ids), *SETTING.grid_shape), dtype=np.float16)
+        grids = np.empty((len(image_ids), *SPEC.grid_shape), dtype=np.float16)
         for grid, image_id in zip(grids, image_ids, strict=True):
-            descriptor, offset = places[image_id // ROWS_PER_SHARD]
+            descriptor, offset = files[image_id // ROWS_PER_SHARD]
             os.preadv(descriptor, [grid.data], offset + image_id % ROWS_PER_SHARD * grid.nbytes)
         return grids
 
     yield read
-    for descriptor, _ in places:
+    for descriptor, _ in files:
         os.close(descriptor)
 
 
 @contextmanager
-def compressed(path: Path, store: FeatureStore, options: dict[str, Any]) -> Iterator[tuple[Read, float]]:
-    """Also gives how many bytes a byte of the file stands for."""
-    images, shape = len(store.image_ids), SETTING.grid_shape
+def open_compressed(path: Path, store: FeatureStore, options: dict[str, Any]) -> Iterator[tuple[Reader, float]]:
+    """Copy a store to one HDF5 dataset; gives a reader and the compression ratio."""
+    num_images, shape = len(store.image_ids), SPEC.grid_shape
     with h5py.File(path, "w") as file:
-        dataset = file.create_dataset("grid", (images, *shape), "<f2", chunks=(1, *shape), **options)
-        for start in range(0, images, ROWS_PER_SHARD):
-            rows = store.image_ids[start : start + ROWS_PER_SHARD]
-            dataset[start : start + len(rows)] = store.grids(rows)
+        dataset = file.create_dataset("grid", (num_images, *shape), "<f2", chunks=(1, *shape), **options)
+        for start in range(0, num_images, ROWS_PER_SHARD):
+            image_ids = store.image_ids[start : start + ROWS_PER_SHARD]
+            dataset[start : start + len(image_ids)] = store.grids(image_ids)
 
     with h5py.File(path, "r") as file:
         dataset = file["grid"]
 
         def read(image_ids: Sequence[int]) -> Grids:
             grids = np.empty((len(image_ids), *shape), dtype=np.float16)
-            for place, image_id in enumerate(image_ids):
-                dataset.read_direct(grids, np.s_[image_id], np.s_[place])
+            for i, image_id in enumerate(image_ids):
+                dataset.read_direct(grids, np.s_[image_id], np.s_[i])
             return grids
 
         yield read, dataset.nbytes / dataset.id.get_storage_size()
 
 
+def measure_rates(readers: dict[str, Reader], batches: Sequence[Sequence[int]]) -> dict[str, list[float]]:
+    """Return the rows per second of each reader in each round."""
+    rates: dict[str, list[float]] = {name: [] for name in readers}
+    for _ in range(NUM_ROUNDS):
+        for name, read in readers.items():
+            used = batches[:NUM_COMPRESSED_BATCHES] if name in COMPRESSIONS else batches
+            start = time.perf_counter()
+            for batch in used:
+                read(batch)
+            rates[name].append(len(used) * BATCH_SIZE / (time.perf_counter() - start))
+    return rates
+
+
 def main() -> None:
-    """Print rows and gigabytes a second of all, and their shares of the bare reads' rate."""
+    """Print rows and gigabytes per second of each reader, and their ratio to the bare reads."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         shards = write_store(Path(folder))
         store = FeatureStore(Path(folder))
-        ratios = {"FeatureStore": 1.0, "preadv": 1.0}
-        reads: dict[str, Read] = {
+        compression_ratios = {"FeatureStore": 1.0, "preadv": 1.0}
+        readers: dict[str, Reader] = {
             "FeatureStore": store.grids,
-            "preadv": stack.enter_context(uncaptioned_images(shards)),
+            "preadv": stack.enter_context(open_with_preadv(shards)),
         }
-        for number, (name, options) in enumerate(COMPRESSIONS.items()):
-            path = Path(folder) / f"{number}.h5"
-            reads[name], ratios[name] = stack.enter_context(compressed(path, store, options))
+        for i, (name, options) in enumerate(COMPRESSIONS.items()):
+            path = Path(folder) / f"{i}.h5"
+            readers[name], compression_ratios[name] = stack.enter_context(open_compressed(path, store, options))
 
-        images = len(store.image_ids)
-        batches = np.random.default_rng(0).permutation(images)[: BATCHES * ROWS_A_BATCH].reshape(BATCHES, -1).tolist()
-        for name, read in reads.items():
-            assert np.array_equal(read(batches[0]), reads["preadv"](batches[0])), name
-        rates: dict[str, list[float]] = {name: [] for name in reads}
-        for _ in range(ROUNDS):
-            for name, read in reads.items():
-                own = batches[:COMPRESSED_BATCHES] if name in COMPRESSIONS else batches
-                began = time.perf_counter()
-                for batch in own:
-                    read(batch)
-                rates[name].append(len(own) * ROWS_A_BATCH / (time.perf_counter() - began))
+        num_images = len(store.image_ids)
+        order = np.random.default_rng(0).permutation(num_images)[: NUM_BATCHES * BATCH_SIZE]
+        batches = order.reshape(NUM_BATCHES, -1).tolist()
+        for name, read in readers.items():
+            assert np.array_equal(read(batches[0]), readers["preadv"](batches[0])), name
+        rates = measure_rates(readers, batches)
 
-    row = np.prod(SETTING.grid_shape) * np.dtype(np.float16).itemsize
-    print(f"reading {images} rows of 7 x 7 x 2048 float16 in batches of {ROWS_A_BATCH}; median of {ROUNDS} rounds")
-    print(f"{'':>26} {'rows a second':>14} {'GB a second':>12} {'of preadv':>10} {'bytes a byte':>13}")
+    row_size = np.prod(SPEC.grid_shape) * np.dtype(np.float16).itemsize
+    print(
+        f"reading {num_images} rows of 7 x 7 x 2048 float16 in batches of {BATCH_SIZE}; medians of {NUM_ROUNDS} rounds"
+    )
+    print(f"{'':>26} {'rows / s':>14} {'GB / s':>12} {'/ preadv':>10} {'compression':>13}")
     for name, measured in rates.items():
         rate = median(measured)
-        share = median(own / its for own, its in zip(measured, rates["preadv"], strict=True))
-        print(f"{name:>26} {rate:>14.0f} {rate * row / 1e9:>12.2f} {share:>10.3f} {ratios[name]:>13.2f}")
+        ratio = median(own / bare for own, bare in zip(measured, rates["preadv"], strict=True))
+        print(
+            f"{name:>26} {rate:>14.0f} {rate * row_size / 1e9:>12.2f} {ratio:>10.3f} {compression_ratios[name]:>13.2f}"
+        )

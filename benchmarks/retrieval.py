@@ -1,8 +1,11 @@
-"""Captioning without a decoder: what was said of the nearest training photographs.
+"""Captioning by retrieval, without a decoder: a caption of the nearest training images is returned as it stands.
 
-Photographs are compared by the cosine of their features, which are mean-pooled over regions and centerd by the training
-mean. All captions of the nearest are candidates; the consensus caption is the one most like the others (Devlin et al.
-2015, arXiv:1505.04467). The paper counts likeness to a number of others alone, the most alike; here all others count.
+Images are compared by the cosine similarity of their features, which are averaged over regions and centered by the
+training mean. All captions of the nearest images are candidates. The consensus caption is the candidate with the
+highest mean CIDEr against all other candidates (Devlin et al. 2015, arXiv:1505.04467; the paper averages over the most
+similar candidates only).
+
+Shapes: `N` images to caption, `M` training images, `C` channels.
 """
 
 from collections import Counter
@@ -14,57 +17,81 @@ import numpy.typing as npt
 from pipeline.metrics.cider import ORDERS
 from pipeline.metrics.corpus import Words
 
-NEIGHBORS = 20
-"""Training photographs whose captions are candidates."""
+NUM_NEIGHBORS = 20
+"""Training images whose captions are candidates."""
 
 Ngram = tuple[str, ...]
 Pooled = npt.NDArray[np.float32]
 
 
-def retrieve(pooled: Pooled, train: Pooled, captions: Sequence[Sequence[Words]]) -> list[Words]:
-    """The consensus caption of each photograph: pooled features [N, C] and [M, C], and the captions of the M."""
-    frequencies = document_frequencies(captions)
-    found = []
-    for near in nearest(pooled, train, NEIGHBORS).tolist():
-        candidates = [words for neighbor in near for words in captions[neighbor]]
-        found.append(candidates[consensus(candidates, frequencies, len(captions))])
-    return found
+def retrieve(pooled: Pooled, train_pooled: Pooled, train_captions: Sequence[Sequence[Words]]) -> list[Words]:
+    """Return the consensus caption of each image.
+
+    Args:
+        pooled: Features of the images to caption, averaged over regions, [N, C].
+        train_pooled: Features of the training images, [M, C].
+        train_captions: Captions of the training images.
+    """
+    frequencies = document_frequencies(train_captions)
+    results = []
+    for neighbors in nearest(pooled, train_pooled, NUM_NEIGHBORS).tolist():
+        candidates = [words for neighbor in neighbors for words in train_captions[neighbor]]
+        results.append(candidates[consensus(candidates, frequencies, len(train_captions))])
+    return results
 
 
-def nearest(pooled: Pooled, train: Pooled, count: int) -> npt.NDArray[np.intp]:
-    """Places in `train` [M, C] of what is nearest to each row of `pooled` [N, C], the nearest first: [N, count]."""
-    mean = train.mean(axis=0)
+def nearest(pooled: Pooled, train_pooled: Pooled, num_neighbors: int) -> npt.NDArray[np.intp]:
+    """Return the indices of the nearest training images of each image, nearest first: [N, num_neighbors].
 
-    def directions(features: Pooled) -> Pooled:
-        centerd: Pooled = features - mean
-        scaled: Pooled = centerd / np.maximum(np.linalg.norm(centerd, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-        return scaled
+    Args:
+        pooled: Features of the images, [N, C].
+        train_pooled: Features of the training images, [M, C].
+        num_neighbors: Training images to return for each image.
+    """
+    mean = train_pooled.mean(axis=0)
 
-    return np.argsort(-directions(pooled) @ directions(train).T, axis=1, kind="stable")[:, :count]
+    def normalize(features: Pooled) -> Pooled:
+        centered: Pooled = features - mean
+        norms = np.linalg.norm(centered, axis=1, keepdims=True)
+        normalized: Pooled = centered / np.maximum(norms, np.finfo(np.float32).tiny)
+        return normalized
+
+    similarity = normalize(pooled) @ normalize(train_pooled).T  # [N, M]
+    return np.argsort(-similarity, axis=1, kind="stable")[:, :num_neighbors]
 
 
 def document_frequencies(captions: Sequence[Sequence[Words]]) -> Counter[Ngram]:
-    """In the captions of how many images each n-gram stands."""
+    """Count, for each n-gram, the images that have it in a caption."""
     return Counter(
         ngram
-        for own in captions
-        for ngram in {ngram for words in own for order in range(1, ORDERS + 1) for ngram in _ngrams(words, order)}
+        for image_captions in captions
+        for ngram in {
+            ngram for words in image_captions for order in range(1, ORDERS + 1) for ngram in _ngrams(words, order)
+        }
     )
 
 
-def consensus(candidates: Sequence[Words], frequencies: Mapping[Ngram, int], images: int) -> int:
-    """Place of the candidate whose mean CIDEr (Vedantam et al. 2015) against each of the others is highest.
+def consensus(candidates: Sequence[Words], frequencies: Mapping[Ngram, int], num_images: int) -> int:
+    """Return the index of the candidate with the highest mean CIDEr against the other candidates.
 
-    That is the cosine of n-gram counts times log(images / frequency), averaged over n from 1 to 4. The first of equals.
+    CIDEr (Vedantam et al. 2015) is the cosine similarity of n-gram counts weighted by log(images / frequency), averaged
+    over n from 1 to 4. Of equal candidates the first is returned.
+
+    Args:
+        candidates: Captions as words.
+        frequencies: Document frequencies of their n-grams.
+        num_images: Number of images that the frequencies were counted on.
     """
     similarity = np.zeros((len(candidates), len(candidates)))
     for order in range(1, ORDERS + 1):
         counts = [Counter(_ngrams(words, order)) for words in candidates]
-        columns = {ngram: column for column, ngram in enumerate({ngram: None for own in counts for ngram in own})}
+        columns = {
+            ngram: column for column, ngram in enumerate(dict.fromkeys(ngram for row in counts for ngram in row))
+        }
         vectors = np.zeros((len(candidates), len(columns)))
-        for row, own in enumerate(counts):
-            for ngram, count in own.items():
-                vectors[row, columns[ngram]] = count * np.log(images / frequencies[ngram])
+        for row, candidate_counts in enumerate(counts):
+            for ngram, count in candidate_counts.items():
+                vectors[row, columns[ngram]] = count * np.log(num_images / frequencies[ngram])
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         vectors /= np.where(norms > 0, norms, 1.0)
         similarity += vectors @ vectors.T

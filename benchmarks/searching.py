@@ -1,13 +1,13 @@
-"""Images captioned a second by beam search: ours beside a textbook's, of the same decoder, in one run.
+"""Speed of beam search: images captioned per second, against a textbook implementation with the same decoder.
 
-textbook: what public implementations of the paper do. Images are taken one at a time; each caption of the beam is a row
-with its image's regions, and projects them anew at every word (`pipeline/decoder/soft_attention_reference.py`).
-ours: `caption` in batches of the stage's size, in either precision.
+textbook: as in public implementations of the paper. Images are captioned one by one, each caption of the beam is a row
+with its own copy of the regions, and the regions are projected again at every word
+(`pipeline/decoder/soft_attention_reference.py`).
+gridcap: `caption` in batches, in float32 and bfloat16.
 
-The beam is 5. Decoders have random weights, but for a few that end captions after about as many words as people use, a
-number that depends on the image. In float32 both searches have to find the same captions; bfloat16 finds the share of
-them that is told. Rounds take all in turn. Rates are medians of the rounds, and so are ratios, each taken within its
-round; from and to are the lowest and the highest.
+The beam size is 5. Decoders have random weights, except for a few that end captions after about 12 words, depending on
+the image. In float32 both must find the same captions; the last column is the share of equal captions. The systems take
+turns in each round. Rates and ratios are medians over rounds, ratios taken within a round; min and max are over rounds.
 """
 
 import math
@@ -23,34 +23,39 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.captions.vocabulary import END, PAD, START, UNK
+from pipeline.captions.vocabulary import END, PAD, SPECIALS, START, UNK
 from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
 from pipeline.decoder.soft_attention_reference import ReferenceState, SoftAttentionReference
 from pipeline.device import setup_device
-from pipeline.generation.ensemble import caption, precompute
+from pipeline.generation.ensemble import caption_grids, precompute
 from pipeline.generation.search import SearchParams
 
-SIZE, BEAM, LENGTH, SPREAD = 512, 5, 12, 3
+HIDDEN_SIZE, BEAM_SIZE, MEAN_LENGTH, STD_LENGTH = 512, 5, 12, 3
 SIZES = DecoderParams(
-    embedding_size=SIZE, hidden_size=SIZE, attention_size=SIZE, dropout=0.0, region_dropout=0.0, word_dropout=0.0
+    embedding_size=HIDDEN_SIZE,
+    hidden_size=HIDDEN_SIZE,
+    attention_size=HIDDEN_SIZE,
+    dropout=0.0,
+    region_dropout=0.0,
+    word_dropout=0.0,
 )
-SEARCH = replace(SearchParams.greedy(max_length=30), beam_size=BEAM)
-SINGLE_PROCESS, TOGETHER, BATCH, ROUNDS = 8, 128, 64, 5
-ASKED = 8.0
+SEARCH = replace(SearchParams.greedy(max_length=30), beam_size=BEAM_SIZE)
+TEXTBOOK_IMAGES, IMAGES, BATCH_SIZE, ROUNDS = 8, 128, 64, 5
+TARGET_RATIO = 8.0
 
 TEXTBOOK = "textbook"
 
-Mode = Literal["float32", "bfloat16"]
-MODES: Sequence[Mode] = ("float32", "bfloat16")
-Words = tuple[int, ...]
+Precision = Literal["float32", "bfloat16"]
+PRECISIONS: Sequence[Precision] = ("float32", "bfloat16")
+Words = tuple[str, ...]
 
 
 class Case(NamedTuple):
-    """Grids and a vocabulary."""
+    """Sizes of the grid and the vocabulary."""
 
-    side: int
+    grid_size: int
     channels: int
-    words: int
+    vocab_size: int
 
 
 CASES = [Case(14, 256, 1100), Case(7, 2048, 2500)]
@@ -59,67 +64,74 @@ CASES = [Case(14, 256, 1100), Case(7, 2048, 2500)]
 def main(rounds: int = ROUNDS) -> None:
     """Print the tables of all cases."""
     device = setup_device(os.environ.get("GRIDCAP_DEVICE", "auto"))
-    named = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(
-        f"searching on {device}, {named}: a beam of {BEAM}; state, embedding and attention of {SIZE}; ours in batches "
-        f"of {BATCH} images; median of {rounds} rounds"
+        f"searching on {device}, {name}: beam size {BEAM_SIZE}; hidden, embedding and attention size {HIDDEN_SIZE}; "
+        f"batches of {BATCH_SIZE} images; median of {rounds} rounds"
     )
     for case in CASES:
-        for line in compared(case, device, rounds):
+        for line in compare(case, device, rounds):
             print(line, flush=True)
 
 
-def compared(case: Case, device: torch.device, rounds: int) -> Iterator[str]:
-    """The lines of one case."""
+def compare(case: Case, device: torch.device, rounds: int) -> Iterator[str]:
+    """Measure one case and yield the lines of its table."""
     torch.manual_seed(0)
-    grids = torch.rand(TOGETHER, case.side**2, case.channels).half().to(device)
-    decoder = SoftAttentionDecoder(SIZES, (case.side, case.side), case.channels, case.words).to(device).eval()
-    make_captions_end(decoder, case.side**2)
+    grids = torch.rand(IMAGES, case.grid_size**2, case.channels).half().to(device)  # [B, P, C]
+    grid = (case.grid_size, case.grid_size)
+    decoder = SoftAttentionDecoder(SIZES, grid, case.channels, case.vocab_size).to(device).eval()
+    make_captions_end(decoder, case.grid_size**2)
     textbook = SoftAttentionReference(decoder).to(device).eval()
+    words = vocabulary(case.vocab_size)
 
-    wanted = [search_alone(textbook, grid) for grid in grids[:SINGLE_PROCESS]]
-    alike = {
-        mode: mean(map(tuple.__eq__, search_together(decoder, grids[:SINGLE_PROCESS], mode), wanted)) for mode in MODES
+    some_grids = grids[:TEXTBOOK_IMAGES]
+    expected = [textbook_search(textbook, words, grid) for grid in some_grids]
+    same = {
+        precision: mean(map(tuple.__eq__, batched_search(decoder, words, some_grids, precision), expected))
+        for precision in PRECISIONS
     }
-    assert alike["float32"] >= 0.9, "both are to find the same captions, but where two are equally likely"
-    taken = [
+    assert same["float32"] >= 0.9, "both must find the same captions, except for ties"
+    times = [
         {
-            TEXTBOOK: seconds(lambda: [search_alone(textbook, grid) for grid in grids[:SINGLE_PROCESS]], device)
-            / SINGLE_PROCESS,
-            **{mode: seconds(partial(search_together, decoder, grids, mode), device) / TOGETHER for mode in MODES},
+            TEXTBOOK: seconds(lambda: [textbook_search(textbook, words, grid) for grid in some_grids], device)
+            / TEXTBOOK_IMAGES,
+            **{
+                precision: seconds(partial(batched_search, decoder, words, grids, precision), device) / IMAGES
+                for precision in PRECISIONS
+            },
         }
         for _ in range(rounds)
     ]
-    ratios = {mode: sorted(times[TEXTBOOK] / times[mode] for times in taken) for mode in MODES}
+    ratios = {precision: sorted(row[TEXTBOOK] / row[precision] for row in times) for precision in PRECISIONS}
 
-    heading = f"{case.side**2} x {case.channels}, {case.words} words"
-    yield f"{heading:>24} {'images/s':>9} {'x textbook':>11} {'from':>6} {'to':>6} {'asked':>9} {'same captions':>14}"
-    yield f"{'textbook, float32':>24} {median(1 / times[TEXTBOOK] for times in taken):>9.1f}"
-    for mode in MODES:
-        gain = median(ratios[mode])
-        bar = f"{ASKED:g} {'met' if gain >= ASKED else 'missed'}"
+    heading = f"{case.grid_size**2} x {case.channels}, {case.vocab_size} words"
+    yield f"{heading:>24} {'images/s':>9} {'x textbook':>11} {'min':>6} {'max':>6} {'target':>9} {'same captions':>14}"
+    yield f"{'textbook, float32':>24} {median(1 / row[TEXTBOOK] for row in times):>9.1f}"
+    for precision in PRECISIONS:
+        ratio = median(ratios[precision])
+        target = f"{TARGET_RATIO:g} {'met' if ratio >= TARGET_RATIO else 'missed'}"
         yield (
-            f"{f'ours, {mode}':>24} {median(1 / times[mode] for times in taken):>9.1f} {gain:>11.2f} "
-            f"{ratios[mode][0]:>6.2f} {ratios[mode][-1]:>6.2f} {bar:>9} {alike[mode]:>14.0%}"
+            f"{f'gridcap, {precision}':>24} {median(1 / row[precision] for row in times):>9.1f} {ratio:>11.2f} "
+            f"{ratios[precision][0]:>6.2f} {ratios[precision][-1]:>6.2f} {target:>9} {same[precision]:>14.0%}"
         )
-    lengths = [len(words) for words in search_together(decoder, grids, "float32")]
+    lengths = [len(caption_words) for caption_words in batched_search(decoder, words, grids, "float32")]
     yield f"{'':>24} captions of {mean(lengths):.1f} words, from {min(lengths)} to {max(lengths)}"
 
 
 @torch.no_grad()
-def make_captions_end(decoder: SoftAttentionDecoder, regions: int) -> None:
-    """Give one number of the state to counting, and make `<end>` ever likelier as it nears `LENGTH` words.
+def make_captions_end(decoder: SoftAttentionDecoder, num_regions: int) -> None:
+    """Let one element of the LSTM's state count words, and make `<end>` more likely as it nears `MEAN_LENGTH`.
 
-    Where it starts from depends on the image: `SPREAD` words is the standard deviation.
+    The count starts from a value that depends on the image, so that lengths have a standard deviation of `STD_LENGTH`.
     """
-    size, a_word = len(decoder.score_weight), 0.75 / LENGTH
-    counter = decoder.init_c.out_features * torch.arange(4)  # its entry, forget, candidate and output gate
-    gates = size + 2 + counter
+    attention_size, step = len(decoder.score_weight), 0.75 / MEAN_LENGTH
+    counter = decoder.init_c.out_features * torch.arange(4)  # its input, forget, cell and output gate
+    gates = attention_size + 2 + counter
     for layer, rows in ((decoder.state_proj, gates), (decoder.word_proj, gates), (decoder.context_proj, counter)):
         layer.weight[rows] = 0
-    decoder.state_proj.bias[gates] = torch.tensor([20, 20, math.atanh(a_word), 20]).to(decoder.score_weight)
-    # A mean of so many regions, whose channels have a deviation of 1, by weights of a deviation of 1 together.
-    decoder.init_c.weight[0] *= SPREAD * a_word * (3 * regions) ** 0.5
+    decoder.state_proj.bias[gates] = torch.tensor([20, 20, math.atanh(step), 20]).to(decoder.score_weight)
+    # The mean of `num_regions` regions, whose channels have a standard deviation of 1.
+    decoder.init_c.weight[0] *= STD_LENGTH * step * (3 * num_regions) ** 0.5
     decoder.init_c.bias[0] = 0
 
     decoder.embedding.weight[:, 0] = 0
@@ -131,53 +143,62 @@ def make_captions_end(decoder: SoftAttentionDecoder, regions: int) -> None:
     decoder.output_proj.weight[END, 0] = 12
 
 
+def vocabulary(vocab_size: int) -> Words:
+    """Make up a vocabulary."""
+    return (*SPECIALS, *(f"word{index}" for index in range(len(SPECIALS), vocab_size)))
+
+
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds that some work takes."""
-    began = time.perf_counter()
+    """Measure the seconds that a call takes."""
+    start = time.perf_counter()
     work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
-def search_together(decoder: SoftAttentionDecoder, grids: Tensor, precision: Mode) -> list[Words]:
-    """Ours: each image's best caption."""
+def batched_search(decoder: SoftAttentionDecoder, words: Words, grids: Tensor, precision: Precision) -> list[Words]:
+    """Return each image's best caption, by gridcap's search."""
     search = replace(SEARCH, precision=precision)
-    asked = precompute([decoder], search)
-    found = [caption([decoder], part, range(len(part)), search, asked) for part in torch.split(grids, BATCH)]
-    return [best.words for best, *_ in chain.from_iterable(found)]
+    word_projections = precompute([decoder], search)
+    captions = [
+        caption_grids([decoder], words, batch, range(len(batch)), search, word_projections)
+        for batch in torch.split(grids, BATCH_SIZE)
+    ]
+    return [best.words for best, *_ in chain.from_iterable(captions)]
 
 
-class Candidate(NamedTuple):
-    """A caption in the making, or one that has ended."""
+class Beam(NamedTuple):
+    """A caption of the textbook's beam."""
 
-    total: float
-    words: Words
+    log_probability: float
+    tokens: tuple[int, ...]
     row: int
-    """Of the caption that it continues."""
+    """Row of the caption that it continues."""
 
 
 @torch.inference_mode()
-def search_alone(textbook: SoftAttentionReference, grid: Tensor) -> Words:
-    """The textbook's: the best caption of one image."""
-    regions = textbook.prepare(grid.unsqueeze(0)).expand(BEAM, -1, -1)
+def textbook_search(textbook: SoftAttentionReference, words: Words, grid: Tensor) -> Words:
+    """Return the best caption of one image, by the textbook's search."""
+    regions = textbook.prepare(grid.unsqueeze(0)).expand(BEAM_SIZE, -1, -1)
     state = textbook.init_state(regions)
-    words = torch.full((BEAM,), START, device=grid.device)
-    beam = [Candidate(0.0, (), 0)]  # at first all rows are alike
+    tokens = torch.full((BEAM_SIZE,), START, device=grid.device)
+    beams = [Beam(0.0, (), 0)]  # at first, all rows are equal
     for _ in range(SEARCH.max_length):
-        going = [one for one in beam if END not in one.words]
-        if not going:
+        active = [beam for beam in beams if END not in beam.tokens]
+        if not active:
             break
-        logits, state, _ = textbook.decode_step(words, state, regions[: len(words)])
-        gains = logits.log_softmax(dim=-1)
-        gains[:, [PAD, START, UNK]] = -torch.inf
-        totals = torch.tensor([one.total for one in going], device=grid.device).unsqueeze(1) + gains[: len(going)]
-        best, places = totals.flatten().topk(BEAM)
-        for total, place in zip(best.tolist(), places.tolist(), strict=True):
-            row, word = divmod(place, gains.shape[1])
-            beam.append(Candidate(total, (*going[row].words, word), row))
-        beam = sorted((one for one in beam if one not in going), reverse=True)[:BEAM]
-        rows = [one.row for one in beam if END not in one.words]
-        words = torch.tensor([one.words[-1] for one in beam if END not in one.words], device=grid.device).long()
+        logits, state, _ = textbook.decode_step(tokens, state, regions[: len(tokens)])
+        log_probs = logits.log_softmax(dim=-1)
+        log_probs[:, [PAD, START, UNK]] = -torch.inf
+        totals = torch.tensor([beam.log_probability for beam in active], device=grid.device).unsqueeze(1)
+        totals = totals + log_probs[: len(active)]
+        best, indices = totals.flatten().topk(BEAM_SIZE)
+        for total, index in zip(best.tolist(), indices.tolist(), strict=True):
+            row, token = divmod(index, log_probs.shape[1])
+            beams.append(Beam(total, (*active[row].tokens, token), row))
+        beams = sorted((beam for beam in beams if beam not in active), reverse=True)[:BEAM_SIZE]
+        rows = [beam.row for beam in beams if END not in beam.tokens]
+        tokens = torch.tensor([beam.tokens[-1] for beam in beams if END not in beam.tokens], device=grid.device).long()
         state = ReferenceState(*(values[rows] for values in state))
-    return tuple(word for word in beam[0].words if word != END)
+    return tuple(words[token] for token in beams[0].tokens if token != END)

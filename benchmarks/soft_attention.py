@@ -24,7 +24,7 @@ from pipeline.captions.tokens import CaptionTokens
 from pipeline.captions.vocabulary import PAD, Vocabulary
 from pipeline.decoder.additive_scores import additive_scores
 from pipeline.features.store import FeatureStore
-from pipeline.generation.search import SearchParams, pick_beams, search
+from pipeline.generation.search import SearchParams, search, select_beams
 
 SEARCH = replace(SearchParams.greedy(max_length=50), beam_size=5)
 """Beam search without length normalization."""
@@ -99,10 +99,10 @@ class SoftAttention(nn.Module):
         return self.output_proj(self.dropout(torch.cat(hs, dim=1))), torch.cat(alphas, dim=1)
 
     @torch.inference_mode()
-    def caption(self, regions: Tensor) -> list[tuple[int, ...]]:
-        """Return the token ids of the best caption of each image."""
+    def caption(self, regions: Tensor, words: Sequence[str]) -> list[tuple[str, ...]]:
+        """Return the words of the best caption of each image."""
         start = SearchState(regions, self.key_proj(regions), self.init_state(regions))
-        captions = search(self, start, range(len(regions)), SEARCH, regions.device)
+        captions = search(self, start, range(len(regions)), SEARCH, words, regions.device)
         return [best.words for best, *_ in captions]
 
     def step(self, tokens: Tensor, search_state: SearchState) -> tuple[Tensor, SearchState, Tensor]:
@@ -113,7 +113,7 @@ class SoftAttention(nn.Module):
 
     def select_beams(self, search_state: SearchState, beam_index: Tensor) -> SearchState:
         """Return the state of the beams [B, K'] of each image."""
-        return search_state._replace(state=State(*(pick_beams(values, beam_index) for values in search_state.state)))
+        return search_state._replace(state=State(*(select_beams(values, beam_index) for values in search_state.state)))
 
     def select_images(self, search_state: SearchState, image_index: Tensor) -> SearchState:
         """Return the state of the images [B']."""
@@ -170,6 +170,6 @@ def generate(
     for start in range(0, len(image_ids), _SEARCH_BATCH_SIZE):
         batch = image_ids[start : start + _SEARCH_BATCH_SIZE]
         regions = torch.from_numpy(store.grids(batch)).to(device).float()
-        for image_id, tokens in zip(batch, decoder.caption(regions), strict=True):
-            captions[image_id] = vocabulary.decode(tokens)
+        for image_id, words in zip(batch, decoder.caption(regions, vocabulary.words), strict=True):
+            captions[image_id] = list(words)
     return captions

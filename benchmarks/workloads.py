@@ -1,4 +1,4 @@
-"""Pictures, records and weights to measure encoding on."""
+"""Images, records, weights and models for benchmarks."""
 
 import io
 from functools import partial
@@ -21,22 +21,25 @@ from pipeline.features.store import EncoderSpec
 REAL = Path(__file__).parents[2] / "shared" / "real" / "coco" / "images"
 
 
-def photographs(folder: Path, count: int) -> tuple[list[Record], str]:
-    """Put `count` photographs into a folder; gives their records and what they are.
+def write_photographs(folder: Path, num_images: int) -> tuple[list[Record], str]:
+    """Write photographs of COCO to a folder, or random images if `REAL` has none.
 
-    They are those of COCO below `REAL`, or painted where there are none. They come up again and again, each time with
-    other bytes after the end of the picture, which decoders ignore: the stage encodes equal files only once.
+    A few photographs are repeated, each copy with other bytes after the end of the image, which decoders ignore: the
+    stage encodes equal files only once.
+
+    Returns:
+        The records of the images, and a description of the files.
     """
-    files = [path.read_bytes() for path in sorted(REAL.glob("*.jpg"))[:count]]
-    told = "photographs of COCO" if files else "painted pictures of 640 x 480 px"
-    files = files or [painted(seed, 640, 480) for seed in range(min(count, 80))]
-    for number in range(count):
-        (folder / f"{number}.jpg").write_bytes(files[number % len(files)] + number.to_bytes(8))
-    return records(count), f"copies of {len(files)} {told}"
+    files = [path.read_bytes() for path in sorted(REAL.glob("*.jpg"))[:num_images]]
+    description = "photographs of COCO" if files else "random images of 640 x 480 px"
+    files = files or [random_jpeg(seed, 640, 480) for seed in range(min(num_images, 80))]
+    for i in range(num_images):
+        (folder / f"{i}.jpg").write_bytes(files[i % len(files)] + i.to_bytes(8))
+    return make_records(num_images), f"copies of {len(files)} {description}"
 
 
-def painted(seed: int, width: int, height: int) -> bytes:
-    """A JPEG of smooth colors under a photograph's grain."""
+def random_jpeg(seed: int, width: int, height: int) -> bytes:
+    """Make a JPEG of smooth colors with noise like a photograph's grain."""
     rng = np.random.default_rng(seed)
     coarse: npt.NDArray[np.uint8] = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
     smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
@@ -46,18 +49,16 @@ def painted(seed: int, width: int, height: int) -> bytes:
     return file.getvalue()
 
 
-def records(count: int) -> list[Record]:
-    """Records of the pictures `0.jpg`, `1.jpg` and so on."""
-    return [
-        Record(image_id=number, file=f"{number}.jpg", split="train", captions=("a picture",)) for number in range(count)
-    ]
+def make_records(num_images: int) -> list[Record]:
+    """Make records of the images `0.jpg`, `1.jpg` and so on."""
+    return [Record(image_id=i, file=f"{i}.jpg", split="train", captions=("an image",)) for i in range(num_images)]
 
 
-def save_weights(architecture: str, path: Path) -> nn.Module:
-    """Save a ResNet with random weights, and give it, in eval mode.
+def save_random_weights(architecture: str, path: Path) -> nn.Module:
+    """Save a ResNet with random weights, and return it in eval mode.
 
-    One pass in training mode makes each batch norm fit what it meets, as in a trained network; the numbers in a deep
-    one would leave the range of float16 otherwise.
+    One forward pass in train mode sets the batch norms' running statistics, as training does. Without them the features
+    of a deep ResNet leave the range of float16.
     """
     torch.manual_seed(0)
     network: nn.Module = torchvision.models.get_model(
@@ -70,21 +71,32 @@ def save_weights(architecture: str, path: Path) -> nn.Module:
 
 
 def real_weights(architecture: str, layer: str) -> Path | None:
-    """ImageNet's weights of a ResNet up to a layer, where shared/real has them."""
+    """Return ImageNet's weights of a ResNet up to a layer, or None if shared/real has none."""
     path = REAL.parents[1] / "weights" / f"{architecture}-imagenet-to-{layer}.pth"
     return path if path.is_file() else None
 
 
-def save_model(
-    folder: Path, sizes: DecoderParams, spec: EncoderSpec, words: int, encoder_weights: str | None = None
+def save_random_model(
+    folder: Path, params: DecoderParams, spec: EncoderSpec, num_words: int, encoder_weights: str | None = None
 ) -> Path:
-    """Save a model folder with random weights, for the grids of an encoder setting; its captions seldom end."""
-    vocabulary = Vocabulary((*SPECIALS, *(f"word{number}" for number in range(words))))
+    """Save a model folder with random weights, whose captions rarely end before the maximum length.
+
+    Args:
+        folder: The folder to write.
+        params: Sizes of the decoder.
+        spec: Encoder of the grids.
+        num_words: Number of words in the vocabulary, without special tokens.
+        encoder_weights: Path of the encoder's weights that the model records.
+
+    Returns:
+        The folder.
+    """
+    vocabulary = Vocabulary((*SPECIALS, *(f"word{i}" for i in range(num_words))))
     torch.manual_seed(0)
-    decoder = SoftAttentionDecoder(sizes, spec.grid, spec.channels, len(vocabulary))
+    decoder = SoftAttentionDecoder(params, spec.grid, spec.channels, len(vocabulary))
     config = ModelConfig(
         fingerprint="random",
-        decoder=sizes,
+        decoder=params,
         vocabulary_digest=vocabulary.digest,
         encoder=spec,
         encoder_fingerprint=spec.fingerprint,

@@ -1,6 +1,6 @@
-"""The user's commands.
+"""The command `gridcap`.
 
-What is heavy to import is imported inside the command that needs it: `gridcap --help` answers at once.
+Modules that are slow to import are imported inside the commands, so help is instant.
 """
 
 import json
@@ -12,54 +12,58 @@ from typing import Annotated, Any, Literal
 import typer
 
 from pipeline import __version__, errors
-from pipeline.prediction.search_options import SearchCommand, search_settings
+from pipeline.prediction import search_options
 
-Words = Annotated[
+Model = Annotated[Path, typer.Option(help="Model folder, from `train` or `gridcap export`.")]
+EncoderWeights = Annotated[
+    Path | None,
+    typer.Option(
+        help="File with the encoder's weights.",
+        show_default="found in the model folder, where `encode` read them, or in torchvision's cache",
+    ),
+]
+Download = Annotated[bool, typer.Option("--download", help="Download torchvision's weights if they are missing.")]
+Ensemble = Annotated[
+    Path | None,
+    typer.Option(help="Folder of more model folders, whose word probabilities are averaged with the model's."),
+]
+Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda or cuda:N.", envvar="GRIDCAP_DEVICE")]
+
+Tokenizer = Annotated[
     Literal["spacy", "ptb"],
-    typer.Option(help="Whose words are compared: ptb, coco-caption's, which needs Java, or plain, the pipeline's own."),
+    typer.Option(help="Tokenizer: spacy as in `tokenize`, or ptb as in coco-caption (needs Java)."),
 ]
-Meteor = Annotated[bool, typer.Option("--meteor/--no-meteor", help="Score by METEOR too; needs Java.")]
+Meteor = Annotated[bool, typer.Option("--meteor/--no-meteor", help="Compute METEOR; needs Java.")]
 Spice = Annotated[
-    bool, typer.Option("--spice/--no-spice", help="Score by SPICE too; needs Java 8 to 14 and Stanford CoreNLP 3.6.0.")
+    bool, typer.Option("--spice/--no-spice", help="Compute SPICE; needs Java 8 to 14 and Stanford CoreNLP 3.6.0.")
 ]
-Resamples = Annotated[int, typer.Option(min=100, help="Resamples of the images that 95% intervals are made of.")]
-Seed = Annotated[int, typer.Option(min=0, help="Fixes the resamples.")]
+BootstrapSamples = Annotated[int, typer.Option(min=100, help="Bootstrap samples for 95% intervals.")]
+Seed = Annotated[int, typer.Option(min=0, help="Bootstrap seed.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with the protocol of every score.")]
-Out = Annotated[Path | None, typer.Option(help="File for the same JSON.")]
+Out = Annotated[Path | None, typer.Option(help="File to write the same JSON to.")]
+
+DEFAULT_MODEL = Path("data/model")
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Image captioners that look at the right part of the picture for each word.",
-    epilog="New here? In a clone, `make repro` trains a captioner in five minutes; then try `gridcap predict` with any"
-    " of the pictures in data/scenes/rendered/images. `gridcap use flickr8k` is the way to photographs.",
+    help="Image captioning with attention over image regions.",
+    epilog="First steps: in a clone, `make repro` trains a captioner in about five minutes. Then run `gridcap predict`"
+    " on any image in data/scenes/rendered/images. `gridcap use flickr8k` switches to photographs.",
 )
-
-Model = Annotated[Path, typer.Option(help="Model folder, as `train` or `gridcap export` wrote it.")]
-EncoderWeights = Annotated[
-    Path | None,
-    typer.Option(help="The encoder's weights, where they are neither in the model folder nor where `encode` had them."),
-]
-Download = Annotated[bool, typer.Option("--download", help="Fetch weights of torchvision that are not cached.")]
-Ensemble = Annotated[
-    Path | None, typer.Option(help="Folder of more model folders, whose probabilities are averaged with the model's.")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", envvar="GRIDCAP_DEVICE")]
-
-MODEL = Path("data/model")
 
 
 def main() -> None:
     """Run the console script `gridcap`."""
-    # As in the stages: threads that decode pictures share the cores with the encoder's.
+    # As in the stages: threads that decode images share the cores with the encoder's.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    # Pillow's are for programmers, and name a line of its own; what a picture lacks, errors tell.
+    # Pillow's warnings name lines of its own code; unusable images raise errors.
     warnings.filterwarnings("ignore", module="PIL")
     errors.run(app)
 
 
-def _tell_version(asked: bool) -> None:
-    if asked:
+def _print_version(is_set: bool) -> None:
+    if is_set:
         print(f"gridcap {__version__}")
         raise typer.Exit
 
@@ -67,10 +71,105 @@ def _tell_version(asked: bool) -> None:
 @app.callback()
 def gridcap(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_tell_version, help="Print the version and exit.")
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Take the flags that belong to no command."""
+    """Handle options that come before a command."""
+
+
+@app.command()
+def predict(
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE", help="Image files, folders of images, or - for standard input.")
+    ],
+    model: Model = DEFAULT_MODEL,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per image.")] = False,
+    attention: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draw attention word by word: a folder for one PNG per image, or a .png or .svg file for one image.",
+        ),
+    ] = None,
+    ensemble: Ensemble = None,
+    encoder_weights: EncoderWeights = None,
+    download: Download = False,
+    device: Device = "auto",
+    method: search_options.Method = None,
+    beam_size: search_options.BeamSize = None,
+    num_groups: search_options.NumGroups = None,
+    diversity_penalty: search_options.DiversityPenalty = None,
+    temperature: search_options.Temperature = None,
+    top_k: search_options.TopK = None,
+    top_p: search_options.TopP = None,
+    seed: search_options.Seed = None,
+    min_length: search_options.MinLength = None,
+    max_length: search_options.MaxLength = None,
+    length_normalization: search_options.LengthNormalization = None,
+    length_alpha: search_options.LengthAlpha = None,
+    no_repeat_ngram_size: search_options.NoRepeatNgramSize = None,
+    allow_unk: search_options.AllowUnk = None,
+    n_best: search_options.NBest = None,
+    precision: search_options.Precision = None,
+) -> None:
+    """Caption images. Prints each caption with its confidence.
+
+    Search settings start from those recorded with the model, which its captions were generated with; options override
+    single ones. Exits with status 1 if an image cannot be read.
+    """
+    from pipeline.prediction.captioner import Captioner
+    from pipeline.prediction.inputs import find_inputs
+    from pipeline.prediction.predict import drawing_paths, predict
+
+    inputs = find_inputs(images)
+    drawings = None if attention is None else drawing_paths(inputs, attention)
+    captioner = Captioner.load(
+        model, ensemble=ensemble, encoder_weights=encoder_weights, download=download, device=device
+    )
+    search = search_options.override(
+        captioner.search,
+        method=method,
+        beam_size=beam_size,
+        num_groups=num_groups,
+        diversity_penalty=diversity_penalty,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        min_length=min_length,
+        max_length=max_length,
+        length_normalization=length_normalization,
+        length_alpha=length_alpha,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        allow_unk=allow_unk,
+        n_best=n_best,
+        precision=precision,
+    )
+    if predict(captioner, inputs, search, as_json, drawings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="Model folder, from `train`.")],
+    out: Annotated[Path, typer.Option(help="Folder to create.")],
+    with_encoder: Annotated[bool, typer.Option("--with-encoder", help="Include the encoder's weights.")] = False,
+    scores: Annotated[
+        Path | None,
+        typer.Option(help="Scores for the model card, such as results/metrics/scores.json."),
+    ] = None,
+    encoder_weights: EncoderWeights = None,
+    download: Download = False,
+) -> None:
+    """Export a model as a self-contained, verified folder."""
+    from pipeline.prediction.export import export
+    from pipeline.report.model_card import CARD_FILE
+
+    export(model, out, with_encoder, scores, encoder_weights, download)
+    print(f"{out}: exported. Run `gridcap predict --model {out} IMAGE`.")
+    if not with_encoder:
+        print(f"{out}: does not include the encoder's weights. Export with --with-encoder to include them.")
+    if scores is None:
+        print(f"{out / CARD_FILE}: has no test scores. Export with --scores to include them.")
 
 
 @app.command()
@@ -80,39 +179,59 @@ def use(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Single values, such as train.seed=3."),
     ] = None,
-    params: Annotated[Path, typer.Option(help="The params file to change.")] = Path("params.yaml"),
+    params: Annotated[Path, typer.Option(help="Params file to change.")] = Path("params.yaml"),
 ) -> None:
-    """Set params.yaml to a preset; `dvc repro` then runs what that changes."""
+    """Set params.yaml to a preset."""
     from pipeline import presets
 
     path = presets.find_preset(preset, params.parent / "presets")
     presets.use(path, assignments or [], params)
-    print(f"{params} is set to {path}; `dvc repro` runs what that changes")
+    print(f"{params}: set to {path}. Run `dvc repro`.")
+
+
+@app.command()
+def download(
+    weights: Annotated[
+        str, typer.Argument(metavar="weights:ARCHITECTURE[/NAME]", help="Weights, such as weights:resnet50.")
+    ],
+    root: Annotated[Path, typer.Option(help="Folder for the file.")] = Path("data/weights"),
+) -> None:
+    """Download torchvision's weights of an encoder.
+
+    Without NAME, such as IMAGENET1K_V1, the weights are torchvision's default ones.
+    """
+    from pipeline.features.pretrained import download_weights
+
+    kind, _, name = weights.partition(":")
+    if kind != "weights" or not name:
+        raise errors.UserError(f"{weights}: unknown download. Use weights:ARCHITECTURE, such as weights:resnet50.")
+    path = download_weights(name, root)
+    print(path)
+    print(f"Use it with `gridcap use PRESET encode.architecture={name.partition('/')[0]} encode.weights={path}`.")
 
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="An HDF5 file of the pipeline, or a folder with such files.")],
+    path: Annotated[Path, typer.Argument(help="An HDF5 file of the pipeline, or a folder of them.")],
     verify: Annotated[
-        bool, typer.Option("--verify", help="Compare every shard of a feature store with its index, instead.")
+        bool, typer.Option("--verify", help="Instead, compare every shard of a feature store with its index.")
     ] = False,
     image: Annotated[
         int | None,
-        typer.Option(metavar="ID", help="Draw this image of a feature store beside its grid, instead; needs --out."),
+        typer.Option(
+            metavar="ID",
+            help="Instead, draw an image of a feature store next to its grid; needs --out.",
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="PNG file for the image and its grid.")] = None,
-    prepared: Annotated[Path, typer.Option(help="Folder whose records.jsonl names the image's file.")] = Path(
-        "data/prepared"
-    ),
-    params: Annotated[Path, typer.Option(help="Params file whose section dataset names the images' folder.")] = Path(
-        "params.yaml"
-    ),
+    out: Annotated[Path | None, typer.Option(help="PNG file for --image.")] = None,
+    prepared: Annotated[Path, typer.Option(help="Folder with records.jsonl, for --image.")] = Path("data/prepared"),
+    params: Annotated[Path, typer.Option(help="Params file with section dataset, for --image.")] = Path("params.yaml"),
 ) -> None:
-    """Show what an artifact holds: its attributes, its datasets and a few rows, decoded."""
+    """Show the attributes, datasets and first rows of an artifact."""
     from pipeline import inspection
 
     if (image is None) != (out is None):
-        raise errors.UserError("--image and --out go together; name an image's id and a PNG file for its grid")
+        raise errors.UserError("--image and --out: one is given without the other. Give both.")
     if verify:
         print(inspection.verify(path))
     if image is not None and out is not None:
@@ -128,173 +247,84 @@ def inspect(
             print(line)
 
 
-@app.command(cls=SearchCommand)
-def predict(
-    ctx: typer.Context,
-    images: Annotated[
-        list[str], typer.Argument(metavar="IMAGE", help="Pictures, folders of pictures, or - for standard input.")
-    ],
-    model: Model = MODEL,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a picture, with all scores.")] = False,
-    attention: Annotated[
-        Path | None, typer.Option(help="Folder for a strip a picture of where the captioner looked for each word.")
-    ] = None,
-    ensemble: Ensemble = None,
-    encoder_weights: EncoderWeights = None,
-    download: Download = False,
-    device: Device = "auto",
+@app.command()
+def score(
+    hypotheses: Annotated[Path, typer.Argument(help="Captions in COCO's results format, or a folder from `generate`.")],
+    references: Annotated[Path, typer.Argument(help="COCO annotations, or a folder from `prepare`.")],
+    tokenizer: Tokenizer = "spacy",
+    meteor: Meteor = True,
+    spice: Spice = False,
+    bootstrap_samples: BootstrapSamples = 1000,
+    seed: Seed = 1,
+    as_json: AsJson = False,
+    out: Out = None,
 ) -> None:
-    """Caption pictures; a caption's confidence stands behind it. Ends with status 1 where one could not be read."""
-    from pipeline.prediction.captioner import Captioner
-    from pipeline.prediction.inputs import find_inputs
-    from pipeline.prediction.predict import predict
+    """Score captions against references, for the images that have a caption."""
+    from pipeline.evaluation import scoring
+    from pipeline.metrics.bootstrap import Resampling
 
-    search = search_settings(ctx)
-    inputs = find_inputs(images)
-    captioner = Captioner.load(
-        model, ensemble=ensemble, encoder_weights=encoder_weights, download=download, device=device
-    )
-    if predict(captioner, inputs, search, as_json, attention):
-        raise typer.Exit(1)
-
-
-@app.command(cls=SearchCommand)
-def attend(
-    ctx: typer.Context,
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="A picture, or - for standard input.")],
-    out: Annotated[Path, typer.Option(help="PNG or SVG file for the strip.")],
-    model: Model = MODEL,
-    ensemble: Ensemble = None,
-    encoder_weights: EncoderWeights = None,
-    download: Download = False,
-    device: Device = "auto",
-) -> None:
-    """Draw where the captioner looked for each word of a picture's caption."""
-    from pipeline.prediction.captioner import Captioner
-    from pipeline.prediction.inputs import find_inputs
-    from pipeline.prediction.predict import draw
-
-    if out.suffix.lower() not in (".png", ".svg"):
-        raise errors.UserError(f"{out}: is no name for a PNG or SVG file; let --out end in .png or .svg")
-    search = search_settings(ctx)
-    one, *others = find_inputs([image])
-    if others:
-        raise errors.UserError(f"{image}: is a folder; name one picture, or use `gridcap predict --attention`")
-    captioner = Captioner.load(
-        model, ensemble=ensemble, encoder_weights=encoder_weights, download=download, device=device
-    )
-    [caption] = captioner.stream([one.source], search, [one.name])
-    if isinstance(caption, errors.UserError):
-        raise caption
-    draw(captioner, one, caption, out)
-    print(f"{out}: {caption.text}")
+    resampling = Resampling(bootstrap_samples=bootstrap_samples, seed=seed)
+    scores = scoring.score(hypotheses, references, tokenizer, meteor, spice, resampling)
+    _print_scores(scores, scoring.score_lines(scores), as_json, out)
 
 
 @app.command()
-def export(
-    model: Annotated[Path, typer.Argument(help="Model folder, as `train` wrote it.")],
-    out: Annotated[Path, typer.Option(help="Folder to make.")],
-    with_encoder: Annotated[bool, typer.Option("--with-encoder", help="Put the encoder's weights in as well.")] = False,
-    scores: Annotated[
-        Path | None, typer.Option(help="Scores for the model's card, such as results/metrics/scores.json.")
-    ] = None,
-    encoder_weights: EncoderWeights = None,
-    download: Download = False,
+def compare(
+    a: Annotated[Path, typer.Argument(help="Captions in COCO's results format, or a folder from `generate`.")],
+    b: Annotated[Path, typer.Argument(help="Other captions of the same images.")],
+    references: Annotated[Path, typer.Option(help="COCO annotations, or a folder from `prepare`.")] = Path(
+        "data/prepared"
+    ),
+    tokenizer: Tokenizer = "spacy",
+    meteor: Meteor = True,
+    spice: Spice = False,
+    bootstrap_samples: BootstrapSamples = 1000,
+    seed: Seed = 1,
+    as_json: AsJson = False,
+    out: Out = None,
 ) -> None:
-    """Copy a model into a folder that travels: whole, checked, with what it needs elsewhere."""
-    from pipeline.prediction.export import export
-    from pipeline.report.model_card import CARD_FILE
+    """Compare the scores of B with those of A, with paired 95% intervals of the differences."""
+    from pipeline.evaluation import scoring
+    from pipeline.metrics.bootstrap import Resampling
 
-    export(model, out, with_encoder, scores, encoder_weights, download)
-    if with_encoder:
-        print(f"{out}: `gridcap predict --model {out} IMAGE` captions with it; its encoder's weights are in it")
-    else:
-        print(
-            f"{out}: does not hold its encoder's weights, which `gridcap predict --model {out} IMAGE` must find where"
-            " `encode` had them or be told by --encoder-weights; export with --with-encoder to take them along"
-        )
-    if scores is None:
-        print(f"{out / CARD_FILE}: tells no scores of other images than validation's; export with --scores to add them")
+    resampling = Resampling(bootstrap_samples=bootstrap_samples, seed=seed)
+    differences = scoring.compare(a, b, references, tokenizer, meteor, spice, resampling)
+    _print_scores(differences, scoring.compare_lines(differences), as_json, out)
+
+
+def _print_scores(scores: dict[str, Any], lines: list[str], as_json: bool, out: Path | None) -> None:
+    from pipeline.artifacts import write_json
+
+    # Printed first, so that nothing is lost if the file cannot be written.
+    print(json.dumps(scores, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
+    if out is not None:
+        try:
+            write_json(out, scores)
+        except OSError as error:
+            raise errors.UserError(f"{out}: cannot be written ({error.strerror}). Name another file.") from error
 
 
 @app.command("app")
 def serve(
     models: Annotated[
         list[Path] | None,
-        typer.Option("--model", help="Model folder, data/model unless named; give it again for each of several."),
+        typer.Option("--model", help="Model folder; repeat for several.", show_default=str(DEFAULT_MODEL)),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to serve; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to serve; 0 takes a free one.")] = 8501,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 accepts other machines.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free port.")] = 8501,
 ) -> None:
-    """Caption pictures in the browser, see where the captioner looked for each word, and watch a training run."""
+    """Serve the web app, which captions images, shows attention and follows training."""
     from pipeline.app.serve import serve
 
     serve(models or [], host, port)
 
 
 @app.command()
-def score(
-    hypotheses: Annotated[Path, typer.Argument(help="Captions in COCO's results format, or a folder from generate.")],
-    references: Annotated[Path, typer.Argument(help="COCO's annotations, or a folder from prepare.")],
-    tokenizer: Words = "spacy",
-    meteor: Meteor = True,
-    spice: Spice = False,
-    bootstrap_samples: Resamples = 1000,
-    seed: Seed = 1,
-    as_json: AsJson = False,
-    out: Out = None,
-) -> None:
-    """Score captions against references, as coco-caption does: the images that have a caption, by ptb's words."""
-    from pipeline.evaluation import scoring
-    from pipeline.metrics.bootstrap import Resampling
-
-    resampling = Resampling(bootstrap_samples=bootstrap_samples, seed=seed)
-    found = scoring.score(hypotheses, references, tokenizer, meteor, spice, resampling)
-    _tell(found, scoring.score_lines(found), as_json, out)
-
-
-@app.command()
-def compare(
-    a: Annotated[Path, typer.Argument(help="Captions in COCO's results format, or a folder from generate.")],
-    b: Annotated[Path, typer.Argument(help="Other captions of the same images.")],
-    references: Annotated[Path, typer.Option(help="COCO's annotations, or a folder from prepare.")] = Path(
-        "data/prepared"
-    ),
-    tokenizer: Words = "spacy",
-    meteor: Meteor = True,
-    spice: Spice = False,
-    bootstrap_samples: Resamples = 1000,
-    seed: Seed = 1,
-    as_json: AsJson = False,
-    out: Out = None,
-) -> None:
-    """Tell by how much B's scores differ from A's, with paired 95% intervals, and which differences are noise."""
-    from pipeline.evaluation import scoring
-    from pipeline.metrics.bootstrap import Resampling
-
-    resampling = Resampling(bootstrap_samples=bootstrap_samples, seed=seed)
-    found = scoring.compare(a, b, references, tokenizer, meteor, spice, resampling)
-    _tell(found, scoring.compare_lines(found), as_json, out)
-
-
-def _tell(found: dict[str, Any], lines: list[str], as_json: bool, out: Path | None) -> None:
-    from pipeline.artifacts import write_json
-
-    # First, so that a file that cannot be written takes nothing away.
-    print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
-    if out is not None:
-        try:
-            write_json(out, found)
-        except OSError as error:
-            raise errors.UserError(f"{out}: cannot be written ({error.strerror}); name another file") from error
-
-
-@app.command()
 def repair(
-    repository: Annotated[Path, typer.Argument(help="The repository, in which no `dvc` runs.")] = Path(),
+    repository: Annotated[Path, typer.Argument(help="Repository, in which no `dvc` runs.")] = Path(),
 ) -> None:
-    """Put right what a kill left half written of DVC's own lock files; `make repro` does this first."""
+    """Repair DVC lock files truncated by a crash. `make repro` runs this first."""
     from pipeline import dvc_repair
 
     for path in dvc_repair.repair(repository):
-        print(f"{path} had been cut by a kill; `dvc repro` finds again what it had recorded")
+        print(f"{path}: repaired. `dvc repro` restores what it recorded.")

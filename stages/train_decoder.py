@@ -1,4 +1,4 @@
-"""Stage `train`: the decoder on cached grids, resumed where an earlier run was interrupted."""
+"""Stage `train`: the decoder on cached grids; an interrupted run is resumed."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +11,9 @@ from pipeline.device import setup_device
 from pipeline.distributed import init_processes
 from pipeline.errors import run
 from pipeline.params import load, load_key, require_unchanged
-from pipeline.training.train import TrainInputs, train
-from pipeline.training.trainer import Intervals, TrainParams
+from pipeline.training.loop import Intervals
+from pipeline.training.train import TrainPaths, train
+from pipeline.training.trainer import TrainParams
 
 
 def main(
@@ -29,17 +30,16 @@ def main(
 ) -> None:
     """Train the decoder; resume after an interruption; share batches under torchrun."""
     settings = load(params, "train", TrainParams)
+    paths = TrainPaths(tokens=tokens, features=features, work=work, live=live)
     intervals = Intervals(
         checkpoint_steps=checkpoint_steps, checkpoint_seconds=checkpoint_seconds, live_steps=live_steps
     )
-    inputs = TrainInputs(tokens=tokens, features=features, work=work, live=live)
-    with init_processes() as processes:
-        with train(settings, inputs, setup_device(device), intervals, processes) as model:
-            if processes.is_main:
-                require_unchanged(params, "train", settings)
-                dataset, weights = load_key(params, "dataset.root", str), load_key(params, "encode.weights", str)
-                record_provenance(model, dataset, weights)
-                publish(model, out)
+    with init_processes() as processes, train(settings, paths, setup_device(device), intervals, processes) as model:
+        if processes.is_main:
+            require_unchanged(params, "train", settings)
+            dataset, weights = load_key(params, "dataset.root", str), load_key(params, "encode.weights", str)
+            record_provenance(model, dataset, weights)
+            publish(model, out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Encoder settings that tests make stores and grids with: small, and each spelled out but once."""
+"""Factories of small encoder settings for tests."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from pipeline.features.store import EncoderSpec
 
 
 def small_spec(**changes: object) -> EncoderSpec:
-    """The setting of a store: ResNet-18 on 32 px, to grids of 2 x 2 regions with 3 channels, but for the changes."""
+    """Return the spec of a ResNet-18 with grids of 2 x 2 regions and 3 channels, with some fields changed."""
     values: dict[str, object] = {
         "architecture": "resnet18",
         "layer": "layer3",
@@ -23,11 +23,11 @@ def small_spec(**changes: object) -> EncoderSpec:
 
 
 def encode_params(weights: Path | str, **changes: object) -> EncodeParams:
-    """Params of an encoder with these weights: ResNet-18 to layer3 on 32 px, whole pictures, but for the changes."""
+    """Return params of a ResNet-18 up to layer3 on whole images of 32 px, with some fields changed."""
     values: dict[str, object] = {
         "architecture": "resnet18",
         "layer": "layer3",
-        "weights": str(weights),
+        "weights": Path(weights),
         "image_size": 32,
         "precision": "float32",
         "compile": False,

@@ -42,7 +42,7 @@ from pipeline.metrics.bootstrap import Resampling
 from pipeline.metrics.caption_scores import compute_metrics, summarize_scores
 from pipeline.metrics.tokenizers import build_corpora
 from pipeline.params import load
-from pipeline.prediction.captioner import USUAL_SEARCH
+from pipeline.prediction.captioner import DEFAULT_SEARCH
 from pipeline.training.trainer import TrainParams
 
 pytest.importorskip("streamlit", reason="the app needs Streamlit: pip install 'gridcap[app]'")
@@ -367,7 +367,7 @@ def test_alternatives_come_from_the_beam_and_light_the_picture_too(open_page: Ca
     page = open_page()
     first_caption(page)
     rows = page.locator(".others li")
-    assert rows.count() == USUAL_SEARCH.beam - 1
+    assert rows.count() == DEFAULT_SEARCH.beam - 1
     scores = [float(row.locator(".score").inner_text().split("·")[1]) for row in rows.all()]
     assert scores == sorted(scores, reverse=True)
     rows.nth(1).locator(".word").nth(0).hover()
@@ -376,7 +376,7 @@ def test_alternatives_come_from_the_beam_and_light_the_picture_too(open_page: Ca
     slider = page.get_by_role("slider", name="Beam")
     slider.focus()
     slider.press("ArrowRight")
-    until(lambda: rows.count() == USUAL_SEARCH.beam, "a wider beam gives one alternative more")
+    until(lambda: rows.count() == DEFAULT_SEARCH.beam, "a wider beam gives one alternative more")
     page.get_by_role("combobox", name="Method").click()
     page.get_by_role("option", name="sample").click()
     page.get_by_role("slider", name="Temperature").wait_for()

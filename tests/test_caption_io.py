@@ -1,7 +1,8 @@
-"""Generated captions on disk: what is written is read back, in few pieces and always in the same bytes."""
+"""Files of generated captions: round trips, layout, equal bytes, and damaged files."""
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -9,46 +10,59 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.generation.caption_io import GeneratedCaptions, RankedCaption, read_captions, write_captions
+from pipeline.generation.caption import Caption
+from pipeline.generation.caption_io import GeneratedCaptions, read_captions, write_captions
 
-REGIONS = 6
-
-
-def ranked(caption: str, log_probability: float) -> RankedCaption:
-    words = tuple(caption.split())
-    return RankedCaption(words=words, log_probability=log_probability, score=log_probability / (len(words) + 1))
+GRID = (2, 3)
 
 
-def generated(image_id: int, *captions: RankedCaption) -> GeneratedCaptions:
+def make_captions(image_id: int, *captions: tuple[str, float]) -> GeneratedCaptions:
+    """Captions given as text and log-probability, with random attention."""
     rng = np.random.default_rng(image_id)
-    attention = rng.dirichlet(np.ones(REGIONS), len(captions[0].words)).astype(np.float16)
-    return GeneratedCaptions(image_id=image_id, captions=captions, attention=attention.reshape(-1, REGIONS))
+    results = []
+    for text, log_probability in captions:
+        words = tuple(text.split())
+        results.append(
+            Caption(
+                words=words,
+                log_probability=log_probability,
+                score=log_probability / (len(words) + 1),
+                word_log_probabilities=tuple(-rng.random(len(words)).round(3)),
+                attention=rng.dirichlet(np.ones(6), len(words)).astype(np.float16).reshape(-1, *GRID),
+            )
+        )
+    return GeneratedCaptions(image_id=image_id, captions=tuple(results))
 
 
-FOUND = [
-    generated(7, ranked("ein Mädchen läuft", -3.25), ranked("ein Hund", -4.5)),
-    generated(3, ranked("", -1.0)),
-    *(generated(100 + number, ranked("a dog " * (1 + number % 12), -number / 7)) for number in range(150)),
+GENERATED = [
+    make_captions(7, ("ein Mädchen läuft", -3.25), ("ein Hund", -4.5)),
+    make_captions(3, ("", -1.0)),
+    *(make_captions(100 + index, ("a dog " * (1 + index % 12), -index / 7)) for index in range(150)),
 ]
 
 
-def test_what_is_written_is_read_back(tmp_path: Path) -> None:
-    write_captions(tmp_path, iter(FOUND), len(FOUND), (2, 3), "abc")
-    for read, written in zip(read_captions(tmp_path), FOUND, strict=True):
-        assert (read.image_id, read.captions) == (written.image_id, written.captions)
-        np.testing.assert_array_equal(read.attention, written.attention)
+def test_captions_survive_a_round_trip(tmp_path: Path) -> None:
+    write_captions(tmp_path, iter(GENERATED), len(GENERATED), GRID, "abc")
+    for result, expected in zip(read_captions(tmp_path), GENERATED, strict=True):
+        assert result == expected
+        np.testing.assert_array_equal(result.attention, expected.attention)
+        assert [caption.attention for caption in result.captions[1:]] == [None] * len(expected.captions[1:])
 
 
-def test_the_files_are_what_others_read(tmp_path: Path) -> None:
-    write_captions(tmp_path, FOUND[:2], 2, (2, 3), "abc")
-    assert json.loads((tmp_path / "captions.json").read_text(encoding="utf-8")) == [
-        {"image_id": 7, "caption": "ein Mädchen läuft"},
-        {"image_id": 3, "caption": ""},
-    ]
+def test_the_layout_of_the_files(tmp_path: Path) -> None:
+    write_captions(tmp_path, GENERATED[:2], 2, GRID, "abc")
+    assert (tmp_path / "captions.json").read_text(encoding="utf-8") == (
+        '[\n{"image_id": 7, "caption": "ein Mädchen läuft"},\n{"image_id": 3, "caption": ""}\n]\n'
+    )
     second = json.loads((tmp_path / "n_best.json").read_text(encoding="utf-8"))[0]["captions"][1]
-    assert second == {"caption": "ein Hund", "log_probability": -4.5, "score": -1.5}
+    assert second == {
+        "caption": "ein Hund",
+        "log_probability": -4.5,
+        "score": -1.5,
+        "word_log_probabilities": list(GENERATED[0].captions[1].word_log_probabilities),
+    }
     with h5py.File(tmp_path / "attention.h5") as file:
-        assert file["attention"].shape == (2, 3, REGIONS)
+        assert file["attention"].shape == (2, 3, 6)
         assert not file["attention"][1].any()
         assert file["length"][:].tolist() == [3, 0]
         assert file["score"][0] == -3.25 / 4
@@ -56,45 +70,58 @@ def test_the_files_are_what_others_read(tmp_path: Path) -> None:
         assert all(file[name].attrs["description"] for name in file)
 
 
-def test_the_same_captions_are_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("one", "two"):
+def test_the_same_captions_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        write_captions(tmp_path / name, FOUND, len(FOUND), (2, 3), "abc")
-    for file in (tmp_path / "one").iterdir():
-        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
+        write_captions(tmp_path / name, GENERATED, len(GENERATED), GRID, "abc")
+    for file in (tmp_path / "first").iterdir():
+        assert file.read_bytes() == (tmp_path / "second" / file.name).read_bytes()
 
 
-def test_captions_are_written_while_others_are_still_searched_for(tmp_path: Path) -> None:
-    asked = 0
-
-    def search() -> Iterator[GeneratedCaptions]:
-        nonlocal asked
-        for one in FOUND:
-            asked += 1
-            yield one
-            if asked == 140:
-                raise KeyboardInterrupt
+def test_captions_are_written_before_all_are_generated(tmp_path: Path) -> None:
+    def interrupted() -> Iterator[GeneratedCaptions]:
+        yield from GENERATED[:140]
+        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_captions(tmp_path, search(), len(FOUND), (2, 3), "abc")
+        write_captions(tmp_path, interrupted(), len(GENERATED), GRID, "abc")
     with h5py.File(tmp_path / "attention.h5") as file:
         assert np.count_nonzero(file["image_id"][:]) >= 64
 
 
-def test_no_images_are_an_empty_list(tmp_path: Path) -> None:
-    write_captions(tmp_path, [], 0, (2, 3), "abc")
+def test_no_images_give_empty_files(tmp_path: Path) -> None:
+    write_captions(tmp_path, [], 0, GRID, "abc")
     assert json.loads((tmp_path / "captions.json").read_text()) == []
     assert read_captions(tmp_path) == []
 
 
-def test_files_of_different_runs_are_refused(tmp_path: Path) -> None:
-    write_captions(tmp_path, FOUND, len(FOUND), (2, 3), "abc")
-    (tmp_path / "n_best.json").write_text("[]")
-    with pytest.raises(UserError, match=r"n_best.json and attention.h5 are of different runs; run `dvc repro -f"):
+def test_the_best_caption_stands_for_its_image() -> None:
+    image = GENERATED[0]
+    assert image.best is image.captions[0]
+    assert image.words == ("ein", "Mädchen", "läuft")
+    assert image.attention.shape == (3, *GRID)
+    with pytest.raises(AssertionError, match="attention"):
+        _ = replace(image, captions=(replace(image.best, attention=None),)).attention
+
+
+@pytest.mark.parametrize(
+    ("content", "facts"),
+    [
+        ("[]", ["n_best.json", "attention.h5", "different images"]),
+        ("[{}]", ["n_best.json", "[0].image_id"]),
+        ('[{"image_id": 7, "captions": [{"caption": 3}]}]', ["n_best.json", "[0].captions[0].caption"]),
+        ("[", ["n_best.json", "Invalid JSON"]),
+        (None, ["n_best.json", "no such file"]),
+    ],
+)
+def test_unusable_files_are_named_with_a_remedy(tmp_path: Path, content: str | None, facts: list[str]) -> None:
+    write_captions(tmp_path, GENERATED, len(GENERATED), GRID, "abc")
+    path = tmp_path / "n_best.json"
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content)
+    with pytest.raises(UserError) as error:
         read_captions(tmp_path)
-    (tmp_path / "n_best.json").write_text("[{}]")
-    with pytest.raises(UserError, match=r"n_best.json: cannot be read"):
-        read_captions(tmp_path)
-    (tmp_path / "n_best.json").unlink()
-    with pytest.raises(UserError, match=r"n_best.json: no such file; run `dvc repro generate`"):
-        read_captions(tmp_path)
+    for fact in [str(tmp_path), *facts, "dvc repro -f -s generate"]:
+        assert fact in str(error.value)

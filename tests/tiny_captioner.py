@@ -1,4 +1,4 @@
-"""A captioner small enough to train in a test, on pictures of one color each: through the same code as the stages."""
+"""A captioner small enough to train in a test, on images of one color each, by the code that the stages run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,10 @@ from pipeline.decoder.model_io import record_provenance
 from pipeline.decoder.soft_attention import DecoderParams
 from pipeline.features.encoder import EncodeParams
 from pipeline.features.encoding import encode
+from pipeline.training.loop import Intervals
 from pipeline.training.lr_schedule import LRParams
-from pipeline.training.train import TrainInputs, train_in
-from pipeline.training.trainer import Intervals, TrainParams
+from pipeline.training.train import TrainPaths, train_in
+from pipeline.training.trainer import TrainParams
 
 COLORS = {"red": (220, 30, 30), "blue": (40, 50, 230), "white": (245, 245, 245)}
 
@@ -59,17 +60,18 @@ TRAINING = TrainParams(
 
 @dataclass(frozen=True)
 class Tiny:
-    """A folder in which everything has run."""
+    """A folder with images, features and a trained model."""
 
     folder: Path
 
     @property
     def images(self) -> Path:
-        """Pictures 00.png, 01.png and so on; a picture's number is its id."""
+        """Images 00.png, 01.png, ...; the number is the image id."""
         return self.folder / "images"
 
     @property
     def weights(self) -> Path:
+        """Weights of the encoder."""
         return self.folder / "resnet18.safetensors"
 
     @property
@@ -81,41 +83,43 @@ class Tiny:
         return self.folder / "model"
 
 
-def make_tiny(folder: Path, pictures: int = 40) -> Tiny:
+def make_tiny(folder: Path, num_images: int = 40) -> Tiny:
+    """Make images, encode them, and train a captioner on every image but each fifth, which is for validation."""
     tiny = Tiny(folder)
-    _save_weights(tiny.weights)
-    records = [_paint(tiny.images, number, "train" if number % 5 else "val") for number in range(pictures)]
-    params = EncodeParams(weights=str(tiny.weights), **ENCODING)  # type: ignore[arg-type]
+    _save_random_weights(tiny.weights)
+    records = [_make_image(tiny.images, image_id, "train" if image_id % 5 else "val") for image_id in range(num_images)]
+    params = EncodeParams(weights=tiny.weights, **ENCODING)  # type: ignore[arg-type]
     cpu = torch.device("cpu")
-    encode(records, tiny.images, params, folder / "work", tiny.features, cpu, threads=2)
-    words = TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_length=9)
+    encode(records, tiny.images, params, folder / "work", tiny.features, cpu, num_threads=2)
+    tokenize_params = TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_length=9)
     tokens = folder / "tokens"
     tokens.mkdir()
-    dataset = tokenize(records, words, folder)
+    dataset = tokenize(records, tokenize_params, folder)
     write_vocabulary(tokens / VOCABULARY_FILE, dataset.vocabulary)
-    write_tokens(tokens / TOKENS_FILE, dataset, words, "0")
+    write_tokens(tokens / TOKENS_FILE, dataset, tokenize_params, "0")
     (folder / "run").mkdir()
     intervals = Intervals(checkpoint_steps=10**9, checkpoint_seconds=1e9, live_steps=100)
-    inputs = TrainInputs(tokens=tokens, features=tiny.features, work=folder, live=folder / "live")
-    finished = train_in(folder / "run", TRAINING, inputs, cpu, intervals)
+    paths = TrainPaths(tokens=tokens, features=tiny.features, work=folder, live=folder / "live")
+    finished = train_in(folder / "run", TRAINING, paths, cpu, intervals)
     record_provenance(finished, "images", str(tiny.weights))
     publish(finished, tiny.model)
     return tiny
 
 
-def _save_weights(path: Path) -> None:
+def _save_random_weights(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         save_file(torchvision.models.resnet18(weights=None).state_dict(), path)
 
 
-def _paint(images: Path, number: int, split: Split) -> Record:
-    rng = np.random.default_rng(number)
-    name = sorted(COLORS)[number % len(COLORS)]
-    pixels = np.array(COLORS[name]) + rng.integers(-8, 8, (20, 28, 3))
-    images.mkdir(exist_ok=True)
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(images / f"{number:02}.png")
-    # Of one length: a search that prefers short captions, or long ones, has no other path to try than greedy search.
-    captions = (f"a {name} thing", f"one {name} thing")
-    return Record(image_id=number, file=f"{number:02}.png", split=split, captions=captions)
+def _make_image(image_dir: Path, image_id: int, split: Split) -> Record:
+    rng = np.random.default_rng(image_id)
+    color = sorted(COLORS)[image_id % len(COLORS)]
+    pixels = np.array(COLORS[color]) + rng.integers(-8, 8, (20, 28, 3))
+    image_dir.mkdir(exist_ok=True)
+    name = f"{image_id:02}.png"
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(image_dir / name)
+    # Captions have equal length, so length normalization cannot change which one the search prefers.
+    captions = (f"a {color} thing", f"one {color} thing")
+    return Record(image_id=image_id, file=name, split=split, captions=captions)

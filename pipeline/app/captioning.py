@@ -17,7 +17,7 @@ from pipeline.app.search_controls import search_settings
 from pipeline.app.uploads import FORMATS, Picture, check, preview
 from pipeline.errors import UserError
 from pipeline.generation.search import SearchParams
-from pipeline.prediction.captioner import USUAL_SEARCH
+from pipeline.prediction.captioner import DEFAULT_SEARCH
 
 Call = tuple[Any, ...]
 """A function with what it is called with, all of it hashable."""
@@ -36,7 +36,7 @@ def page() -> None:
     with st.sidebar:
         chosen = _choose(folders)
         st.subheader("Search", anchor=False)
-        settings = search_settings(replace(USUAL_SEARCH, n_best=3))
+        settings = search_settings(replace(DEFAULT_SEARCH, n_best=3))
     endings = [ending for kind in FORMATS.values() for ending in kind]
     # Under a new name each time, it stands empty again: the file that it had need not be taken away before the next.
     key = f"upload {st.session_state.get('taken', 0)}"

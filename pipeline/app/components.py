@@ -14,7 +14,7 @@ import numpy as np
 import streamlit as st
 
 from pipeline.app.uploads import MAX_BYTES, Preview
-from pipeline.prediction.captioner import Caption
+from pipeline.generation.caption import Caption
 
 
 def _declared(name: str) -> Callable[..., Any]:
@@ -29,6 +29,7 @@ _picker = _declared("picker")
 def show_caption(preview: Preview, caption: Caption, key: str) -> None:
     """Show a picture under its caption and the alternatives to it; pointing at a word lights what it was read from."""
     captions = [caption, *caption.alternatives]
+    assert caption.attention is not None
     _viewer(
         data={
             "image": as_url(preview.jpeg),
@@ -69,6 +70,7 @@ def as_url(jpeg: bytes) -> str:
 
 
 def _told(caption: Caption) -> dict[str, Any]:
+    assert caption.attention is not None
     strongest = caption.attention.max(axis=(1, 2), keepdims=True)
     light = np.rint(255 * caption.attention / np.maximum(strongest, np.finfo(np.float32).tiny)).astype(int)
     return {

@@ -58,7 +58,7 @@ def _state(run: LiveRun) -> None:
     for label, name, form in (
         ("Loss", "train/loss", ".3f"),
         ("Best CIDEr-D", "val_cider", ".3f"),
-        ("Captions a second", "train/captions_a_second", ",.0f"),
+        ("Captions a second", "train/captions_per_second", ",.0f"),
     ):
         if values := [value for _, value in run.series.get(name, [])]:
             tiles[label] = format(max(values) if label.startswith("Best") else values[-1], form)

@@ -111,11 +111,6 @@ class EvaluationData:
     """Training metrics of each epoch."""
     inputs: EvaluateInputs
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Height and width of the attention grid."""
-        return self.store.spec.grid
-
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
@@ -209,7 +204,7 @@ def analyze(
     batches = CaptionBatches(data.captions, data.store, batch_size)
     teacher_forcing = _teacher_forcing(data.model, batches, device)
     write_json(metrics / "teacher_forcing.json", teacher_forcing)
-    scenes = score_scenes(data.records, data.generated, data.grid)
+    scenes = score_scenes(data.records, data.generated)
     write_json(metrics / "scenes.json", scenes)
     return Analysis(captions=captions, teacher_forcing=teacher_forcing, scenes=scenes)
 

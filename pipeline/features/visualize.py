@@ -1,8 +1,8 @@
-"""A grid beside its image: its principal components as colors, and its norms.
+"""Plots of an image's grid: its principal components as colors, and the norms of its regions.
 
-The same store and image file give the same bytes. Matplotlib is used without pyplot, as in evaluation.plots.
+The same store and image file give the same bytes. pyplot is not used: its state is global.
 
-B images, P = H * W regions of a grid, by rows, C channels.
+Shapes: B images, P = H * W regions of a grid in row-major order, C channels.
 """
 
 import io
@@ -19,184 +19,201 @@ from matplotlib.figure import Figure
 from pipeline.artifacts import write_atomically
 from pipeline.captions.records import RECORDS_FILE, Record, read_records
 from pipeline.errors import UserError
-from pipeline.features.images import Pixels, View, read_bytes, read_views
+from pipeline.features.images import Pixels, View, read_image_file, read_views
 from pipeline.features.store import FeatureStore, Grids
 
-SAMPLED_IMAGES = 200
-"""Images, at most, whose regions the components are fitted to."""
-WIDTH, HEIGHT = 11.0, 4.2
-"""Of the picture, in inches."""
+MAX_SAMPLED_IMAGES = 200
+"""Maximum number of images to whose regions the components are fitted."""
 
-_CHANNELS = 3
-# All at once would take gigabytes of float64, and one grid at a time is slow.
-_REGIONS_A_BLOCK = 1024
-# What is smaller beside the largest of its kind comes from rounding: of variances, and of ranges.
-_NEGLIGIBLE = 1e-6
+_WIDTH, _HEIGHT = 11.0, 4.2  # inches
+_NUM_COMPONENTS = 3
+# All regions at once would take gigabytes of float64, and one grid at a time is slow.
+_REGIONS_PER_BLOCK = 1024
+# Variances and ranges below this fraction of the largest are rounding errors.
+_EPSILON = 1e-6
 
 _Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColorMap:
-    """How a region's channels become red, green and blue: by three principal components, or fewer and zeros."""
+    """Three principal components of region features, shown as red, green and blue."""
 
     mean: _Floats
-    """[C]."""
+    """[C]"""
     components: _Floats
-    """Unit vectors [C, 3] by falling variance, the loading largest in size positive; 0 for those there are not."""
-    shares: _Floats
-    """Shares [3] of the sample's variance."""
+    """Unit vectors, [C, 3], by descending variance; each one's largest loading is positive. Absent components are 0."""
+    explained_variance: _Floats
+    """Fraction of the sample's variance that each component explains, [3]."""
     low: _Floats
-    """Values [3] of the components that show as 0."""
+    """Value of each component that is shown as 0, [3]."""
     high: _Floats
-    """Values [3] that show as 255."""
+    """Value of each component that is shown as 255, [3]."""
 
     def colors(self, grid: Grids) -> Pixels:
-        """Color regions, float16 [P, C], as uint8 RGB [P, 3]."""
-        share = (_values(grid, self.mean, self.components) - self.low) / (self.high - self.low)
-        pixels: Pixels = (255 * share.clip(0, 1)).round().astype(np.uint8)
+        """Map regions, float16 [P, C], to colors, uint8 RGB [P, 3]."""
+        intensity = (_project(grid, self.mean, self.components) - self.low) / (self.high - self.low)  # [P, 3]
+        pixels: Pixels = (255 * intensity.clip(0, 1)).round().astype(np.uint8)
         return pixels
 
 
 def fit_color_map(grids: Grids) -> ColorMap:
-    """Fit principal components, exactly, to all regions of grids, float16 [B, P, C], which must be finite.
+    """Fit principal components to all regions of finite grids, float16 [B, P, C].
 
-    The 1st and the 99th percentile of a component's values become the ends of its color.
+    The colors of a component range from its 1st to its 99th percentile.
     """
     channels = grids.shape[-1]
-    regions = grids.reshape(-1, channels)
-    blocks = np.split(regions, range(_REGIONS_A_BLOCK, len(regions), _REGIONS_A_BLOCK))
+    regions = grids.reshape(-1, channels)  # [B * P, C]
+    blocks = np.split(regions, range(_REGIONS_PER_BLOCK, len(regions), _REGIONS_PER_BLOCK))
     mean = regions.mean(axis=0, dtype=np.float64)
     covariance = np.zeros((channels, channels))
     for block in blocks:
-        centerd = block.astype(np.float64) - mean
-        covariance += centerd.T @ centerd
+        centered = block.astype(np.float64) - mean
+        covariance += centered.T @ centered
     covariance /= len(regions)
-    ascending, vectors = np.linalg.eigh(covariance)
-    found = min(_CHANNELS, channels)
-    variances, components = np.zeros(_CHANNELS), np.zeros((channels, _CHANNELS))
-    variances[:found], components[:, :found] = ascending[::-1][:found], vectors[:, ::-1][:, :found]
-    absent = variances <= _NEGLIGIBLE * variances[0]
-    variances[absent], components[:, absent] = 0, 0
-    loadings = components[np.abs(components).argmax(axis=0), np.arange(_CHANNELS)]
-    components *= np.where(loadings < 0, -1, 1)
-    values = np.concatenate([_values(block, mean, components) for block in blocks])
-    low, high = np.percentile(values, (1, 99), axis=0)
-    # Where nearly all regions are alike the percentiles meet; stretched over 0 to 255, rounding would show.
-    narrowest = _NEGLIGIBLE * np.abs(values).max(axis=0) + np.finfo(np.float32).tiny
+    variances, components = _principal_components(covariance)
+    projections = np.concatenate([_project(block, mean, components) for block in blocks])  # [B * P, 3]
+    low, high = np.percentile(projections, (1, 99), axis=0)
+    # The percentiles of nearly constant values coincide. Without a minimum range, rounding errors would show as colors.
+    min_range = _EPSILON * np.abs(projections).max(axis=0) + np.finfo(np.float32).tiny
     return ColorMap(
         mean=mean,
         components=components,
-        shares=variances / max(np.trace(covariance), np.finfo(np.float64).tiny),
+        explained_variance=variances / max(np.trace(covariance), np.finfo(np.float64).tiny),
         low=low,
-        high=np.maximum(high, low + narrowest),
+        high=np.maximum(high, low + min_range),
     )
 
 
-def draw_grid(store: FeatureStore, image_id: int, prepared: Path, images: Path, out: Path) -> str:
-    """Draw an image's first view as the encoder saw it, its grid in colors, and the norms of its regions.
+def draw_grid(store: FeatureStore, image_id: int, prepared: Path, image_dir: Path, out: Path) -> str:
+    """Plot an image's first view, its grid in colors, and the norms of its regions.
 
-    The colors are fitted to up to `SAMPLED_IMAGES` images of the store, evenly spaced by id. The image's file
-    is the one that the records in `prepared` name, below the folder `images`. `out` is a PNG file. Returns the
-    picture's title.
+    The color map is fitted to at most `MAX_SAMPLED_IMAGES` images of the store, evenly spaced by id.
 
-    Raises `UserError`, naming the file, where `out` does not end in .png or cannot be written, where the records
-    or the store lack the image, where the image or a shard cannot be read, and where the image's file is not the one
-    that was encoded.
+    Args:
+        store: The feature store.
+        image_id: The image.
+        prepared: Folder of the records, which name the image's file.
+        image_dir: Folder that the records' files are relative to.
+        out: PNG file to write.
+
+    Returns:
+        The title of the plot.
+
+    Raises:
+        UserError: `out` is not a PNG file or cannot be written, the records or the store lack the image, the image or a
+            shard cannot be read, or the image file changed since it was encoded.
     """
     if out.suffix != ".png":
-        raise UserError(f"{out}: is no name for a PNG file; let --out end in .png")
-    record = _record(prepared, image_id)
+        raise UserError(f"{out}: not a PNG file name. Choose an --out that ends in .png.")
+    record = _find_record(prepared, image_id)
     grid = store.grid(image_id)
-    sample = _evenly_spaced(store.image_ids)
-    grids = store.grids(sample)
-    for own, values in zip((image_id, *sample), (grid, *grids), strict=True):
+    sample_ids = _sample(store.image_ids)
+    grids = store.grids(sample_ids)
+    for grid_id, values in zip((image_id, *sample_ids), (grid, *grids), strict=True):
         if not np.isfinite(values).all():
-            raise UserError(f"the grid of image {own} holds numbers that are not finite; run `dvc repro -f -s encode`")
-    # Only `encode` writes stores, of views that `read_views` makes.
+            raise UserError(f"image {grid_id}: its grid has NaN or infinite values. Run `dvc repro -f -s encode`.")
+    # Only `encode` writes stores, and its views are of this type.
     view = cast(View, store.views[0])
-    path = images / record.file
-    file = _encoded(path, store, image_id)
-    picture = read_views(file, store.spec.image_size, (view,), str(path))[0]
+    path = image_dir / record.file
+    content = _read_encoded_file(path, store, image_id)
+    image = read_views(content, store.spec.image_size, (view,), str(path))[0]  # [S, S, 3]
     color_map = fit_color_map(grids)
-    title = _title(store, record, len(sample), color_map)
-    _draw(picture, view, grid, store.spec.grid, color_map, title, out)
+    title = _title(store, record, len(sample_ids), color_map)
+    _plot(image, view, grid, store.spec.grid, color_map, title, out)
     return title
 
 
-def _record(prepared: Path, image_id: int) -> Record:
+def _principal_components(covariance: _Floats) -> tuple[_Floats, _Floats]:
+    """Return variances [3] and components [C, 3] of a covariance matrix [C, C]."""
+    channels = len(covariance)
+    eigenvalues, eigenvectors = np.linalg.eigh(covariance)  # ascending
+    num_found = min(_NUM_COMPONENTS, channels)
+    variances, components = np.zeros(_NUM_COMPONENTS), np.zeros((channels, _NUM_COMPONENTS))
+    variances[:num_found] = eigenvalues[::-1][:num_found]
+    components[:, :num_found] = eigenvectors[:, ::-1][:, :num_found]
+    negligible = variances <= _EPSILON * variances[0]
+    variances[negligible], components[:, negligible] = 0, 0
+    # The sign of an eigenvector is arbitrary.
+    largest_loadings = components[np.abs(components).argmax(axis=0), np.arange(_NUM_COMPONENTS)]
+    components *= np.where(largest_loadings < 0, -1, 1)
+    return variances, components
+
+
+def _find_record(prepared: Path, image_id: int) -> Record:
     records = read_records(prepared)
     for record in records:
         if record.image_id == image_id:
             return record
-    known = f", such as {records[0].image_id}" if records else ""
-    raise UserError(f"{prepared / RECORDS_FILE}: has no image {image_id}; name one that it has{known}")
+    example = f", such as {records[0].image_id}" if records else ""
+    raise UserError(f"{prepared / RECORDS_FILE}: has no image {image_id}. Choose an image id from this file{example}.")
 
 
-def _encoded(path: Path, store: FeatureStore, image_id: int) -> bytes:
-    """Read an image's file, which must be the one that its grid was made of."""
-    file = read_bytes(path)
-    found, encoded = sha256(file).hexdigest(), store.content(image_id)
-    if found != encoded:
+def _read_encoded_file(path: Path, store: FeatureStore, image_id: int) -> bytes:
+    """Read an image file and check that the image's grid was made from it."""
+    content = read_image_file(path)
+    actual, encoded = sha256(content).hexdigest(), store.image_digest(image_id)
+    if actual != encoded:
         raise UserError(
-            f"{path}: has SHA-256 {found}, but the grid of image {image_id} is of a file with {encoded};"
-            " run `dvc repro encode`"
+            f"{path}: has SHA-256 {actual}, but the grid of image {image_id} was made from a file with {encoded}."
+            " Run `dvc repro encode`."
         )
-    return file
+    return content
 
 
-def _evenly_spaced(image_ids: tuple[int, ...]) -> list[int]:
-    places = np.linspace(0, len(image_ids) - 1, min(len(image_ids), SAMPLED_IMAGES)).round()
-    return [image_ids[int(place)] for place in places]
+def _sample(image_ids: tuple[int, ...]) -> list[int]:
+    """Choose at most `MAX_SAMPLED_IMAGES` ids, evenly spaced."""
+    indices = np.linspace(0, len(image_ids) - 1, min(len(image_ids), MAX_SAMPLED_IMAGES)).round()
+    return [image_ids[int(index)] for index in indices]
 
 
-def _values(regions: Grids, mean: _Floats, components: _Floats) -> _Floats:
-    """Values of the components for regions, float16 [N, C]: [N, 3]."""
-    values: _Floats = (regions.astype(np.float64) - mean) @ components
-    return values
+def _project(regions: Grids, mean: _Floats, components: _Floats) -> _Floats:
+    """Project regions, float16 [P, C], onto components: [P, 3]."""
+    projections: _Floats = (regions.astype(np.float64) - mean) @ components
+    return projections
 
 
-def _title(store: FeatureStore, record: Record, sampled: int, color_map: ColorMap) -> str:
+def _title(store: FeatureStore, record: Record, num_sampled: int, color_map: ColorMap) -> str:
     spec = store.spec
-    shares = ", ".join(f"{share:.1%}" for share in color_map.shares)
+    explained = ", ".join(f"{fraction:.1%}" for fraction in color_map.explained_variance)
     return (
         f"image {record.image_id}: {record.file}\n"
-        f"{spec.architecture}, {spec.layer}: {spec.grid_height} x {spec.grid_width} regions of"
-        f" {spec.channels} channels; three components hold {shares} of the variance in {sampled} images"
+        f"{spec.architecture}, {spec.layer}: {spec.grid_height} x {spec.grid_width} regions,"
+        f" {spec.channels} channels; variance explained by 3 components: {explained} ({num_sampled} images)"
     )
 
 
-def _draw(
-    picture: Pixels,
+def _plot(
+    image: Pixels,
     view: View,
     grid: Grids,
-    shape: tuple[int, int],
+    grid_size: tuple[int, int],
     color_map: ColorMap,
     title: str,
     out: Path,
 ) -> None:
-    norms = np.linalg.norm(grid.astype(np.float64), axis=1)
-    # The user's own matplotlib settings would make other bytes.
+    norms = np.linalg.norm(grid.astype(np.float64), axis=1)  # [P]
+    # A user's matplotlib settings would change the bytes.
     with matplotlib.style.context("default"):
-        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
-        # A letter is about 0.6 of the font size wide, and a point is 1/72 inch.
-        size = min(11.0, 72 * WIDTH / (0.6 * max(map(len, title.splitlines()))))
-        figure.suptitle(title, fontsize=size, parse_math=False)
+        figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+        # A character is about 0.6 of the font size wide, and a point is 1/72 inch.
+        font_size = min(11.0, 72 * _WIDTH / (0.6 * max(map(len, title.splitlines()))))
+        figure.suptitle(title, fontsize=font_size, parse_math=False)
         panels = (
-            (f"view {view}, {len(picture)} x {len(picture)} px", picture),
-            ("components 1, 2, 3 as red, green, blue", color_map.colors(grid).reshape(*shape, _CHANNELS)),
-            ("norm by region", norms.reshape(shape)),
+            (f"view {view}, {len(image)} x {len(image)} px", image),
+            ("PCA components 1, 2, 3 as RGB", color_map.colors(grid).reshape(*grid_size, _NUM_COMPONENTS)),
+            ("L2 norm of each region", norms.reshape(grid_size)),
         )
         for axes, (name, values) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-            # The grid covers all of the square, however many rows and columns it has.
-            shown = axes.imshow(values, interpolation="nearest", aspect="auto")
+            # The grid covers the whole square, whatever its number of rows and columns.
+            mappable = axes.imshow(values, interpolation="nearest", aspect="auto")
             axes.set_box_aspect(1)
             axes.set_axis_off()
             axes.set_title(name, fontsize=10)
-        figure.colorbar(shown, cax=axes.inset_axes((1.03, 0, 0.05, 1)))
+        figure.colorbar(mappable, cax=axes.inset_axes((1.03, 0, 0.05, 1)))
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
     try:
         write_atomically(out, content.getvalue())
     except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}); name another file with --out") from error
+        raise UserError(f"{out}: cannot be written ({error.strerror}). Choose another --out.") from error

@@ -1,1 +1,1 @@
-"""Caption generation: search over any decoder, ensembles, and the files that captions are stored in."""
+"""Caption generation: beam search and sampling over any decoder, ensembles, and the files of generated captions."""

@@ -1,6 +1,6 @@
-"""Generated captions: `captions.json` in COCO's results format, `n_best.json`, and `attention.h5`.
+"""Reader and writer of generated captions: `captions.json`, `n_best.json` and `attention.h5`.
 
-This module alone writes and reads them. Shapes: `N` images, `T` words, `P` regions.
+`captions.json` is in COCO's results format. Shapes: `N` images, `T` words, `P` regions in a grid of `H` x `W`.
 """
 
 import json
@@ -14,77 +14,77 @@ from typing import Any
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
-from pipeline.artifacts import Schema
+from pipeline.artifacts import Schema, read_json
 from pipeline.errors import UserError
+from pipeline.generation.caption import Caption
 from pipeline.hdf5 import open_artifact
 
 SCHEMA = Schema("gridcap.attention", 2)
-_REMEDY = "Run `dvc repro -f -s generate`."
 CAPTIONS_FILE = "captions.json"
 N_BEST_FILE = "n_best.json"
 ATTENTION_FILE = "attention.h5"
 
-# HDF5 takes its time for each write, so some images wait for each other.
-_IMAGES_A_BLOCK = 64
-# A chunk beyond a caption's end takes no room.
-_WORDS_A_CHUNK = 8
+_REMEDY = "Run `dvc repro -f -s generate`."
+# Each write to HDF5 has a fixed cost, so images are written in blocks.
+_IMAGES_PER_BLOCK = 64
+# Chunks beyond the end of a caption are never written, so they take no space.
+_WORDS_PER_CHUNK = 8
 
 _COLUMNS = {
-    "image_id": (np.int64, "the image that the caption describes"),
+    "image_id": (np.int64, "id of the image"),
     "length": (np.int32, "words of the caption"),
-    "log_probability": (np.float64, "sum of the log-probabilities of the words and the end, in nats"),
-    "score": (np.float64, "what captions were ranked by: the log-probability over the length penalty"),
-    "caption": (h5py.string_dtype(), "the caption's words joined by spaces"),
+    "log_probability": (np.float64, "sum of the log-probabilities of the words and <end>, in nats"),
+    "score": (np.float64, "length-normalized log-probability, by which captions are ranked"),
+    "caption": (h5py.string_dtype(), "the best caption, words joined by spaces"),
 }
-_MAPS = (
-    "[caption, word, region]: where the decoder looked for the word; region r is in row r // grid_width; "
-    "words sum to 1, what is beyond the caption is 0"
+_ATTENTION_DESCRIPTION = (
+    "[image, word, region]: attention weights of each word of the best caption; region r is in row r // grid_width of "
+    "the grid; each word's weights sum to 1, and are 0 beyond the caption's length"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankedCaption:
-    """One of the captions found for an image."""
-
-    words: tuple[str, ...]
-    log_probability: float
-    """Sum over the words and the end, in nats."""
-    score: float
-    """What captions are ranked by: the log-probability over the length penalty."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class GeneratedCaptions:
-    """What was found for one image."""
+    """The captions of one image."""
 
     image_id: int
-    captions: tuple[RankedCaption, ...]
-    """At least one, the best first."""
-    attention: NDArray[np.float16]
-    """[T, P]: where the decoder looked for each word of the best; region r is in row r // grid_width of the picture."""
+    captions: tuple[Caption, ...]
+    """At least one, best first. When read from files, only the best has attention."""
+
+    @property
+    def best(self) -> Caption:
+        """The best caption."""
+        return self.captions[0]
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The words of the best caption."""
-        return self.captions[0].words
+        """Words of the best caption."""
+        return self.best.words
 
     @property
-    def log_probability(self) -> float:
-        """That of the best caption: the sum over its words and its end, in nats."""
-        return self.captions[0].log_probability
+    def attention(self) -> NDArray[np.floating[Any]]:
+        """Attention weights of the best caption, [T, H, W]."""
+        assert self.best.attention is not None, "files and searches have the attention of the best caption"
+        return self.best.attention
 
 
 def write_captions(
-    folder: Path, generated: Iterable[GeneratedCaptions], images: int, grid: tuple[int, int], fingerprint: str
+    folder: Path, generated: Iterable[GeneratedCaptions], num_images: int, grid: tuple[int, int], fingerprint: str
 ) -> None:
-    """Write the three files into `folder`, some images at a time as they come: what is written is not held.
+    """Write the three files block by block, without holding all captions in memory.
 
-    `images` is how many will come; `grid` is the height and width whose product is P.
+    Args:
+        folder: Existing folder for the files.
+        generated: The captions, with the attention of the best one of each image.
+        num_images: Number of images in `generated`, N.
+        grid: Height and width of the attention grid.
+        fingerprint: Fingerprint of the training run, recorded in `attention.h5`.
     """
     with (
         _json_list(folder / CAPTIONS_FILE) as write_best,
-        _json_list(folder / N_BEST_FILE) as write_all,
+        _json_list(folder / N_BEST_FILE) as write_n_best,
         h5py.File(folder / ATTENTION_FILE, "w") as file,
     ):
         file.attrs.update(
@@ -96,46 +96,67 @@ def write_captions(
                 "grid_width": grid[1],
             }
         )
-        regions = grid[0] * grid[1]
-        maps = file.create_dataset(
+        num_regions = grid[0] * grid[1]
+        attention = file.create_dataset(
             "attention",
-            shape=(images, 0, regions),
-            maxshape=(None, None, regions),
-            chunks=(1, _WORDS_A_CHUNK, regions),
+            shape=(num_images, 0, num_regions),
+            maxshape=(None, None, num_regions),
+            chunks=(1, _WORDS_PER_CHUNK, num_regions),
             dtype=np.float16,
         )
-        maps.attrs["description"] = _MAPS
-        for name, (kind, description) in _COLUMNS.items():
-            file.create_dataset(name, shape=images, dtype=kind).attrs["description"] = description
-        for first, part in enumerate(_blocks(generated)):
-            rows = slice(first * _IMAGES_A_BLOCK, first * _IMAGES_A_BLOCK + len(part))
-            ranked = [[_plain(caption) for caption in one.captions] for one in part]
-            for one, captions in zip(part, ranked, strict=True):
-                write_best({"image_id": one.image_id, "caption": captions[0]["caption"]})
-                write_all({"image_id": one.image_id, "captions": captions})
-            longest = max(len(one.words) for one in part)
-            maps.resize(max(longest, maps.shape[1]), axis=1)
-            for row, one in enumerate(part, start=rows.start):
-                maps[row, : len(one.words)] = one.attention
-            file["image_id"][rows] = [one.image_id for one in part]
-            file["length"][rows] = [len(one.words) for one in part]
-            for name in ("log_probability", "score", "caption"):
-                file[name][rows] = [captions[0][name] for captions in ranked]
+        attention.attrs["description"] = _ATTENTION_DESCRIPTION
+        for name, (dtype, description) in _COLUMNS.items():
+            file.create_dataset(name, shape=num_images, dtype=dtype).attrs["description"] = description
+        for index, block in enumerate(_blocks(generated)):
+            rows = slice(index * _IMAGES_PER_BLOCK, index * _IMAGES_PER_BLOCK + len(block))
+            for image in block:
+                write_best({"image_id": image.image_id, "caption": image.best.text})
+                write_n_best({"image_id": image.image_id, "captions": [_to_row(one) for one in image.captions]})
+            longest = max(len(image.words) for image in block)
+            attention.resize(max(longest, attention.shape[1]), axis=1)
+            for row, image in enumerate(block, start=rows.start):
+                attention[row, : len(image.words)] = image.attention.reshape(-1, num_regions).astype(np.float16)
+            file["image_id"][rows] = [image.image_id for image in block]
+            file["length"][rows] = [len(image.words) for image in block]
+            file["log_probability"][rows] = [image.best.log_probability for image in block]
+            file["score"][rows] = [image.best.score for image in block]
+            file["caption"][rows] = [image.best.text for image in block]
+
+
+class _CaptionRow(TypedDict):
+    """A caption in `n_best.json`."""
+
+    caption: str
+    log_probability: float
+    score: float
+    word_log_probabilities: list[float]
+
+
+class _ImageRow(TypedDict):
+    """An image in `n_best.json`."""
+
+    image_id: int
+    captions: list[_CaptionRow]
+
+
+def _to_row(caption: Caption) -> _CaptionRow:
+    return {
+        "caption": caption.text,
+        "log_probability": caption.log_probability,
+        "score": caption.score,
+        "word_log_probabilities": list(caption.word_log_probabilities),
+    }
 
 
 def _blocks(generated: Iterable[GeneratedCaptions]) -> Iterator[list[GeneratedCaptions]]:
     images = iter(generated)
-    while part := list(islice(images, _IMAGES_A_BLOCK)):
-        yield part
-
-
-def _plain(caption: RankedCaption) -> dict[str, Any]:
-    return {"caption": " ".join(caption.words), "log_probability": caption.log_probability, "score": caption.score}
+    while block := list(islice(images, _IMAGES_PER_BLOCK)):
+        yield block
 
 
 @contextmanager
 def _json_list(path: Path) -> Iterator[Callable[[Any], None]]:
-    """Write a JSON list, one value a line."""
+    """Write a JSON list, one value per line."""
     with path.open("w", encoding="utf-8") as file:
         separator = "["
 
@@ -149,39 +170,30 @@ def _json_list(path: Path) -> Iterator[Callable[[Any], None]]:
 
 
 def read_captions(folder: Path) -> list[GeneratedCaptions]:
-    """Read the captions with their attention, in the order written.
+    """Read the captions, and the attention of the best one of each image, in the order written.
 
-    Raises `UserError`, naming the file, where one is missing, damaged or of another schema.
+    Raises:
+        UserError: A file is missing, damaged or of another schema, or the files do not belong together.
     """
-    found = _read_n_best(folder / N_BEST_FILE)
+    rows = read_json(folder / N_BEST_FILE, list[_ImageRow], _REMEDY)
     with open_artifact(folder / ATTENTION_FILE, SCHEMA, _REMEDY) as file:
-        if [image_id for image_id, _ in found] != file["image_id"][:].tolist():
-            raise UserError(
-                f"{folder}: {N_BEST_FILE} and {ATTENTION_FILE} are of different runs; run `dvc repro -f -s generate`"
-            )
-        return [
-            GeneratedCaptions(image_id=image_id, captions=captions, attention=maps[: len(captions[0].words)])
-            for (image_id, captions), maps in zip(found, file["attention"], strict=True)
-        ]
+        if [row["image_id"] for row in rows] != file["image_id"][:].tolist():
+            raise UserError(f"{folder}: {N_BEST_FILE} and {ATTENTION_FILE} have different images. {_REMEDY}")
+        grid = (int(file.attrs["grid_height"]), int(file.attrs["grid_width"]))
+        return [_read_image(row, attention, grid) for row, attention in zip(rows, file["attention"], strict=True)]
 
 
-def _read_n_best(path: Path) -> list[tuple[int, tuple[RankedCaption, ...]]]:
-    try:
-        return [
-            (
-                image["image_id"],
-                tuple(
-                    RankedCaption(
-                        words=tuple(one["caption"].split()),
-                        log_probability=one["log_probability"],
-                        score=one["score"],
-                    )
-                    for one in image["captions"]
-                ),
+def _read_image(row: _ImageRow, attention: NDArray[np.float16], grid: tuple[int, int]) -> GeneratedCaptions:
+    captions = []
+    for rank, fields in enumerate(row["captions"]):
+        words = tuple(fields["caption"].split())
+        captions.append(
+            Caption(
+                words=words,
+                log_probability=fields["log_probability"],
+                score=fields["score"],
+                word_log_probabilities=tuple(fields["word_log_probabilities"]),
+                attention=attention[: len(words)].reshape(-1, *grid) if rank == 0 else None,
             )
-            for image in json.loads(path.read_text(encoding="utf-8"))
-        ]
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; run `dvc repro generate`") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run `dvc repro -f -s generate`") from error
+        )
+    return GeneratedCaptions(image_id=row["image_id"], captions=tuple(captions))

@@ -1,6 +1,6 @@
-"""Captions from grids: one decoder, or several that vote, driven by the search.
+"""Captions of image grids, by one decoder or by an ensemble of several.
 
-Shapes: `B` images, `W` beams, `P` regions, `C` channels, `V` words known.
+Shapes: `B` images, `K` captions per image (beams or samples), `P` regions, `C` channels, `V` vocabulary size.
 """
 
 import math
@@ -14,108 +14,142 @@ from torch import Tensor
 from pipeline.decoder.model_io import CONFIG_FILE, TrainedModel, read_model
 from pipeline.decoder.soft_attention import DecoderState, EncodedImages, SoftAttentionDecoder
 from pipeline.errors import UserError
-from pipeline.generation.search import Hypothesis, SearchParams, pick_beams, search
+from pipeline.generation.caption import Caption
+from pipeline.generation.search import SearchParams, search, select_beams
 
-_USUAL_WORDS = 12
-"""How many a caption has, about; what is prepared once an image depends on how often it will be looked at."""
+_TYPICAL_LENGTH = 12
+"""Words of a caption, from which the decoder estimates what is worth preparing once per image."""
 
 
-def caption(
+def caption_grids(
     decoders: Sequence[SoftAttentionDecoder],
+    words: Sequence[str],
     grids: Tensor,
     image_ids: Sequence[int],
     params: SearchParams,
-    asked: Sequence[Tensor] | None = None,
-) -> list[list[Hypothesis]]:
-    """Caption grids [B, P, C] with decoders in evaluation mode; returns each image's captions, the best first.
+    word_projections: Sequence[Tensor] | None = None,
+) -> list[list[Caption]]:
+    """Generate the captions of a batch of images.
 
-    Of several decoders, which share a vocabulary, the probabilities of words are averaged, and so is their attention.
-    With the seed, an image's id alone decides what is drawn for it; a beam search takes no notice of ids. To caption
-    many batches faster, give what `read_ahead` makes of the decoders.
+    Args:
+        decoders: One decoder, or an ensemble with one vocabulary whose word probabilities and attention weights are
+            averaged. In evaluation mode.
+        words: The vocabulary: word of each token id.
+        grids: [B, P, C], features of the images.
+        image_ids: Ids of the images; with `params.seed` they determine samples. Beam search ignores them.
+        params: Settings of the search.
+        word_projections: Result of `precompute`, which makes many batches faster.
+
+    Returns:
+        The captions of each image, best first. Their attention is [T, P].
     """
     assert not any(decoder.training for decoder in decoders), "dropout would make captions random"
-    voters = Ensemble(decoders, [None] * len(decoders) if asked is None else asked)
-    with torch.inference_mode(), _arithmetic(params, grids.device):
-        return search(voters, voters.start(grids, params), image_ids, params, grids.device)
+    ensemble = Ensemble(decoders, [None] * len(decoders) if word_projections is None else word_projections)
+    with torch.inference_mode(), _autocast(params, grids.device):
+        return search(ensemble, ensemble.start(grids, params), image_ids, params, words, grids.device)
 
 
 def precompute(decoders: Sequence[SoftAttentionDecoder], params: SearchParams) -> list[Tensor]:
-    """What every word asks of each decoder's state, known before there are images."""
-    with torch.inference_mode(), _arithmetic(params, decoders[0].score_weight.device):
+    """Return each decoder's projection of the vocabulary, which does not depend on images."""
+    with torch.inference_mode(), _autocast(params, next(decoders[0].parameters()).device):
         return [decoder.project_vocabulary() for decoder in decoders]
 
 
-def _arithmetic(params: SearchParams, device: torch.device) -> torch.autocast:
+def _autocast(params: SearchParams, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=params.precision == "bfloat16")
 
 
-class _View(NamedTuple):
-    """What one decoder sees and remembers."""
+class _MemberState(NamedTuple):
+    """State of one decoder of the ensemble."""
 
-    regions: EncodedImages
-    state: DecoderState
+    images: EncodedImages
+    decoder_state: DecoderState
 
 
 class Ensemble:
-    """Decoders that choose each word together."""
+    """Decoders that choose each word together, as the `StepFunction` of a search."""
 
-    def __init__(self, decoders: Sequence[SoftAttentionDecoder], asked: Sequence[Tensor | None]) -> None:
+    def __init__(self, decoders: Sequence[SoftAttentionDecoder], word_projections: Sequence[Tensor | None]) -> None:
         self._decoders = decoders
-        self._asked = asked
+        self._word_projections = word_projections
 
-    def start(self, grids: Tensor, params: SearchParams) -> list[_View]:
-        captions = params.beam_size if params.method == "beam" else params.n_best
-        looked = [decoder.prepare(grids, captions * _USUAL_WORDS) for decoder in self._decoders]
-        return [_View(own, decoder.init_state(own, 1)) for decoder, own in zip(self._decoders, looked, strict=True)]
-
-    def step(self, words: Tensor, views: list[_View]) -> tuple[Tensor, list[_View], Tensor]:
-        steps = [
-            decoder.decode_step(words, view.state, view.regions, asked)
-            for decoder, view, asked in zip(self._decoders, views, self._asked, strict=True)
-        ]
-        views = [view._replace(state=state) for view, (_, state, _) in zip(views, steps, strict=True)]
-        if len(steps) == 1:
-            return steps[0][0], views, steps[0][2]
-        votes = torch.stack([logits.float().log_softmax(dim=-1) for logits, _, _ in steps])
-        attention = torch.stack([attention for _, _, attention in steps]).mean(dim=0)
-        return votes.logsumexp(dim=0) - math.log(len(steps)), views, attention
-
-    def select_beams(self, views: list[_View], beams: Tensor) -> list[_View]:
+    def start(self, grids: Tensor, params: SearchParams) -> list[_MemberState]:
+        """Return the state before the first word, with one beam per image; grids are [B, P, C]."""
+        num_captions = params.beam_size if params.method == "beam" else params.n_best
+        encoded = [decoder.prepare(grids, num_captions * _TYPICAL_LENGTH) for decoder in self._decoders]
         return [
-            view._replace(state=DecoderState(*(pick_beams(values, beams) for values in view.state))) for view in views
+            _MemberState(images, decoder.init_state(images, 1))
+            for decoder, images in zip(self._decoders, encoded, strict=True)
         ]
 
-    def select_images(self, views: list[_View], images: Tensor) -> list[_View]:
+    def step(self, tokens: Tensor, state: list[_MemberState]) -> tuple[Tensor, list[_MemberState], Tensor]:
+        """Decode one step with every decoder; the logits are log-probabilities where there are several decoders."""
+        outputs = [
+            decoder.decode_step(tokens, member.decoder_state, member.images, projection)
+            for decoder, member, projection in zip(self._decoders, state, self._word_projections, strict=True)
+        ]
+        state = [
+            member._replace(decoder_state=decoder_state)
+            for member, (_, decoder_state, _) in zip(state, outputs, strict=True)
+        ]
+        if len(outputs) == 1:
+            logits, _, alpha = outputs[0]
+            return logits, state, alpha
+        log_probs = torch.stack([logits.float().log_softmax(dim=-1) for logits, _, _ in outputs])  # [decoders, B, K, V]
+        mean_log_probs = log_probs.logsumexp(dim=0) - math.log(len(outputs))  # log of the mean probability, [B, K, V]
+        mean_alpha = torch.stack([alpha for _, _, alpha in outputs]).mean(dim=0)  # [B, K, P]
+        return mean_log_probs, state, mean_alpha
+
+    def select_beams(self, state: list[_MemberState], beam_index: Tensor) -> list[_MemberState]:
+        """Return the state of the beams `beam_index` [B, K'] of each image."""
         return [
-            _View(view.regions.select_images(images), DecoderState(*(values[images] for values in view.state)))
-            for view in views
+            member._replace(
+                decoder_state=DecoderState(*(select_beams(values, beam_index) for values in member.decoder_state))
+            )
+            for member in state
+        ]
+
+    def select_images(self, state: list[_MemberState], image_index: Tensor) -> list[_MemberState]:
+        """Return the state of the images `image_index` [B']."""
+        return [
+            _MemberState(
+                member.images.select_images(image_index),
+                DecoderState(*(values[image_index] for values in member.decoder_state)),
+            )
+            for member in state
         ]
 
 
 def read_models(model: Path, ensemble: Path | None) -> list[TrainedModel]:
-    """Read the trained model, and with it those in the folders of `ensemble`, in the order of their names.
+    """Read a trained model and the other members of its ensemble.
 
-    Raises `UserError` where a folder holds no model, or one of another vocabulary or encoder than the first.
+    Args:
+        model: Model folder.
+        ensemble: Folder of more model folders, read in the order of their names; None without an ensemble.
+
+    Raises:
+        UserError: A folder holds no model, or one with another vocabulary, encoder or view than the first.
     """
     folders = _ensemble_dirs(ensemble) if ensemble else []
     models = [read_model(folder) for folder in [model, *folders]]
-    for folder, other in zip(folders, models[1:], strict=True):
-        for name, own, wanted in (
-            ("vocabulary", other.config.vocabulary_digest, models[0].config.vocabulary_digest),
-            ("encoder setting", other.config.encoder_fingerprint, models[0].config.encoder_fingerprint),
-            ("view", other.config.view, models[0].config.view),
+    expected = models[0].config
+    for folder, member in zip(folders, models[1:], strict=True):
+        for name, actual_value, expected_value in (
+            ("vocabulary", member.config.vocabulary_digest, expected.vocabulary_digest),
+            ("encoder", member.config.encoder_fingerprint, expected.encoder_fingerprint),
+            ("view", member.config.view, expected.view),
         ):
-            if own != wanted:
+            if actual_value != expected_value:
                 raise UserError(
-                    f"{folder}: was trained with {name} {own}, but {model} with {wanted}; models vote only on the same "
-                    f"words and features: train it anew on the present ones, or take it out of {ensemble}"
+                    f"{folder}: was trained with {name} {actual_value}, but {model} with {expected_value}. Members of"
+                    f" an ensemble need the same vocabulary and features: train it again, or remove it from {ensemble}."
                 )
     return models
 
 
 def _ensemble_dirs(ensemble: Path) -> list[Path]:
     if not ensemble.is_dir():
-        raise UserError(f"{ensemble}: is no folder; name one whose folders are models")
+        raise UserError(f"{ensemble}: no such folder. Name a folder of model folders.")
     if (ensemble / CONFIG_FILE).is_file():
-        raise UserError(f"{ensemble}: is itself a model; name the folder that it lies in, or one with copies of models")
+        raise UserError(f"{ensemble}: is a model folder. Name the folder that contains it.")
     return sorted(path for path in ensemble.iterdir() if path.is_dir())

@@ -1,4 +1,4 @@
-"""Captions of a whole split: what stage `generate` runs."""
+"""Captions of a whole split, as stage `generate` writes them."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,20 +10,20 @@ from pipeline.captions.records import Split
 from pipeline.decoder.model_io import TrainedModel
 from pipeline.errors import UserError
 from pipeline.features.store import FeatureStore
-from pipeline.generation.caption_io import GeneratedCaptions, RankedCaption
-from pipeline.generation.ensemble import caption, precompute
-from pipeline.generation.search import Hypothesis, SearchParams
+from pipeline.generation.caption_io import GeneratedCaptions
+from pipeline.generation.ensemble import caption_grids, precompute
+from pipeline.generation.search import SearchParams
 from pipeline.params import params_section
 
 
 @params_section
 class GenerateParams:
-    """Which images are captioned, and how."""
+    """Section `generate`: which images to caption, and how."""
 
     split: Split
-    """Split whose images are captioned, and then scored."""
+    """Split to caption and evaluate."""
     ensemble: Path
-    """Folder of further model folders, whose probabilities are averaged with the trained model's; empty: it alone."""
+    """Folder of additional model folders to ensemble with the trained model; empty for none."""
     search: SearchParams
 
 
@@ -35,34 +35,36 @@ def generate(
     batch_size: int,
     device: torch.device,
 ) -> Iterator[GeneratedCaptions]:
-    """Caption each image whose grid the store holds, in the order of `image_ids`, batch by batch as they are asked for.
+    """Caption images from stored features, lazily, batch by batch, in the order of `image_ids`.
 
-    Of several models, which share vocabulary and encoder setting, the probabilities are averaged. Raises `UserError`
-    where the store shows another view of pictures than the models learned from.
+    Args:
+        models: One model, or an ensemble from `read_models`.
+        store: Features of the images.
+        image_ids: Images to caption.
+        params: Settings of the search.
+        batch_size: Images decoded together.
+        device: Device to decode on.
+
+    Raises:
+        UserError: The first view in the store is not the view that the models were trained on.
     """
     view = models[0].config.view
     if store.views[0] != view:
         raise UserError(
-            f"the model was trained on the view '{view}' of pictures, but the store's first is '{store.views[0]}'; put"
-            " it first in encode.views of params.yaml, or train anew"
+            f"encode.views: the first view of the features is {store.views[0]}, but the model was trained on {view}."
+            f" Put {view} first, or train again."
         )
     decoders = [model.decoder.to(device) for model in models]
     words = models[0].vocabulary.words
-    asked = precompute(decoders, params)
+    word_projections = precompute(decoders, params)
     with tqdm(total=len(image_ids), desc="generate", unit="image") as bar:
         for start in range(0, len(image_ids), batch_size):
-            part = image_ids[start : start + batch_size]
-            grids = torch.from_numpy(store.grids(part)).to(device)
-            for image_id, found in zip(part, caption(decoders, grids, part, params, asked), strict=True):
+            batch_ids = image_ids[start : start + batch_size]
+            grids = torch.from_numpy(store.grids(batch_ids)).to(device)  # [B, P, C]
+            results = caption_grids(decoders, words, grids, batch_ids, params, word_projections)
+            for image_id, captions in zip(batch_ids, results, strict=True):
                 yield GeneratedCaptions(
                     image_id=image_id,
-                    captions=tuple(_ranked(one, words) for one in found),
-                    attention=found[0].attention.half().numpy(),
+                    captions=tuple(caption.reshape_attention(store.spec.grid) for caption in captions),
                 )
-            bar.update(len(part))
-
-
-def _ranked(one: Hypothesis, words: Sequence[str]) -> RankedCaption:
-    return RankedCaption(
-        words=tuple(words[number] for number in one.words), log_probability=one.log_probability, score=one.score
-    )
+            bar.update(len(batch_ids))

@@ -1,10 +1,10 @@
-"""Search for captions over an abstract step function, batched over images and beams.
+"""Beam search and sampling over an abstract step function, batched over images and beams.
 
-Shapes: `B` images, `W` captions an image that are in the making, `T` words, `P` regions, `V` words known.
+Shapes: `B` images, `K` captions per image (beams or samples), `T` words, `P` regions, `V` vocabulary size.
 
-Beam search keeps the `W` likeliest beginnings of each image; those that have ended stay among them, as they stand, for
-as long as nothing likelier pushes them out. An image whose captions can change no more leaves the batch. The other
-images of a batch, and their number, have no say in a caption, but for the rounding of the decoder's products.
+Beam search keeps the `K` most likely captions of each image; a caption that has ended keeps its place in the beam until
+more likely ones replace it. Images whose result cannot change any more leave the batch. The captions of an image do not
+depend on the other images of the batch, apart from rounding in the decoder's matrix products.
 """
 
 from collections.abc import Sequence
@@ -16,98 +16,100 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.captions.vocabulary import END, PAD, START, UNK
-from pipeline.generation.step_rules import Choice, beam_step, mask_forbidden, random_numbers, sample_step
+from pipeline.generation.caption import Caption
+from pipeline.generation.step_rules import Continuations, beam_step, mask_forbidden, random_numbers, sample_step
 from pipeline.params import params_section
 
 S = TypeVar("S")
 
-_LEAVE_AT = 0.8
-"""Share of a batch's images still searched at which the others leave it: to leave, the rest is copied."""
+_COMPACT_AT = 0.8
+"""Finished images leave the batch once at most this share of it is unfinished, since leaving copies the rest."""
 
 
 class StepFunction(Protocol[S]):
-    """What the search drives: a decoder, or several, with the images it describes; its state is its own affair."""
+    """One decoding step of a decoder or an ensemble. Its state holds whatever it needs about the images and beams."""
 
-    def step(self, words: Tensor, state: S) -> tuple[Tensor, S, Tensor]:
-        """Take the last words [B, W]; returns logits [B, W, V], the next state and attention [B, W, P]."""
+    def step(self, tokens: Tensor, state: S) -> tuple[Tensor, S, Tensor]:
+        """Decode one step.
 
-    def select_beams(self, state: S, beams: Tensor) -> S:
-        """Pick the state of the beams numbered [B, W'] within each image."""
+        Args:
+            tokens: [B, K], the last token of each caption.
+            state: State before the step.
 
-    def select_images(self, state: S, images: Tensor) -> S:
-        """Pick the state of the images numbered [B'], and all there is to know of them."""
+        Returns:
+            Logits [B, K, V], the state after the step, and attention weights [B, K, P].
+        """
+
+    def select_beams(self, state: S, beam_index: Tensor) -> S:
+        """Return the state of the beams `beam_index` [B, K'] of each image."""
+
+    def select_images(self, state: S, image_index: Tensor) -> S:
+        """Return the state of the images `image_index` [B']."""
 
 
 @params_section
 class SearchParams:
-    """How captions are searched for."""
+    """How captions are decoded."""
 
     method: Literal["beam", "sample"]
-    """Whether a caption's words are the likeliest, or drawn at random, each by its probability."""
+    """Decoding method: beam search or sampling."""
     beam_size: Annotated[int, Field(ge=1)]
-    """Captions that are kept in view for each image; 1 is greedy search, and what method sample takes."""
+    """Number of beams; 1 is greedy search. Must be 1 for sampling."""
     num_groups: Annotated[int, Field(ge=1)]
-    """Equal parts of the beam that search apart, each shunning the words of those before it; 1 is plain beam search."""
+    """Number of groups in diverse beam search; divides `beam_size`. 1 disables it."""
     diversity_penalty: Annotated[float, Field(ge=0, le=1000)]
-    """Nats that a word costs a group for each caption of the groups before it that has the word in the same place."""
+    """Penalty, in nats, for each caption of an earlier group that chose the same word at this step."""
     temperature: Annotated[float, Field(ge=0.01, le=100)]
-    """What logits are divided by before words are drawn: below 1 likelier captions, above 1 more varied ones."""
+    """Sampling temperature, by which logits are divided; above 1 captions vary more."""
     top_k: Annotated[int, Field(ge=0)]
-    """Words are drawn from so many likeliest ones; 0 is all."""
+    """Sample from the k most likely words; 0 disables it."""
     top_p: Annotated[float, Field(gt=0, le=1)]
-    """Words are drawn from the fewest that together have this probability (a nucleus); 1 is all."""
+    """Sample from the smallest set of words whose probabilities add up to this (nucleus sampling); 1 disables it."""
     seed: Annotated[int, Field(ge=0)]
-    """Fixes, together with an image's id, what is drawn for the image."""
+    """Sampling seed; the samples of an image depend on it and on the image's id."""
     min_length: Annotated[int, Field(ge=0)]
-    """Words before which a caption does not end."""
+    """Minimum caption length in words."""
     max_length: Annotated[int, Field(ge=1)]
-    """Words at which a caption ends, if it has not ended by itself."""
+    """Maximum caption length in words."""
     length_normalization: Literal["none", "average", "gnmt"]
-    """What log-probabilities are divided by to rank captions: nothing, length or (5 + length) / 6, to the power below;
-    length counts the end."""
+    """Divisor of the log-probability when captions are ranked: none, length^alpha (`average`), or
+    ((5 + length) / 6)^alpha (`gnmt`). The length includes `<end>`."""
     length_alpha: Annotated[float, Field(ge=0, le=1)]
-    """That power: 0 favors short captions, 1 long ones."""
+    """Exponent alpha of the length normalization: 0 favors short captions, 1 long ones. 0 with `none`."""
     no_repeat_ngram_size: Annotated[int, Field(ge=0)]
-    """Length of sequences of words that may not come twice in a caption; 0 blocks none."""
+    """Size of n-grams that may occur only once in a caption; 0 disables it."""
     allow_unk: bool
-    """Whether `<unk>` may stand in a caption."""
+    """Allow `<unk>` in captions."""
     n_best: Annotated[int, Field(ge=1)]
-    """Captions found for each image: the best of the beam, the best first, or so many drawn ones, as they come."""
+    """Captions returned for each image: the best of the beam, or the number of samples."""
     precision: Literal["float32", "bfloat16"]
-    """Of the decoder's products of matrices: bfloat16 is faster and less exact."""
+    """Precision of the decoder's matrix products; bfloat16 (autocast) is faster and less exact."""
 
     def __post_init__(self) -> None:
         if self.min_length > self.max_length:
-            raise ValueError(f"min_length must be at most max_length, {self.max_length}, got {self.min_length}")
+            raise ValueError(f"min_length must be at most max_length ({self.max_length}), got {self.min_length}")
         if self.length_normalization == "none" and self.length_alpha:
-            raise ValueError(
-                f"length_alpha must be 0 with length_normalization none, got {self.length_alpha}; set it to 0, or "
-                "length_normalization to average or gnmt"
-            )
+            raise ValueError(f"length_alpha must be 0 with length_normalization none, got {self.length_alpha}")
         if self.method == "sample":
-            self._require_off(
-                {"beam_size": 1, "num_groups": 1}, "method sample draws each caption apart; n_best says how many"
-            )
+            self._require({"beam_size": 1, "num_groups": 1}, "with method sample (n_best is the number of samples)")
         else:
-            self._require_off(
-                {"temperature": 1, "top_k": 0, "top_p": 1}, "method beam draws nothing; or set method to sample"
-            )
+            self._require({"temperature": 1, "top_k": 0, "top_p": 1}, "with method beam")
             if self.beam_size % self.num_groups:
-                raise ValueError(f"groups must divide beam, {self.beam_size}, got {self.num_groups}")
+                raise ValueError(f"num_groups must divide beam_size ({self.beam_size}), got {self.num_groups}")
             if self.n_best > self.beam_size:
                 raise ValueError(
-                    f"n_best must be at most beam, {self.beam_size}, got {self.n_best}; a wider beam finds more"
+                    f"n_best must be at most beam_size ({self.beam_size}), got {self.n_best}. Increase beam_size."
                 )
         if self.num_groups == 1:
-            self._require_off({"diversity_penalty": 0}, "it is between groups; set groups to 2 or more")
+            self._require({"diversity_penalty": 0}, "with num_groups 1")
 
-    def _require_off(self, neutral: dict[str, float], reason: str) -> None:
-        for key, value in neutral.items():
-            if getattr(self, key) != value:
-                raise ValueError(f"{key} must be {value}, got {getattr(self, key)}: {reason}")
+    def _require(self, neutral_values: dict[str, float], condition: str) -> None:
+        for key, neutral in neutral_values.items():
+            if getattr(self, key) != neutral:
+                raise ValueError(f"{key} must be {neutral} {condition}, got {getattr(self, key)}")
 
-    def divisor(self, length: Tensor) -> Tensor:
-        """What the log-probability of captions of this length, `<end>` included, is divided by."""
+    def length_divisor(self, length: Tensor) -> Tensor:
+        """Return what the log-probability of captions of this length, `<end>` included, is divided by."""
         match self.length_normalization:
             case "none":
                 return torch.ones_like(length)
@@ -118,7 +120,7 @@ class SearchParams:
 
     @classmethod
     def greedy(cls, max_length: int) -> "SearchParams":
-        """The likeliest word each time, and nothing else."""
+        """Return the settings of greedy search, with everything else turned off."""
         return cls(
             method="beam",
             beam_size=1,
@@ -139,188 +141,200 @@ class SearchParams:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Hypothesis:
-    """One generated caption."""
-
-    words: tuple[int, ...]
-    """Ids, without `<start>` and `<end>`."""
-    log_probability: float
-    """Sum over the words, and `<end>` where it was reached, in nats, as the decoder has them."""
-    score: float
-    """What captions are ranked by: `log_probability` over the length penalty."""
-    word_log_probabilities: tuple[float, ...]
-    """Of each word, those before it given, in nats; the end is left out."""
-    attention: Tensor
-    """[T, P]: where the decoder looked for each of the words."""
-
-
 def search(
-    step_function: StepFunction[S], state: S, image_ids: Sequence[int], params: SearchParams, device: torch.device
-) -> list[list[Hypothesis]]:
-    """Find captions; returns for each image up to `params.n_best`, one at least, the best first (drawn ones as drawn).
+    step_function: StepFunction[S],
+    state: S,
+    image_ids: Sequence[int],
+    params: SearchParams,
+    words: Sequence[str],
+    device: torch.device,
+) -> list[list[Caption]]:
+    """Search for the captions of a batch of images.
 
-    `state` is that of one beam an image. A caption ends with `<end>`, after `max_length` words, or as it stands where no
-    word may follow, since each is barred or has probability 0. What two groups find alike is returned once.
+    A caption ends with `<end>`, after `max_length` words, or where every next word is forbidden or has probability 0.
+    Captions that several groups have in common are returned once.
+
+    Args:
+        step_function: Decoder or ensemble.
+        state: State before the first word, with one beam per image.
+        image_ids: Ids of the B images, which seed sampling.
+        params: Settings of the search.
+        words: The vocabulary: word of each token id.
+        device: Device of the state.
+
+    Returns:
+        For each image, 1 to `params.n_best` captions: the best first, or samples in the order drawn. Their attention is
+        [T, P].
     """
-    sampled = params.method == "sample"
-    width = params.n_best if sampled else params.num_groups
-    chances = random_numbers(params.seed, image_ids, width, params.max_length).to(device) if sampled else None
-    beams = _Beams.start(len(image_ids), width, device)
-    state = step_function.select_beams(state, torch.zeros_like(beams.words))
-    found: dict[int, list[Hypothesis]] = {}
-    for step in range(params.max_length):
-        logits, state, attention = step_function.step(beams.words, state)
-        log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
-        mask_forbidden(log_probs, beams.sentences, params.no_repeat_ngram_size, _never(params, step))
-        if chances is None:
-            choice = beam_step(
-                log_probs, beams.totals, beams.ended, params.beam_size, params.num_groups, params.diversity_penalty
+    is_sampling = params.method == "sample"
+    num_beams = params.n_best if is_sampling else params.num_groups
+    uniform = random_numbers(params.seed, image_ids, num_beams, params.max_length).to(device) if is_sampling else None
+    beams = _Beams.start(len(image_ids), num_beams, device)
+    state = step_function.select_beams(state, torch.zeros_like(beams.last_tokens))
+    captions: dict[int, list[Caption]] = {}  # by position in the batch
+    for t in range(params.max_length):
+        logits, state, alpha = step_function.step(beams.last_tokens, state)
+        log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)  # [B, K, V]
+        mask_forbidden(log_probs, beams.tokens, params.no_repeat_ngram_size, _forbidden_tokens(params, t))
+        if uniform is None:
+            chosen = beam_step(
+                log_probs,
+                beams.total_log_probs,
+                beams.ended,
+                params.beam_size,
+                params.num_groups,
+                params.diversity_penalty,
             )
         else:
-            chance = chances[beams.places, :, step]
-            choice = sample_step(log_probs, beams.ended, chance, params.temperature, params.top_k, params.top_p)
-        beams.append(choice, attention)
-        state = step_function.select_beams(state, choice.parents)
-        finished_images = beams.is_finished(params)
-        if bool(finished_images.all()):
+            step_uniform = uniform[beams.image_index, :, t]  # [B, K]
+            chosen = sample_step(log_probs, beams.ended, step_uniform, params.temperature, params.top_k, params.top_p)
+        beams.append(chosen, alpha)
+        state = step_function.select_beams(state, chosen.beam_index)
+        is_finished = beams.is_finished(params)  # [B]
+        if bool(is_finished.all()):
             break
-        staying = (~finished_images).nonzero().flatten()
-        if len(staying) <= _LEAVE_AT * len(finished_images):
-            found |= beams.select_images(finished_images.nonzero().flatten()).ranked(params)
-            beams, state = beams.select_images(staying), step_function.select_images(state, staying)
-    found |= beams.ranked(params)
-    return [found[place] for place in range(len(image_ids))]
+        unfinished = (~is_finished).nonzero().flatten()
+        if len(unfinished) <= _COMPACT_AT * len(is_finished):
+            captions |= beams.select_images(is_finished.nonzero().flatten()).captions(params, words)
+            beams, state = beams.select_images(unfinished), step_function.select_images(state, unfinished)
+    captions |= beams.captions(params, words)
+    return [captions[position] for position in range(len(image_ids))]
 
 
-def pick_beams(values: Tensor, beams: Tensor) -> Tensor:
-    """Pick the values [B, W, ...] of the beams numbered [B, W']: [B, W', ...]."""
-    index = beams.view(*beams.shape, *[1] * (values.dim() - 2)).expand(-1, -1, *values.shape[2:])
+def select_beams(values: Tensor, beam_index: Tensor) -> Tensor:
+    """Select from values [B, K, ...] the beams `beam_index` [B, K'] of each image: [B, K', ...]."""
+    index = beam_index.view(*beam_index.shape, *[1] * (values.dim() - 2)).expand(-1, -1, *values.shape[2:])
     return values.gather(1, index)
 
 
-def _never(params: SearchParams, step: int) -> list[int]:
-    """Ids that may not come now, whatever came before."""
-    never = [PAD, START]
+def _forbidden_tokens(params: SearchParams, step: int) -> list[int]:
+    """Token ids that are forbidden at a step, whatever came before."""
+    forbidden = [PAD, START]
     if not params.allow_unk:
-        never.append(UNK)
+        forbidden.append(UNK)
     if step < params.min_length:
-        never.append(END)
-    return never
+        forbidden.append(END)
+    return forbidden
 
 
 @dataclass
 class _Beams:
-    """Captions in the making."""
+    """The captions of a batch so far."""
 
-    places: Tensor
-    """[B]: which of all images these are."""
-    sentences: Tensor
-    """[B, W, 1 + T]: `<start>` and the words; behind a caption's end `<pad>`."""
+    image_index: Tensor
+    """[B], position of each image in the batch that the search started with."""
+    tokens: Tensor
+    """[B, K, 1 + T], starting with `<start>`; `<pad>` after `<end>`."""
     log_probs: Tensor
-    """[B, W, T]: log-probability of each word, and of the end."""
-    totals: Tensor
-    """[B, W]: their sum."""
+    """[B, K, T], log-probability of each token."""
+    total_log_probs: Tensor
+    """[B, K], their sum over T."""
     ended: Tensor
-    """[B, W]"""
-    looks: list[tuple[Tensor, Tensor]]
-    """For each word the attention [B, W', P] with which it was chosen, and the beams [B, W] whose attention it is."""
+    """[B, K], whether no further word is added."""
+    attention_steps: list[tuple[Tensor, Tensor]]
+    """For each step, the attention weights [B, K', P] before beams were selected, and the beam [B, K] that each caption
+    continued."""
 
     @classmethod
-    def start(cls, images: int, width: int, device: torch.device) -> "_Beams":
+    def start(cls, num_images: int, num_beams: int, device: torch.device) -> "_Beams":
         return cls(
-            places=torch.arange(images, device=device),
-            sentences=torch.full((images, width, 1), START, device=device),
-            log_probs=torch.zeros(images, width, 0, device=device),
-            totals=torch.zeros(images, width, device=device),
-            ended=torch.zeros(images, width, dtype=torch.bool, device=device),
-            looks=[],
+            image_index=torch.arange(num_images, device=device),
+            tokens=torch.full((num_images, num_beams, 1), START, device=device),
+            log_probs=torch.zeros(num_images, num_beams, 0, device=device),
+            total_log_probs=torch.zeros(num_images, num_beams, device=device),
+            ended=torch.zeros(num_images, num_beams, dtype=torch.bool, device=device),
+            attention_steps=[],
         )
 
     @property
-    def words(self) -> Tensor:
-        """[B, W]: the last of each caption."""
-        return self.sentences[..., -1]
+    def last_tokens(self) -> Tensor:
+        """[B, K], the last token of each caption."""
+        return self.tokens[..., -1]
 
     @property
-    def steps(self) -> Tensor:
-        """[B, W]: the words of each caption and its end, if it was reached; one at least."""
-        return (self.sentences[..., 1:] != PAD).sum(dim=-1).clamp(min=1)
+    def lengths(self) -> Tensor:
+        """[B, K], words of each caption, plus `<end>` where it was reached; at least 1."""
+        return (self.tokens[..., 1:] != PAD).sum(dim=-1).clamp(min=1)
 
-    def append(self, choice: Choice, attention: Tensor) -> None:
-        """Add a word to each caption."""
-        parents, words, log_probs = choice
-        self.sentences = torch.cat([pick_beams(self.sentences, parents), words.unsqueeze(-1)], dim=-1)
-        self.log_probs = torch.cat([pick_beams(self.log_probs, parents), log_probs.unsqueeze(-1)], dim=-1)
-        self.totals = self.totals.gather(1, parents) + log_probs
-        self.ended = self.ended.gather(1, parents) | (words == END) | (words == PAD)
-        # Followed back in the end: to sort all of it by the new beams would copy it once a word.
-        self.looks.append((attention, parents))
+    def append(self, chosen: Continuations, alpha: Tensor) -> None:
+        """Replace the captions by their chosen continuations."""
+        beam_index, tokens, log_probs = chosen
+        self.tokens = torch.cat([select_beams(self.tokens, beam_index), tokens.unsqueeze(-1)], dim=-1)
+        self.log_probs = torch.cat([select_beams(self.log_probs, beam_index), log_probs.unsqueeze(-1)], dim=-1)
+        self.total_log_probs = self.total_log_probs.gather(1, beam_index) + log_probs
+        self.ended = self.ended.gather(1, beam_index) | (tokens == END) | (tokens == PAD)
+        # Traced back at the end: reordering all attention weights here would copy them at every step.
+        self.attention_steps.append((alpha, beam_index))
 
     def is_finished(self, params: SearchParams) -> Tensor:
-        """[B]: whether what will be returned of an image is known.
+        """Whether the result of each image is final, [B].
 
-        It is when all has ended. In a plain beam it is also when enough captions have ended that score above all that
-        the others can come to: a log-probability only falls, and is divided by no more than at `max_length`. None of
-        those can then be pushed out, since each is also likelier than what goes on.
+        It is when all of its captions have ended. Without groups, beam search is also finished when `n_best` ended
+        captions score above an upper bound of the unfinished ones: a total log-probability only falls, and its divisor
+        is largest at `max_length`. Those captions also stay in the beam, since they are more likely than the unfinished
+        ones.
         """
-        finished = self.ended.all(dim=1)
-        if params.method == "sample" or params.num_groups > 1 or params.n_best > self.totals.shape[1]:
-            return finished
-        scores = (self.totals / params.divisor(self.steps)).masked_fill(~self.ended, -torch.inf)
-        most = self.totals / params.divisor(torch.full_like(self.totals, params.max_length))
-        bound = most.masked_fill(self.ended, -torch.inf).amax(dim=1)
-        return finished | (scores.topk(params.n_best, dim=1).values[:, -1] > bound)
+        all_ended = self.ended.all(dim=1)
+        if params.method == "sample" or params.num_groups > 1 or params.n_best > self.total_log_probs.shape[1]:
+            return all_ended
+        scores = (self.total_log_probs / params.length_divisor(self.lengths)).masked_fill(~self.ended, -torch.inf)
+        bounds = self.total_log_probs / params.length_divisor(torch.full_like(self.total_log_probs, params.max_length))
+        upper_bound = bounds.masked_fill(self.ended, -torch.inf).amax(dim=1)
+        return all_ended | (scores.topk(params.n_best, dim=1).values[:, -1] > upper_bound)
 
-    def select_images(self, images: Tensor) -> "_Beams":
+    def select_images(self, image_index: Tensor) -> "_Beams":
+        """Return the captions of the images `image_index` [B']."""
         return _Beams(
-            places=self.places[images],
-            sentences=self.sentences[images],
-            log_probs=self.log_probs[images],
-            totals=self.totals[images],
-            ended=self.ended[images],
-            looks=[(attention[images], parents[images]) for attention, parents in self.looks],
+            image_index=self.image_index[image_index],
+            tokens=self.tokens[image_index],
+            log_probs=self.log_probs[image_index],
+            total_log_probs=self.total_log_probs[image_index],
+            ended=self.ended[image_index],
+            attention_steps=[(alpha[image_index], beams[image_index]) for alpha, beams in self.attention_steps],
         )
 
-    def ranked(self, params: SearchParams) -> dict[int, list[Hypothesis]]:
-        """What is returned of each image, by its place."""
-        scores = (self.totals.double() / params.divisor(self.steps.double())).tolist()
-        sentences, log_probs, totals = self.sentences[..., 1:].tolist(), self.log_probs.tolist(), self.totals.tolist()
-        chosen = [_best(*image, params) for image in zip(sentences, scores, strict=True)]
-        most = max(map(len, chosen))
-        maps = self._attention(torch.tensor([beams + [0] * (most - len(beams)) for beams in chosen]))
-        return {
-            place: [
-                Hypothesis(
-                    words=(words := _words(sentences[image][beam])),
+    def captions(self, params: SearchParams, words: Sequence[str]) -> dict[int, list[Caption]]:
+        """Return the result of each image by its position in the batch that the search started with."""
+        scores = (self.total_log_probs.double() / params.length_divisor(self.lengths.double())).tolist()
+        tokens, log_probs = self.tokens[..., 1:].tolist(), self.log_probs.tolist()
+        totals = self.total_log_probs.tolist()
+        selected = [_select_captions(*image, params) for image in zip(tokens, scores, strict=True)]
+        most = max(map(len, selected))
+        attention = self._trace_attention(torch.tensor([beams + [0] * (most - len(beams)) for beams in selected]))
+        results: dict[int, list[Caption]] = {}
+        for image, position in enumerate(self.image_index.tolist()):
+            results[position] = []
+            for rank, beam in enumerate(selected[image]):
+                token_ids = _strip(tokens[image][beam])
+                caption = Caption(
+                    words=tuple(words[token] for token in token_ids),
                     log_probability=totals[image][beam],
                     score=scores[image][beam],
-                    word_log_probabilities=tuple(log_probs[image][beam][: len(words)]),
-                    attention=maps[image, rank, : len(words)],
+                    word_log_probabilities=tuple(log_probs[image][beam][: len(token_ids)]),
+                    attention=attention[image, rank, : len(token_ids)].numpy(),
                 )
-                for rank, beam in enumerate(chosen[image])
-            ]
-            for image, place in enumerate(self.places.tolist())
-        }
+                results[position].append(caption)
+        return results
 
-    def _attention(self, beams: Tensor) -> Tensor:
-        """[B, W', T, P] of the captions numbered [B, W'], followed back from their last word to the first."""
-        beams = beams.to(self.places.device)
-        maps = []
-        for attention, parents in reversed(self.looks):
-            beams = parents.gather(1, beams)
-            maps.append(pick_beams(attention, beams))
-        return torch.stack(maps[::-1], dim=2).float().cpu()
+    def _trace_attention(self, beam_index: Tensor) -> Tensor:
+        """Attention weights [B, N, T, P] of the captions `beam_index` [B, N], traced back from the last step."""
+        beam_index = beam_index.to(self.image_index.device)
+        steps = []
+        for alpha, parents in reversed(self.attention_steps):
+            beam_index = parents.gather(1, beam_index)
+            steps.append(select_beams(alpha, beam_index))
+        return torch.stack(steps[::-1], dim=2).float().cpu()
 
 
-def _best(sentences: list[list[int]], scores: list[float], params: SearchParams) -> list[int]:
-    """Numbers of the captions to return of an image."""
+def _select_captions(captions: list[list[int]], scores: list[float], params: SearchParams) -> list[int]:
+    """Beams of one image to return: distinct captions by descending score, or all samples."""
     if params.method == "sample":
-        return list(range(len(sentences)))
+        return list(range(len(captions)))
     ranking = sorted((beam for beam, score in enumerate(scores) if score > -torch.inf), key=lambda beam: -scores[beam])
-    distinct = {_words(sentences[beam]): beam for beam in reversed(ranking)}
+    distinct = {_strip(captions[beam]): beam for beam in reversed(ranking)}
     return sorted(distinct.values(), key=ranking.index)[: params.n_best]
 
 
-def _words(sentence: list[int]) -> tuple[int, ...]:
-    return tuple(word for word in sentence if word not in (END, PAD))
+def _strip(tokens: list[int]) -> tuple[int, ...]:
+    """Remove `<end>` and `<pad>`."""
+    return tuple(token for token in tokens if token not in (END, PAD))

@@ -1,6 +1,6 @@
-"""How a search chooses the next word: what is barred, what is likeliest, and what chance draws.
+"""Rules of one search step: which words are forbidden, and how beam search and sampling choose among the others.
 
-Shapes: `B` images, `W` captions an image that are in the making, `T` words, `V` words known.
+Shapes: `B` images, `K` captions per image (beams or samples), `T` words so far, `V` vocabulary size.
 """
 
 from collections.abc import Sequence
@@ -13,96 +13,144 @@ from torch import Tensor
 from pipeline.captions.vocabulary import PAD
 
 
-class Choice(NamedTuple):
-    """The captions that go on, each [B, W']. One that has ended, or that no word may follow, goes on with `<pad>`."""
+class Continuations(NamedTuple):
+    """Continuations that a step chose, each [B, K'].
 
-    parents: Tensor
-    """Which of the captions before it each continues."""
-    words: Tensor
+    A caption that has ended, or that no word may follow, continues with `<pad>`.
+    """
+
+    beam_index: Tensor
+    """Beam that each continues."""
+    tokens: Tensor
     log_probs: Tensor
-    """Log-probabilities of the words; of `<pad>` 0, or minus infinity where there is nothing to go on with."""
+    """Log-probability of each token; of `<pad>` 0, or minus infinity for a beam without continuation."""
 
 
-def mask_forbidden(log_probs: Tensor, sentences: Tensor, block: int, never: list[int]) -> None:
-    """Set log-probabilities [B, W, V] to minus infinity: of the ids `never`, and of what would repeat a sequence.
+def mask_forbidden(log_probs: Tensor, tokens: Tensor, no_repeat_ngram_size: int, forbidden: list[int]) -> None:
+    """Set the log-probabilities of forbidden words to minus infinity, in place.
 
-    With `block` above 0, no `block` words may stand twice in a row in the sentences [B, W, T].
+    Args:
+        log_probs: [B, K, V], of the next word.
+        tokens: [B, K, 1 + T], the captions so far, starting with `<start>`.
+        no_repeat_ngram_size: Size of n-grams that may occur only once in a caption; 0 disables it.
+        forbidden: Token ids forbidden at this step. Must contain `<pad>`.
     """
-    log_probs[..., never] = -torch.inf
-    if 0 < block <= sentences.shape[-1]:
-        sequences = sentences.unfold(-1, block, 1)  # [B, W, T - block + 1, block]
-        latest = sentences[..., sentences.shape[-1] - block + 1 :]
-        same = (sequences[..., :-1] == latest.unsqueeze(2)).all(dim=-1)
-        log_probs.scatter_(2, sequences[..., -1].masked_fill(~same, PAD), -torch.inf)
+    log_probs[..., forbidden] = -torch.inf
+    n = no_repeat_ngram_size
+    if 0 < n <= tokens.shape[-1]:
+        ngrams = tokens.unfold(-1, n, 1)  # [B, K, T + 2 - n, n]
+        prefix = tokens[..., tokens.shape[-1] - n + 1 :]  # [B, K, n - 1]
+        would_repeat = (ngrams[..., :-1] == prefix.unsqueeze(2)).all(dim=-1)  # [B, K, T + 2 - n]
+        log_probs.scatter_(2, ngrams[..., -1].masked_fill(~would_repeat, PAD), -torch.inf)
 
 
-def beam_step(log_probs: Tensor, totals: Tensor, ended: Tensor, width: int, groups: int, diversity: float) -> Choice:
-    """Choose the `width` likeliest continuations, in equal parts for each group of captions.
+def beam_step(
+    log_probs: Tensor,
+    total_log_probs: Tensor,
+    ended: Tensor,
+    beam_size: int,
+    num_groups: int,
+    diversity_penalty: float,
+) -> Continuations:
+    """Choose the most likely continuations: `beam_size` in all, an equal share for each group.
 
-    Takes log-probabilities of words [B, W, V] and of captions [B, W], and which have ended [B, W]; groups lie beside
-    each other in W. Diverse beam search (Vijayakumar et al. 2016, arXiv:1610.02424): a group chooses as if a word were
-    less likely by `diversity` nats for each caption of the groups before it that has just chosen the word (Hamming
-    diversity). Gains are without that.
+    Diverse beam search with Hamming diversity (Vijayakumar et al. 2016, arXiv:1610.02424): groups choose in turn, and a
+    word is penalized for each caption of an earlier group that chose it at this step. The penalty affects the choice
+    only, not the log-probabilities returned.
+
+    Args:
+        log_probs: [B, K, V], of the next word. Beams of one group are adjacent.
+        total_log_probs: [B, K], of the captions so far.
+        ended: [B, K], whether a caption has ended.
+        beam_size: Continuations to choose, K'; fewer where there are not as many.
+        num_groups: Groups of diverse beam search; divides K and `beam_size`.
+        diversity_penalty: Penalty in nats.
+
+    Returns:
+        The continuations, those of one group adjacent.
     """
-    own = log_probs.shape[1] // groups
-    used = log_probs.new_zeros(len(log_probs), log_probs.shape[-1]) if groups > 1 else None
-    choices = []
-    for group in range(groups):
-        part = slice(group * own, (group + 1) * own)
-        cost = None if used is None else diversity * used
-        choice = _group_step(log_probs[:, part], totals[:, part], ended[:, part], width // groups, cost)
-        choices.append(choice._replace(parents=choice.parents + part.start))
-        if used is not None:
-            used.scatter_add_(1, choice.words, torch.ones_like(choice.log_probs))  # of `<pad>` too, which costs nothing
-    return Choice(*(torch.cat(parts, dim=1) for parts in zip(*choices, strict=True)))
+    group_size = log_probs.shape[1] // num_groups
+    times_chosen = log_probs.new_zeros(len(log_probs), log_probs.shape[-1]) if num_groups > 1 else None  # [B, V]
+    groups = []
+    for group in range(num_groups):
+        beams = slice(group * group_size, (group + 1) * group_size)
+        penalty = None if times_chosen is None else diversity_penalty * times_chosen
+        chosen = _group_step(
+            log_probs[:, beams], total_log_probs[:, beams], ended[:, beams], beam_size // num_groups, penalty
+        )
+        groups.append(chosen._replace(beam_index=chosen.beam_index + beams.start))
+        if times_chosen is not None:
+            # Counts `<pad>` too, whose penalty has no effect.
+            times_chosen.scatter_add_(1, chosen.tokens, torch.ones_like(chosen.log_probs))
+    return Continuations(*(torch.cat(parts, dim=1) for parts in zip(*groups, strict=True)))
 
 
-def _group_step(log_probs: Tensor, totals: Tensor, ended: Tensor, width: int, cost: Tensor | None) -> Choice:
-    few = min(width, log_probs.shape[-1])
-    worth, words = (log_probs if cost is None else log_probs - cost.unsqueeze(1)).topk(few, dim=-1)  # [B, W, few]
-    over = ended | (worth[..., 0] == -torch.inf)
-    worth.masked_fill_(over.unsqueeze(-1), -torch.inf)[..., 0].masked_fill_(over, 0.0)
-    words.masked_fill_(over.unsqueeze(-1), PAD)
-    joint = (totals.unsqueeze(-1) + worth).flatten(1)
-    places = joint.topk(min(width, joint.shape[1]), dim=1).indices
-    parents = places // few
-    worth, words = worth.flatten(1).gather(1, places), words.flatten(1).gather(1, places)
-    # Where there are fewer continuations than the beam is wide, the rest of it is dead.
-    words.masked_fill_(worth == -torch.inf, PAD)
-    chosen = log_probs.flatten(1).gather(1, parents * log_probs.shape[-1] + words)
-    return Choice(parents, words, torch.where(words == PAD, worth, chosen))
+def _group_step(
+    log_probs: Tensor, total_log_probs: Tensor, ended: Tensor, beam_size: int, penalty: Tensor | None
+) -> Continuations:
+    """Choose the continuations of one group; `penalty` is [B, V] or None."""
+    k = min(beam_size, log_probs.shape[-1])
+    gains, tokens = (log_probs if penalty is None else log_probs - penalty.unsqueeze(1)).topk(k, dim=-1)  # [B, K, k]
+    # A caption that has ended, or that no word may follow, continues as it is: with `<pad>`, at no cost.
+    final = ended | (gains[..., 0] == -torch.inf)  # [B, K]
+    gains.masked_fill_(final.unsqueeze(-1), -torch.inf)[..., 0].masked_fill_(final, 0.0)
+    tokens.masked_fill_(final.unsqueeze(-1), PAD)
+    totals = (total_log_probs.unsqueeze(-1) + gains).flatten(1)  # [B, K * k]
+    chosen = totals.topk(min(beam_size, totals.shape[1]), dim=1).indices  # [B, K']
+    beam_index = chosen // k
+    gains, tokens = gains.flatten(1).gather(1, chosen), tokens.flatten(1).gather(1, chosen)  # [B, K']
+    # With fewer continuations than `beam_size`, the other beams are dead.
+    tokens.masked_fill_(gains == -torch.inf, PAD)
+    # [B, K'], without the penalty
+    token_log_probs = log_probs.flatten(1).gather(1, beam_index * log_probs.shape[-1] + tokens)
+    return Continuations(beam_index, tokens, torch.where(tokens == PAD, gains, token_log_probs))
 
 
 def sample_step(
-    log_probs: Tensor, ended: Tensor, chances: Tensor, temperature: float, top_k: int, top_p: float
-) -> Choice:
-    """Draw a word for each caption, by chances [B, W] between 0 and 1.
+    log_probs: Tensor, ended: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float
+) -> Continuations:
+    """Sample the next word of each caption.
 
-    Takes log-probabilities [B, W, V] and which captions have ended [B, W]. They are divided by `temperature`; then the
-    `top_k` likeliest words stay (0: all), and of these the fewest that have the probability `top_p` together, a nucleus
-    (Holtzman et al. 2020, arXiv:1904.09751). Gains are without all that.
+    Temperature, top-k and nucleus sampling (Holtzman et al. 2020, arXiv:1904.09751), in this order. They affect the
+    choice only, not the log-probabilities returned.
+
+    Args:
+        log_probs: [B, K, V], of the next word.
+        ended: [B, K], whether a caption has ended.
+        uniform: [B, K], random numbers from [0, 1) that decide.
+        temperature: Divisor of the log-probabilities.
+        top_k: Sample from the k most likely words; 0 disables it.
+        top_p: Sample from the smallest set of words whose probabilities add up to this; 1 disables it.
+
+    Returns:
+        One continuation per caption.
     """
-    ranked, order = (log_probs / temperature).sort(dim=-1, descending=True, stable=True)
+    ranked, order = (log_probs / temperature).sort(dim=-1, descending=True, stable=True)  # [B, K, V]
     if top_k:
         ranked[..., top_k:] = -torch.inf
     probabilities = ranked.double().softmax(dim=-1)
-    # On a GPU no two runs need add up alike.
-    join_relative = probabilities.cpu().cumsum(dim=-1).to(log_probs.device)
-    nucleus = ((join_relative - probabilities) < top_p).sum(dim=-1, keepdim=True).clamp(min=1)  # words in it
-    wanted = chances.unsqueeze(-1) * join_relative.gather(-1, nucleus - 1)
-    place = torch.searchsorted(join_relative, wanted, right=True).minimum(nucleus - 1)
-    words = order.gather(-1, place)
-    found = log_probs.gather(-1, words).squeeze(-1)
-    over = ended | (found == -torch.inf)
-    parents = torch.arange(log_probs.shape[1], device=log_probs.device).expand(len(log_probs), -1)
-    return Choice(parents, words.squeeze(-1).masked_fill(over, PAD), found.masked_fill(over, 0.0))
+    # On the CPU: on a GPU, `cumsum` may differ from run to run.
+    cumulative = probabilities.cpu().cumsum(dim=-1).to(log_probs.device)
+    nucleus_size = ((cumulative - probabilities) < top_p).sum(dim=-1, keepdim=True).clamp(min=1)  # [B, K, 1]
+    threshold = uniform.unsqueeze(-1) * cumulative.gather(-1, nucleus_size - 1)
+    rank = torch.searchsorted(cumulative, threshold, right=True).minimum(nucleus_size - 1)  # [B, K, 1]
+    tokens = order.gather(-1, rank)
+    token_log_probs = log_probs.gather(-1, tokens).squeeze(-1)  # [B, K]
+    final = ended | (token_log_probs == -torch.inf)
+    beam_index = torch.arange(log_probs.shape[1], device=log_probs.device).expand(len(log_probs), -1)
+    return Continuations(
+        beam_index, tokens.squeeze(-1).masked_fill(final, PAD), token_log_probs.masked_fill(final, 0.0)
+    )
 
 
-def random_numbers(seed: int, image_ids: Sequence[int], captions: int, words: int) -> Tensor:
-    """Numbers between 0 and 1, [B, captions, words], that only the seed, an image's id and the two places decide."""
+def random_numbers(seed: int, image_ids: Sequence[int], num_samples: int, max_length: int) -> Tensor:
+    """Return uniform random numbers [B, num_samples, max_length] for `sample_step`.
+
+    Each depends on the seed, the image's id, the sample and the step alone, so captions do not depend on the batch.
+    """
     rows = [
-        np.random.default_rng([seed, image_id % 2**64, caption]).random(words)
+        np.random.default_rng([seed, image_id % 2**64, sample]).random(max_length)
         for image_id in image_ids
-        for caption in range(captions)
+        for sample in range(num_samples)
     ]
-    return torch.from_numpy(np.array(rows)).view(len(image_ids), captions, words)
+    return torch.from_numpy(np.array(rows)).view(len(image_ids), num_samples, max_length)

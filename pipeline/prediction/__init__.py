@@ -1,1 +1,1 @@
-"""Prediction: from any picture to a caption, with a model folder and nothing else around it."""
+"""Prediction: captions of any image, from a model folder alone."""

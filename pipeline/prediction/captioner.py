@@ -1,25 +1,25 @@
-"""From pictures to captions: the one way that `gridcap predict`, the app and callers in Python take.
+"""Captions of any image: the `Captioner` behind `gridcap predict`, the app and the Python API.
 
-    captioner = Captioner.load(Path("data/model"))
+    from gridcap import Captioner
+
+    captioner = Captioner.load("data/model")
     for caption in captioner.caption(["bench.jpg", "harbor.png"]):
         print(caption.text, caption.confidence)
 
-Shapes: `B` images, `N` captions an image, `T` words, `P` regions in a grid of `h` x `w`, `C` channels, `S` side in px.
+Shapes: `B` images, `T` words, `P` regions in a grid of `H` x `W`, `C` channels, `S` side of the encoder's input in px.
 """
 
-import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
 from itertools import count, islice
 from pathlib import Path
 from typing import cast, get_args
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -30,11 +30,13 @@ from pipeline.errors import UserError
 from pipeline.features.encoder import IMAGES_PER_BATCH, encode_batch, for_inference, runs_on_cpu
 from pipeline.features.images import Pixels, View, read_views
 from pipeline.features.store import Grids
-from pipeline.generation.ensemble import caption, precompute, read_models
-from pipeline.generation.search import Hypothesis, SearchParams
-from pipeline.prediction.weights import find_encoder
+from pipeline.generation.caption import Caption
+from pipeline.generation.ensemble import caption_grids, precompute, read_models
+from pipeline.generation.search import SearchParams
+from pipeline.generation.search_settings import find_search_settings
+from pipeline.prediction.encoder_weights import find_encoder
 
-USUAL_SEARCH = replace(
+DEFAULT_SEARCH = replace(
     SearchParams.greedy(30),
     beam_size=5,
     length_normalization="average",
@@ -42,54 +44,44 @@ USUAL_SEARCH = replace(
     no_repeat_ngram_size=4,
     seed=1,
 )
-"""What captions are searched with unless the caller says otherwise: the settings that params.yaml comes with."""
+"""Search settings for models without recorded ones, equal to those in params.yaml."""
 
-Picture = Path | str | bytes | Image.Image
-"""A file's path, the bytes of one, or what Pillow made of one."""
+ImageSource = Path | str | bytes | Image.Image
+"""Path of an image file, its bytes, or a Pillow image."""
 
-IMAGES_TOGETHER = 64
-"""Images that one search works on; captions come as soon as those of so many images are found."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Caption:
-    """What a picture shows, in words, and where the decoder looked for each."""
-
-    words: tuple[str, ...]
-    log_probability: float
-    """Sum over the words, and the end where it was reached, in nats."""
-    score: float
-    """What the search ranked captions by."""
-    word_probabilities: tuple[float, ...]
-    """Of each word, where those before it are given."""
-    attention: npt.NDArray[np.float32]
-    """[T, h, w]: for each word the share of attention on each part of the picture; each map sums to 1."""
-    alternatives: tuple["Caption", ...]
-    """The other captions that the search was asked for (`n_best`), the best first."""
-
-    @property
-    def text(self) -> str:
-        """The words, joined by spaces."""
-        return " ".join(self.words)
-
-    @property
-    def confidence(self) -> float:
-        """Geometric mean of the words' probabilities; 0 for a caption without words."""
-        if not self.words:
-            return 0.0
-        return math.prod(self.word_probabilities) ** (1 / len(self.words))
+SEARCH_BATCH_SIZE = 64
+"""Images captioned together in one search."""
 
 
 class Captioner:
-    """A decoder, or several that vote, with their encoder, ready for pictures. Calls from several threads are safe."""
+    """A model, or an ensemble, with its encoder, ready to caption images. Thread-safe."""
 
-    def __init__(self, models: Sequence[TrainedModel], network: nn.Module, device: torch.device, threads: int) -> None:
-        """`network` is the models' encoder, made ready by `for_inference`; `load` makes all of this from a folder."""
+    search: SearchParams
+    """Default settings of `caption` and `stream`: those that the model's captions were generated with, if recorded."""
+
+    def __init__(
+        self,
+        models: Sequence[TrainedModel],
+        encoder: nn.Module,
+        device: torch.device,
+        num_threads: int,
+        search: SearchParams = DEFAULT_SEARCH,
+    ) -> None:
+        """Make a captioner of loaded parts; `Captioner.load` loads them.
+
+        Args:
+            models: One model, or an ensemble from `read_models`.
+            encoder: Their encoder, from `for_inference`.
+            device: Device to encode and decode on.
+            num_threads: Threads that read and decode image files.
+            search: Default search settings.
+        """
+        self.search = search
         self._model = models[0]
         self._decoders = [model.decoder.to(device) for model in models]
-        self._network = network
+        self._encoder = encoder
         self._device = device
-        self._threads = threads
+        self._num_threads = num_threads
 
     @classmethod
     def load(
@@ -102,135 +94,171 @@ class Captioner:
         device: str = "auto",
         threads: int | None = None,
     ) -> "Captioner":
-        """Load a model folder, as `train` or `gridcap export` wrote it, and find its encoder's weights by their digest.
+        """Load a model folder, the encoder it was trained with, and the recorded search settings.
 
-        `ensemble` is a folder of more model folders, of the same words and the same encoder, whose probabilities are
-        averaged with the model's. `encoder_weights` names the encoder's weights where they are neither in the folder
-        nor where the training run had them; `download` allows torchvision's to be fetched. `device` is auto, cpu or
-        cuda; `threads` read and decode images ahead of the encoder, one a processor unless told otherwise.
+        Args:
+            folder: Model folder, as `train` or `gridcap export` writes it.
+            ensemble: Folder of more model folders, whose word probabilities are averaged with the model's.
+            encoder_weights: File with the encoder's weights; found by itself in the model folder, where `encode` read
+                it, or in torchvision's cache.
+            download: Download torchvision's weights if they are missing.
+            device: auto, cpu or cuda.
+            threads: Threads that read image files; None for one per processor.
 
-        Raises `UserError`, naming the file, where one is missing or damaged, or does not belong to the others.
+        Raises:
+            UserError: A file is missing or damaged, or the files do not belong together.
         """
-        models = read_models(Path(folder), None if ensemble is None else Path(ensemble))
+        folder = Path(folder)
+        models = read_models(folder, None if ensemble is None else Path(ensemble))
         if ensemble is not None and len(models) == 1:
-            raise UserError(f"{ensemble}: holds no model folder; put copies of models into it, or leave --ensemble out")
+            raise UserError(f"{ensemble}: contains no model folder. Copy models into it, or omit --ensemble.")
         config = models[0].config
         if config.view not in get_args(View):
             raise UserError(
-                f"{Path(folder) / CONFIG_FILE}: view must be one of {', '.join(get_args(View))}, got {config.view}."
-                f" {REMEDY}"
+                f"{folder / CONFIG_FILE}: view must be one of {', '.join(get_args(View))}, got {config.view}. {REMEDY}"
             )
-        given = None if encoder_weights is None else Path(encoder_weights)
-        encoder = find_encoder(Path(folder), config, given, download)
-        where = setup_device(device)
-        network = for_inference(encoder, config.encoder.precision, False, where)
-        return cls(models, network, where, threads or os.cpu_count() or 1)
+        encoder = find_encoder(folder, config, None if encoder_weights is None else Path(encoder_weights), download)
+        torch_device = setup_device(device)
+        return cls(
+            models,
+            for_inference(encoder, config.encoder.precision, False, torch_device),
+            torch_device,
+            threads or os.cpu_count() or 1,
+            find_search_settings(folder, config.fingerprint) or DEFAULT_SEARCH,
+        )
 
     @property
     def config(self) -> ModelConfig:
-        """What the model was built as, and trained on."""
+        """Configuration of the model: its sizes, encoder and training run."""
         return self._model.config
 
-    def caption(self, images: Iterable[Picture], search: SearchParams = USUAL_SEARCH) -> list[Caption]:
-        """Caption pictures, in their order.
+    def caption(self, images: Iterable[ImageSource], search: SearchParams | None = None) -> list[Caption]:
+        """Caption images, in their order.
 
-        Pictures are turned upright by their EXIF block and shown to the encoder as in `encode`, whatever their colors
-        and their size. A picture's captions depend on its pixels and the settings alone, but for the rounding of
-        smaller batches. Raises `UserError` where one cannot be read, and `TypeError` as `stream` does.
+        Images are rotated by their EXIF orientation, converted to RGB and resized as in `encode`. The captions of an
+        image do not depend on the other images, apart from rounding in smaller batches.
+
+        Args:
+            images: Image files, their bytes, or Pillow images.
+            search: Search settings; None for `self.search`.
+
+        Returns:
+            The best caption of each image, with attention [T, H, W]; up to `n_best - 1` others are in `alternatives`.
+
+        Raises:
+            UserError: An image cannot be read.
+            TypeError: `images` is a single image instead of a list.
         """
         captions = []
-        for found in self.stream(images, search):
-            if isinstance(found, UserError):
-                raise found
-            captions.append(found)
+        for result in self.stream(images, search):
+            if isinstance(result, UserError):
+                raise result
+            captions.append(result)
         return captions
 
     def stream(
-        self, images: Iterable[Picture], search: SearchParams = USUAL_SEARCH, names: Iterable[str] | None = None
+        self,
+        images: Iterable[ImageSource],
+        search: SearchParams | None = None,
+        names: Iterable[str] | None = None,
     ) -> Iterator[Caption | UserError]:
-        """Caption pictures as they come, in their order; in place of one that cannot be read comes what is wrong.
+        """Caption images lazily, in their order, reading the next ones meanwhile.
 
-        Errors call pictures that are no files by their `names`, or by number where there are none. The next pictures
-        are read and decoded while the encoder and the search work on those before. Raises `TypeError` for a picture
-        that stands in no list.
+        Args:
+            images: As for `caption`.
+            search: As for `caption`.
+            names: Names of the images in errors, for images that are not files; None for `image 1`, `image 2`, ...
+
+        Yields:
+            For each image its caption, or the error if it cannot be read.
+
+        Raises:
+            TypeError: `images` is a single image instead of a list.
         """
-        # A text or bytes would be taken letter by letter.
-        if isinstance(images, Picture):
-            raise TypeError(f"pictures come in a list, even one: give [picture], not a bare {type(images).__name__}")
+        # A string or bytes would be iterated over character by character.
+        if isinstance(images, ImageSource):
+            raise TypeError(f"images must be a list, even for one image: [image], not {type(images).__name__}")
+        search = self.search if search is None else search
         names = (f"image {number}" for number in count(1)) if names is None else names
-        with ThreadPoolExecutor(self._threads) as pool:
-            pictures = self._pictures(pool, zip(images, names, strict=False))
-            asked: list[Tensor] | None = None
-            while group := list(islice(pictures, IMAGES_TOGETHER)):
-                read = [picture for picture in group if not isinstance(picture, UserError)]
-                # For fewer pictures it costs more than it saves.
-                if asked is None and len(read) == IMAGES_TOGETHER:
-                    asked = precompute(self._decoders, search)
-                captions = iter(self._caption(np.stack(read), search, asked) if read else [])
-                for picture in group:
-                    yield picture if isinstance(picture, UserError) else next(captions)
+        with ThreadPoolExecutor(self._num_threads) as pool:
+            read_images = self._read_ahead(pool, zip(images, names, strict=False))
+            word_projections: list[Tensor] | None = None
+            while batch := list(islice(read_images, SEARCH_BATCH_SIZE)):
+                pixels = [image for image in batch if not isinstance(image, UserError)]
+                # For fewer images it takes longer than it saves.
+                if word_projections is None and len(pixels) == SEARCH_BATCH_SIZE:
+                    word_projections = precompute(self._decoders, search)
+                captions = iter(self._caption_batch(np.stack(pixels), search, word_projections) if pixels else [])
+                for image in batch:
+                    yield image if isinstance(image, UserError) else next(captions)
 
-    def grids(self, pictures: Pixels) -> Grids:
-        """Encode pictures, uint8 [B, S, S, 3], to grids, float16 [B, P, C], as `encode` does."""
+    def encode(self, pixels: Pixels) -> Grids:
+        """Encode images, uint8 [B, S, S, 3], to grids, float16 [B, P, C], as stage `encode` does."""
         grids = []
-        for start in range(0, len(pictures), IMAGES_PER_BATCH):
-            batch = pictures[start : start + IMAGES_PER_BATCH]
-            grids.append(encode_batch(self._network, batch, self._size(len(batch))))
+        for start in range(0, len(pixels), IMAGES_PER_BATCH):
+            batch = pixels[start : start + IMAGES_PER_BATCH]
+            grids.append(encode_batch(self._encoder, batch, self._encoder_batch_size(len(batch))))
         return np.concatenate(grids)
 
-    def pixels(self, image: Picture, name: str = "image") -> Pixels:
-        """Read a picture as the encoder sees it: uint8 [S, S, 3]. Raises `UserError` where it cannot be read."""
+    def read_image(self, image: ImageSource, name: str = "image") -> Pixels:
+        """Read an image as the encoder's input, uint8 [S, S, 3].
+
+        Args:
+            image: Image file, its bytes, or a Pillow image.
+            name: Name of the image in errors, if it is not a file.
+
+        Raises:
+            UserError: The image cannot be read.
+        """
         source = Path(image) if isinstance(image, str) else image
         if isinstance(source, Image.Image) and 0 in source.size:
-            raise UserError(
-                f"{name}: cannot be read as a picture ({source.width} x {source.height} px); give one that has pixels"
-            )
-        # Only `encode` writes features, of views that `read_views` makes.
+            raise UserError(f"{name}: has no pixels ({source.width} x {source.height} px). Use another image.")
         view = cast(View, self.config.view)
-        square: Pixels = read_views(source, self.config.encoder.image_size, (view,), name)[0]
-        return square
+        pixels: Pixels = read_views(source, self.config.encoder.image_size, (view,), name)[0]
+        return pixels
 
-    def _size(self, pictures: int) -> int:
-        """Pictures of a batch: on a CPU a lone picture should not wait for fifteen black ones.
+    def _encoder_batch_size(self, num_images: int) -> int:
+        """Batch size that images are padded to.
 
-        `encode` always takes full batches, whose bits are the same for any number of threads. Those of smaller ones
-        were the same from two pictures on with two threads, and a step of float16 off with one and ResNet-50.
+        Stage `encode` always uses full batches, whose results have the same bits with any number of threads. On a CPU,
+        padding one image to 16 would take 16 times as long, so smaller batches are used. They gave the same bits from 2
+        images on with 2 threads; with 1 thread and ResNet-50 they differed in the last digit of float16.
         """
         if not runs_on_cpu(self.config.encoder.precision, self._device):
             return IMAGES_PER_BATCH
-        return max(2, 1 << (pictures - 1).bit_length())
+        return max(2, 1 << (num_images - 1).bit_length())
 
-    def _pictures(
-        self, pool: ThreadPoolExecutor, images: Iterable[tuple[Picture, str]]
+    def _read_ahead(
+        self, pool: ThreadPoolExecutor, images: Iterable[tuple[ImageSource, str]]
     ) -> Iterator[Pixels | UserError]:
-        coming: deque[Future[Pixels | UserError]] = deque()
+        """Read images on the pool's threads, somewhat more than one search batch ahead."""
+        pending: deque[Future[Pixels | UserError]] = deque()
         for image, name in images:
-            coming.append(pool.submit(self._read, image, name))
-            if len(coming) > IMAGES_TOGETHER + self._threads:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
+            pending.append(pool.submit(self._read_or_error, image, name))
+            if len(pending) > SEARCH_BATCH_SIZE + self._num_threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
-    def _read(self, image: Picture, name: str) -> Pixels | UserError:
+    def _read_or_error(self, image: ImageSource, name: str) -> Pixels | UserError:
         try:
-            return self.pixels(image, name)
+            return self.read_image(image, name)
         except UserError as error:
             return error
 
     @torch.inference_mode()
-    def _caption(self, pictures: Pixels, search: SearchParams, asked: Sequence[Tensor] | None) -> list[Caption]:
-        grids = torch.from_numpy(self.grids(pictures)).to(self._device)
-        # What is drawn for a picture goes by its pixels, so that it is the same whatever stands beside it.
-        ids = [int.from_bytes(sha256(picture.tobytes()).digest()[:7]) for picture in pictures]
-        found = caption(self._decoders, grids, ids, search, asked)
-        return [self._told(best, tuple(self._told(other, ()) for other in others)) for best, *others in found]
-
-    def _told(self, found: Hypothesis, alternatives: tuple[Caption, ...]) -> Caption:
-        return Caption(
-            words=tuple(self._model.vocabulary.words[number] for number in found.words),
-            log_probability=found.log_probability,
-            score=found.score,
-            word_probabilities=tuple(map(math.exp, found.word_log_probabilities)),
-            attention=found.attention.reshape(-1, *self.config.encoder.grid).numpy(),
-            alternatives=alternatives,
+    def _caption_batch(
+        self, pixels: Pixels, search: SearchParams, word_projections: Sequence[Tensor] | None
+    ) -> list[Caption]:
+        grids = torch.from_numpy(self.encode(pixels)).to(self._device)  # [B, P, C]
+        # Samples are seeded by an image's pixels, so they do not depend on its position or its neighbors.
+        image_ids = [int.from_bytes(sha256(image.tobytes()).digest()[:7]) for image in pixels]
+        results = caption_grids(
+            self._decoders, self._model.vocabulary.words, grids, image_ids, search, word_projections
         )
+        grid = self.config.encoder.grid
+        best_captions = []
+        for captions in results:
+            best, *others = (result.reshape_attention(grid) for result in captions)
+            best_captions.append(replace(best, alternatives=tuple(others)))
+        return best_captions

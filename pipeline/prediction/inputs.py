@@ -1,4 +1,4 @@
-"""What the user names on the command line: pictures, folders of pictures, or one on standard input."""
+"""Images named on the command line: files, folders, or standard input."""
 
 import os
 import re
@@ -13,55 +13,60 @@ from pipeline.errors import UserError
 
 STANDARD_INPUT = "-"
 
-_NOT_READ = {"BUFR", "GRIB", "HDF5", "MPEG", "PALM", "PDF"}
-"""Formats of which Pillow knows no more than the suffix, or how to write them."""
+_UNREADABLE_FORMATS = {"BUFR", "GRIB", "HDF5", "MPEG", "PALM", "PDF"}
+"""Formats whose suffixes Pillow registers without being able to read them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Input:
-    """A picture that the user named."""
+class NamedImage:
+    """An image to caption."""
 
     name: str
-    """Its path, or `-`."""
+    """Path of the file, or `-`."""
     source: Path | bytes
 
 
-def find_inputs(names: Sequence[str]) -> list[Input]:
-    """Find the pictures that names stand for, in their order; a folder stands for all below it, sorted by path.
+def find_inputs(arguments: Sequence[str]) -> list[NamedImage]:
+    """Find the images that command-line arguments name, in their order.
 
-    In a folder, pictures are the files with the suffix of a format that Pillow reads. What is named itself, and a
-    folder below it that cannot be listed, are taken as they are: reading them will tell. Raises `UserError` for a URL,
-    an empty name and a folder without pictures.
+    A folder contributes all files below it, sorted by path, whose suffix Pillow reads. Other arguments are not checked
+    here: reading them reports what is wrong. That includes folders that cannot be listed.
+
+    Raises:
+        UserError: An argument is a URL, an empty string, or a folder without images.
     """
-    return [found for name in names for found in _find(name)]
+    return [image for argument in arguments for image in _find(argument)]
 
 
-def _find(name: str) -> Iterator[Input]:
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
-        raise UserError(
-            f"{name}: is a URL, and nothing is fetched from the network; save the picture and name its file"
-        )
-    if not name:
-        raise UserError("an empty name stands for no picture; name a picture, a folder, or - for standard input")
-    path = Path(name)
-    if name == STANDARD_INPUT:
-        yield Input(name=name, source=sys.stdin.buffer.read())
-    elif os.path.isdir(path):  # which takes what is out of reach for no folder, where Path raises
-        pictures = sorted(_pictures(path))
-        if not pictures:
-            raise UserError(f"{name}: this folder holds no picture; name a picture, or a folder that has some")
-        yield from (Input(name=str(picture), source=picture) for picture in pictures)
+def _find(argument: str) -> Iterator[NamedImage]:
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", argument):
+        raise UserError(f"{argument}: URLs are not supported. Download the image first.")
+    if not argument:
+        raise UserError("IMAGE: is an empty string. Name an image, a folder, or - for standard input.")
+    path = Path(argument)
+    if argument == STANDARD_INPUT:
+        yield NamedImage(name=argument, source=sys.stdin.buffer.read())
+    elif os.path.isdir(path):  # unlike Path.is_dir, False for inaccessible paths instead of an exception
+        files = sorted(_image_files(path))
+        if not files:
+            raise UserError(f"{argument}: contains no images. Name an image, or a folder with images.")
+        yield from (NamedImage(name=str(file), source=file) for file in files)
     else:
-        yield Input(name=name, source=path)
+        yield NamedImage(name=argument, source=path)
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind not in _NOT_READ}
-    closed: list[Path] = []
-    for above, folders, files in os.walk(folder, onerror=lambda error: closed.append(Path(error.filename))):
+def _image_files(folder: Path) -> Iterator[Path]:
+    """Yield the image files below a folder, and the folders below it that cannot be listed."""
+    suffixes = {
+        suffix
+        for suffix, image_format in Image.registered_extensions().items()
+        if image_format not in _UNREADABLE_FORMATS
+    }
+    unlisted: list[Path] = []
+    for parent, folders, files in os.walk(folder, onerror=lambda error: unlisted.append(Path(error.filename))):
         folders[:] = (name for name in folders if not name.startswith("."))
-        for path in (Path(above, name) for name in files if not name.startswith(".")):
-            # What is there and no file, such as a pipe, would be waited for without end.
+        for path in (Path(parent, name) for name in files if not name.startswith(".")):
+            # Reading from a pipe would block; broken links are kept and reported when they are read.
             if path.suffix.lower() in suffixes and (os.path.isfile(path) or not os.path.exists(path)):
                 yield path
-    yield from closed
+    yield from unlisted

@@ -1,4 +1,4 @@
-"""What `gridcap predict` and `gridcap attend` do: captions of the pictures named, for people or for programs."""
+"""Output of `gridcap predict`: captions as text or JSON lines, and drawings of the attention."""
 
 import itertools
 import json
@@ -7,71 +7,75 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from PIL import Image
 from tqdm import tqdm
 
 from pipeline.errors import UserError
 from pipeline.features.images import Pixels, View, read_upright, read_views
+from pipeline.generation.caption import Caption
 from pipeline.generation.search import SearchParams
-from pipeline.prediction.captioner import Caption, Captioner
-from pipeline.prediction.inputs import Input
+from pipeline.prediction.captioner import Captioner
+from pipeline.prediction.inputs import NamedImage
 from pipeline.report.figures import attention_strip
 
-STRIP_SIDE = 320
-"""Longer side in px of the picture in a strip."""
+DRAWING_SIZE = 320
+"""Longer side, in px, of the image in a drawing."""
 
-_FEW = 20
-"""Pictures for which no progress is shown."""
+_PROGRESS_FROM = 20
+"""Number of images above which a progress bar is shown."""
 
 
 def predict(
-    captioner: Captioner, inputs: Sequence[Input], search: SearchParams, as_json: bool, attention: Path | None
+    captioner: Captioner,
+    inputs: Sequence[NamedImage],
+    search: SearchParams,
+    as_json: bool,
+    drawings: Sequence[Path] | None,
 ) -> int:
-    """Print the captions of pictures as they are found; returns how many pictures could not be read.
+    """Caption images and print the captions as they are generated; errors go to standard error.
 
-    What is wrong with those is printed to standard error. For people, a line is a caption behind its picture and its
-    confidence, with other captions indented below; for programs it is an object, as `described` says. `attention` is a
-    folder for strips of attention. Raises `UserError` where one of them would take the place of a file.
+    Args:
+        captioner: The captioner.
+        inputs: The images.
+        search: Search settings.
+        as_json: Print one JSON object per image instead of text.
+        drawings: File for the attention drawing of each image, from `drawing_paths`; None for no drawings.
+
+    Returns:
+        The number of images that could not be read.
+
+    Raises:
+        UserError: A drawing cannot be written.
     """
-    strips = _strips(inputs, attention) if attention else []
-    failed = 0
-    with tqdm(total=len(inputs), desc="predict", unit="image", disable=None if len(inputs) > _FEW else True) as bar:
-        found = captioner.stream((one.source for one in inputs), search, [one.name for one in inputs])
-        for number, (one, caption) in enumerate(zip(inputs, found, strict=True)):
-            if isinstance(caption, UserError):
-                failed += 1
-                bar.write(f"error: {caption}", file=sys.stderr)
+    num_failed = 0
+    quiet = True if len(inputs) <= _PROGRESS_FROM else None  # None: on a terminal only
+    with tqdm(total=len(inputs), desc="predict", unit="image", disable=quiet) as bar:
+        results = captioner.stream((image.source for image in inputs), search, [image.name for image in inputs])
+        for index, (image, result) in enumerate(zip(inputs, results, strict=True)):
+            if isinstance(result, UserError):
+                num_failed += 1
+                bar.write(f"error: {result}", file=sys.stderr)
             else:
-                bar.write("\n".join(_lines(one, caption, as_json)), file=sys.stdout)
-                if strips:
-                    draw(captioner, one, caption, strips[number])
+                lines = [json_line(image, result)] if as_json else text_lines(image, result)
+                bar.write("\n".join(lines), file=sys.stdout)
+                if drawings is not None:
+                    draw_attention(captioner, image, result, drawings[index])
             bar.update()
-    return failed
+    return num_failed
 
 
-def described(one: Input, caption: Caption) -> dict[str, Any]:
-    """Describe a picture's caption for programs; `alternatives` are described alike, but for `image`."""
-    return {
-        "image": one.name,
-        **_plain(caption),
-        "alternatives": [_plain(alternative) for alternative in caption.alternatives],
+def json_line(image: NamedImage, caption: Caption) -> str:
+    """Format a caption as a JSON object; its alternatives have the same keys, except `image` and `alternatives`."""
+    row = {
+        "image": image.name,
+        **_json_fields(caption),
+        "alternatives": [_json_fields(alternative) for alternative in caption.alternatives],
     }
+    # ASCII, since file names may not be valid UTF-8.
+    return json.dumps(row, allow_nan=False)
 
 
-def draw(captioner: Captioner, one: Input, caption: Caption, path: Path) -> None:
-    """Draw the strip of a caption's words, each over the picture lit where the decoder looked, as a PNG or SVG file.
-
-    Raises `UserError` where the file cannot be written, or is the picture.
-    """
-    if isinstance(one.source, Path) and path.exists() and path.samefile(one.source):
-        raise UserError(f"{path}: is the picture itself; name another file for the strip")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        attention_strip(_shown(captioner, one), caption.words, caption.attention, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); name another place for the strip") from error
-
-
-def _plain(caption: Caption) -> dict[str, Any]:
+def _json_fields(caption: Caption) -> dict[str, Any]:
     return {
         "caption": caption.text,
         "confidence": caption.confidence,
@@ -82,33 +86,67 @@ def _plain(caption: Caption) -> dict[str, Any]:
     }
 
 
-def _lines(one: Input, caption: Caption, as_json: bool) -> Iterator[str]:
-    if as_json:
-        # In ASCII, since names of files may be no text.
-        yield json.dumps(described(one, caption), allow_nan=False)
-        return
-    name = "".join(character if character.isprintable() else "?" for character in one.name)
-    yield f"{name}: {caption.text}  ({caption.confidence:.2f})"
-    for alternative in caption.alternatives:
-        yield f"{'':>{len(name)}}  {alternative.text}  ({alternative.confidence:.2f})"
+def text_lines(image: NamedImage, caption: Caption) -> list[str]:
+    """Format a caption as `NAME: CAPTION  (CONFIDENCE)`, with its alternatives on indented lines below."""
+    name = "".join(character if character.isprintable() else "?" for character in image.name)
+    lines = [f"{name}: {caption.text}  ({caption.confidence:.2f})"]
+    lines += [f"{'':>{len(name)}}  {other.text}  ({other.confidence:.2f})" for other in caption.alternatives]
+    return lines
 
 
-def _shown(captioner: Captioner, one: Input) -> Pixels:
-    """The part of the picture that the grid covers, in its own proportions where it is the whole."""
+def drawing_paths(inputs: Sequence[NamedImage], target: Path) -> list[Path]:
+    """Choose the file for the attention drawing of each image.
+
+    Args:
+        inputs: The images.
+        target: A .png or .svg file for a single image, which is overwritten; or a folder for `<image>.png` files,
+            numbered where names repeat.
+
+    Raises:
+        UserError: There are several images for one file, the file is the image itself, or a file in the folder exists.
+    """
+    suffix = target.suffix.lower()
+    if suffix not in (".png", ".svg"):
+        if suffix in Image.registered_extensions():
+            raise UserError(f"{target}: attention is drawn as PNG or SVG. Name a .png or .svg file, or a folder.")
+        return list(_paths_in_folder(inputs, target))
+    if len(inputs) > 1:
+        raise UserError(f"{target}: is one file for {len(inputs)} images. Name a folder.")
+    source = inputs[0].source
+    if isinstance(source, Path) and target.exists() and source.exists() and target.samefile(source):
+        raise UserError(f"{target}: is the image itself. Name another file.")
+    return [target]
+
+
+def _paths_in_folder(inputs: Sequence[NamedImage], folder: Path) -> Iterator[Path]:
+    used: set[Path] = set()
+    for image in inputs:
+        stem = "standard-input" if isinstance(image.source, bytes) else image.source.stem
+        names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+        path = next(path for name in names if (path := folder / f"{name}.png") not in used)
+        if path.exists():
+            raise UserError(f"{path}: already exists. Remove it, or name another folder.")
+        used.add(path)
+        yield path
+
+
+def draw_attention(captioner: Captioner, image: NamedImage, caption: Caption, path: Path) -> None:
+    """Draw the attention of each word of a caption over the image, as a PNG or SVG file.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    assert caption.attention is not None, "a captioner returns captions with attention"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        attention_strip(_visible_part(captioner, image), caption.words, caption.attention, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}). Name another file or folder.") from error
+
+
+def _visible_part(captioner: Captioner, image: NamedImage) -> Pixels:
+    """Read the part of the image that the grid covers: all of it in its own aspect ratio, or a square view."""
     view = cast(View, captioner.config.view)
     if view == "whole":
-        return read_upright(one.source, STRIP_SIDE, one.name)
-    return cast(Pixels, read_views(one.source, STRIP_SIDE, (view,), one.name)[0])
-
-
-def _strips(inputs: Sequence[Input], folder: Path) -> list[Path]:
-    """A file in the folder for each picture's strip, numbered where two would be the same."""
-    strips: dict[Path, None] = {}
-    for one in inputs:
-        stem = "standard-input" if isinstance(one.source, bytes) else one.source.stem
-        names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
-        path = next(path for name in names if (path := folder / f"{name}.png") not in strips)
-        if path.exists():
-            raise UserError(f"{path}: exists already; name a folder for the strips in which none of them is")
-        strips[path] = None
-    return list(strips)
+        return read_upright(image.source, DRAWING_SIZE, image.name)
+    return cast(Pixels, read_views(image.source, DRAWING_SIZE, (view,), image.name)[0])

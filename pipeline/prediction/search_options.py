@@ -1,90 +1,92 @@
-"""A flag for each search setting, made from the settings themselves."""
+"""Command-line options for the settings of `SearchParams`.
 
-import inspect
-import json
-from collections.abc import Mapping
-from typing import Annotated, Any
+Declared one by one, since help must not import PyTorch. `tests/test_search_options.py` compares them with the fields of
+`SearchParams` and with the defaults.
+"""
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-from typer.core import TyperCommand
 
-from pipeline.errors import UserError
-
-
-class SearchCommand(TyperCommand):
-    """A command that also takes every field of `SearchParams` as a flag; `search_settings` gives what was asked for.
-
-    They are looked up when the command is parsed, since that loads PyTorch, which `gridcap --help` should not.
-    """
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        """The command's own parameters and those flags."""
-        if not any(parameter.callback is _keep for parameter in self.params):
-            self.params += _flags()
-        return super().get_params(ctx)
-
-
-def search_settings(ctx: typer.Context) -> Any:
-    """Give the `SearchParams` that the flags of a `SearchCommand` ask for: the usual ones, but for what was given.
-
-    Raises `UserError` that names each setting at fault.
-    """
-    from pipeline.generation.search import SearchParams
-    from pipeline.params import check
-
-    return check({**_usual(), **(ctx.obj or {})}, "search", SearchParams, "flags")
-
-
-def _usual() -> dict[str, Any]:
-    from pipeline.params import to_plain
-    from pipeline.prediction.captioner import USUAL_SEARCH
-
-    usual: dict[str, Any] = to_plain(USUAL_SEARCH)
-    return usual
-
-
-def _flags() -> list[Any]:
+if TYPE_CHECKING:
     from pipeline.generation.search import SearchParams
 
-    fields: Mapping[str, Any] = SearchParams.__pydantic_fields__  # type: ignore[attr-defined]
-    annotations: dict[str, Any] = {
-        name: Annotated[
-            str | None,
-            typer.Option(
-                help=" ".join(fields[name].description.split()),
-                show_default=json.dumps(value).strip('"'),
-                metavar="VALUE",
-                rich_help_panel="Search",
-            ),
-        ]
-        for name, value in _usual().items()
-    }
 
-    def settings(**_: Any) -> None:
-        pass
-
-    settings.__annotations__ = annotations
-    settings.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-            for name, annotation in annotations.items()
-        ]
+def _option(help_text: str, default: object, *names: str, **bounds: Any) -> Any:
+    """Declare an option of `gridcap predict`; `default` holds for models without recorded settings."""
+    return typer.Option(
+        *names, help=help_text, show_default=f"recorded, else {default}", rich_help_panel="Search settings", **bounds
     )
-    # Typer makes flags of functions alone.
-    app = typer.Typer(add_completion=False)
-    app.command()(settings)
-    flags: list[Any] = typer.main.get_command(app).params
-    for flag in flags:
-        flag.expose_value, flag.callback = False, _keep
-    return flags
 
 
-def _keep(ctx: Any, flag: Any, value: str | None) -> None:
-    if value is None:
-        return
-    try:
-        ctx.ensure_object(dict)[flag.name] = YAML(typ="safe", pure=True).load(value)
-    except YAMLError as error:
-        raise UserError(f"--{flag.name.replace('_', '-')}: {value!r} is no value") from error
+Method = Annotated[Literal["beam", "sample"] | None, _option("Decoding method: beam search or sampling.", "beam")]
+BeamSize = Annotated[int | None, _option("Number of beams; 1 is greedy search. Must be 1 for sampling.", 5, min=1)]
+NumGroups = Annotated[
+    int | None,
+    _option("Number of groups in diverse beam search; divides the beam size. 1 disables it.", 1, min=1),
+]
+DiversityPenalty = Annotated[
+    float | None,
+    _option(
+        "Penalty, in nats, for each caption of an earlier group that chose the same word at this step.",
+        0.0,
+        min=0,
+        max=1000,
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    _option("Sampling temperature; above 1 captions vary more.", 1.0, min=0.01, max=100),
+]
+TopK = Annotated[int | None, _option("Sample from the k most likely words; 0 disables it.", 0, min=0)]
+TopP = Annotated[
+    float | None,
+    _option(
+        "Sample from the smallest set of words whose probabilities add up to this (nucleus sampling); 1 disables it.",
+        1.0,
+        min=0,
+        max=1,
+    ),
+]
+Seed = Annotated[int | None, _option("Sampling seed.", 1, min=0)]
+MinLength = Annotated[int | None, _option("Minimum caption length in words.", 0, min=0)]
+MaxLength = Annotated[int | None, _option("Maximum caption length in words.", 30, min=1)]
+LengthNormalization = Annotated[
+    Literal["none", "average", "gnmt"] | None,
+    _option(
+        "Divisor of the log-probability when captions are ranked: none, length^alpha, or ((5 + length) / 6)^alpha.",
+        "average",
+    ),
+]
+LengthAlpha = Annotated[
+    float | None,
+    _option(
+        "Exponent of the length normalization: 0 favors short captions, 1 long ones. 0 with `none`.", 0.5, min=0, max=1
+    ),
+]
+NoRepeatNgramSize = Annotated[
+    int | None, _option("Size of n-grams that may occur only once in a caption; 0 disables it.", 4, min=0)
+]
+AllowUnk = Annotated[bool | None, _option("Allow <unk> in captions.", "no", "--allow-unk/--no-allow-unk")]
+NBest = Annotated[int | None, _option("Captions printed for each image: the best of the beam, or samples.", 1, min=1)]
+Precision = Annotated[
+    Literal["float32", "bfloat16"] | None,
+    _option("Precision of the decoder's matrix products; bfloat16 is faster and less exact.", "float32"),
+]
+
+
+def override(search: "SearchParams", **options: Any) -> "SearchParams":
+    """Replace single search settings.
+
+    Args:
+        search: The settings to start from.
+        options: New values by field of `SearchParams`; None keeps the value.
+
+    Raises:
+        UserError: The resulting settings contradict each other.
+    """
+    from pipeline.generation.search import SearchParams
+    from pipeline.params import check, to_plain
+
+    changes = {name: value for name, value in options.items() if value is not None}
+    return check({**to_plain(search), **changes}, "search settings", SearchParams, "command line")

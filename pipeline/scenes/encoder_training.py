@@ -270,7 +270,7 @@ def evaluate(model: EncoderWithHeads, weights: Path, examples: Sequence[Example]
         EncodeParams(
             architecture=ARCHITECTURE,
             layer=LAYER,
-            weights=str(weights),
+            weights=weights,
             image_size=spec.image_size,
             precision="float32",
             compile=False,

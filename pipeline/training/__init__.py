@@ -1,1 +1,1 @@
-"""Training a decoder on cached grids, resumable to the bit."""
+"""Cross-entropy training of the decoder on cached grids; a resumed run gives the same bytes."""

@@ -1,6 +1,6 @@
-"""Batches for training and validation: images with all their captions, in an order that (seed, epoch) alone fixes.
+"""Batches of images with all of their captions; seed and epoch alone determine their order.
 
-Shapes: `B` images, `K` captions an image, `T` words, `P` regions, `C` channels.
+Shapes: `B` images, `K` captions per image, `T` words, `P` regions, `C` channels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,94 +16,109 @@ from pipeline.captions.tokens import CaptionTokens
 from pipeline.captions.vocabulary import PAD
 from pipeline.features.store import FeatureStore
 
-BATCHES_A_STRETCH = 16
-"""Batches over which images are sorted by length: the more, the less padding and the less chance in an order."""
+BATCHES_PER_BUCKET = 16
+"""Batches whose images are sorted by caption length together. A higher value means less padding and less shuffling."""
 
+_PREFETCHED_BATCHES = 2
 
-_Shown = tuple[int, int]
-"""An image's id and the place of the view to show of it."""
+_ImageView = tuple[int, int]
+"""Image id, and index of one of the image's stored views."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Some images and all their captions."""
+    """Some images with all of their captions."""
 
     image_ids: tuple[int, ...]
     grids: Tensor
     """[B, P, C] float16"""
     tokens: Tensor
-    """[B, K, T] ids, cut to the longest caption; where an image has fewer than K captions, rows of `<pad>`."""
+    """[B, K, T] ids, as long as the longest caption; rows of `<pad>` fill up images with fewer than K captions."""
 
 
 class CaptionBatches:
-    """The captions of a split, served with their images' grids, a few images at a time."""
+    """The images of a split in batches, with grids from the feature store."""
 
     def __init__(
         self, captions: CaptionTokens, store: FeatureStore, batch_size: int, random_views: bool = False
     ) -> None:
-        """With `random_views`, a shuffled epoch shows a random one of the views of each image, not the first."""
+        """Group the captions of a split by image.
+
+        Args:
+            captions: Captions of the split.
+            store: Grids of its images.
+            batch_size: Images per batch.
+            random_views: Sample one of an image's stored views in each shuffled epoch instead of using the first.
+        """
         self._tokens = captions.tokens
         self._length = captions.length
         self._store = store
-        self._size = batch_size
-        self._views = len(store.views) if random_views else 1
+        self._batch_size = batch_size
+        self._num_views = len(store.views) if random_views else 1
         self._rows: dict[int, list[int]] = {}
         for row, image_id in enumerate(captions.image_id.tolist()):
             self._rows.setdefault(image_id, []).append(row)
         self.image_ids = tuple(self._rows)
 
     def __len__(self) -> int:
-        """Batches an epoch; the last may be smaller."""
-        return -(-len(self._rows) // self._size)
+        """Batches per epoch; the last may be smaller."""
+        return -(-len(self._rows) // self._batch_size)
 
     def in_order(self) -> Iterator[Batch]:
-        """Every image once, in the order of the split."""
-        return self._serve(self._parts([(image_id, 0) for image_id in self.image_ids]))
+        """Yield every image once, in the order of the split."""
+        return self._load(self._split([(image_id, 0) for image_id in self.image_ids]))
 
-    def shuffled(self, seed: int, epoch: int, first: int = 0, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
-        """Every image once in the order of one epoch, from batch number `first` on.
+    def shuffled(
+        self, seed: int, epoch: int, start_batch: int = 0, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Batch]:
+        """Yield every image once, in the random order of one epoch.
 
-        Of several ranks, `share` says which one is served (rank, size): each has its part of every batch, or, where a
-        batch has fewer images than there are ranks, an image without captions.
+        Images with captions of similar length share a batch, which keeps padding short: images are shuffled, sorted by
+        length within buckets of several batches, and the batches are shuffled again.
 
-        Images with captions of like length share a batch, so that little of it is padding: they are shuffled, sorted
-        by length in stretches of some batches, and the batches shuffled again.
+        Args:
+            seed: Seed of the run.
+            epoch: Number of the epoch, from 0.
+            start_batch: Batches to skip when a run resumes inside the epoch.
+            rank: Process whose share of every batch is served.
+            world_size: Number of processes. A process without an image in a batch gets one without captions.
         """
         rng = np.random.default_rng([seed, epoch])
         order = rng.permutation(len(self.image_ids))
-        stretch = BATCHES_A_STRETCH * self._size
-        longest = np.array([self._length[rows].max() for rows in self._rows.values()])
-        for start in range(0, len(order), stretch):
-            near = order[start : start + stretch]
-            order[start : start + stretch] = near[np.argsort(longest[near], kind="stable")]
-        views = rng.integers(self._views, size=len(order)).tolist()
-        parts = self._parts([(self.image_ids[place], views[place]) for place in order])
-        parts = [parts[place] for place in rng.permutation(len(parts))][first:]
-        rank, size = share
-        shares = [part[rank::size] for part in parts]
-        served = self._serve([own or part[:1] for own, part in zip(shares, parts, strict=True)])
-        for own, batch in zip(shares, served, strict=True):
-            yield batch if own else replace(batch, tokens=torch.full_like(batch.tokens, PAD))
+        bucket_size = BATCHES_PER_BUCKET * self._batch_size
+        max_length = np.array([self._length[rows].max() for rows in self._rows.values()])
+        for start in range(0, len(order), bucket_size):
+            bucket = order[start : start + bucket_size]
+            order[start : start + bucket_size] = bucket[np.argsort(max_length[bucket], kind="stable")]
+        views = rng.integers(self._num_views, size=len(order)).tolist()
+        batches = self._split([(self.image_ids[index], views[index]) for index in order])
+        batches = [batches[index] for index in rng.permutation(len(batches))][start_batch:]
+        shares = [batch[rank::world_size] for batch in batches]
+        loaded = self._load([share or batch[:1] for share, batch in zip(shares, batches, strict=True)])
+        for share, batch in zip(shares, loaded, strict=True):
+            yield batch if share else replace(batch, tokens=torch.full_like(batch.tokens, PAD))
 
-    def _parts(self, shown: Sequence[_Shown]) -> list[Sequence[_Shown]]:
-        return [shown[start : start + self._size] for start in range(0, len(shown), self._size)]
+    def _split(self, views: Sequence[_ImageView]) -> list[Sequence[_ImageView]]:
+        return [views[start : start + self._batch_size] for start in range(0, len(views), self._batch_size)]
 
-    def _serve(self, parts: Sequence[Sequence[_Shown]]) -> Iterator[Batch]:
+    def _load(self, batches: Sequence[Sequence[_ImageView]]) -> Iterator[Batch]:
+        """Load batches in a background thread, which reads ahead of the caller."""
         with ThreadPoolExecutor(max_workers=1) as reader:
-            coming = [reader.submit(self._batch, part) for part in parts[:2]]
-            for part in [*parts[2:], None, None][: len(parts)]:
-                batch = coming.pop(0).result()
-                if part is not None:
-                    coming.append(reader.submit(self._batch, part))
+            pending = [reader.submit(self._load_batch, views) for views in batches[:_PREFETCHED_BATCHES]]
+            for index in range(len(batches)):
+                batch = pending.pop(0).result()
+                if index + _PREFETCHED_BATCHES < len(batches):
+                    pending.append(reader.submit(self._load_batch, batches[index + _PREFETCHED_BATCHES]))
                 yield batch
 
-    def _batch(self, shown: Sequence[_Shown]) -> Batch:
-        image_ids, views = zip(*shown, strict=True)
+    def _load_batch(self, image_views: Sequence[_ImageView]) -> Batch:
+        image_ids, views = zip(*image_views, strict=True)
         rows = [self._rows[image_id] for image_id in image_ids]
-        width = int(max(self._length[own].max() for own in rows))
-        tokens: NDArray[np.int64] = np.full((len(rows), max(map(len, rows)), width), PAD, dtype=np.int64)
-        for place, own in enumerate(rows):
-            tokens[place, : len(own)] = self._tokens[own, :width]
+        max_length = int(max(self._length[image_rows].max() for image_rows in rows))
+        max_captions = max(map(len, rows))
+        tokens: NDArray[np.int64] = np.full((len(rows), max_captions, max_length), PAD, dtype=np.int64)
+        for index, image_rows in enumerate(rows):
+            tokens[index, : len(image_rows)] = self._tokens[image_rows, :max_length]
         return Batch(
             image_ids=image_ids,
             grids=torch.from_numpy(self._store.grids(image_ids, views)),

@@ -1,10 +1,12 @@
-"""Checkpoints: everything a training run needs to go on to the same bits, in one safetensors file.
+"""Checkpoints: everything that a training run resumes from, in one safetensors file.
 
-Nothing is unpickled: tensors are stored as tensors, the rest as JSON in the file's header.
+Nothing is unpickled: tensors are stored as tensors and the rest as JSON in the file's header.
 """
 
+import hashlib
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -14,90 +16,145 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from pipeline.artifacts import write_atomically
+from pipeline.artifacts import Schema, write_atomically
 from pipeline.errors import UserError
+
+SCHEMA = Schema("gridcap.checkpoint", 1)
+_REMEDY = "Delete it to train from the start."
+_PARTS = ("decoder", "optimizer", "ema", "best", "random")
 
 
 @dataclass(kw_only=True)
 class Progress:
-    """Where a run stands."""
+    """Position of a run and its metrics so far."""
 
     epoch: int = 0
-    """Epochs finished."""
+    """Completed epochs."""
     batch: int = 0
-    """Batches finished of the epoch under way."""
+    """Completed batches of the current epoch."""
     loss_sum: float = 0.0
-    """Sum of the cross-entropies of their words, in nats."""
-    words: int = 0
-    """Their words."""
+    """Sum of the cross-entropy over the words of these batches, in nats."""
+    num_words: int = 0
+    """Words in these batches."""
     history: list[dict[str, float]] = field(default_factory=list)
-    """One row of metrics an epoch finished."""
+    """Metrics of each completed epoch."""
     best_score: float | None = None
+    """Highest selection score so far."""
     best_epoch: int = 0
-    """Epoch, counted from 1, of the best score; 0 where none is finished."""
+    """Epoch of the highest score, from 1; 0 before the first epoch is complete."""
+
+    @property
+    def train_loss(self) -> float:
+        """Mean cross-entropy of the current epoch so far, in nats per word."""
+        return self.loss_sum / self.num_words
+
+
+@dataclass(kw_only=True)
+class TrainingState:
+    """What training changes, except the random states of its processes."""
+
+    decoder: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: AveragedModel | None
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    """State dict of the best epoch; empty before the first epoch is complete."""
+    progress: Progress = field(default_factory=Progress)
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The state of this process's random generators, on the CPU and on a GPU in use."""
-    return {"cpu": torch.get_rng_state()} | (
-        {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
-    )
+    """Return the states of this process's random generators: that of the CPU, and that of `device` if it is a GPU."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
 
 
-def save_checkpoint(
-    path: Path,
-    progress: Progress,
-    decoder: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: AveragedModel | None,
-    best: dict[str, Tensor],
-    generators: Sequence[dict[str, Tensor]],
-) -> None:
-    """Write the state of a run, with the `random_state` of each rank, atomically."""
-    tensors = {f"decoder.{name}": tensor for name, tensor in decoder.state_dict().items()}
-    tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
-    for number, slots in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{slot}": tensor for slot, tensor in slots.items()}
-    if average is not None:
-        tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
-    for rank, generator in enumerate(generators):
-        tensors |= {f"random.{rank}.{kind}": state for kind, state in generator.items()}
-    content = safetensors.torch.save(
-        {name: tensor.contiguous() for name, tensor in tensors.items()},
-        metadata={"progress": json.dumps(asdict(progress))},
-    )
-    write_atomically(path, content)
+def save_checkpoint(path: Path, state: TrainingState, random_states: Sequence[Mapping[str, Tensor]]) -> None:
+    """Write a checkpoint atomically.
+
+    Args:
+        path: The file.
+        state: What to save.
+        random_states: `random_state` of each process, by rank.
+    """
+    tensors = {f"decoder.{name}": tensor for name, tensor in state.decoder.state_dict().items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in state.best_weights.items()}
+    for index, moments in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+    if state.ema is not None:
+        tensors |= {f"ema.{name}": tensor for name, tensor in state.ema.state_dict().items()}
+    for rank, states in enumerate(random_states):
+        tensors |= {f"random.{rank}.{device}": tensor for device, tensor in states.items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    progress = json.dumps(asdict(state.progress))
+    metadata = {
+        "schema": SCHEMA.name,
+        "schema_version": str(SCHEMA.version),
+        "progress": progress,
+        "digest": _digest(tensors, progress),
+    }
+    write_atomically(path, safetensors.torch.save(tensors, metadata))
 
 
-def load_checkpoint(
-    path: Path, decoder: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None, rank: int
-) -> tuple[Progress, dict[str, Tensor]]:
-    """Bring decoder, optimizer, average and a rank's random generators to the state of a checkpoint.
+def load_checkpoint(path: Path, state: TrainingState, rank: int) -> None:
+    """Restore a training state, and the random state of the process with this rank, from a checkpoint.
 
-    Returns progress and best weights.
-
-    Raises `UserError`, naming the file, where it is damaged.
+    Raises:
+        UserError: The file is damaged or of another schema.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            progress = Progress(**json.loads(file.metadata()["progress"]))
-            parts: dict[str, dict[str, Tensor]] = {
-                part: {} for part in ("decoder", "best", "optimizer", "average", "random")
-            }
-            for name in file.keys():  # noqa: SIM118
-                part, rest = name.split(".", 1)
-                parts[part][rest] = file.get_tensor(name)
+            metadata = file.metadata() or {}
+            schema = (metadata.get("schema"), int(metadata.get("schema_version", 0)))
+            SCHEMA.check(path, schema, _REMEDY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if _digest(tensors, metadata["progress"]) != metadata["digest"]:
+            raise ValueError("its content does not match its digest")
+        progress = Progress(**json.loads(metadata["progress"]))
+        parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
+        for name, tensor in tensors.items():
+            part, name_in_part = name.split(".", 1)
+            parts[part][name_in_part] = tensor
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: is no checkpoint ({error}); delete it to train from the start") from error
-    decoder.load_state_dict(parts["decoder"])
-    slots: dict[int, dict[str, Tensor]] = {}
+        raise UserError(f"{path}: not a valid checkpoint ({error}). {_REMEDY}") from error
+    state.progress, state.best_weights = progress, parts["best"]
+    state.decoder.load_state_dict(parts["decoder"])
+    moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in parts["optimizer"].items():
-        number, slot = name.split(".")
-        slots.setdefault(int(number), {})[slot] = tensor
-    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
-    if average is not None:
-        average.load_state_dict(parts["average"])
+        index, moment = name.split(".")
+        moments.setdefault(int(index), {})[moment] = tensor
+    state.optimizer.load_state_dict({"state": moments, "param_groups": state.optimizer.state_dict()["param_groups"]})
+    if state.ema is not None:
+        state.ema.load_state_dict(parts["ema"])
     torch.set_rng_state(parts["random"][f"{rank}.cpu"])
     if f"{rank}.cuda" in parts["random"]:
         torch.cuda.set_rng_state(parts["random"][f"{rank}.cuda"])
-    return progress, parts["best"]
+
+
+def _digest(tensors: Mapping[str, Tensor], progress: str) -> str:
+    """Return the SHA-256, in hexadecimal, of tensors on the CPU and the progress in JSON."""
+    digest = hashlib.sha256(progress.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class CheckpointTimer:
+    """Decides when the next checkpoint is due."""
+
+    def __init__(self, max_steps: int, max_seconds: float) -> None:
+        """Limit the optimizer steps and the seconds between two checkpoints."""
+        self._max_steps = max_steps
+        self._max_seconds = max_seconds
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from now on; call this after each checkpoint."""
+        self._steps = 0
+        self._start = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Count one more step and return whether a checkpoint is due after it."""
+        self._steps += 1
+        return self._steps >= self._max_steps or time.monotonic() - self._start > self._max_seconds

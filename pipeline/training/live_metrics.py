@@ -1,6 +1,8 @@
-"""Metrics of training while it runs, in the files of DVCLive that `dvc plots show` and editors draw."""
+"""Metrics of a running training, as DVCLive files: for `dvc plots show`, DVC's editor extension and the app."""
 
 import json
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from dvclive.live import Live
@@ -8,37 +10,42 @@ from scmrepo.exceptions import SCMError
 
 from pipeline.artifacts import write_atomically
 
-_PLOTS = Path("plots") / "metrics"
-_LATEST = "metrics.json"
+logger = logging.getLogger("gridcap")
+
+_PLOTS_DIR = Path("plots") / "metrics"
+_LATEST_FILE = "metrics.json"
 
 
 class LiveMetrics:
-    """Writes rows of metrics of steps; a resumed run goes on where its checkpoint stands."""
+    """Writer of live metrics, one row per logged step."""
 
-    def __init__(self, folder: Path, step: int) -> None:
-        """Go on after `step` steps: what an interrupted run wrote beyond them is dropped, as those are taken again.
+    def __init__(self, folder: Path, steps_done: int) -> None:
+        """Open a folder of live metrics.
 
-        So is what a kill left half written, since DVCLive could not go on from it.
+        Args:
+            folder: The folder.
+            steps_done: Optimizer steps that a resumed run has done. Later rows of the interrupted run are dropped, and
+                so are incomplete rows and files. 0 starts with an empty folder.
         """
         self._live: Live | None = None
-        if step:
-            for path in sorted((folder / _PLOTS).rglob("*.tsv")):
-                _drop_rows_after(path, step)
-            _drop_unless_whole(folder / _LATEST)
+        if steps_done:
+            for path in sorted((folder / _PLOTS_DIR).rglob("*.tsv")):
+                _drop_rows_after(path, steps_done)
+            _drop_if_truncated(folder / _LATEST_FILE)
         try:
             self._live = Live(
                 str(folder),
-                resume=step > 0,
+                resume=steps_done > 0,
                 report=None,
                 save_dvc_exp=False,
                 dvcyaml=None,
                 monitor_system=False,
             )
         except SCMError as error:
-            print(f"train: no live metrics, since DVCLive cannot use this git repository ({error})", flush=True)
+            logger.warning("train: no live metrics, because DVCLive cannot open the git repository (%s)", error)
 
-    def log(self, step: int, row: dict[str, float]) -> None:
-        """Write metrics as they are after `step` steps of the whole run."""
+    def log(self, step: int, row: Mapping[str, float]) -> None:
+        """Write metrics as of an optimizer step of the whole run, counted from 1."""
         if self._live is None:
             return
         self._live.step = step
@@ -48,14 +55,15 @@ class LiveMetrics:
 
 
 def _drop_rows_after(path: Path, step: int) -> None:
-    head, *rows = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] or [""]
-    if head:
-        write_atomically(path, "".join([head, *(row for row in rows if int(row.split("\t")[0]) <= step)]))
-    else:
+    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    if not lines:
         path.unlink()
+        return
+    header, *rows = lines
+    write_atomically(path, "".join([header, *(row for row in rows if int(row.split("\t")[0]) <= step)]))
 
 
-def _drop_unless_whole(path: Path) -> None:
+def _drop_if_truncated(path: Path) -> None:
     try:
         json.loads(path.read_text())
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""What training minimizes.
+"""The training loss: cross-entropy and doubly stochastic attention regularization.
 
-Shapes: `B` images, `K` captions an image, `T` words, `P` regions, `V` words known.
+Shapes: `B` images, `K` captions per image, `T` words, `P` regions, `V` vocabulary size.
 """
 
 from typing import NamedTuple
@@ -12,48 +12,70 @@ from torch.nn import functional as F
 from pipeline.captions.vocabulary import PAD
 
 
+def count_targets(targets: Tensor) -> Tensor:
+    """Count the words, `<end>` included, and the captions of target ids [B, K, T]: [2].
+
+    Padding is not counted, and neither are captions that are all padding.
+    """
+    mask = targets != PAD  # [B, K, T]
+    return torch.stack([mask.sum(), mask.any(dim=2).sum()])
+
+
 class Loss(NamedTuple):
-    """The parts of the loss of a batch, summed: a step over several batches divides by the words of all."""
+    """The terms of the loss of one batch, as sums.
+
+    An optimizer step can accumulate several batches, so the sums are normalized by the counts of the whole step.
+    """
 
     cross_entropy: Tensor
     """Sum over words, in nats."""
-    smoothed: Tensor
-    """The same against smoothed targets."""
-    words: Tensor
-    """Number of words, `<end>` among them."""
-    coverage: Tensor
-    """Sum over captions of the mean over regions of (1 - attention summed over words) squared."""
-    captions: Tensor
-    """Number of captions."""
-
-    @property
-    def counts(self) -> Tensor:
-        """Words and captions: [2]."""
-        return torch.stack([self.words, self.captions])
+    smoothed_cross_entropy: Tensor
+    """Sum over words against smoothed targets, in nats."""
+    doubly_stochastic: Tensor
+    """Sum over captions of the mean over regions of (1 - alpha summed over words) squared."""
+    counts: Tensor
+    """Words and captions of the batch, as `count_targets` counts them: [2]."""
 
     def total(self, counts: Tensor, doubly_stochastic_weight: float) -> Tensor:
-        """What this batch adds to the loss of a step that has so many words and captions in all."""
-        return self.smoothed / counts[0] + doubly_stochastic_weight * self.coverage / counts[1]
+        """Return this batch's share of the loss of an optimizer step.
+
+        Args:
+            counts: Words and captions of the whole step, [2].
+            doubly_stochastic_weight: Weight of the doubly stochastic term.
+        """
+        num_words, num_captions = counts[0], counts[1]
+        return (
+            self.smoothed_cross_entropy / num_words + doubly_stochastic_weight * self.doubly_stochastic / num_captions
+        )
 
 
-def caption_loss(logits: Tensor, attention: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Loss:
-    """Cross-entropy and doubly stochastic regularization (Xu et al. 2015, section 4.2.1).
+def caption_loss(logits: Tensor, alpha: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Loss:
+    """Compute cross-entropy and the doubly stochastic term (Xu et al. 2015, section 4.2.1, equation 14).
 
-    Takes logits [B, K, T, V], attention [B, K, T, P] and target ids [B, K, T], where `<pad>` asks for nothing. Label
-    smoothing gives that share of the target to all words of the vocabulary alike (Szegedy et al. 2016). The paper sums
-    the second term over regions and public code scales it in several ways; here it is a mean, so that its weight
-    means the same for every grid.
+    The paper sums the second term over regions. Here it is a mean, so that its weight has the same effect on every
+    grid size.
+
+    Args:
+        logits: Scores of the next word, [B, K, T, V].
+        alpha: Attention weights, [B, K, T, P].
+        targets: Ids of the next words, [B, K, T]; positions with `<pad>` add nothing.
+        label_smoothing: Probability mass that is spread evenly over the vocabulary (Szegedy et al. 2016).
     """
-    wanted = targets != PAD  # [B, K, T]
-    flat = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 2)
+    mask = targets != PAD  # [B, K, T]
+    flat_logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 2)  # [B * K * T, V]
     if label_smoothing:
-        log_probability = flat.log_softmax(dim=-1)
-        cross_entropy = F.nll_loss(log_probability, targets.flatten(), ignore_index=PAD, reduction="sum")
-        even = -(log_probability.mean(dim=-1) * wanted.flatten()).sum()
-        smoothed = (1 - label_smoothing) * cross_entropy + label_smoothing * even
+        log_probs = flat_logits.log_softmax(dim=-1)
+        cross_entropy = F.nll_loss(log_probs, targets.flatten(), ignore_index=PAD, reduction="sum")
+        uniform = -(log_probs.mean(dim=-1) * mask.flatten()).sum()
+        smoothed = (1 - label_smoothing) * cross_entropy + label_smoothing * uniform
     else:
-        smoothed = cross_entropy = F.cross_entropy(flat, targets.flatten(), ignore_index=PAD, reduction="sum")
-    received = (attention * wanted.unsqueeze(-1)).sum(dim=2)  # [B, K, P]
-    present = wanted.any(dim=2)
-    coverage = ((1 - received).square().mean(dim=-1) * present).sum()
-    return Loss(cross_entropy, smoothed, wanted.sum(), coverage, present.sum())
+        smoothed = cross_entropy = F.cross_entropy(flat_logits, targets.flatten(), ignore_index=PAD, reduction="sum")
+    attended = (alpha * mask.unsqueeze(-1)).sum(dim=2)  # [B, K, P]
+    doubly_stochastic = ((1 - attended).square().mean(dim=-1) * mask.any(dim=2)).sum()
+    return Loss(cross_entropy, smoothed, doubly_stochastic, count_targets(targets))
+
+
+def sum_attention_entropy(alpha: Tensor, targets: Tensor) -> Tensor:
+    """Sum the entropy of the attention weights [B, K, T, P] over the words of targets [B, K, T], in nats."""
+    entropy: Tensor = torch.special.entr(alpha).sum(dim=-1)  # [B, K, T]
+    return (entropy * (targets != PAD)).sum()

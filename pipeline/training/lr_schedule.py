@@ -1,4 +1,4 @@
-"""How the learning rate runs through training."""
+"""The learning rate schedule: linear warm-up, then a constant, a cosine or steps."""
 
 import math
 from typing import Annotated, Literal
@@ -10,25 +10,31 @@ from pipeline.params import params_section
 
 @params_section
 class LRParams:
-    """The learning rate: a linear rise, then a decay."""
+    """Learning rate schedule."""
 
     peak: Annotated[float, Field(gt=0)]
-    """Learning rate at its highest."""
+    """Learning rate after warm-up."""
     warmup_steps: Annotated[int, Field(ge=0)]
-    """Steps over which it rises from 0."""
+    """Optimizer steps of linear warm-up from 0; 0 disables it."""
     schedule: Literal["constant", "cosine", "step"]
-    """Whether it then stays, falls to 0 along a cosine by the last epoch, or falls by steps."""
+    """Schedule after warm-up: constant, cosine decay to 0 at the last epoch, or step decay."""
     step_epochs: Annotated[int, Field(ge=1)]
-    """Epochs between two steps, where it falls by steps."""
+    """Epochs between two decays of schedule `step`."""
     step_factor: Annotated[float, Field(gt=0, le=1)]
-    """What each step multiplies it by."""
+    """Factor of each decay of schedule `step`."""
 
-    def at(self, step: int, steps_per_epoch: int, epochs: int) -> float:
-        """Learning rate of the step that `step` others came before."""
-        rate = self.peak * min(1.0, (step + 1) / max(1, self.warmup_steps))
+    def lr_at(self, step: int, steps_per_epoch: int, max_epochs: int) -> float:
+        """Return the learning rate of one optimizer step.
+
+        Args:
+            step: Number of steps before this one in the whole run.
+            steps_per_epoch: Optimizer steps in an epoch.
+            max_epochs: Epochs after which the cosine reaches 0.
+        """
+        lr = self.peak * min(1.0, (step + 1) / max(1, self.warmup_steps))
         match self.schedule:
             case "cosine":
-                rate *= (1 + math.cos(math.pi * step / (epochs * steps_per_epoch))) / 2
+                lr *= (1 + math.cos(math.pi * step / (max_epochs * steps_per_epoch))) / 2
             case "step":
-                rate *= self.step_factor ** (step // (self.step_epochs * steps_per_epoch))
-        return rate
+                lr *= self.step_factor ** (step // (self.step_epochs * steps_per_epoch))
+        return lr

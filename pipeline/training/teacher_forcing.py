@@ -1,4 +1,4 @@
-"""The decoder under teacher forcing: how well it predicts each next word of captions that people wrote."""
+"""Evaluation under teacher forcing: loss and most likely word at every position of the reference captions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,42 +15,48 @@ from pipeline.training.loss import caption_loss
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherForcedResult:
-    """Predictions of every word of a split."""
+    """Predictions at every word of some captions; `<end>` counts as a word."""
 
     loss: float
-    """Mean cross-entropy, in nats a word."""
+    """Mean cross-entropy, in nats per word."""
     predicted: NDArray[np.int64]
-    """[words] ids of the likeliest words."""
+    """[words] ids of the most likely words."""
     target: NDArray[np.int64]
-    """[words] ids of the words that stood there; `<end>` counts as a word."""
+    """[words] ids of the reference words."""
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of words that are predicted correctly."""
+        return float((self.predicted == self.target).mean())
 
 
 def evaluate_split(decoder: SoftAttentionDecoder, batches: CaptionBatches, device: torch.device) -> TeacherForcedResult:
-    """Show a decoder, in evaluation mode, the captions of a split, and collect what it predicts."""
+    """Evaluate a decoder, in evaluation mode, on all captions of a split."""
     return merge_results([evaluate_batch(decoder, batch, device) for batch in batches.in_order()])
 
 
 @torch.inference_mode()
 def evaluate_batch(decoder: SoftAttentionDecoder, batch: Batch, device: torch.device) -> TeacherForcedResult:
-    """Show a decoder, in evaluation mode, the captions of one batch."""
+    """Evaluate a decoder, in evaluation mode, on the captions of one batch."""
     assert not decoder.training, "dropout would make the loss random"
-    tokens = batch.tokens.to(device)
-    logits, attention = decoder(batch.grids.to(device), tokens[:, :, :-1])
-    targets = tokens[:, :, 1:]
-    asked = targets != PAD
-    loss = caption_loss(logits, attention, targets)
+    tokens = batch.tokens.to(device)  # [B, K, T + 1]
+    logits, alpha = decoder(batch.grids.to(device), tokens[:, :, :-1])
+    targets = tokens[:, :, 1:]  # [B, K, T]
+    mask = targets != PAD
+    loss = caption_loss(logits, alpha, targets)
+    num_words = loss.counts[0]
     return TeacherForcedResult(
-        loss=(loss.cross_entropy / loss.words).item(),
-        predicted=logits.argmax(dim=-1)[asked].cpu().numpy(),
-        target=targets[asked].cpu().numpy(),
+        loss=(loss.cross_entropy / num_words).item(),
+        predicted=logits.argmax(dim=-1)[mask].cpu().numpy(),
+        target=targets[mask].cpu().numpy(),
     )
 
 
-def merge_results(parts: Sequence[TeacherForcedResult]) -> TeacherForcedResult:
-    """Put the batches of a split together."""
-    words = [len(part.target) for part in parts]
+def merge_results(results: Sequence[TeacherForcedResult]) -> TeacherForcedResult:
+    """Merge the results of batches; each batch's loss is weighted by its number of words."""
+    num_words = [len(result.target) for result in results]
     return TeacherForcedResult(
-        loss=float(np.average([part.loss for part in parts], weights=words)),
-        predicted=np.concatenate([part.predicted for part in parts]),
-        target=np.concatenate([part.target for part in parts]),
+        loss=float(np.average([result.loss for result in results], weights=num_words)),
+        predicted=np.concatenate([result.predicted for result in results]),
+        target=np.concatenate([result.target for result in results]),
     )

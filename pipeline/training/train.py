@@ -1,5 +1,6 @@
-"""One training run, from tokens and features to a finished model folder: what stage `train` runs."""
+"""Stage `train`: from tokens and features to a finished model folder."""
 
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,29 +20,34 @@ from pipeline.errors import UserError
 from pipeline.features.store import INDEX_FILE, FeatureStore
 from pipeline.import_graph import code_digest
 from pipeline.params import to_plain
-from pipeline.training.trainer import CHECKPOINT_FILE, Intervals, Trainer, TrainParams
+from pipeline.training.live_metrics import LiveMetrics
+from pipeline.training.loop import Intervals, run_training
+from pipeline.training.trainer import Trainer, TrainParams
 
+logger = logging.getLogger("gridcap")
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
 MODEL_FOLDER = "model"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainInputs:
-    """The folders of a training run."""
+class TrainPaths:
+    """Folders that a training run reads and works in."""
 
     tokens: Path
     """Tokens and vocabulary, from `tokenize`."""
     features: Path
     """Feature store, from `encode`."""
     work: Path
-    """Root of the work folders; the run's own folder is named by its fingerprint."""
+    """Root of the work folders; the fingerprint of a run names its folder."""
     live: Path
-    """DVCLive metrics."""
+    """Live metrics."""
 
 
 @contextmanager
 def train(
     params: TrainParams,
-    inputs: TrainInputs,
+    paths: TrainPaths,
     device: torch.device,
     intervals: Intervals,
     processes: Processes = SINGLE_PROCESS,
@@ -52,7 +58,7 @@ def train(
 
     Args:
         params: How to build and train the decoder.
-        inputs: Folders to read and to work in.
+        paths: Folders to read and to work in.
         device: Where to compute.
         intervals: How often to write checkpoints and live metrics.
         processes: The processes that share every batch.
@@ -63,86 +69,101 @@ def train(
     Raises:
         UserError: An input is missing or damaged, or the loss is not finite.
     """
-    name = fingerprint(
+    name = run_fingerprint(params, paths, processes.world_size)
+    with processes.work_folder(paths.work, "train", name) as folder:
+        yield train_in(folder, params, paths, device, intervals, processes)
+
+
+def run_fingerprint(params: TrainParams, paths: TrainPaths, world_size: int) -> str:
+    """Return the fingerprint of everything that decides the weights of a run."""
+    return fingerprint(
         params=to_plain(params),
-        tokens=file_digest(inputs.tokens / TOKENS_FILE),
-        vocabulary=file_digest(inputs.tokens / VOCABULARY_FILE),
-        features=file_digest(inputs.features / INDEX_FILE),
+        tokens=file_digest(paths.tokens / TOKENS_FILE),
+        vocabulary=file_digest(paths.tokens / VOCABULARY_FILE),
+        features=file_digest(paths.features / INDEX_FILE),
         code=code_digest("pipeline.training.trainer"),
         torch=torch.__version__,
-        processes=processes.world_size,
+        processes=world_size,
     )
-    with processes.work_folder(inputs.work, "train", name) as folder:
-        yield train_in(folder, params, inputs, device, intervals, processes)
 
 
 def train_in(
     folder: Path,
     params: TrainParams,
-    inputs: TrainInputs,
+    paths: TrainPaths,
     device: torch.device,
     intervals: Intervals,
     processes: Processes = SINGLE_PROCESS,
 ) -> Path:
-    """Train in a folder that belongs to this run alone, as `train` does; returns the finished model folder."""
-    tokens, features, live = inputs.tokens, inputs.features, inputs.live
+    """Train in a folder that no other run uses, as `train` does, and return the finished model folder."""
     finished = folder / MODEL_FOLDER
-    if processes.broadcast(_is_whole(finished) if processes.is_main else False):
+    if processes.broadcast(_is_intact(finished) if processes.is_main else False):
         if processes.is_main:
-            print(f"train: nothing to do, {finished} is the finished model of these params and inputs", flush=True)
+            logger.info("train: %s is up to date, nothing to do", finished)
         return finished
-    vocabulary = read_vocabulary(tokens / VOCABULARY_FILE)
-    require_vocabulary(tokens / TOKENS_FILE, vocabulary)
-    store = FeatureStore(features)
+    vocabulary = read_vocabulary(paths.tokens / VOCABULARY_FILE)
+    require_vocabulary(paths.tokens / TOKENS_FILE, vocabulary)
+    store = FeatureStore(paths.features)
     if processes.is_main:
         store.verify()
-    captions, val = (read_tokens(tokens / TOKENS_FILE, split) for split in ("train", "val"))
+    captions, val = (read_tokens(paths.tokens / TOKENS_FILE, split) for split in ("train", "val"))
+    checkpoint = folder / CHECKPOINT_FILE
     trainer = Trainer(
         params=params,
         train=captions,
         val=val,
         store=store,
         vocabulary=vocabulary,
-        folder=folder,
-        live=live,
+        checkpoint=checkpoint,
         device=device,
         processes=processes,
     )
-    trainer.run(intervals)
-    if processes.is_main:
+    if processes.is_main and trainer.is_resumed:
         progress = trainer.progress
-        config = ModelConfig(
-            fingerprint=folder.name,
-            decoder=params.decoder,
-            vocabulary_digest=vocabulary.digest,
-            encoder=store.spec,
-            encoder_fingerprint=store.fingerprint,
-            view=store.views[0],
-            data=TrainingData(
-                num_images=len(set(captions.image_id.tolist())),
-                num_captions=len(captions.image_id),
-                num_val_images=len(set(val.image_id.tolist())),
-            ),
-            epoch=progress.best_epoch,
-            selected_by=params.select_by,
-            versions={"gridcap": pipeline.__version__, **{name: version(name) for name in ("torch", "torchvision")}},
+        logger.info("train: resuming from %s: epoch %d, batch %d", checkpoint, progress.epoch + 1, progress.batch)
+    run_training(trainer, intervals, LiveMetrics(paths.live, trainer.steps_done) if processes.is_main else None)
+    if processes.is_main:
+        data = TrainingData(
+            num_images=len(set(captions.image_id.tolist())),
+            num_captions=len(captions.image_id),
+            num_val_images=len(set(val.image_id.tolist())),
         )
-        with fresh_folder(finished) as unfinished:
-            write_model(unfinished, trainer.best, vocabulary, config)
-            write_json(unfinished / HISTORY_FILE, progress.history)
-            publish(unfinished, finished)
-        (folder / CHECKPOINT_FILE).unlink()
+        _write_model(finished, trainer, _model_config(folder.name, trainer, store, data))
+        checkpoint.unlink()
     return finished
 
 
-def _is_whole(model: Path) -> bool:
-    """Whether a finished model is there, and undamaged; a damaged one is removed."""
+def _model_config(name: str, trainer: Trainer, store: FeatureStore, data: TrainingData) -> ModelConfig:
+    params = trainer.params
+    return ModelConfig(
+        fingerprint=name,
+        decoder=params.decoder,
+        vocabulary_digest=trainer.vocabulary.digest,
+        encoder=store.spec,
+        encoder_fingerprint=store.fingerprint,
+        view=store.views[0],
+        data=data,
+        epoch=trainer.progress.best_epoch,
+        selected_by=params.select_by,
+        versions={"gridcap": pipeline.__version__, **{name: version(name) for name in ("torch", "torchvision")}},
+    )
+
+
+def _write_model(finished: Path, trainer: Trainer, config: ModelConfig) -> None:
+    with fresh_folder(finished) as unfinished:
+        write_model(unfinished, trainer.best_weights, trainer.vocabulary, config)
+        write_json(unfinished / HISTORY_FILE, trainer.progress.history)
+        publish(unfinished, finished)
+
+
+def _is_intact(model: Path) -> bool:
+    """Whether there is a finished, undamaged model; a damaged one is removed."""
     if not model.is_dir():
         return False
     try:
         read_model(model)
     except UserError as error:
-        print(f"train: the finished model is damaged and is made anew ({error})", flush=True)
+        logger.warning("train: the finished model is damaged and is trained again (%s)", error)
         shutil.rmtree(model)
         return False
     return True

@@ -1,7 +1,7 @@
 """Ranges of the activations of a frozen ResNet, estimated without calibration images.
 
-A batch norm stores the mean and the standard deviation of each channel that it was trained to output (Nagel et al. 2019,
-Data-Free Quantization through Weight Equalization and Bias Correction).
+A batch norm stores the mean and the standard deviation of each channel that it was trained to output: Nagel et al.
+2019, Data-Free Quantization through Weight Equalization and Bias Correction.
 
 Shapes: C channels of a batch norm.
 """

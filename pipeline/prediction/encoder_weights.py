@@ -1,0 +1,77 @@
+"""The encoder of a model folder, found by the digest of its weights."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+from pipeline.decoder.model_io import ModelConfig
+from pipeline.errors import UserError
+from pipeline.features.encoder import Architecture, GridEncoder, Layer, read_encoder, weights_digest
+from pipeline.features.pretrained import cached_path, fetch, pretrained_url
+
+ENCODER_FILES = ("encoder.safetensors", "encoder.pth", "encoder.pt")
+"""Names of the encoder's weights in a model folder; `gridcap export --with-encoder` writes the first."""
+
+
+def find_encoder(folder: Path, config: ModelConfig, weights: Path | None, download: bool) -> GridEncoder:
+    """Load the encoder that a model was trained with.
+
+    Its weights are `weights` if given, else a file in the model folder, else the file that the training run recorded:
+    relative to the working directory or to a folder above the model, or in PyTorch's cache if it is one of
+    torchvision's.
+
+    Args:
+        folder: Model folder.
+        config: Its configuration.
+        weights: File with the encoder's weights, or None.
+        download: Download torchvision's weights if they are missing.
+
+    Raises:
+        UserError: No file has the weights that the model was trained with.
+    """
+    if weights and not (os.path.isfile(weights) and os.access(weights, os.R_OK)):
+        raise UserError(f"{weights}: cannot be read. Name the encoder's weights with --encoder-weights.")
+    for path in [weights] if weights else [folder / name for name in ENCODER_FILES if (folder / name).is_file()]:
+        encoder = _read(path, config)
+        digest = weights_digest(encoder)
+        if digest != config.encoder.weights_digest:
+            raise UserError(
+                f"{path}: its weights have digest {digest[:16]}..., but {folder} was trained with"
+                f" {config.encoder.weights_digest[:16]}... Name the right weights with --encoder-weights."
+            )
+        return encoder
+    searched = [str(folder / ENCODER_FILES[0])]
+    for path in _recorded_files(folder, config, download):
+        searched.append(str(path))
+        if path.is_file():
+            encoder = _read(path, config)
+            if weights_digest(encoder) == config.encoder.weights_digest:
+                return encoder
+            searched[-1] += " (another digest)"
+    encoder_name = f"{config.encoder.architecture} up to {config.encoder.layer}"
+    can_download = config.encoder_weights is not None and pretrained_url(Path(config.encoder_weights).name) is not None
+    raise UserError(
+        f"{folder}: cannot find the weights of its encoder ({encoder_name}, digest"
+        f" {config.encoder.weights_digest[:16]}...). Searched {', '.join(searched)}. Name their file with"
+        f" --encoder-weights{', or download them with --download' if can_download else ''}."
+    )
+
+
+def _read(path: Path, config: ModelConfig) -> GridEncoder:
+    # `train` wrote these names from the feature store, so they are known ones.
+    architecture, layer = cast(Architecture, config.encoder.architecture), cast(Layer, config.encoder.layer)
+    return read_encoder(path, architecture, layer)
+
+
+def _recorded_files(folder: Path, config: ModelConfig, download: bool) -> Iterator[Path]:
+    """Yield where the file that the training run recorded may be now, the likeliest first."""
+    if config.encoder_weights is None:
+        return
+    recorded = Path(config.encoder_weights)
+    yield recorded
+    candidates = dict.fromkeys(parent / recorded for parent in folder.resolve().parents)
+    yield from (path for path in candidates if path.is_file() and path != recorded.resolve())
+    url = pretrained_url(recorded.name)
+    if url is not None:
+        yield fetch(url) if download else cached_path(recorded.name)

@@ -1,0 +1,42 @@
+"""SIGTERM and SIGINT during training: write a checkpoint first, then exit."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipeline.distributed import Processes
+
+
+class Interrupt:
+    """The signal that this process has received, if any."""
+
+    def __init__(self) -> None:
+        self._signum: int | None = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has been received."""
+        return self._signum is not None
+
+    def receive(self, signum: int, _: object) -> None:
+        """Remember a signal; the handler that `defer_signals` installs."""
+        self._signum = signum
+
+    def exit_if_requested(self, processes: Processes) -> None:
+        """Exit by the signal that rank 0 has received, if any. Every process must call this."""
+        signum = processes.broadcast(self._signum)
+        if signum is not None:
+            signal.signal(signum, signal.SIG_DFL)
+            signal.raise_signal(signum)
+
+
+@contextmanager
+def defer_signals() -> Iterator[Interrupt]:
+    """Record SIGTERM and SIGINT inside the block instead of exiting at once."""
+    interrupt = Interrupt()
+    previous = {signum: signal.signal(signum, interrupt.receive) for signum in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield interrupt
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,111 @@
+"""The training loop: runs a trainer to its end, with checkpoints, signals, live metrics and a progress bar.
+
+Nothing here changes the weights that a run ends with.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from tqdm import tqdm
+
+from pipeline.training.checkpoint import CheckpointTimer
+from pipeline.training.interrupts import Interrupt, defer_signals
+from pipeline.training.live_metrics import LiveMetrics
+from pipeline.training.throughput import Throughput
+from pipeline.training.trainer import StepMetrics, Trainer
+from pipeline.training.validation import ValidationResult
+
+logger = logging.getLogger("gridcap")
+
+_LOGGED_CAPTIONS = 3
+"""Validation captions that are logged after each epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intervals:
+    """How often a run writes checkpoints and live metrics; no effect on the result."""
+
+    checkpoint_steps: int
+    """Maximum optimizer steps between checkpoints."""
+    checkpoint_seconds: float
+    """Maximum seconds between checkpoints."""
+    live_steps: int
+    """Optimizer steps between rows of live metrics."""
+
+    def is_live(self, step: int) -> bool:
+        """Whether the live metrics have a row for a step, counted from 1."""
+        return step == 1 or step % self.live_steps == 0
+
+
+def run_training(trainer: Trainer, intervals: Intervals, live: LiveMetrics | None) -> None:
+    """Train to the end, with a checkpoint after each epoch and at the given intervals.
+
+    SIGTERM and SIGINT write a checkpoint before they end the process.
+
+    Args:
+        trainer: The run, new or resumed.
+        intervals: How often to write checkpoints and live metrics.
+        live: Where to write live metrics; None on all ranks but 0.
+
+    Raises:
+        UserError: The loss is not finite.
+    """
+    with defer_signals() as interrupt:
+        while not trainer.is_finished:
+            _train_epoch(trainer, intervals, live, interrupt)
+            validation = trainer.end_epoch()
+            if validation is not None:
+                _report_epoch(trainer, validation, live)
+            trainer.save_checkpoint()
+
+
+def _train_epoch(trainer: Trainer, intervals: Intervals, live: LiveMetrics | None, interrupt: Interrupt) -> None:
+    timer = CheckpointTimer(intervals.checkpoint_steps, intervals.checkpoint_seconds)
+    throughput = Throughput()
+    with _progress_bar(trainer) as bar:
+        for metrics in trainer.train_epoch(intervals.is_live):
+            throughput.update(metrics.num_captions, metrics.data_wait)
+            rates = throughput.rates()
+            bar.set_postfix_str(
+                f"loss {trainer.progress.train_loss:.3f}, {rates['captions_per_second']:.0f} captions/s", refresh=False
+            )
+            bar.update(metrics.num_batches)
+            if live is not None and intervals.is_live(metrics.step):
+                live.log(metrics.step, _live_row(metrics, rates))
+            _checkpoint_if_due(trainer, timer, interrupt)
+
+
+def _progress_bar(trainer: Trainer) -> "tqdm[Any]":
+    return tqdm(
+        total=trainer.batches_per_epoch,
+        initial=trainer.progress.batch,
+        desc=f"train: epoch {trainer.progress.epoch + 1} of {trainer.params.max_epochs}",
+        unit="batch",
+        disable=None if trainer.processes.is_main else True,
+    )
+
+
+def _live_row(metrics: StepMetrics, rates: Mapping[str, float]) -> dict[str, float]:
+    row = {"loss": metrics.loss, "learning_rate": metrics.learning_rate, "gradient_norm": metrics.gradient_norm}
+    if metrics.attention_entropy is not None:
+        row["attention_entropy"] = metrics.attention_entropy
+    return {f"train/{name}": value for name, value in (row | dict(rates)).items()}
+
+
+def _checkpoint_if_due(trainer: Trainer, timer: CheckpointTimer, interrupt: Interrupt) -> None:
+    if trainer.processes.broadcast(timer.is_due() or interrupt.requested):
+        trainer.save_checkpoint()
+        timer.restart()
+        interrupt.exit_if_requested(trainer.processes)
+
+
+def _report_epoch(trainer: Trainer, validation: ValidationResult, live: LiveMetrics | None) -> None:
+    for image_id, words in islice(validation.captions.items(), _LOGGED_CAPTIONS):
+        logger.info("  image %d: %s", image_id, " ".join(words))
+    row = trainer.progress.history[-1]
+    logger.info("  ".join(f"{name} {value:.4g}" for name, value in row.items()))
+    if live is not None:
+        live.log(trainer.steps_done, {name: value for name, value in row.items() if name != "epoch"})

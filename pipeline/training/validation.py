@@ -1,0 +1,113 @@
+"""Validation after each epoch: teacher forcing, and BLEU-4 and CIDEr-D of greedy captions."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from pipeline.captions.vocabulary import Vocabulary
+from pipeline.decoder.soft_attention import SoftAttentionDecoder
+from pipeline.generation.ensemble import caption_grids
+from pipeline.generation.search import SearchParams
+from pipeline.metrics.bleu import bleu, bleu_counts
+from pipeline.metrics.cider import cider
+from pipeline.metrics.corpus import Words
+from pipeline.training.batches import Batch, CaptionBatches
+from pipeline.training.teacher_forcing import TeacherForcedResult, evaluate_batch, merge_results
+
+SelectBy = Literal["bleu4", "cider", "last"]
+
+
+class NonFiniteLossError(Exception):
+    """The validation loss is NaN or infinite."""
+
+    def __init__(self, loss: float) -> None:
+        super().__init__(f"the validation loss is {loss}")
+        self.loss = loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationResult:
+    """Metrics of the validation split, and the captions that they were computed from."""
+
+    loss: float
+    """Mean cross-entropy under teacher forcing, in nats per word."""
+    accuracy: float
+    """Fraction of words predicted correctly under teacher forcing."""
+    bleu4: float
+    """BLEU-4 of greedy captions, 0 to 1."""
+    cider: float
+    """CIDEr-D of greedy captions, 0 to 10."""
+    captions: Mapping[int, Words]
+    """Greedy caption of each image, by image id."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics as `history.json` and the live metrics name them."""
+        return {
+            "val_loss": self.loss,
+            "val_accuracy": self.accuracy,
+            "val_bleu4": self.bleu4,
+            "val_cider": self.cider,
+        }
+
+    def selection_score(self, select_by: SelectBy, epoch: int) -> float:
+        """Return the score by which `train.select_by` chooses an epoch; of `last` it is the epoch's number."""
+        match select_by:
+            case "bleu4":
+                return self.bleu4
+            case "cider":
+                return self.cider
+            case "last":
+                return epoch
+
+
+def validate(
+    decoder: SoftAttentionDecoder,
+    batches: CaptionBatches,
+    references: Mapping[int, Sequence[Words]],
+    vocabulary: Vocabulary,
+    max_length: int,
+    device: torch.device,
+) -> ValidationResult:
+    """Evaluate a decoder, in evaluation mode, on the validation split.
+
+    Args:
+        decoder: The decoder, on `device`.
+        batches: Images and captions of the split.
+        references: Captions of each image as words, by image id.
+        vocabulary: Vocabulary of the decoder.
+        max_length: Maximum words of a greedy caption.
+        device: Where to compute.
+
+    Raises:
+        NonFiniteLossError: The loss of a batch is NaN or infinite.
+    """
+    results: list[TeacherForcedResult] = []
+    captions: dict[int, Words] = {}
+    for batch in batches.in_order():
+        result = evaluate_batch(decoder, batch, device)
+        if not math.isfinite(result.loss):
+            raise NonFiniteLossError(result.loss)
+        results.append(result)
+        captions |= _greedy_captions(decoder, batch, vocabulary, max_length, device)
+    teacher_forced = merge_results(results)
+    hypotheses = [captions[image_id] for image_id in references]
+    counts = bleu_counts(hypotheses, list(references.values()))
+    return ValidationResult(
+        loss=teacher_forced.loss,
+        accuracy=teacher_forced.accuracy,
+        bleu4=float(bleu(counts.sum(axis=0))[3]),
+        cider=float(cider(hypotheses, list(references.values())).cider_d.mean()),
+        captions=captions,
+    )
+
+
+def _greedy_captions(
+    decoder: SoftAttentionDecoder, batch: Batch, vocabulary: Vocabulary, max_length: int, device: torch.device
+) -> dict[int, Words]:
+    search = SearchParams.greedy(max_length)
+    results = caption_grids([decoder], vocabulary.words, batch.grids.to(device), batch.image_ids, search)
+    return {image_id: best.words for image_id, (best, *_) in zip(batch.image_ids, results, strict=True)}

@@ -1,0 +1,12 @@
+"""Runs `gridcap` in the test's process."""
+
+from typer.testing import CliRunner, Result
+
+from pipeline.cli import app
+
+
+def gridcap(*arguments: object, stdin: bytes | None = None, columns: int = 200) -> Result:
+    """Run a command; its error, if any, is in `exception` of the result."""
+    return CliRunner().invoke(
+        app, [str(argument) for argument in arguments], input=stdin, env={"COLUMNS": str(columns)}
+    )

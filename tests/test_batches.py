@@ -1,0 +1,119 @@
+"""Batches of training: hypothesis checks that every order is a permutation and that resuming skips nothing."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.captions.tokens import TOKENS_FILE, CaptionTokens, read_tokens
+from pipeline.captions.vocabulary import PAD
+from pipeline.features.store import FeatureStore, write_index, write_shard
+from pipeline.training.batches import Batch, CaptionBatches
+from tests.tiny_dataset import CHANNELS, NUM_REGIONS, NUM_TRAIN, SPEC, make_dataset
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def captions(data: Path) -> CaptionTokens:
+    return read_tokens(data / "tokens" / TOKENS_FILE, "train")
+
+
+@pytest.fixture(scope="module")
+def store(data: Path) -> FeatureStore:
+    return FeatureStore(data / "features")
+
+
+def ids(batches: Iterable[Batch]) -> list[tuple[int, ...]]:
+    return [batch.image_ids for batch in batches]
+
+
+@given(batch_size=st.integers(1, 30), seed=st.integers(0, 9), epoch=st.integers(0, 9), start_batch=st.integers(0, 30))
+def test_an_epoch_has_every_image_once_and_resumes_at_any_batch(
+    captions: CaptionTokens, store: FeatureStore, batch_size: int, seed: int, epoch: int, start_batch: int
+) -> None:
+    batches = CaptionBatches(captions, store, batch_size)
+    order = ids(batches.shuffled(seed, epoch))
+    assert len(order) == len(batches)
+    assert sorted(image_id for batch in order for image_id in batch) == list(range(NUM_TRAIN))
+    assert ids(batches.shuffled(seed, epoch, start_batch=start_batch)) == order[start_batch:]
+
+
+def test_seed_and_epoch_determine_the_order(captions: CaptionTokens, store: FeatureStore) -> None:
+    batches = CaptionBatches(captions, store, 5)
+    assert ids(batches.shuffled(1, 0)) == ids(batches.shuffled(1, 0))
+    assert len({tuple(ids(batches.shuffled(seed, epoch))) for seed in (1, 2) for epoch in (0, 1)}) == 4
+
+
+def test_a_batch_has_the_captions_and_the_grid_of_each_image(captions: CaptionTokens, store: FeatureStore) -> None:
+    for batch in CaptionBatches(captions, store, 5).shuffled(1, 0):
+        assert np.array_equal(batch.grids.numpy(), store.grids(batch.image_ids))
+        for image_id, tokens in zip(batch.image_ids, batch.tokens.numpy(), strict=True):
+            expected = captions.tokens[captions.image_id == image_id]
+            assert np.array_equal(tokens[: len(expected)], expected[:, : tokens.shape[1]])
+            assert (expected[:, tokens.shape[1] :] == PAD).all()
+            assert (tokens[len(expected) :] == PAD).all()
+        assert (batch.tokens[:, :, -1] != PAD).any()  # no wider than the longest caption
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+def test_processes_share_every_batch(captions: CaptionTokens, store: FeatureStore, world_size: int) -> None:
+    """The last batch of 5 has 4 images: some of 7 processes have none and get one without captions."""
+    batches = CaptionBatches(captions, store, 5)
+    whole = ids(batches.shuffled(1, 0))
+    shares = [list(batches.shuffled(1, 0, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    for index, image_ids in enumerate(whole):
+        parts = [share[index] for share in shares]
+        served = [image_id for part in parts if (part.tokens != PAD).any() for image_id in part.image_ids]
+        assert sorted(served) == sorted(image_ids)
+        without_captions = [part for part in parts if (part.tokens == PAD).all()]
+        assert len(without_captions) == max(0, world_size - len(image_ids))
+        assert all(len(part.image_ids) == 1 for part in without_captions)
+
+
+def test_epochs_sample_views_and_validation_uses_the_first(tmp_path: Path) -> None:
+    num_images, views = 40, ("whole", "whole_flipped", "center")
+    keys = [(f"{image_id:064x}", view) for image_id in range(num_images) for view in views]
+    grids = [
+        np.full((NUM_REGIONS, CHANNELS), image_id + view / 4, np.float16)
+        for image_id in range(num_images)
+        for view in range(3)
+    ]
+    shard = write_shard(tmp_path, SPEC, [row // 3 for row in range(3 * num_images)], keys, np.stack(grids))
+    write_index(tmp_path, SPEC, views, [shard], {image_id: f"{image_id:064x}" for image_id in range(num_images)})
+    captions = CaptionTokens(
+        image_id=np.arange(num_images),
+        tokens=np.full((num_images, 3), 5, dtype=np.int32),
+        length=np.full(num_images, 3, dtype=np.int32),
+        captions=("",) * num_images,
+    )
+    batches = CaptionBatches(captions, FeatureStore(tmp_path), 7, random_views=True)
+
+    def views_of(loaded: Iterable[Batch]) -> dict[int, float]:
+        return {
+            image_id: 4 * (float(grid[0, 0]) - image_id)
+            for batch in loaded
+            for image_id, grid in zip(batch.image_ids, batch.grids, strict=True)
+        }
+
+    assert set(views_of(batches.in_order()).values()) == {0}
+    first, second = views_of(batches.shuffled(1, 0)), views_of(batches.shuffled(1, 1))
+    assert set(first.values()) == set(second.values()) == {0, 1, 2}
+    assert first != second
+    assert views_of(batches.shuffled(1, 0)) == first
+    resumed = views_of(batches.shuffled(1, 0, start_batch=3))
+    assert 0 < len(resumed) < num_images
+    assert resumed.items() <= first.items()
+
+
+def test_grids_are_float16_and_tokens_integers(captions: CaptionTokens, store: FeatureStore) -> None:
+    batch = next(CaptionBatches(captions, store, 5).in_order())
+    assert (batch.grids.dtype, batch.tokens.dtype) == (torch.float16, torch.int64)
+    assert batch.grids.shape == (5, NUM_REGIONS, CHANNELS)

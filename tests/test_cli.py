@@ -1,0 +1,100 @@
+"""The command `gridcap`: help, defaults and the commands that have no test file of their own."""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import __version__, cli
+from pipeline.errors import UserError
+from pipeline.evaluation.evaluate import EvaluateParams
+from pipeline.params import load
+from tests.command_line import gridcap
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = {"predict", "export", "use", "download", "inspect", "score", "compare", "app", "repair"}
+
+
+def test_the_commands() -> None:
+    names = {command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback}
+    assert names == COMMANDS
+
+
+@pytest.mark.slow
+def test_the_help_of_every_command_imports_no_heavy_package() -> None:
+    program = f"""
+import sys
+from typer.testing import CliRunner
+from pipeline.cli import app
+
+for arguments in [["--help"], ["--version"], *([name, "--help"] for name in {sorted(COMMANDS)})]:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, (arguments, result.output)
+    heavy = {{"torch", "torchvision", "spacy", "matplotlib", "h5py", "streamlit", "dvc"}} & sys.modules.keys()
+    assert not heavy, (arguments, heavy)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_option_is_documented_with_its_default(name: str) -> None:
+    [command] = [
+        command
+        for command in cli.app.registered_commands
+        if command.callback and (command.name or command.callback.__name__) == name
+    ]
+    assert command.callback is not None
+    help_text = " ".join(gridcap(name, "--help", columns=300).stdout.split())
+    for parameter in inspect.signature(command.callback).parameters.values():
+        [declaration] = parameter.annotation.__metadata__
+        assert declaration.help, parameter.name
+        default = parameter.default
+        if default is not parameter.empty and default is not None and not isinstance(default, bool):
+            assert f"[default: {default}]" in help_text, parameter.name
+
+
+def test_score_and_compare_have_the_defaults_of_evaluate() -> None:
+    params = load(ROOT / "params.yaml", "evaluate", EvaluateParams)
+    expected = {
+        "tokenizer": params.tokenizer,
+        "seed": params.seed,
+        "bootstrap_samples": params.bootstrap_samples,
+        "meteor": params.meteor,
+        "spice": params.spice,
+    }
+    for command in (cli.score, cli.compare):
+        parameters = inspect.signature(command).parameters
+        assert {name: parameters[name].default for name in expected} == expected
+
+
+def test_the_version() -> None:
+    result = gridcap("--version")
+    assert (result.exit_code, result.stdout) == (0, f"gridcap {__version__}\n")
+
+
+def test_download_prints_the_path_and_how_to_use_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    def download_weights(name: str, folder: Path) -> Path:
+        calls.append((name, folder))
+        return folder / "resnet50-0676ba61.pth"
+
+    monkeypatch.setattr("pipeline.features.pretrained.download_weights", download_weights)
+    result = gridcap("download", "weights:resnet50/IMAGENET1K_V1", "--root", tmp_path)
+    assert result.exit_code == 0, result.output
+    path, hint = result.stdout.splitlines()
+    assert path == str(tmp_path / "resnet50-0676ba61.pth")
+    assert f"encode.architecture=resnet50 encode.weights={path}" in hint
+    assert calls == [("resnet50/IMAGENET1K_V1", tmp_path)]
+
+
+@pytest.mark.parametrize("name", ["resnet50", "weights:", "dataset:coco"])
+def test_unknown_downloads_are_errors(name: str) -> None:
+    result = gridcap("download", name)
+    assert isinstance(result.exception, UserError)
+    assert name in str(result.exception)
+    assert "weights:resnet50" in str(result.exception)

@@ -1,0 +1,102 @@
+"""Finding the weights of a model's encoder."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.decoder.model_io import record_provenance
+from pipeline.errors import UserError
+from pipeline.prediction.captioner import Captioner
+from tests.command_line import gridcap
+from tests.solid_images import solid_image
+from tests.tiny_captioner import Tiny
+
+pytestmark = pytest.mark.slow
+
+TORCHVISION_FILE = "resnet18-f37072fd.pth"
+
+
+@pytest.fixture
+def moved(tiny: Tiny, tmp_path: Path) -> Path:
+    """The model in a place from which the weights of its encoder are not found."""
+    folder = tmp_path / "clone" / "data" / "model"
+    shutil.copytree(tiny.model, folder)
+    record_provenance(folder, "images", "weights/encoder.safetensors")
+    return folder
+
+
+def other_weights(tiny: Tiny, path: Path) -> Path:
+    weights = load_file(tiny.weights)
+    weights["conv1.weight"] += 1
+    save_file(weights, path)
+    return path
+
+
+def names_red(captioner: Captioner) -> bool:
+    return "red" in captioner.caption([solid_image("red")])[0].words
+
+
+def test_missing_weights_are_an_error_that_names_where_they_were_searched(moved: Path) -> None:
+    with pytest.raises(UserError) as error:
+        Captioner.load(moved)
+    for fact in (str(moved), "resnet18 up to layer2", "weights/encoder.safetensors", "--encoder-weights"):
+        assert fact in str(error.value)
+    assert "--download" not in str(error.value)
+
+
+def test_weights_are_found_below_a_folder_above_the_model(moved: Path, tiny: Tiny) -> None:
+    path = moved.parents[1] / "weights" / "encoder.safetensors"
+    path.parent.mkdir()
+    shutil.copy(tiny.weights, path)
+    assert names_red(Captioner.load(moved))
+    other_weights(tiny, path)
+    with pytest.raises(UserError, match=r"encoder\.safetensors \(another digest\)"):
+        Captioner.load(moved)
+
+
+def test_torchvision_weights_are_found_in_the_cache_and_not_downloaded_unasked(
+    moved: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    record_provenance(moved, "images", f"data/weights/{TORCHVISION_FILE}")
+    with pytest.raises(UserError) as error:
+        Captioner.load(moved)
+    for fact in (f"checkpoints/{TORCHVISION_FILE}", "--download"):
+        assert fact in str(error.value)
+    checkpoints = tmp_path / "cache" / "hub" / "checkpoints"
+    assert not checkpoints.exists()
+    checkpoints.mkdir(parents=True)
+    torch.save(load_file(tiny.weights), checkpoints / TORCHVISION_FILE)
+    assert names_red(Captioner.load(moved))
+
+
+def test_named_weights_must_be_the_right_ones(moved: Path, tiny: Tiny, tmp_path: Path) -> None:
+    other = other_weights(tiny, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=r"other\.safetensors: its weights have digest .*--encoder-weights"):
+        Captioner.load(moved, encoder_weights=other)
+    assert names_red(Captioner.load(moved, encoder_weights=tiny.weights))
+    weights = load_file(other)
+    del weights["conv1.weight"]
+    save_file(weights, other)
+    with pytest.raises(UserError, match=r"other\.safetensors: .*conv1\.weight"):
+        Captioner.load(moved, encoder_weights=other)
+
+
+def test_weights_in_the_model_folder_must_be_the_right_ones(moved: Path, tiny: Tiny) -> None:
+    shutil.copy(tiny.weights, moved / "encoder.safetensors")
+    assert names_red(Captioner.load(moved))
+    other_weights(tiny, moved / "encoder.safetensors")
+    with pytest.raises(UserError, match=r"model/encoder\.safetensors: its weights have digest"):
+        Captioner.load(moved)
+
+
+@pytest.mark.parametrize("name", ["nowhere.safetensors", "."])
+def test_named_weights_that_cannot_be_read_are_an_error(tiny: Tiny, tmp_path: Path, name: str) -> None:
+    path, image = tmp_path / name, tiny.images / "00.png"
+    result = gridcap("predict", image, "--model", tiny.model, "--encoder-weights", path)
+    assert isinstance(result.exception, UserError)
+    for fact in (str(path), "cannot be read", "--encoder-weights"):
+        assert fact in str(result.exception)

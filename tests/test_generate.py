@@ -1,0 +1,78 @@
+"""Captions of stored features, by one model and by an ensemble."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import UserError
+from pipeline.features.store import FeatureStore, write_index, write_shard
+from pipeline.generation.ensemble import caption_grids, read_models
+from pipeline.generation.generate import generate
+from pipeline.generation.search import SearchParams
+from tests.model_folders import SPEC, make_model
+
+IMAGE_IDS = tuple(range(10, 31))
+SEARCH = replace(SearchParams.greedy(max_length=7), beam_size=3, n_best=2)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    digests = {image_id: f"{image_id:064x}" for image_id in IMAGE_IDS}
+    grids = np.random.default_rng(0).standard_normal((len(IMAGE_IDS), 6, 5)).astype(np.float16)
+    rows = [(digest, "whole") for digest in digests.values()]
+    shard = write_shard(tmp_path / "features", SPEC, IMAGE_IDS, rows, grids)
+    write_index(tmp_path / "features", SPEC, ("whole",), [shard], digests)
+    return FeatureStore(tmp_path / "features")
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_images_are_captioned_in_order_with_any_batch_size(
+    tmp_path: Path, store: FeatureStore, batch_size: int
+) -> None:
+    [model] = read_models(make_model(tmp_path / "model", seed=1), None)
+    generated = list(generate([model], store, IMAGE_IDS, SEARCH, batch_size, CPU))
+    assert tuple(image.image_id for image in generated) == IMAGE_IDS
+    for image in generated:
+        grids = torch.from_numpy(store.grids([image.image_id]))
+        [expected] = caption_grids([model.decoder], model.vocabulary.words, grids, [image.image_id], SEARCH)
+        assert [caption.words for caption in image.captions] == [caption.words for caption in expected]
+        assert image.best.log_probability == pytest.approx(expected[0].log_probability, abs=1e-5)
+        assert image.attention.shape == (len(image.words), 2, 3)
+
+
+def test_images_are_read_lazily(tmp_path: Path, store: FeatureStore) -> None:
+    [model] = read_models(make_model(tmp_path / "model", seed=1), None)
+    captions = generate([model], store, [*IMAGE_IDS[:4], 99], SEARCH, 2, CPU)
+    assert [next(captions).image_id for _ in range(4)] == list(IMAGE_IDS[:4])
+    with pytest.raises(UserError, match="99"):
+        next(captions)
+
+
+def test_an_ensemble_gives_other_captions_than_its_first_model(tmp_path: Path, store: FeatureStore) -> None:
+    model = make_model(tmp_path / "model", seed=1)
+    make_model(tmp_path / "ensemble" / "other", seed=2)
+    ensemble = list(generate(read_models(model, tmp_path / "ensemble"), store, IMAGE_IDS, SEARCH, 8, CPU))
+    single = list(generate(read_models(model, None), store, IMAGE_IDS, SEARCH, 8, CPU))
+    assert [image.words for image in ensemble] != [image.words for image in single]
+
+
+def test_features_of_another_view_are_refused(tmp_path: Path, store: FeatureStore) -> None:
+    models = read_models(make_model(tmp_path / "model", seed=1, view="center"), None)
+    with pytest.raises(UserError) as error:
+        next(generate(models, store, IMAGE_IDS, SEARCH, 8, CPU))
+    for fact in ("encode.views", "features is whole", "trained on center"):
+        assert fact in str(error.value)
+
+
+def test_bfloat16_rounds_log_probabilities(tmp_path: Path, store: FeatureStore) -> None:
+    models = read_models(make_model(tmp_path / "model", seed=1), None)
+    exact, rounded = (
+        [image.best.log_probability for image in generate(models, store, IMAGE_IDS, search, 8, CPU)]
+        for search in (SEARCH, replace(SEARCH, precision="bfloat16"))
+    )
+    assert exact != rounded
+    assert exact == pytest.approx(rounded, abs=0.2)

@@ -1,0 +1,149 @@
+"""Tokens and features small enough to train on in a test: each image has one bright region, which shows its color.
+
+The fixture `tiny` (tests/tiny_captioner.py) starts from image files instead and runs the encoder, too.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.captions.records import Record, Split
+from pipeline.captions.tokenizer import TokenizeParams
+from pipeline.captions.tokens import TOKENS_FILE, VOCABULARY_FILE, read_tokens, tokenize, write_tokens
+from pipeline.captions.vocabulary import read_vocabulary, write_vocabulary
+from pipeline.decoder.soft_attention import DecoderParams
+from pipeline.features.store import FeatureStore, write_index, write_shard
+from pipeline.training.loop import Intervals
+from pipeline.training.lr_schedule import LRParams
+from pipeline.training.train import CHECKPOINT_FILE, TrainPaths, train_in
+from pipeline.training.trainer import Trainer, TrainParams
+from tests.factories import small_spec
+
+COLORS = ["red", "green", "blue", "black"]
+NUM_TRAIN, NUM_VAL = 24, 8
+NUM_REGIONS, CHANNELS = 4, 6
+SPEC = small_spec(channels=CHANNELS)
+TOKENIZE = TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_length=9)
+
+
+def lr_params(**changes: Any) -> LRParams:
+    values: dict[str, Any] = {
+        "peak": 0.01,
+        "warmup_steps": 2,
+        "schedule": "cosine",
+        "step_epochs": 1,
+        "step_factor": 0.5,
+    }
+    return LRParams(**(values | changes))
+
+
+def decoder_params(**changes: Any) -> DecoderParams:
+    values: dict[str, Any] = {
+        "embedding_size": 8,
+        "hidden_size": 12,
+        "attention_size": 8,
+        "dropout": 0.2,
+        "region_dropout": 0.1,
+        "word_dropout": 0.1,
+    }
+    return DecoderParams(**(values | changes))
+
+
+NO_DROPOUT = decoder_params(dropout=0.0, region_dropout=0.0, word_dropout=0.0)
+
+
+def train_params(**changes: Any) -> TrainParams:
+    values: dict[str, Any] = {
+        "seed": 3,
+        "decoder": decoder_params(),
+        "batch_size": 5,
+        "gradient_accumulation_steps": 1,
+        "random_views": False,
+        "max_epochs": 3,
+        "optimizer": "adam",
+        "weight_decay": 0.0,
+        "lr": lr_params(),
+        "max_grad_norm": 5.0,
+        "label_smoothing": 0.0,
+        "scheduled_sampling": 0.0,
+        "doubly_stochastic_weight": 0.1,
+        "ema_decay": 0.0,
+        "precision": "float32",
+        "compile": False,
+        "select_by": "cider",
+        "patience": 9,
+        "max_length": 6,
+    }
+    return TrainParams(**(values | changes))
+
+
+EVERY_FEATURE = train_params(
+    gradient_accumulation_steps=2,
+    optimizer="adamw",
+    weight_decay=0.01,
+    ema_decay=0.9,
+    label_smoothing=0.1,
+    scheduled_sampling=0.3,
+    lr=lr_params(schedule="step"),
+)
+
+
+def make_dataset(folder: Path) -> Path:
+    """Write the folders `tokens` and `features`, as `tokenize` and `encode` do, and return `folder`."""
+    rng = np.random.default_rng(0)
+    splits: list[Split] = ["train"] * NUM_TRAIN + ["val"] * NUM_VAL
+    records, grids = [], []
+    for image_id, split in enumerate(splits):
+        color = int(rng.integers(len(COLORS)))
+        grid = rng.random((NUM_REGIONS, CHANNELS)).astype(np.float16) / 8
+        grid[rng.integers(NUM_REGIONS), color] = 4
+        grids.append(grid)
+        captions = (f"a {COLORS[color]} thing", f"the thing is {COLORS[color]}", COLORS[color])[: 2 + image_id % 2]
+        records.append(Record(image_id=image_id, file=f"{image_id}.jpg", split=split, captions=captions))
+    write_token_files(folder, records)
+    (folder / "features").mkdir()
+    digests = [f"{image_id:064x}" for image_id in range(len(records))]
+    keys = [(digest, "whole") for digest in digests]
+    shard = write_shard(folder / "features", SPEC, range(len(records)), keys, np.stack(grids))
+    write_index(folder / "features", SPEC, ("whole",), [shard], dict(enumerate(digests)))
+    return folder
+
+
+def write_token_files(folder: Path, records: list[Record]) -> None:
+    """Write the folder `tokens`, as `tokenize` does."""
+    dataset = tokenize(records, TOKENIZE, folder)
+    (folder / "tokens").mkdir()
+    write_vocabulary(folder / "tokens" / VOCABULARY_FILE, dataset.vocabulary)
+    write_tokens(folder / "tokens" / TOKENS_FILE, dataset, TOKENIZE, "0")
+
+
+def make_trainer(data: Path, folder: Path, params: TrainParams) -> Trainer:
+    """Make the trainer of a run whose checkpoint is in `folder`."""
+    tokens = data / "tokens" / TOKENS_FILE
+    return Trainer(
+        params=params,
+        train=read_tokens(tokens, "train"),
+        val=read_tokens(tokens, "val"),
+        store=FeatureStore(data / "features"),
+        vocabulary=read_vocabulary(data / "tokens" / VOCABULARY_FILE),
+        checkpoint=folder / CHECKPOINT_FILE,
+        device=torch.device("cpu"),
+    )
+
+
+def paths_of(data: Path, folder: Path) -> TrainPaths:
+    return TrainPaths(tokens=data / "tokens", features=data / "features", work=folder, live=folder / "live")
+
+
+def train_tiny(data: Path, folder: Path, params: TrainParams, live_steps: int = 1) -> Path:
+    """Train in `folder`, which also gets the live metrics, and return the finished model folder."""
+    folder.mkdir(exist_ok=True)
+    intervals = Intervals(checkpoint_steps=10**9, checkpoint_seconds=1e9, live_steps=live_steps)
+    return train_in(folder, params, paths_of(data, folder), torch.device("cpu"), intervals)
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """Read the content of each file of a folder, by name."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
