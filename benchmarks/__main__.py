@@ -4,12 +4,14 @@ import argparse
 from collections.abc import Callable
 
 import stages  # noqa: F401
-from benchmarks import encoding, memory, predicting, reading, scoring, searching, training
+from benchmarks import app, encoding, memory, predicting, reading, scoring, searching, training
 
-NAMES = ["training", "searching", "predicting", "scoring", "encoding", "reading", "memory"]
+NAMES = ["training", "searching", "predicting", "scoring", "encoding", "reading", "memory", "app"]
 parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
 parser.add_argument("names", nargs="*", choices=NAMES)
-parser.add_argument("--images", type=int, nargs="+", default=memory.NUM_IMAGES, metavar="N", help="in the runs of memory")
+parser.add_argument(
+    "--images", type=int, nargs="+", default=memory.NUM_IMAGES, metavar="N", help="in the runs of memory"
+)
 arguments = parser.parse_args()
 
 benchmarks: dict[str, Callable[[], None]] = {
@@ -20,6 +22,7 @@ benchmarks: dict[str, Callable[[], None]] = {
     "memory": lambda: memory.main(arguments.images),
     "predicting": predicting.main,
     "scoring": scoring.main,
+    "app": app.main,
 }
 for name, main in benchmarks.items():
     if not arguments.names or name in arguments.names:

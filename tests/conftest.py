@@ -1,19 +1,20 @@
-"""What all tests share. Before anything loads PyTorch: the same treatment of waiting threads as in the stages."""
+"""Fixtures that several test modules share."""
 
 import shutil
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
 
-import stages  # noqa: F401
+import stages  # noqa: F401  # sets OpenMP's environment variables before anything imports PyTorch
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
     from tests.tiny_captioner import Tiny
 
-# A browser that is driven has no use for what it would ask the network on its own.
-FLAGS = [
+# The tests need no network, and neither should the browser's background services.
+CHROMIUM_FLAGS = [
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
@@ -25,20 +26,21 @@ FLAGS = [
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> "Tiny":
-    """A small captioner and what it was trained on; tests leave it as it is."""
+    """A small trained captioner with its dataset; tests must not change it."""
     from tests.tiny_captioner import make_tiny
 
     return make_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    """Give the machine's Chromium without a window, with a profile of its own; skip where there is none."""
+def chromium() -> Iterator["Browser"]:
+    """Headless Chromium with a fresh profile; tests are skipped where Chromium or Playwright is missing."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install 'gridcap[dev]'")
     path = shutil.which("chromium")
     if path is None:
-        pytest.skip("no chromium on this machine; on Debian, `apt-get install chromium` brings it")
-    with sync_playwright() as playwright:
-        # The sandbox works neither for root nor in most containers, and these pages are the tests' own.
-        browser = playwright.chromium.launch(executable_path=path, chromium_sandbox=False, args=FLAGS)
+        pytest.skip("Chromium is not installed. On Debian, run `apt-get install chromium`.")
+    with playwright.sync_playwright() as driver:
+        # The sandbox works neither as root nor in most containers, and the tests open only their own pages.
+        browser = driver.chromium.launch(executable_path=path, chromium_sandbox=False, args=CHROMIUM_FLAGS)
         yield browser
         browser.close()

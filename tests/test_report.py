@@ -145,7 +145,7 @@ def page(chromium: Browser, path: Path) -> Iterator[Page]:
 
 def pixels(card: Locator) -> np.ndarray:
     """Screenshot of the card's image without label and boxes, [H, W, 3]."""
-    shot = card.locator(".picture").screenshot(style=".told, .boxes { visibility: hidden }")
+    shot = card.locator(".attention-overlay").screenshot(style=".status, .boxes { visibility: hidden }")
     with Image.open(io.BytesIO(shot)) as image:
         return np.asarray(image.convert("RGB")).astype(float)
 
@@ -220,7 +220,7 @@ def test_the_page_shows_scores_with_interval_protocol_and_chance(path):
     assert "distinct captions 12 39" in text
     assert "loss (nats per word) train val" in text
     assert "3.000" in text  # the best epoch's
-    assert "of 100 words in the test captions: loss 2.062" in text
+    assert "on 100 tokens of the test captions: loss 2.062" in text
     assert "relation 4 0.750 0.125 0.500 0.062" in text
     assert "decoder.hidden_size 256" in text
     assert f"python {sys.version.split()[0]}" in text
@@ -248,7 +248,7 @@ def test_hovering_a_word_highlights_its_attention(page: Page) -> None:
     for word in ("a", "red"):
         card.get_by_role("button", name=word, exact=True).hover()
         assert_highlighted(card, word)
-        assert f"{word}: 54% of attention" in card.locator(".told").inner_text()
+        assert f"{word}: 54% of attention" in card.locator(".status").inner_text()
     assert card.locator(".boxes rect").count() == 1
     assert np.ptp(pixels(other)[INSIDE]) == 0
     page.mouse.move(1, 1)

@@ -1,1 +1,1 @@
-"""The app: a page in the browser that captions pictures, and one that shows how training goes."""
+"""The Streamlit app: a page that captions images and a page that follows training."""

@@ -1,102 +1,121 @@
-"""The page that captions a picture: by one model, or by two side by side."""
+"""The captioning page: an image captioned by one model, or by two for comparison."""
 
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
-from pipeline.app import models
-from pipeline.app.components import literal, pick, show_caption
-from pipeline.app.samples import samples, thumbnails
-from pipeline.app.search_controls import search_settings
-from pipeline.app.uploads import FORMATS, Picture, check, preview
+from pipeline.app.components import escape_markdown, pick_image, show_caption
+from pipeline.app.models import load_captioner
+from pipeline.app.samples import sample_images, thumbnails
+from pipeline.app.search_controls import search_controls
+from pipeline.app.uploads import FORMATS, ImageFile, check_image, make_preview
+from pipeline.app.work_queue import work_queue
 from pipeline.errors import UserError
 from pipeline.generation.search import SearchParams
-from pipeline.prediction.captioner import DEFAULT_SEARCH
+from pipeline.prediction.captioner import Captioner
 
-Call = tuple[Any, ...]
-"""A function with what it is called with, all of it hashable."""
+Job = tuple[Any, ...]
+"""A function and its arguments, all hashable."""
 
 
 def prepare(folders: Sequence[Path]) -> None:
-    """Load models and samples, which all sessions share. Raises `UserError` where a model does not load."""
+    """Load the models and samples that all sessions share.
+
+    Raises:
+        UserError: A model cannot be loaded.
+    """
     thumbnails()
     for folder in folders:
-        models.captioner(folder)
+        load_captioner(folder)
 
 
 def page() -> None:
-    """Draw the page for the model folders that the command line names; raises nothing that a user can cause."""
-    folders = [Path(argument) for argument in sys.argv[1:]]
+    """Draw the page. The command line lists the model folders."""
     with st.sidebar:
-        chosen = _choose(folders)
-        st.subheader("Search", anchor=False)
-        settings = search_settings(replace(DEFAULT_SEARCH, n_best=3))
-    endings = [ending for kind in FORMATS.values() for ending in kind]
-    # Under a new name each time, it stands empty again: the file that it had need not be taken away before the next.
-    key = f"upload {st.session_state.get('taken', 0)}"
-    st.file_uploader("Picture", endings, key=key, on_change=_take_upload, args=(key,), label_visibility="collapsed")
-    pick(thumbnails(), _take_sample, _take)
-    picture = st.session_state.setdefault("picture", samples()[0])
+        folders = _select_models([Path(argument) for argument in sys.argv[1:]])
     try:
-        check(picture)
-        _caption(picture, chosen, settings)
+        with st.spinner("Loading the model …"):
+            captioners = {folder: load_captioner(folder) for folder in folders}
     except UserError as error:
-        st.error(literal(str(error)))
+        st.error(escape_markdown(str(error)))
+        return
+    with st.sidebar:
+        st.subheader("Search", anchor=False)
+        search = search_controls(captioners[folders[0]].search)
+    _choose_image()
+    image = st.session_state.setdefault("image", sample_images()[0])
+    try:
+        check_image(image)
+        _show_captions(image, captioners, search)
+    except UserError as error:
+        st.error(escape_markdown(str(error)))
 
 
-def _choose(folders: list[Path]) -> list[Path]:
+def _select_models(folders: list[Path]) -> list[Path]:
     first = st.selectbox("Model", folders, format_func=str)
     others = [folder for folder in folders if folder != first]
-    second = st.selectbox("Beside it", others, index=None, format_func=str) if others else None
+    second = st.selectbox("Compare with", others, index=None, format_func=str) if others else None
     return [first, second] if second else [first]
 
 
-def _caption(picture: Picture, chosen: list[Path], settings: SearchParams) -> None:
-    columns = st.columns(len(chosen))
-    places = [column.container() for column in columns]  # above what tells that one has to wait
-    asked: dict[Call, Future[Any]] = {}
+def _choose_image() -> None:
+    """Show the widgets that choose an image: file upload, clipboard and samples."""
+    extensions = [extension for extensions in FORMATS.values() for extension in extensions]
+    # A new key clears the widget after each upload, so no visitor has to remove the last file first.
+    key = f"upload {st.session_state.get('num_uploads', 0)}"
+    st.file_uploader("Image", extensions, key=key, on_change=_use_upload, args=(key,), label_visibility="collapsed")
+    pick_image(thumbnails(), _use_sample, _use_file)
+
+
+def _show_captions(image: ImageFile, captioners: dict[Path, Captioner], search: SearchParams) -> None:
+    columns = st.columns(len(captioners))
+    viewers = [column.container() for column in columns]  # above the spinners
+    jobs: dict[Job, Future[Any]] = {}
     try:
-        with columns[0], st.spinner("Looking …"):
-            shown = _ask(asked, preview, picture)
-            captions = [
-                _ask(asked, models.captioner(folder).caption, (picture.content,), settings) for folder in chosen
-            ]
+        with columns[0], st.spinner("Captioning …"):
+            preview = _submit(jobs, make_preview, image)
+            captions = [_submit(jobs, captioner.caption, (image.content,), search) for captioner in captioners.values()]
     finally:
-        for call, answer in st.session_state.get("answers", {}).items():
-            if call not in asked:
-                answer.cancel()
-        st.session_state["answers"] = asked
-    for folder, column, place, caption in zip(chosen, columns, places, captions, strict=True):
-        with column, st.spinner("Looking …"):
-            seen, [found] = shown.result(), caption.result()
-        with place:
-            if len(chosen) > 1:
-                st.caption(literal(str(folder)))
-            show_caption(seen, found, key=f"viewer {folder}")
+        for job, future in st.session_state.get("jobs", {}).items():
+            if job not in jobs:
+                future.cancel()
+        st.session_state["jobs"] = jobs
+    for folder, column, viewer, caption in zip(captioners, columns, viewers, captions, strict=True):
+        with column, st.spinner("Captioning …"):
+            shown_preview, [shown_caption] = preview.result(), caption.result()
+        with viewer:
+            if len(captioners) > 1:
+                st.caption(escape_markdown(str(folder)))
+            show_caption(shown_preview, shown_caption, key=f"viewer {folder}")
 
 
-def _ask(asked: dict[Call, Future[Any]], work: Callable[..., Any], *arguments: Any) -> Future[Any]:
-    """Have `work` done in its turn, unless the answer stands from the last time that this session's page was drawn."""
-    call = (work, *arguments)
-    asked[call] = st.session_state.get("answers", {}).get(call) or models.queue().ask(partial(work, *arguments))
-    return asked[call]
+def _submit(jobs: dict[Job, Future[Any]], function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    """Queue a job, unless this session queued the same job when its page was last drawn.
+
+    Args:
+        jobs: The jobs of this drawing of the page; the job is added.
+        function: The function to call.
+        arguments: Its arguments.
+    """
+    job = (function, *arguments)
+    jobs[job] = st.session_state.get("jobs", {}).get(job) or work_queue().submit(partial(function, *arguments))
+    return jobs[job]
 
 
-def _take_upload(key: str) -> None:
+def _use_upload(key: str) -> None:
     upload = st.session_state[key]
-    _take(upload.name, upload.getvalue())
-    st.session_state["taken"] = st.session_state.get("taken", 0) + 1
+    _use_file(upload.name, upload.getvalue())
+    st.session_state["num_uploads"] = st.session_state.get("num_uploads", 0) + 1
 
 
-def _take_sample(number: int) -> None:
-    st.session_state["picture"] = samples()[number]
+def _use_sample(index: int) -> None:
+    st.session_state["image"] = sample_images()[index]
 
 
-def _take(name: str, content: bytes) -> None:
-    st.session_state["picture"] = Picture(name=name, content=content)
+def _use_file(name: str, content: bytes) -> None:
+    st.session_state["image"] = ImageFile(name=name, content=content)

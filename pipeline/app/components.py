@@ -1,7 +1,7 @@
-"""What Streamlit lacks: a picture whose caption points back at it, and samples beside what the clipboard holds.
+"""Custom Streamlit components: the caption viewer and the image picker.
 
-Their scripts run in the page, so that pointing at a word asks the server nothing. They set texts, never markup: what a
-caption or the name of a file holds is shown, not run.
+Their scripts run in the browser, so pointing at a word sends nothing to the server. They set text content, never HTML,
+so markup in captions and file names is shown as text.
 """
 
 import base64
@@ -10,74 +10,92 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import streamlit as st
 
 from pipeline.app.uploads import MAX_BYTES, Preview
 from pipeline.generation.caption import Caption
+from pipeline.report.overlay import attention_levels, encode_levels, overlay_css, overlay_js
 
 
-def _declared(name: str) -> Callable[..., Any]:
-    html, css, js = (Path(__file__).with_name(f"{name}.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
-    return st.components.v2.component(f"gridcap.{name}", html=html, css=css, js=js)
+def _declare(name: str, css: str = "", js: str = "") -> Callable[..., Any]:
+    """Declare the component of the files `name`.html, .css and .js; `css` and `js` are put before its own."""
+    own_html, own_css, own_js = (
+        Path(__file__).with_name(f"{name}.{suffix}").read_text("utf-8") for suffix in ("html", "css", "js")
+    )
+    return st.components.v2.component(f"gridcap.{name}", html=own_html, css=css + own_css, js=js + own_js)
 
 
-_viewer = _declared("viewer")
-_picker = _declared("picker")
+_caption_viewer = _declare("caption_viewer", css=overlay_css(), js=overlay_js())
+_image_picker = _declare("image_picker")
 
 
 def show_caption(preview: Preview, caption: Caption, key: str) -> None:
-    """Show a picture under its caption and the alternatives to it; pointing at a word lights what it was read from."""
-    captions = [caption, *caption.alternatives]
-    assert caption.attention is not None
-    _viewer(
+    """Show an image with its caption and the alternatives; pointing at a word shows where the decoder attends.
+
+    Args:
+        preview: The image.
+        caption: Its best caption, with the alternatives.
+        key: Streamlit's key of the component, one for each viewer on the page.
+    """
+    assert caption.attention is not None, "a captioner's captions have attention"
+    _caption_viewer(
         data={
-            "image": as_url(preview.jpeg),
+            "image": jpeg_url(preview.jpeg),
             "width": preview.width,
             "height": preview.height,
             "grid": caption.attention.shape[1:],
-            "captions": [_told(one) for one in captions],
+            "captions": [_caption_data(each) for each in (caption, *caption.alternatives)],
         },
         key=key,
     )
 
 
-def pick(samples: Sequence[bytes], take_sample: Callable[[int], None], take_file: Callable[[str, bytes], None]) -> None:
-    """Show small JPEGs to choose from, and take a picture from the clipboard; calls back before the page runs again."""
+def pick_image(
+    thumbnails: Sequence[bytes], on_sample: Callable[[int], None], on_paste: Callable[[str, bytes], None]
+) -> None:
+    """Show sample images to choose from, and accept an image from the clipboard.
 
-    def picked() -> None:
-        value = st.session_state["picker"]["picked"]
-        if "sample" in value:
-            take_sample(int(value["sample"]))
+    Callbacks run before Streamlit runs the page again.
+
+    Args:
+        thumbnails: The samples, as small JPEGs.
+        on_sample: Called with the index of the chosen sample.
+        on_paste: Called with name and content of the pasted image file.
+    """
+
+    def on_picked() -> None:
+        picked = st.session_state["image_picker"]["picked"]
+        if "sample" in picked:
+            on_sample(int(picked["sample"]))
         else:
-            take_file(str(value["name"]), base64.b64decode(value["content"]))
+            on_paste(str(picked["name"]), base64.b64decode(picked["content"]))
 
-    _picker(
-        data={"samples": [as_url(jpeg) for jpeg in samples], "most": MAX_BYTES},
-        key="picker",
-        on_picked_change=picked,
+    _image_picker(
+        data={"samples": [jpeg_url(jpeg) for jpeg in thumbnails], "max_bytes": MAX_BYTES},
+        key="image_picker",
+        on_picked_change=on_picked,
     )
 
 
-def literal(text: str) -> str:
-    """Escape a text where Streamlit expects Markdown, so that it shows as it stands: files are named as people like."""
+def escape_markdown(text: str) -> str:
+    """Escape a text for Streamlit's Markdown: file names may hold any character."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)
 
 
-def as_url(jpeg: bytes) -> str:
-    """Put a JPEG into the text of its address."""
+def jpeg_url(jpeg: bytes) -> str:
+    """Encode a JPEG as a data URL."""
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
 
-def _told(caption: Caption) -> dict[str, Any]:
-    assert caption.attention is not None
-    strongest = caption.attention.max(axis=(1, 2), keepdims=True)
-    light = np.rint(255 * caption.attention / np.maximum(strongest, np.finfo(np.float32).tiny)).astype(int)
+def _caption_data(caption: Caption) -> dict[str, Any]:
+    """Describe a caption as `caption_viewer.js` reads it."""
+    assert caption.attention is not None, "a captioner's captions have attention"
+    maps = map(encode_levels, attention_levels(caption.attention))
     return {
         "confidence": caption.confidence,
         "score": caption.score,
         "words": [
-            {"text": word, "probability": probability, "light": values.ravel().tolist()}
-            for word, probability, values in zip(caption.words, caption.word_probabilities, light, strict=True)
+            {"text": word, "probability": probability, "map": attention_map}
+            for word, probability, attention_map in zip(caption.words, caption.word_probabilities, maps, strict=True)
         ],
     }

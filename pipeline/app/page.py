@@ -1,4 +1,4 @@
-"""What Streamlit runs for each session and each change in it: the pages and the way between them."""
+"""Entry point that Streamlit runs for every session and every interaction: both pages and the navigation."""
 
 import streamlit as st
 

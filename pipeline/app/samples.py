@@ -1,50 +1,59 @@
-"""Pictures to try: of the dataset's test split where the app runs in a repository that has one, else fresh scenes."""
+"""Sample images: from the test split of the repository's dataset, or rendered scenes where there is no dataset."""
 
 from pathlib import Path
 
 import numpy as np
 import streamlit as st
 
-from pipeline.app.uploads import Picture, as_jpeg
+from pipeline.app.uploads import ImageFile, encode_jpeg
 from pipeline.captions.records import read_records
 from pipeline.errors import UserError
 from pipeline.features.images import read_image, read_image_file
-from pipeline.params import read_yaml
+from pipeline.params import load_key
 from pipeline.scenes.renderer import render
 from pipeline.scenes.scene import sample_scene
 
-COUNT = 8
-THUMBNAIL = 112
-"""Side of the square that the page shows of a sample, in px."""
-SCENE = 256
+NUM_SAMPLES = 8
+THUMBNAIL_SIZE = 112
+"""Side of a sample's square thumbnail, in px."""
+SCENE_SIZE = 256
 """Side of a rendered scene, in px."""
 
 
 @st.cache_resource(show_spinner=False)
-def samples() -> list[Picture]:
-    """Give the samples, the same to all sessions."""
+def sample_images() -> list[ImageFile]:
+    """Return the sample images, which all sessions share."""
     try:
-        found = _of_the_dataset(Path("params.yaml"), Path("data/prepared"))
-    except (UserError, KeyError, TypeError):  # no repository of gridcap, or one in which nothing has run
-        found = []
-    return found or [_scene(seed) for seed in range(COUNT)]
+        samples = dataset_samples(Path("params.yaml"), Path("data/prepared"))
+    except UserError:  # not a gridcap repository, or `prepare` has not run yet
+        samples = []
+    return samples or [_render_scene(seed) for seed in range(NUM_SAMPLES)]
 
 
 @st.cache_resource(show_spinner=False)
 def thumbnails() -> list[bytes]:
-    """Give the samples as small square JPEGs."""
-    return [as_jpeg(read_image(sample.content, THUMBNAIL)) for sample in samples()]
+    """Return the thumbnails of the samples, as JPEG."""
+    return [encode_jpeg(read_image(sample.content, THUMBNAIL_SIZE)) for sample in sample_images()]
 
 
-def _of_the_dataset(params: Path, prepared: Path) -> list[Picture]:
-    # The section's own class would bring along what reads datasets, which the app does without.
-    dataset = read_yaml(params)["dataset"]
-    test = [record for record in read_records(prepared) if record.split == "test"]
-    step = max(1, len(test) // COUNT)
-    paths = [Path(dataset["root"], dataset["images"], record.file) for record in test[::step][:COUNT]]
-    return [Picture(name=path.name, content=read_image_file(path)) for path in paths]
+def dataset_samples(params: Path, prepared: Path) -> list[ImageFile]:
+    """Read up to `NUM_SAMPLES` images, evenly spaced, of the test split.
+
+    Args:
+        params: The params file, which locates the images.
+        prepared: Output folder of `prepare`.
+
+    Raises:
+        UserError: The params file, the records or an image is missing or invalid.
+    """
+    # The dataclass of the section would import the dataset readers and their dependencies.
+    image_dir = load_key(params, "dataset.root", Path) / load_key(params, "dataset.images", str)
+    records = read_records(prepared, "test")
+    step = max(1, len(records) // NUM_SAMPLES)
+    paths = [image_dir / record.file for record in records[::step][:NUM_SAMPLES]]
+    return [ImageFile(name=path.name, content=read_image_file(path)) for path in paths]
 
 
-def _scene(seed: int) -> Picture:
+def _render_scene(seed: int) -> ImageFile:
     scene = sample_scene(np.random.default_rng(seed), forbidden=frozenset(), required=None, duplicate_rate=0.2)
-    return Picture(name=f"scene {seed + 1}", content=as_jpeg(render(scene, SCENE).image))
+    return ImageFile(name=f"scene {seed + 1}", content=encode_jpeg(render(scene, SCENE_SIZE).image))

@@ -1,19 +1,23 @@
-"""Controls for the settings of the search, made from the fields of their section."""
+"""Sidebar controls for the search settings, generated from the fields of `SearchParams`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import streamlit as st
 from pydantic import TypeAdapter
 
-from pipeline.app.components import literal
+from pipeline.app.components import escape_markdown
 from pipeline.errors import UserError
 from pipeline.generation.search import SearchParams
 from pipeline.params import check, to_plain
 
-_IN_VIEW = ("method", "beam", "temperature", "top_p", "length_alpha", "max_length")
-"""Settings that are seen at once; the others wait below."""
-_HIGHEST = {
+NUM_SAMPLED_CAPTIONS = 3
+"""Initial number of captions when sampling, unless `n_best` of the defaults is higher."""
+
+_MAIN_SETTINGS = ("method", "beam_size", "temperature", "top_p", "length_alpha", "max_length")
+"""Settings shown at the top; the others are below, in an expander."""
+_SLIDER_MAX = {
     "beam_size": 10,
     "num_groups": 5,
     "diversity_penalty": 3.0,
@@ -24,38 +28,46 @@ _HIGHEST = {
     "no_repeat_ngram_size": 5,
     "n_best": 10,
 }
-"""Where the slider of a setting without an upper limit ends; without one here either, a setting is typed."""
+"""Upper ends of sliders, for settings whose own limit is higher or missing."""
+_SLIDER_STEP = 0.05
 
 
-def search_settings(usual: SearchParams) -> SearchParams:
-    """Show a control for each setting that has a meaning, at first as `usual`, and give the settings that result.
+def search_controls(defaults: SearchParams) -> SearchParams:
+    """Show a control for every setting that has an effect.
 
-    Settings that do not go together are told, and `usual` given.
+    With beam search, all captions of the beam are returned: `n_best` has no control of its own.
+
+    Args:
+        defaults: Initial values of the controls.
+
+    Returns:
+        The settings of the controls; if they are inconsistent, a warning is shown and `defaults` are returned.
     """
-    values = to_plain(SearchParams.greedy(usual.max_length))
-    in_view, join_relative = st.container(), st.expander("More")
+    initial = {**to_plain(defaults), "n_best": max(NUM_SAMPLED_CAPTIONS, defaults.n_best)}
+    values = to_plain(SearchParams.greedy(defaults.max_length))
+    main, more = st.container(), st.expander("More")
     for name, field in TypeAdapter(SearchParams).json_schema()["properties"].items():
-        if _means_something(name, values):
-            with in_view if name in _IN_VIEW else join_relative:
-                values[name] = _control(name, field, to_plain(usual)[name])
-    if values["method"] == "beam_size":
-        values["n_best"] = values["beam"]
+        if _has_effect(name, values):
+            with main if name in _MAIN_SETTINGS else more:
+                values[name] = _control(name, field, initial[name])
+    if values["method"] == "beam":
+        values["n_best"] = values["beam_size"]
     try:
         return check(values, "search", SearchParams, "settings")
     except UserError as error:
-        st.warning(literal(str(error)))
-        return usual
+        st.warning(escape_markdown(str(error)))
+        return replace(defaults, n_best=defaults.beam_size) if defaults.method == "beam" else defaults
 
 
-def _means_something(name: str, values: Mapping[str, Any]) -> bool:
-    """Whether a setting changes anything, given those before it."""
+def _has_effect(name: str, values: Mapping[str, Any]) -> bool:
+    """Whether a setting has an effect, given the values of the settings above it."""
     match name:
-        case "beam" | "num_groups":
+        case "beam_size" | "num_groups":
             return bool(values["method"] == "beam")
         case "temperature" | "top_k" | "top_p" | "seed" | "n_best":
             return bool(values["method"] == "sample")
-        case "diversity":
-            return bool(values["groups"] > 1)
+        case "diversity_penalty":
+            return bool(values["num_groups"] > 1)
         case "length_alpha":
             return bool(values["length_normalization"] != "none")
         case _:
@@ -63,18 +75,25 @@ def _means_something(name: str, values: Mapping[str, Any]) -> bool:
 
 
 def _control(name: str, field: Mapping[str, Any], value: Any) -> Any:
-    label, about = name.replace("_", " ").capitalize(), field.get("description")
-    highest = field.get("maximum", _HIGHEST.get(name))
+    """Show the control of one setting.
+
+    Args:
+        name: Name of the setting.
+        field: Its JSON schema.
+        value: Initial value of the control.
+    """
+    label, description = name.replace("_", " ").capitalize(), field.get("description")
+    limit = _SLIDER_MAX.get(name, field.get("maximum"))
     match field["type"]:
         case "string":
-            return st.selectbox(label, field["enum"], field["enum"].index(value), help=about)
+            return st.selectbox(label, field["enum"], field["enum"].index(value), help=description)
         case "boolean":
-            return st.toggle(label, value, help=about)
-        case "integer" if highest is None:
-            return st.number_input(label, field["minimum"], None, value, help=about)
+            return st.toggle(label, value, help=description)
+        case "integer" if limit is None:
+            return st.number_input(label, field["minimum"], None, value, help=description)
         case "integer":
-            return st.slider(label, field["minimum"], highest, value, help=about)
-        case "number":
-            lowest = field.get("minimum", 0.05)  # what has none must be more than 0
-            return st.slider(label, float(lowest), float(highest), float(value), 0.05, help=about)
-    raise AssertionError(f"no control shows {name}, a {field['type']}")
+            return st.slider(label, field["minimum"], max(limit, value), value, help=description)
+        case "number" if limit is not None:
+            low = float(field.get("minimum", _SLIDER_STEP))  # a setting without a minimum must be positive
+            return st.slider(label, low, max(float(limit), value), float(value), _SLIDER_STEP, help=description)
+    raise AssertionError(f"no control for {name} of type {field['type']}")

@@ -1,4 +1,4 @@
-"""The server of the app: Streamlit on one address, with the pages beside this module."""
+"""The server of the app: Streamlit on one address and port."""
 
 import errno
 import os
@@ -8,21 +8,26 @@ from pathlib import Path
 from pipeline.errors import UserError
 
 _PAGE = Path(__file__).with_name("page.py")
-_USUAL_MODEL = Path("data/model")
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
-# What no browser can open, since it stands for all addresses of the machine.
-_EVERY_ADDRESS = ("0.0.0.0", "::")
+_DEFAULT_MODEL = Path("data/model")
+_LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+_WILDCARD_HOSTS = ("0.0.0.0", "::")
+"""All addresses of the machine; a browser cannot open them."""
 
 
 def serve(models: list[Path], host: str, port: int) -> None:
-    """Serve the app for some model folders until it is interrupted, and say its address when it is up.
+    """Load the models, start the server, print its address, and serve until interrupted.
 
-    What the first visitor would wait for is done before. Where no folder is named, it is the one that `train` writes,
-    if need be later: the first run can be watched. Raises `UserError` where the extra `app` is not installed, a model
-    does not load, or the address cannot be had.
+    Args:
+        models: Model folders. If empty, `data/model`, which need not exist yet: the training page can follow the run
+            that writes it.
+        host: Address to listen on.
+        port: Port to listen on; 0 chooses a free port.
+
+    Raises:
+        UserError: The extra `app` is not installed, a model cannot be loaded, or the address cannot be used.
     """
-    # Threads of PyTorch that wait for each other spin, and take the cores from the server and the browser: with other
-    # work on two cores, ResNet-50 took 20 times as long. Read when PyTorch is first imported.
+    # By default, waiting OpenMP threads spin and starve the server and the browser: with other work on two cores,
+    # ResNet-50 took 20 times as long. PyTorch reads this when it is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from starlette.formparsers import MultiPartParser
@@ -31,23 +36,25 @@ def serve(models: list[Path], host: str, port: int) -> None:
         from pipeline.app import captioning, training, uploads  # noqa: F401
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
-        raise UserError(f"gridcap app needs {package}; install it with `pip install 'gridcap[app]'`") from error
-    _check_free(host, port)
-    captioning.prepare(models or [folder for folder in [_USUAL_MODEL] if folder.is_dir()])
-    # Beyond this an upload would pass through a file.
+        raise UserError(
+            f"gridcap app: the Python package {package} is not installed. Run `pip install 'gridcap[app]'`."
+        ) from error
+    _check_address(host, port)
+    captioning.prepare(models or [folder for folder in [_DEFAULT_MODEL] if folder.is_dir()])
+    # Larger uploads would be spooled to a file.
     MultiPartParser.spool_max_size = 2 * uploads.MAX_BYTES
-    settings = {
+    options = {
         "browser.gatherUsageStats": False,
-        "browser.serverAddress": socket.gethostname() if host in _EVERY_ADDRESS else host,
+        "browser.serverAddress": socket.gethostname() if host in _WILDCARD_HOSTS else host,
         "client.showErrorDetails": "none",
         "client.toolbarMode": "minimal",
-        # It goes through all of PyTorch's objects for each picture; Python's own collections do.
+        # A full garbage collection after each interaction would visit all of PyTorch's objects.
         "runner.postScriptGC": False,
         "server.address": host,
         "server.fileWatcherType": "none",
         "server.headless": True,
         "server.maxUploadSize": uploads.MAX_MEGABYTES,
-        # What is pasted comes as text, a third longer, in a message of the session.
+        # Pasted images arrive as base64 text, a third larger, in a message of the session.
         "server.maxWidgetStateSize": 2 * uploads.MAX_MEGABYTES,
         "server.port": port,
         "theme.baseRadius": "large",
@@ -55,18 +62,18 @@ def serve(models: list[Path], host: str, port: int) -> None:
         "theme.light.primaryColor": "#c8552b",
         "theme.paddingTop": "1.5rem",
     }
-    flags = [f"--{name}={value}" for name, value in settings.items()]
-    if host in _LOOPBACK:
-        # No other site can then have its name lead here and its page speak with this server.
-        flags += [f"--server.allowedHosts={name}" for name in _LOOPBACK]
-    cli.main(["run", *flags, str(_PAGE), "--", *map(str, models or [_USUAL_MODEL])], prog_name="streamlit")
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    if host in _LOOPBACK_HOSTS:
+        # Against DNS rebinding: a page of another site cannot reach this server under its own host name.
+        flags += [f"--server.allowedHosts={name}" for name in _LOOPBACK_HOSTS]
+    cli.main(["run", *flags, str(_PAGE), "--", *map(str, models or [_DEFAULT_MODEL])], prog_name="streamlit")
 
 
-def _check_free(host: str, port: int) -> None:
+def _check_address(host: str, port: int) -> None:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            found = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be had ({error.strerror})"
-            raise UserError(f"address {host}, port {port} {found}; choose others with --host and --port") from error
+            reason = "already in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+            raise UserError(f"{host}:{port}: {reason}. Choose another address with --host and --port.") from error

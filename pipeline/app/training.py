@@ -1,4 +1,4 @@
-"""The page of the current training run, which draws itself anew while the run goes on, and of the last scores."""
+"""The training page: live metrics of the current run, redrawn every two seconds, and results of the last run."""
 
 import time
 from collections.abc import Mapping
@@ -8,112 +8,119 @@ import altair as alt
 import streamlit as st
 
 from pipeline.app.runs import LiveRun, Series, read_epochs, read_live, read_scores
+from pipeline.report.curve_style import SPLIT_COLORS, curve_label
 
 RESULTS = Path("results")
 
-_COLORS = {"train": "#8a8f98", "val": "#c8552b"}
-_CURVES = {
-    "Loss, nats a word": {"train": "train/loss", "val": "val_loss"},
-    "CIDEr-D of validation captions": {"val": "val_cider"},
-    "BLEU-4 of validation captions": {"val": "val_bleu4"},
-    "Learning rate": {"train": "train/learning_rate"},
-    "Norm of the gradient": {"train": "train/gradient_norm"},
-    "Entropy of attention, nats": {"train": "train/attention_entropy"},
+Curves = Mapping[str, Mapping[str, str]]
+"""Names of metrics by chart, then by split."""
+
+_LIVE_CURVES: Curves = {
+    "loss": {"train": "train/loss", "val": "val_loss"},
+    "cider": {"val": "val_cider"},
+    "bleu4": {"val": "val_bleu4"},
+    "learning_rate": {"train": "train/learning_rate"},
+    "gradient_norm": {"train": "train/gradient_norm"},
+    "attention_entropy": {"train": "train/attention_entropy"},
 }
-_EPOCH_CURVES = {
-    "Loss, nats a word": {"train": "train_loss", "val": "val_loss"},
-    "CIDEr-D": {"val": "val_cider"},
-    "BLEU-4": {"val": "val_bleu4"},
+_EPOCH_CURVES: Curves = {
+    "loss": {"train": "train_loss", "val": "val_loss"},
+    "cider": {"val": "val_cider"},
+    "bleu4": {"val": "val_bleu4"},
 }
-_MOST_POINTS = 400
-"""Of a curve; more are not seen, and slow the page down."""
-_QUIET = 60.0
-"""Seconds without a value after which a run is said to have stopped."""
+_CHARTS_PER_ROW = 3
+_MAX_POINTS = 400
+"""Points drawn of a curve; more would not be visible and slow the page down."""
+_STALE_AFTER = 60.0
+"""Seconds without a new value after which a run no longer counts as running."""
 
 
 def page() -> None:
     """Draw the page."""
-    _current()
-    _finished()
+    _show_current_run()
+    _show_last_run()
 
 
 @st.fragment(run_every=2.0)
-def _current() -> None:
+def _show_current_run() -> None:
     st.subheader("Current run", anchor=False)
     run = read_live(RESULTS / "live")
     if run is None:
         st.info(
-            f"No run has left metrics in `{RESULTS / 'live'}`, below the folder that the app was started in. "
-            "`dvc repro` starts one; this page then follows it."
+            f"There are no metrics in `{RESULTS / 'live'}` of the folder in which the app was started. "
+            "Start a run there with `dvc repro`, and this page follows it."
         )
         return
-    _state(run)
-    _draw(_CURVES, run.series, "step")
+    _show_status(run)
+    _draw_charts(_LIVE_CURVES, run.series, "step")
 
 
-def _state(run: LiveRun) -> None:
-    silent = time.time() - run.changed
-    st.caption(":green[●] running" if silent < _QUIET else f"○ nothing new for {_told(silent)}")
+def _show_status(run: LiveRun) -> None:
+    age = time.time() - run.modified
+    st.caption(":green[●] running" if age < _STALE_AFTER else f"○ last update {_format_duration(age)} ago")
     tiles = {"Step": f"{run.step:,}"}
-    for label, name, form in (
+    for label, metric, number_format in (
         ("Loss", "train/loss", ".3f"),
         ("Best CIDEr-D", "val_cider", ".3f"),
-        ("Captions a second", "train/captions_per_second", ",.0f"),
+        ("Captions per second", "train/captions_per_second", ",.0f"),
     ):
-        if values := [value for _, value in run.series.get(name, [])]:
-            tiles[label] = format(max(values) if label.startswith("Best") else values[-1], form)
+        if values := [value for _, value in run.series.get(metric, [])]:
+            tiles[label] = format(max(values) if label.startswith("Best") else values[-1], number_format)
     for column, (label, value) in zip(st.columns(len(tiles)), tiles.items(), strict=True):
         column.metric(label, value)
 
 
-def _finished() -> None:
+def _show_last_run() -> None:
     scores = read_scores(RESULTS / "metrics" / "scores.json")
     epochs = read_epochs(RESULTS / "plots" / "training.json")
     if not scores and not epochs:
         return
     st.subheader("Last finished run", anchor=False)
     if scores:
-        names = list(dict.fromkeys(name for values in scores.values() for name in values))
-        cells = {name: [_rounded(values.get(name)) for values in scores.values()] for name in names}
-        st.table({"images": list(scores)} | cells)
-        st.caption("`results/metrics/scores.json` has the protocol of each score.")
-    _draw(_EPOCH_CURVES, epochs, "epoch")
+        metrics = list(dict.fromkeys(metric for table in scores.values() for metric in table))
+        columns = {metric: [_format_score(table.get(metric)) for table in scores.values()] for metric in metrics}
+        st.table({"images": list(scores)} | columns)
+        st.caption("The protocol of each score is in `results/metrics/scores.json`.")
+    _draw_charts(_EPOCH_CURVES, epochs, "epoch")
 
 
-def _draw(curves: Mapping[str, Mapping[str, str]], series: Mapping[str, Series], unit: str) -> None:
-    shown = {
-        title: {split: series[name] for split, name in lines.items() if series.get(name)}
-        for title, lines in curves.items()
-    }
-    shown = {title: lines for title, lines in shown.items() if lines}
-    for start in range(0, len(shown), 3):
-        for column, (title, lines) in zip(st.columns(3), list(shown.items())[start : start + 3], strict=False):
-            column.altair_chart(_chart(title, lines, unit))
+def _draw_charts(curves: Curves, series: Mapping[str, Series], unit: str) -> None:
+    """Draw a chart of each metric that has values; `unit` is step or epoch."""
+    charts = []
+    for metric, splits in curves.items():
+        lines = {split: series[name] for split, name in splits.items() if series.get(name)}
+        if lines:
+            charts.append(_chart(curve_label(metric), lines, unit))
+    for start in range(0, len(charts), _CHARTS_PER_ROW):
+        row = charts[start : start + _CHARTS_PER_ROW]
+        for column, chart in zip(st.columns(_CHARTS_PER_ROW), row, strict=False):
+            column.altair_chart(chart)
 
 
 def _chart(title: str, lines: Mapping[str, Series], unit: str) -> alt.Chart:
     rows = [
-        {unit: place, "value": value, "split": split}
+        {unit: step, "value": value, "split": split}
         for split, points in lines.items()
-        for place, value in [*points[: -1 : len(points) // _MOST_POINTS + 1], points[-1]]
+        for step, value in [*points[: -1 : len(points) // _MAX_POINTS + 1], points[-1]]
     ]
-    colors = alt.Scale(domain=list(lines), range=[_COLORS[split] for split in lines])
+    colors = alt.Scale(domain=list(lines), range=[SPLIT_COLORS[split] for split in lines])
     legend = alt.Legend(title=None, orient="top-right") if len(lines) > 1 else None
     chart = alt.Chart(alt.InlineData(values=rows), title=title, height=220)
-    lone = any(len(points) == 1 for points in lines.values())
-    drawn: alt.Chart = chart.mark_line(strokeWidth=1.8, point=lone).encode(
+    # A line of one point would be invisible.
+    has_single_point = any(len(points) == 1 for points in lines.values())
+    line_chart: alt.Chart = chart.mark_line(strokeWidth=1.8, point=has_single_point).encode(
         alt.X(unit, type="quantitative").axis(grid=False, tickCount=5, format="~s"),
         alt.Y("value", type="quantitative").scale(zero=False).title(None),
         alt.Color("split", type="nominal", scale=colors, legend=legend),
     )
-    return drawn
+    return line_chart
 
 
-def _rounded(score: float | None) -> str:
+def _format_score(score: float | None) -> str:
     return "–" if score is None else f"{score:.3f}"
 
 
-def _told(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"

@@ -1,4 +1,4 @@
-"""Pictures that people send: checked before anything opens them, kept in memory alone, and shown upright."""
+"""Images that visitors upload or paste: checked before they are decoded, kept in memory only, shown upright."""
 
 import io
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pipeline.features.images import Pixels, read_upright
 
 MAX_MEGABYTES = 20
 MAX_BYTES = MAX_MEGABYTES * 2**20
-"""Of a picture's file; how many pixels it may have, `pipeline.features.images` decides."""
+"""Size limit of an image file. `pipeline.features.images` limits the number of pixels."""
 
 FORMATS = {
     "JPEG": ("jpg", "jpeg"),
@@ -20,56 +20,68 @@ FORMATS = {
     "BMP": ("bmp",),
     "TIFF": ("tif", "tiff"),
 }
-"""Pillow's names of the formats that are opened, with the endings of their files. Pillow's other readers are kept from
-what strangers send: some of them start programs."""
-_KINDS = f"{', '.join(list(FORMATS)[:-1])} or {list(FORMATS)[-1]}"
+"""Allowed formats by Pillow's names, with their file extensions. Pillow's other readers never see uploads: some of them
+start external programs."""
+_FORMAT_NAMES = f"{', '.join(list(FORMATS)[:-1])} or {list(FORMATS)[-1]}"
 
-PREVIEW = 1024
-"""Longer side of the picture that the page shows, in px."""
+PREVIEW_SIZE = 1024
+"""Longer side of the image that the page shows, in px."""
+JPEG_QUALITY = 90
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A picture as it came."""
+class ImageFile:
+    """An image file in memory: an upload, a pasted image or a sample."""
 
     name: str
+    """File name, for messages."""
     content: bytes
-    """Of the file."""
+    """Content of the file, as uploaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """A picture as the page shows it: upright, its longer side `PREVIEW` px."""
+    """An image as the page shows it: upright, `PREVIEW_SIZE` px at its longer side."""
 
     jpeg: bytes
     width: int
     """In px."""
     height: int
+    """In px."""
 
 
-def check(picture: Picture) -> None:
-    """See that a picture's file is not too large and of a format that may be opened; raises `UserError` otherwise."""
-    if len(picture.content) > MAX_BYTES:
+def check_image(image: ImageFile) -> None:
+    """Check size and format of an image file without decoding it.
+
+    Raises:
+        UserError: The file is too large or its format is not in `FORMATS`.
+    """
+    if len(image.content) > MAX_BYTES:
+        megabytes = len(image.content) / 2**20
         raise UserError(
-            f"{picture.name}: has {len(picture.content) / 2**20:.1f} MB, more than {MAX_MEGABYTES}; use a smaller one"
+            f"{image.name}: {megabytes:.1f} MB is over the limit of {MAX_MEGABYTES} MB. Use a smaller image."
         )
     try:
-        Image.open(io.BytesIO(picture.content), formats=list(FORMATS)).close()
+        Image.open(io.BytesIO(image.content), formats=list(FORMATS)).close()
     except Image.DecompressionBombError:
-        return  # Whoever decodes it says how large it is.
-    except Exception as error:  # Pillow's readers meet broken files with errors of every kind.
-        raise UserError(f"{picture.name}: is no picture that can be opened here; use {_KINDS}") from error
+        return  # Decoding reports the number of pixels and the limit.
+    except Exception as error:  # Pillow raises errors of many types for broken files.
+        raise UserError(f"{image.name}: not a supported image format. Use {_FORMAT_NAMES}.") from error
 
 
-def preview(picture: Picture) -> Preview:
-    """Make what the page shows of a picture. Raises `UserError` where it is broken or has too many pixels."""
-    pixels = read_upright(picture.content, PREVIEW, picture.name)
+def make_preview(image: ImageFile) -> Preview:
+    """Make the preview of an image file.
+
+    Raises:
+        UserError: The file is broken or has too many pixels.
+    """
+    pixels = read_upright(image.content, PREVIEW_SIZE, image.name)
     height, width = pixels.shape[:2]
-    return Preview(jpeg=as_jpeg(pixels), width=width, height=height)
+    return Preview(jpeg=encode_jpeg(pixels), width=width, height=height)
 
 
-def as_jpeg(pixels: Pixels) -> bytes:
-    """Make a JPEG of a picture, uint8 RGB [height, width, 3]."""
+def encode_jpeg(pixels: Pixels) -> bytes:
+    """Encode an image, uint8 RGB [H, W, 3], as JPEG."""
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=90)
+    Image.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY)
     return file.getvalue()

@@ -3,6 +3,7 @@
 METRIC_LABELS: dict[str, str] = {
     "loss": "loss (nats per word)",
     "accuracy": "token accuracy",
+    "attention_entropy": "attention entropy (nats)",
     "bleu1": "BLEU-1",
     "bleu2": "BLEU-2",
     "bleu3": "BLEU-3",

@@ -21,6 +21,7 @@ from PIL import Image
 
 from pipeline.artifacts import write_atomically
 from pipeline.report.curve_style import SPLIT_COLORS, curve_label
+from pipeline.report.overlay import DIMMED_BRIGHTNESS, GLOW
 
 Point = tuple[float, float]
 """An epoch and the value after it."""
@@ -46,10 +47,6 @@ PANEL_SIZE = 1.9
 """Longer side of a panel, in inches."""
 PANEL_GAP, TITLE_HEIGHT = 0.08, 0.3
 """Space between panels and above each panel, in inches."""
-DIMMED = 0.4
-"""Brightness of regions without attention, as a fraction of the image's; they also lose their color."""
-GLOW = np.array([0.40, 0.32, 0.14])
-"""RGB color that full attention adds to black, so that dark objects are highlighted too."""
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], folder: Path, suffix: Literal[".png", ".svg"]) -> list[Path]:
@@ -179,8 +176,8 @@ def _highlight(image: npt.NDArray[np.uint8], attention: npt.NDArray[np.floating]
     weight = smooth / max(float(smooth.max()), np.finfo(np.float32).tiny)
     weight = np.clip(weight, 0.0, 1.0)[..., np.newaxis]  # bicubic interpolation overshoots below 0
     pixels = image / 255
-    dim = DIMMED * pixels.mean(axis=-1, keepdims=True)
-    bright = 1 - (1 - pixels) * (1 - GLOW)
+    dim = DIMMED_BRIGHTNESS * pixels.mean(axis=-1, keepdims=True)
+    bright = 1 - (1 - pixels) * (1 - np.array(GLOW))
     highlighted: npt.NDArray[np.uint8] = (255 * (dim + (bright - dim) * weight)).round().astype(np.uint8)
     return highlighted
 

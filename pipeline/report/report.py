@@ -11,7 +11,6 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from pipeline.features.images import Pixels
 from pipeline.metrics.grounding import Box
 from pipeline.report import svg_charts
 from pipeline.report.examples import Example, ExampleGroup, build_examples
+from pipeline.report.overlay import attention_levels, encode_levels, overlay_css, overlay_js, page_file
 
 PACKAGES = ("torch", "torchvision", "numpy")
 """Packages whose versions are shown, since they affect the results."""
@@ -107,10 +107,10 @@ def write_report(path: Path, report: Report) -> None:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    page = environment.from_string(_resource("page.html")).render(
+    page = environment.from_string(page_file("page.html")).render(
         report=report,
-        style=Markup(_resource("page.css")),
-        script=Markup(_resource("page.js")),
+        style=Markup(overlay_css() + page_file("page.css")),
+        script=Markup(overlay_js() + page_file("page.js")),
         groups=[
             (GROUP_TITLES[group], [_example_values(example) for example in examples])
             for group, examples in groupby(report.examples, key=lambda example: example.group)
@@ -122,10 +122,6 @@ def write_report(path: Path, report: Report) -> None:
         versions=_versions(),
     )
     write_atomically(path, page)
-
-
-def _resource(name: str) -> str:
-    return (files("pipeline.report") / "page" / name).read_text(encoding="utf-8")
 
 
 def _example_values(example: Example) -> dict[str, Any]:
@@ -154,13 +150,10 @@ def _data_uri(image: Pixels) -> str:
 
 
 def _word(text: str, attention: npt.NDArray[np.floating], boxes: Sequence[Box]) -> _Word:
-    weights = attention.astype(np.float64)
-    peak = float(weights.max())
-    levels = (255 * weights / peak).round().astype(np.uint8)
     return _Word(
         text=text,
-        map=base64.b64encode(levels.tobytes()).decode(),
-        peak=peak,
+        map=encode_levels(attention_levels(attention)),
+        peak=float(attention.max()),
         boxes=json.dumps([[round(edge, 4) for edge in box] for box in boxes]),
     )
 

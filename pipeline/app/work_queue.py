@@ -1,0 +1,46 @@
+"""The queue of captioning jobs: one worker thread for all sessions.
+
+Two jobs at once would only compete for the same cores. Each session waits in a thread of its own, so a waiting session
+does not block the page of another.
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import streamlit as st
+
+from pipeline.errors import UserError
+
+T = TypeVar("T")
+
+MAX_JOBS = 16
+"""Jobs of all sessions together that may wait or run."""
+
+
+class WorkQueue:
+    """One thread that runs jobs in the order in which they were submitted."""
+
+    def __init__(self, max_jobs: int) -> None:
+        """Start with an empty queue that holds up to `max_jobs` waiting or running jobs."""
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="captions")
+        self._slots = threading.BoundedSemaphore(max_jobs)
+
+    def submit(self, job: Callable[[], T]) -> Future[T]:
+        """Queue a job.
+
+        Raises:
+            UserError: The queue is full.
+        """
+        if not self._slots.acquire(blocking=False):
+            raise UserError("too many images are waiting for captions. Try again in a moment.")
+        future = self._executor.submit(job)
+        future.add_done_callback(lambda _: self._slots.release())
+        return future
+
+
+@st.cache_resource(show_spinner=False)
+def work_queue() -> WorkQueue:
+    """Return the queue that all sessions of this server share."""
+    return WorkQueue(MAX_JOBS)

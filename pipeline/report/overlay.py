@@ -1,0 +1,57 @@
+"""Attention overlay: how the report, the app and the plots show which part of an image a word attends to.
+
+Where a word attends, the image keeps its colors and glows; elsewhere it is gray and dimmed. `page/overlay.js` and
+`page/overlay.css` draw the overlay in the browser, for the report and the app.
+
+Shapes: `T` words, `H` x `W` regions of the grid.
+"""
+
+import base64
+from importlib.resources import files
+
+import numpy as np
+import numpy.typing as npt
+
+DIMMED_BRIGHTNESS = 0.4
+"""Brightness of the gray image where there is no attention, relative to the original."""
+GLOW = (0.40, 0.32, 0.14)
+"""Red, green and blue, 0 to 1, that full attention adds to black: otherwise attention on dark objects is invisible."""
+
+
+def attention_levels(attention: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
+    """Quantize the attention of each word to a byte per region.
+
+    Args:
+        attention: Attention weights [..., H, W].
+
+    Returns:
+        Levels, uint8 [..., H, W]; 255 is the most attended region of each word.
+    """
+    weights = attention.astype(np.float64)
+    peaks = np.maximum(weights.max(axis=(-2, -1), keepdims=True), np.finfo(np.float64).tiny)
+    levels: npt.NDArray[np.uint8] = (255 * weights / peaks).round().astype(np.uint8)
+    return levels
+
+
+def encode_levels(levels: npt.NDArray[np.uint8]) -> str:
+    """Encode levels [H, W] as `overlay.js` reads them: base64 of a byte per region, in row-major order."""
+    return base64.b64encode(levels.tobytes()).decode()
+
+
+def overlay_css() -> str:
+    """Return the style sheet of the overlay and of the words that control it."""
+    return page_file("overlay.css")
+
+
+def overlay_js() -> str:
+    """Return the script of the overlay, which starts with the constants of this module."""
+    return (
+        f"const DIMMED_BRIGHTNESS = {DIMMED_BRIGHTNESS};\n"
+        f"const GLOW = [{', '.join(str(round(255 * channel)) for channel in GLOW)}]; // red, green, blue\n"
+        f"{page_file('overlay.js')}"
+    )
+
+
+def page_file(name: str) -> str:
+    """Read a file of `pipeline/report/page`."""
+    return (files("pipeline.report") / "page" / name).read_text(encoding="utf-8")

@@ -1,0 +1,426 @@
+"""The pages of the app in Chromium, served by `gridcap app` in a process of its own, with models of random weights."""
+
+import base64
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import torch
+from PIL import ExifTags, Image
+
+from pipeline.captions.vocabulary import END, SPECIALS, Vocabulary
+from pipeline.decoder.model_io import ModelConfig, TrainingData, write_model
+from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
+from pipeline.features.encoder import STRIDES, Architecture, GridEncoder, Layer, weights_digest
+from pipeline.features.store import EncoderSpec
+from pipeline.params import load_key
+from pipeline.prediction.captioner import DEFAULT_SEARCH
+from tests.image_files import encode_image, encode_jpeg, png_bomb, red_blue_image
+
+pytest.importorskip("streamlit", reason="needs Streamlit: pip install 'gridcap[app]'")
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Page
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[1]
+WORDS = ("dog", "dogs", "runs", "beside", "water", "white", "brown", "grass", "ball", "two", "stands", "the")
+MARKUP = ("<b>bold</b>", "<img/src=x/onerror=document.title='run'>", "&amp;", "**stars**", "$x$")
+TIMEOUT = 60_000  # ms
+
+
+def write_random_model(
+    folder: Path, architecture: Architecture, layer: Layer, image_size: int, words: tuple[str, ...]
+) -> Path:
+    """Write a model folder with its encoder: random weights, but with sharp attention and captions of full length."""
+    torch.manual_seed(1)
+    vocabulary = Vocabulary(SPECIALS + words)
+    encoder = GridEncoder(architecture, layer).eval()
+    grid_side = image_size // STRIDES[layer]
+    spec = EncoderSpec(
+        architecture=architecture,
+        layer=layer,
+        weights_digest=weights_digest(encoder),
+        image_size=image_size,
+        precision="float32",
+        compiled=False,
+        grid_height=grid_side,
+        grid_width=grid_side,
+        channels=encoder.channels,
+    )
+    params = load_key(ROOT / "params.yaml", "train.decoder", DecoderParams)
+    decoder = SoftAttentionDecoder(params, spec.grid, encoder.channels, len(vocabulary))
+    with torch.no_grad():
+        decoder.score_weight *= 50
+        decoder.output_proj.weight *= 20
+        decoder.output_proj.bias[END] = -1000.0
+    config = ModelConfig(
+        fingerprint="random",
+        decoder=params,
+        vocabulary_digest=vocabulary.digest,
+        encoder=spec,
+        encoder_fingerprint=spec.fingerprint,
+        view="whole",
+        data=TrainingData(num_images=0, num_captions=0, num_val_images=0),
+        epoch=1,
+        selected_by="cider",
+        versions={},
+    )
+    write_model(folder, decoder.state_dict(), vocabulary, config)
+    torch.save(encoder.state_dict(), folder / "encoder.pth")
+    return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    url: str
+    folder: Path
+    """The folder that the app was started in."""
+
+
+def forbid_file_writes() -> None:
+    """Make every write to a file fail in this process; pipes and sockets work."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+@contextmanager
+def serve_app(folder: Path, *models: Path) -> Iterator[Server]:
+    """Run `gridcap app` outside a repository, without the packages of the stages, and unable to write files."""
+    program = (
+        "import sys; sys.modules.update(dict.fromkeys(['dvc', 'dvclive', 'pycocotools', 'scmrepo', 'spacy']))\n"
+        "from pipeline.cli import main; main()"
+    )
+    model_flags = [flag for model in models for flag in ("--model", str(model))]
+    with subprocess.Popen(
+        [sys.executable, "-P", "-W", "ignore", "-c", program, "app", "--port", "0", *model_flags],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=forbid_file_writes,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            output = []
+            for line in process.stdout:
+                output.append(line)
+                if match := re.search(r"http://127\.0\.0\.1:\d+", line):
+                    yield Server(url=match[0], folder=folder)
+                    break
+            else:
+                pytest.fail(f"the app exited: {''.join(output)}")
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=20) == 0
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("models")
+    models = [
+        write_random_model(folder / "plain", "resnet50", "layer4", 224, WORDS),
+        write_random_model(folder / "markup", "resnet18", "layer3", 128, MARKUP),
+        write_random_model(folder / "slow", "resnet18", "layer4", 2048, WORDS),
+    ]
+    with serve_app(tmp_path_factory.mktemp("served"), *models) as server:
+        yield server
+
+
+@pytest.fixture
+def open_page(chromium: "Browser", server: Server) -> Iterator[Callable[..., "Page"]]:
+    """Opens a page of the app in a session of its own."""
+    contexts = []
+
+    def open_in_new_session(path: str = "", **options: Any) -> "Page":
+        contexts.append(chromium.new_context(**options))
+        page = contexts[-1].new_page()
+        page.goto(f"{server.url}/{path}")
+        return page
+
+    yield open_in_new_session
+    for context in contexts:
+        context.close()
+
+
+def words_of(page: "Page", caption_index: int = 0) -> "Locator":
+    return page.locator(".caption").nth(caption_index).locator(".word")
+
+
+def first_caption(page: "Page") -> str:
+    words_of(page).first.wait_for(timeout=TIMEOUT)
+    return page.locator(".caption").first.inner_text()
+
+
+@contextmanager
+def new_image(page: "Page") -> Iterator[None]:
+    """Wait, after the body, until the viewer shows another image than before."""
+    page.locator(".attention-overlay img").first.evaluate(
+        """image => {
+            const before = image.src;
+            window.imageChanged = new Promise((resolve, reject) => {
+                setTimeout(() => reject(new Error("the image does not change")), 30000);
+                const observer = new MutationObserver(() => {
+                    if (image.src !== before) {
+                        observer.disconnect();
+                        resolve();
+                    }
+                });
+                observer.observe(image, { attributes: true, attributeFilter: ["src"] });
+            });
+        }"""
+    )
+    yield
+    page.evaluate("window.imageChanged")
+
+
+def wait_until(condition: Callable[[], bool], description: str) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, f"timed out: {description}"
+        time.sleep(0.01)
+
+
+def upload(page: "Page", name: str, content: bytes) -> None:
+    page.locator("input[type=file]").first.set_input_files(
+        [{"name": name, "mimeType": "image/jpeg", "buffer": content}]
+    )
+
+
+def shape_of_image(page: "Page") -> float:
+    """Width divided by height, as shown."""
+    box = page.locator(".attention-overlay").bounding_box()
+    assert box is not None
+    return box["width"] / box["height"]
+
+
+def measure_glow(page: "Page") -> tuple[float, float, float]:
+    """Fraction of the image that glows, and the center of the glow: x and y as fractions of width and height."""
+    total, x, y = page.locator(".attention-overlay canvas").first.evaluate(
+        """canvas => {
+            const { width, height } = canvas;
+            const pixels = canvas.getContext("2d").getImageData(0, 0, width, height).data;
+            let total = 0, x = 0, y = 0;
+            for (let i = 0; i < width * height; i++) {
+                const alpha = pixels[4 * i + 3];
+                total += alpha, x += alpha * (i % width), y += alpha * Math.floor(i / width);
+            }
+            return [total / 255 / width / height, x / total / width, y / total / height];
+        }"""
+    )
+    return total, x, y
+
+
+def settled_glow(page: "Page") -> tuple[float, float, float]:
+    """The glow once it stops changing."""
+    glows = [measure_glow(page)]
+
+    def is_settled() -> bool:
+        time.sleep(0.1)
+        glows.append(measure_glow(page))
+        return glows[-1] == glows[-2] and glows[-1][0] > 0
+
+    wait_until(is_settled, "the glow settles")
+    return glows[-1]
+
+
+def test_words_of_an_uploaded_image_show_attention_without_the_server(open_page: Callable[..., "Page"]) -> None:
+    page = open_page()
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("websocket", lambda socket: socket.on("framesent", lambda _: requests.append(socket.url)))
+    page.reload()
+    assert len(first_caption(page).split()) > 1  # the first sample is captioned at once
+    with new_image(page):
+        upload(page, "photo.jpg", encode_jpeg(red_blue_image(640, 427)))
+    assert shape_of_image(page) == pytest.approx(640 / 427, rel=0.02)
+
+    active = page.locator(".attention-overlay.active")
+    assert active.count() == 0
+    assert {urlsplit(url).hostname for url in requests if url.startswith(("http", "ws"))} == {"127.0.0.1"}
+    requests.clear()
+    words_of(page).nth(0).hover()
+    fraction, x, y = settled_glow(page)
+    assert 0 < fraction < 0.9
+    assert active.count() == 1
+    word = words_of(page).nth(0).inner_text()
+    assert re.fullmatch(rf"{word} · \d+%", page.locator(".viewer .status").inner_text())
+    centers = {(round(x, 2), round(y, 2))}
+    for index in range(1, min(6, words_of(page).count())):
+        words_of(page).nth(index).hover()
+        _, x, y = settled_glow(page)
+        centers.add((round(x, 2), round(y, 2)))
+    assert len(centers) > 2
+    page.mouse.move(0, 0)
+    active.wait_for(state="detached")
+    assert requests == []
+
+
+def test_keys_and_touch_activate_words(open_page: Callable[..., "Page"]) -> None:
+    page = open_page(has_touch=True, is_mobile=True, viewport={"width": 390, "height": 844})
+    first_caption(page)
+    active = page.locator(".word[aria-pressed=true]")
+    words_of(page).nth(1).tap()
+    assert words_of(page).nth(1).get_attribute("aria-pressed") == "true"
+    assert active.count() == 1
+    page.locator(".attention-overlay").tap()
+    assert active.count() == 0
+    words_of(page).nth(0).focus()
+    page.keyboard.press("ArrowRight")
+    assert words_of(page).nth(1).get_attribute("aria-pressed") == "true"
+    page.keyboard.press("Escape")
+    assert active.count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_play_activates_one_word_after_the_other(open_page: Callable[..., "Page"]) -> None:
+    page = open_page()
+    first_caption(page)
+    play = page.locator(".play")
+    play.click()
+    for index in range(3):
+        wait_until(lambda: words_of(page).nth(index).get_attribute("aria-pressed") == "true", f"word {index}")  # noqa: B023
+    assert page.locator(".word[aria-pressed=true]").count() == 1
+    assert page.locator(".attention-overlay.active").count() == 1
+    play.click()
+    assert page.locator(".word[aria-pressed=true]").count() == 0
+    assert play.inner_text() == "▶"
+
+
+def test_alternatives_follow_the_search_settings_and_show_attention(open_page: Callable[..., "Page"]) -> None:
+    page = open_page()
+    first_caption(page)
+    rows = page.locator(".alternatives li")
+    assert rows.count() == DEFAULT_SEARCH.beam_size - 1
+    scores = [float(row.locator(".score").inner_text().split("·")[1]) for row in rows.all()]
+    assert scores == sorted(scores, reverse=True)
+    rows.nth(1).locator(".word").nth(0).hover()
+    assert settled_glow(page)[0] > 0
+
+    slider = page.get_by_role("slider", name="Beam size")
+    slider.focus()
+    slider.press("ArrowRight")
+    wait_until(lambda: rows.count() == DEFAULT_SEARCH.beam_size, "a wider beam gives one more alternative")
+    page.get_by_role("combobox", name="Method").click()
+    page.get_by_role("option", name="sample").click()
+    page.get_by_role("slider", name="Temperature").wait_for()
+    wait_until(lambda: rows.count() == 2, "three captions are sampled")
+    assert page.get_by_role("slider", name="Beam size").count() == 0
+    assert page.get_by_test_id("stAlert").count() == 0
+
+
+def test_two_models_are_compared_and_captions_are_text(open_page: Callable[..., "Page"]) -> None:
+    page = open_page()
+    first_caption(page)
+    page.get_by_role("combobox", name="Compare with").click()
+    page.get_by_role("option", name="markup").click()
+    words_of(page, 1).first.wait_for(timeout=TIMEOUT)
+    assert set(page.locator(".caption").nth(0).inner_text().split()) <= set(WORDS)
+    assert set(page.locator(".caption").nth(1).inner_text().split()) <= set(MARKUP)
+    assert page.locator(".caption b, .caption img, li b, li img").count() == 0
+    assert page.title() == "gridcap"
+
+
+def test_unreadable_image_is_reported_and_the_next_image_captioned(open_page: Callable[..., "Page"]) -> None:
+    page = open_page()
+    first_caption(page)
+    alert = page.get_by_test_id("stAlert")
+    for name, content, details in (
+        ("broken.jpg", b"\xff\xd8\xff\xe0 and no more", "JPEG, PNG"),
+        ("cut.jpg", encode_jpeg(red_blue_image(800, 600))[:3000], "truncated"),
+        ("*b* <b>old.png", b"GIF", "JPEG, PNG"),
+        ("bomb.png", png_bomb(10_000, 10_000), "10000 x 10000"),
+    ):
+        upload(page, name, content)
+        wait_until(lambda: [text.startswith(f"{name}: ") for text in alert.all_inner_texts()] == [True], name)  # noqa: B023
+        assert details in alert.inner_text()
+        assert page.locator(".viewer").count() == 0
+    upload(page, "whole.jpg", encode_jpeg(red_blue_image(320, 200)))
+    assert first_caption(page)
+    assert alert.count() == 0
+
+
+def test_images_of_all_kinds_are_captioned_without_writing_a_file(open_page: Callable[..., "Page"]) -> None:
+    page = open_page()
+    first_caption(page)
+    rotated = Image.Exif()
+    rotated[ExifTags.Base.Orientation] = 6
+    animation = {"save_all": True, "append_images": [Image.new("RGB", (64, 48))]}
+    images = {
+        "rotated.jpg": encode_jpeg(red_blue_image(320, 200), exif=rotated),
+        "gray.jpg": encode_jpeg(red_blue_image(300, 200).convert("L")),
+        "cmyk.jpg": encode_jpeg(red_blue_image(310, 200).convert("CMYK")),
+        "transparent.png": encode_image(Image.new("RGBA", (200, 300), (0, 0, 0, 0)), "PNG"),
+        "16-bit.tif": encode_image(Image.fromarray(np.full((90, 120), 40_000, dtype=np.uint16)), "TIFF"),
+        "animation.gif": encode_image(red_blue_image(64, 48), "GIF", **animation),
+        "large.jpg": encode_jpeg(Image.effect_noise((1500, 1000), 90), quality=97),
+    }
+    assert len(images["large.jpg"]) > 2**20  # Starlette would spool it to a file by default
+    for name, content in images.items():
+        with new_image(page):
+            upload(page, name, content)
+        assert page.get_by_test_id("stAlert").count() == 0
+        if name == "rotated.jpg":
+            assert shape_of_image(page) < 1
+    # The server cannot write files, so any attempt would have shown an error.
+
+
+def test_image_is_pasted_or_chosen_from_the_samples(open_page: Callable[..., "Page"]) -> None:
+    page = open_page()
+    first_caption(page)
+    with new_image(page):
+        page.evaluate(
+            """content => {
+                const bytes = Uint8Array.from(atob(content), character => character.charCodeAt(0));
+                const clipboardData = new DataTransfer();
+                clipboardData.items.add(new File([bytes], "image.png", { type: "image/png" }));
+                document.body.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true }));
+            }""",
+            base64.b64encode(encode_image(red_blue_image(400, 100), "PNG")).decode(),
+        )
+    assert shape_of_image(page) == pytest.approx(4, rel=0.02)
+    samples = page.locator(".samples button")
+    assert samples.count() > 3
+    with new_image(page):
+        samples.nth(2).click()
+
+
+def test_page_is_drawn_while_another_session_waits_for_a_caption(open_page: Callable[..., "Page"]) -> None:
+    waiting, other = open_page(), open_page("training")
+    first_caption(waiting)
+    other.get_by_text("Current run").wait_for()
+    waiting.get_by_role("combobox", name="Model").click()
+    waiting.get_by_role("option", name="slow").click()
+    spinner = waiting.get_by_test_id("stSpinner")
+    spinner.wait_for()
+    other.get_by_role("link", name="Captions").click()
+    other.locator(".samples button").first.wait_for()
+    assert spinner.count() == 1
+    spinner.wait_for(state="detached", timeout=TIMEOUT)
+    first_caption(other)
+
+
+def test_training_page_follows_the_run(open_page: Callable[..., "Page"], server: Server) -> None:
+    curve = server.folder / "results" / "live" / "plots" / "metrics" / "train" / "loss.tsv"
+    page = open_page("training")
+    page.get_by_text("There are no metrics").wait_for()
+    curve.parent.mkdir(parents=True)
+    curve.write_text("step\tloss\n10\t3.5\n20\t2.25\n")
+    tiles = page.get_by_test_id("stMetricValue")
+    wait_until(lambda: tiles.all_inner_texts() == ["20", "2.250"], "the run is shown")
+    page.get_by_text("running").wait_for()
+    with curve.open("a") as file:
+        file.write("30\t1.125\n4")  # the last row is incomplete
+    wait_until(lambda: tiles.all_inner_texts() == ["30", "1.125"], "the new row is shown")

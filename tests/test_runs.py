@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline.app.runs import read_epochs, read_live, read_scores
+from pipeline.artifacts import write_json
+from pipeline.metrics.bootstrap import Resampling
+from pipeline.metrics.caption_scores import compute_metrics, summarize_scores
+from pipeline.metrics.tokenizers import build_corpora
+
+
+def test_missing_files_give_no_metrics(tmp_path: Path) -> None:
+    assert read_live(tmp_path) is None
+    assert read_epochs(tmp_path / "training.json") == {}
+    assert read_scores(tmp_path / "scores.json") == {}
+
+
+def test_live_metrics_are_read_up_to_the_row_that_is_being_written(tmp_path: Path) -> None:
+    folder = tmp_path / "plots" / "metrics"
+    (folder / "train").mkdir(parents=True)
+    (folder / "train" / "loss.tsv").write_text("step\tloss\n10\t3.5\n20\t2.25\n3")
+    (folder / "val_loss.tsv").write_text("step\tval_loss\n25\t2.5\n")
+    (folder / "val_cider.tsv").write_text("")
+    run = read_live(tmp_path)
+    assert run is not None
+    assert run.series == {"train/loss": [(10, 3.5), (20, 2.25)], "val_loss": [(25, 2.5)], "val_cider": []}
+    assert run.step == 25
+    assert run.modified == max(path.stat().st_mtime for path in folder.rglob("*.tsv"))
+
+
+def test_epochs_without_a_value_are_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "training.json"
+    path.write_text('[{"epoch": 1, "val_loss": 2.5, "val_cider": null}, {"epoch": 2, "val_loss": 2}]')
+    assert read_epochs(path) == {"val_loss": [(1, 2.5), (2, 2)]}
+
+
+@pytest.mark.parametrize("content", ["", '[{"epoch": 1, "val_loss"', '{"epoch": 1}', '[{"epoch": "one"}]'])
+def test_unreadable_epochs_are_ignored(tmp_path: Path, content: str) -> None:
+    (tmp_path / "training.json").write_text(content)
+    assert read_epochs(tmp_path / "training.json") == {}
+
+
+def test_scores_are_read_by_subset(tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    (corpus,) = build_corpora("spacy", {1: ["a red cube"], 2: ["a blue cube"]}, [{1: "a red cube", 2: "a red cube"}])
+    metrics = compute_metrics(corpus, with_meteor=False, with_spice=False)
+    write_json(path, summarize_scores(metrics, {"seen": [1]}, Resampling(bootstrap_samples=100, seed=0)))
+    scores = read_scores(path)
+    assert list(scores) == ["all", "seen"]
+    assert list(scores["all"]) == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "CIDEr"]
+    assert scores["all"]["ROUGE-L"] == pytest.approx(5 / 6, abs=1e-6)
+    assert scores["seen"]["ROUGE-L"] == 1
+    path.write_text('{"images": 3, "BLEU-4"')
+    assert read_scores(path) == {}
