@@ -51,10 +51,10 @@ _RESULTS = {
     "METEOR": ("scores", "METEOR"),
     "ROUGE-L": ("scores", "ROUGE-L"),
     "CIDEr-D": ("scores", "CIDEr-D"),
-    "captions whose objects are all correct": ("scenes", "names", "all_correct"),
-    "spatial relations that hold": ("scenes", "relations", "correct"),
+    "captions whose objects are all correct": ("scenes", "names", "accuracy"),
+    "spatial relations that hold": ("scenes", "relations", "accuracy"),
     "attention peak inside the named object": ("scenes", "attention", "all", "peak_in_box"),
-    "the same by chance": ("scenes", "attention", "all", "chance"),
+    "the same by chance": ("scenes", "attention", "all", "peak_by_chance"),
 }
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from pipeline.captions.records import Record
 from pipeline.evaluation.evaluate import EvaluateInputs, EvaluationData
 from pipeline.features.store import FeatureStore, write_index, write_shard
-from pipeline.generation.caption_io import GeneratedCaptions, RankedCaption
+from pipeline.generation.caption import Caption
+from pipeline.generation.caption_io import GeneratedCaptions
 from tests.factories import small_spec
 
 GRID = (4, 6)
@@ -22,11 +23,21 @@ def peaked_attention(*peaks: tuple[int, int]) -> np.ndarray:
     return attention
 
 
+def make_caption(words: tuple[str, ...], attention: np.ndarray) -> Caption:
+    """A caption whose words all have log-probability -1."""
+    return Caption(
+        words=words,
+        log_probability=-float(len(words)),
+        score=-1.0,
+        word_log_probabilities=(-1.0,) * len(words),
+        attention=attention,
+    )
+
+
 def make_data(folder: Path, images: Path, records: list[Record], caption: str, view: str = "whole") -> EvaluationData:
     """Evaluation data in which every image has the same caption; without tokens and model, which need a training."""
     words = tuple(caption.split())
-    ranked = RankedCaption(words=words, log_probability=-1.0, score=-1.0)
-    attention = peaked_attention(*((index, index) for index in range(len(words))))
+    best = make_caption(words, peaked_attention(*((index, index) for index in range(len(words)))))
     spec = small_spec(grid_height=GRID[0], grid_width=GRID[1])
     digests = {record.image_id: f"{record.image_id:064}" for record in records}
     keys = [(digest, view) for digest in digests.values()]
@@ -37,8 +48,7 @@ def make_data(folder: Path, images: Path, records: list[Record], caption: str, v
         "split": "test",
         "records": records,
         "generated": {
-            record.image_id: GeneratedCaptions(image_id=record.image_id, captions=(ranked,), attention=attention)
-            for record in records
+            record.image_id: GeneratedCaptions(image_id=record.image_id, captions=(best,)) for record in records
         },
         "captions": None,
         "train_captions": None,

@@ -62,7 +62,7 @@ def test_every_score_has_a_protocol() -> None:
     scores = summarize_scores(compute_metrics(CORPUS, with_meteor=False, with_spice=False), {}, RESAMPLING)
     for name in ("BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr-D", "CIDEr"):
         keys = {line.partition(": ")[0] for line in scores["protocol"][name]}
-        assert {"metric", "library", "average", "smoothing", "tokenizer", "references"} <= keys, name
+        assert {"metric", "library", "average", "smoothing", "tokenizer", "references per image"} <= keys, name
     assert any(line.startswith("brevity: closest") for line in scores["protocol"]["BLEU-4"])
     assert "300 samples, seed 5" in scores["protocol"]["intervals"][0]
     assert scores["unavailable"] == {"METEOR": ["disabled"], "SPICE": ["disabled"]}

@@ -23,7 +23,7 @@ def corpus(*num_references: int) -> Corpus:
 
 @pytest.mark.parametrize(
     ("num_references", "line", "field"),
-    [((5, 5), "references: 5 per image", "5"), ((3, 1, 5), "references: 1 to 5 per image", "1-5")],
+    [((5, 5), "references per image: 5", "5"), ((3, 1, 5), "references per image: 1 to 5", "1-5")],
 )
 def test_protocol_and_signature_give_the_number_of_references(num_references, line, field):
     assert line in corpus(*num_references).protocol

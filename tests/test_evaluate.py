@@ -21,7 +21,8 @@ from pipeline.evaluation.evaluate import (
     read_inputs,
     score,
 )
-from pipeline.generation.caption_io import GeneratedCaptions, RankedCaption, write_captions
+from pipeline.generation.caption_io import GeneratedCaptions, write_captions
+from tests.evaluation_data import make_caption
 from tests.java_programs import needs_java
 from tests.tiny_captioner import COLORS, Tiny
 
@@ -48,9 +49,8 @@ def write_generated(folder: Path, captions: dict[int, str]) -> None:
     """Write generated captions with uniform attention."""
 
     def generated(image_id: int, words: Sequence[str]) -> GeneratedCaptions:
-        ranked = RankedCaption(words=tuple(words), log_probability=-1.0, score=-1.0)
-        attention = np.full((len(words), math.prod(GRID)), 1 / math.prod(GRID), np.float16)
-        return GeneratedCaptions(image_id=image_id, captions=(ranked,), attention=attention)
+        attention = np.full((len(words), *GRID), 1 / math.prod(GRID), np.float16)
+        return GeneratedCaptions(image_id=image_id, captions=(make_caption(tuple(words), attention),))
 
     folder.mkdir()
     rows = [generated(image_id, text.split()) for image_id, text in captions.items()]

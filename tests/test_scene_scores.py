@@ -5,7 +5,8 @@ import pytest
 
 from pipeline.captions.records import AnnotatedObject, Record
 from pipeline.evaluation.scene_scores import GroundedWord, grounded_words, score_scenes
-from pipeline.generation.caption_io import GeneratedCaptions, RankedCaption
+from pipeline.generation.caption_io import GeneratedCaptions
+from tests.evaluation_data import make_caption
 
 # A grid of 2 x 4 regions. The cube covers the left half of the upper row, the ball the last region of the lower row.
 GRID = (2, 4)
@@ -31,13 +32,12 @@ def record(image_id: int, *objects: AnnotatedObject, subset: str | None = None) 
 
 def generated(image_id: int, text: str) -> GeneratedCaptions:
     words = tuple(text.split())
-    attention = [np.ravel(ATTENTION.get(word, np.full(GRID, 1 / 8))) for word in words]
-    caption = RankedCaption(words=words, log_probability=-1.0, score=-1.0)
-    return GeneratedCaptions(image_id=image_id, captions=(caption,), attention=np.array(attention, np.float16))
+    attention = np.array([ATTENTION.get(word, np.full(GRID, 1 / 8)) for word in words], np.float16)
+    return GeneratedCaptions(image_id=image_id, captions=(make_caption(words, attention),))
 
 
 def score(text: str, *objects: AnnotatedObject) -> dict[str, Any]:
-    return score_scenes([record(1, *objects)], {1: generated(1, text)}, GRID)
+    return score_scenes([record(1, *objects)], {1: generated(1, text)})
 
 
 def attention_scores(
@@ -114,9 +114,9 @@ def test_a_relation_refers_to_the_objects_on_both_sides():
 def test_subsets_are_scored_and_images_without_objects_are_left_out():
     records = [record(1, *OBJECTS, subset="seen"), record(2, *OBJECTS, subset="held-out"), record(3)]
     captions = {1: generated(1, "a shiny"), 2: generated(2, "a shiny ball"), 3: generated(3, "a cube")}
-    scores = score_scenes(records, captions, GRID)
+    scores = score_scenes(records, captions)
     assert (scores["num_images"], scores["subsets"]["seen"]["num_images"]) == (2, 1)
     assert scores["attention"]["all"]["num_words"] == 2
     assert scores["attention"] == scores["subsets"]["held-out"]["attention"]
     assert scores["subsets"]["seen"]["attention"] == {"all": {"num_words": 0}}
-    assert score_scenes(records[2:], captions, GRID) == {"num_images": 0}
+    assert score_scenes(records[2:], captions) == {"num_images": 0}

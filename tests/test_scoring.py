@@ -73,7 +73,7 @@ def test_the_table_has_scores_intervals_protocol_and_signatures(tmp_path: Path) 
     assert lines[0] == f"hypotheses: {hypotheses}, 3 images"
     assert lines[1] == f"references: {references}, 4 images"
     assert lines[2].startswith("tokenizer: spacy 3.")
-    assert lines[3] == "references: 2 to 4 per image"
+    assert lines[3] == "references per image: 2 to 4"
     assert "200 samples, seed 3" in lines[4]
     scores = json.loads(out.read_text())
     low, high = scores["intervals"]["CIDEr-D"]

@@ -90,7 +90,7 @@ def make_tiny(folder: Path, num_images: int = 40) -> Tiny:
     records = [_make_image(tiny.images, image_id, "train" if image_id % 5 else "val") for image_id in range(num_images)]
     params = EncodeParams(weights=tiny.weights, **ENCODING)  # type: ignore[arg-type]
     cpu = torch.device("cpu")
-    encode(records, tiny.images, params, folder / "work", tiny.features, cpu, threads=2)
+    encode(records, tiny.images, params, folder / "work", tiny.features, cpu, num_threads=2)
     tokenize_params = TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_length=9)
     tokens = folder / "tokens"
     tokens.mkdir()

@@ -13,11 +13,11 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from pipeline.artifacts import read_json, write_atomically, write_json
+from pipeline.artifacts import write_atomically, write_json
 from pipeline.captions.records import Record, Split, read_records
 from pipeline.captions.tokens import TOKENS_FILE, CaptionTokens, read_tokenization, read_tokens, references
 from pipeline.captions.vocabulary import SPECIALS, Vocabulary
-from pipeline.decoder.model_io import HISTORY_FILE, TrainedModel, read_model
+from pipeline.decoder.model_io import TrainedModel, read_history, read_model
 from pipeline.errors import UserError
 from pipeline.evaluation.agreement import human_agreement
 from pipeline.evaluation.scene_scores import score_scenes
@@ -107,14 +107,9 @@ class EvaluationData:
     """Tokenized captions of the train split."""
     store: FeatureStore
     model: TrainedModel
-    history: list[dict[str, int | float | None]]
+    history: Sequence[Mapping[str, float]]
     """Training metrics of each epoch."""
     inputs: EvaluateInputs
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Height and width of the attention grid."""
-        return self.store.spec.grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,9 +151,7 @@ def read_inputs(inputs: EvaluateInputs, split: Split) -> EvaluationData:
         train_captions=read_tokens(inputs.tokens / TOKENS_FILE, "train"),
         store=FeatureStore(inputs.features, fingerprint=model.config.encoder_fingerprint),
         model=model,
-        history=read_json(
-            inputs.model / HISTORY_FILE, list[dict[str, int | float | None]], "Run `dvc repro -f -s train`."
-        ),
+        history=read_history(inputs.model),
         inputs=inputs,
     )
     expected = {record.image_id for record in data.records}
@@ -211,7 +204,7 @@ def analyze(
     batches = CaptionBatches(data.captions, data.store, batch_size)
     teacher_forcing = _teacher_forcing(data.model, batches, device)
     write_json(metrics / "teacher_forcing.json", teacher_forcing)
-    scenes = score_scenes(data.records, data.generated, data.grid)
+    scenes = score_scenes(data.records, data.generated)
     write_json(metrics / "scenes.json", scenes)
     return Analysis(captions=captions, teacher_forcing=teacher_forcing, scenes=scenes)
 

@@ -55,15 +55,12 @@ class _GroundingScores:
     mass_by_chance: float
 
 
-def score_scenes(
-    records: Sequence[Record], generated: Mapping[int, GeneratedCaptions], grid: tuple[int, int]
-) -> dict[str, Any]:
+def score_scenes(records: Sequence[Record], generated: Mapping[int, GeneratedCaptions]) -> dict[str, Any]:
     """Score the captions of the images whose objects are known.
 
     Args:
         records: Records of the split.
         generated: Generated captions by image id.
-        grid: Height and width of the attention grid.
 
     Returns:
         JSON values: scores of all images and of each subset, with their protocol. If no record has objects, only
@@ -72,22 +69,18 @@ def score_scenes(
     annotated = [record for record in records if record.objects]
     if not annotated:
         return {"num_images": 0}
-    scores = _score(annotated, generated, grid)
+    scores = _score(annotated, generated)
     names = sorted({record.subset for record in annotated if record.subset is not None})
-    subsets = {
-        name: _score([record for record in annotated if record.subset == name], generated, grid) for name in names
-    }
+    subsets = {name: _score([record for record in annotated if record.subset == name], generated) for name in names}
     protocol = {"names": NAMES_PROTOCOL, "relations": RELATIONS_PROTOCOL, "attention": ATTENTION_PROTOCOL}
     return {"protocol": protocol, **scores, **({"subsets": subsets} if subsets else {})}
 
 
-def _score(
-    records: Sequence[Record], generated: Mapping[int, GeneratedCaptions], grid: tuple[int, int]
-) -> dict[str, Any]:
+def _score(records: Sequence[Record], generated: Mapping[int, GeneratedCaptions]) -> dict[str, Any]:
     names_correct = [names_correctly(generated[record.image_id].words, record.objects) for record in records]
     relation_counts = [count_relations(generated[record.image_id].words, record.objects) for record in records]
     num_relations = sum(total for _, total in relation_counts)
-    attention = _grounding_by_kind(records, generated, grid)
+    attention = _grounding_by_kind(records, generated)
     object_words = [scores for kind in attention.keys() - {"relation"} for scores in attention[kind]]
     return {
         "num_images": len(records),
@@ -127,18 +120,18 @@ def grounded_words(words: Sequence[str], objects: Sequence[AnnotatedObject]) -> 
 
 
 def _grounding_by_kind(
-    records: Sequence[Record], generated: Mapping[int, GeneratedCaptions], grid: tuple[int, int]
+    records: Sequence[Record], generated: Mapping[int, GeneratedCaptions]
 ) -> dict[str, list[_GroundingScores]]:
     """Score the attention of every grounded word, by kind of word."""
     scores: dict[str, list[_GroundingScores]] = defaultdict(list)
     for record in records:
         caption = generated[record.image_id]
         for word in grounded_words(caption.words, record.objects):
-            attention = caption.attention[word.position].reshape(grid)  # [H, W]
+            attention = caption.attention[word.position]  # [H, W]
             scores[word.kind].append(
                 _GroundingScores(
                     peak_in_box=float(grounding.peak_in_boxes(attention, word.boxes)),
-                    peak_by_chance=grounding.peak_by_chance(word.boxes, grid),
+                    peak_by_chance=grounding.peak_by_chance(word.boxes, attention.shape),
                     mass_in_box=grounding.mass_in_boxes(attention, word.boxes),
                     mass_by_chance=grounding.mass_by_chance(word.boxes),
                 )

@@ -165,7 +165,7 @@ def _verdict(scores: Mapping[str, Any]) -> str:
 
 def _common_protocol(protocol: Mapping[str, Sequence[str]]) -> list[str]:
     """Protocol lines that all scores share: tokenizer, number of references, and intervals."""
-    shared = [line for line in protocol["BLEU-1"] if line.startswith(("tokenizer: ", "references: "))]
+    shared = [line for line in protocol["BLEU-1"] if line.startswith(("tokenizer: ", "references per image: "))]
     return [*shared, *protocol["intervals"]]
 
 

@@ -127,7 +127,7 @@ def _protocol(metric: str, corpus: Corpus) -> tuple[str, ...]:
 
 
 def _signature(metric: str, corpus: Corpus) -> str:
-    fields = corpus.signature | _SIGNATURES[metric]
+    fields = {**corpus.signature, **_SIGNATURES[metric]}
     return "|".join([metric, *(f"{key}:{value}" for key, value in fields.items())])
 
 

@@ -33,7 +33,7 @@ class Corpus:
         """Protocol lines that all scores of this corpus share."""
         fewest, most = self._num_references
         count = str(fewest) if fewest == most else f"{fewest} to {most}"
-        return f"tokenizer: {self.tokenization.description}", f"references: {count} per image"
+        return f"tokenizer: {self.tokenization.description}", f"references per image: {count}"
 
     @property
     def signature(self) -> dict[str, str]:

@@ -41,7 +41,7 @@ def mass_in_boxes(attention: Attention, boxes: Sequence[Box]) -> float:
     return float((weights * _covered_fraction(boxes, weights.shape)).sum() / weights.sum())
 
 
-def peak_by_chance(boxes: Sequence[Box], grid: tuple[int, int]) -> float:
+def peak_by_chance(boxes: Sequence[Box], grid: tuple[int, ...]) -> float:
     """Compute the probability that a random region of an H x W grid has its center in a box."""
     return float(_centers_in_boxes(boxes, grid).mean())
 

@@ -9,7 +9,7 @@ from pipeline.metrics.java import UnavailableError, run_java
 PTB = Tokenization(
     tokenizer="ptb",
     version="3.4.1",
-    source=f"PTBTokenizer of Stanford CoreNLP in pycocoevalcap {installed_version('pycocoevalcap')}, as coco-caption",
+    source=f"Stanford CoreNLP's PTBTokenizer in pycocoevalcap {installed_version('pycocoevalcap')}",
     lowercase=True,
     punctuation="drop",
 )

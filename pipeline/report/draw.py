@@ -33,6 +33,5 @@ def draw(data: EvaluationData, params: EvaluateParams, folder: Path) -> None:
     (folder / "attention").mkdir(parents=True, exist_ok=True)
     for record in tqdm(sample, desc="evaluate: attention", unit="image"):
         caption = data.generated[record.image_id]
-        attention = caption.attention.reshape(-1, *data.grid)  # [T, h, w]
         image = read_image(data.inputs.images / record.file, IMAGE_SIZE)
-        attention_strip(image, caption.words, attention, folder / "attention" / f"{record.image_id}.png")
+        attention_strip(image, caption.words, caption.attention, folder / "attention" / f"{record.image_id}.png")

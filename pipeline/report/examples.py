@@ -88,7 +88,7 @@ def build_examples(data: EvaluationData, metrics: MetricTables, params: ReportPa
                 group=group,
                 image=_read_example_image(data.inputs.images / record.file, data.store.views[0]),
                 words=caption.words,
-                attention=caption.attention.reshape(-1, *data.grid),
+                attention=caption.attention,
                 references=record.captions,
                 scores={name: float(scores[rows[image_id]]) for name, scores in metrics.image_scores.items()},
                 boxes={word.position: word.boxes for word in grounded_words(caption.words, record.objects)},

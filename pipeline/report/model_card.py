@@ -35,7 +35,7 @@ their authors; torchvision's weights were trained on ImageNet, which is for rese
 def write_model_card(
     path: Path,
     config: ModelConfig,
-    history: Sequence[Mapping[str, float | None]],
+    history: Sequence[Mapping[str, float]],
     scores: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the card of a model. The same model gives the same bytes.
@@ -50,7 +50,7 @@ def write_model_card(
 
 
 def _lines(
-    config: ModelConfig, history: Sequence[Mapping[str, float | None]], scores: Mapping[str, Any] | None
+    config: ModelConfig, history: Sequence[Mapping[str, float]], scores: Mapping[str, Any] | None
 ) -> Iterator[str]:
     encoder, data = config.encoder, config.data
     yield _INTRODUCTION
@@ -73,7 +73,7 @@ def _lines(
     yield _LICENSES
 
 
-def _validation_lines(config: ModelConfig, history: Sequence[Mapping[str, float | None]]) -> Iterator[str]:
+def _validation_lines(config: ModelConfig, history: Sequence[Mapping[str, float]]) -> Iterator[str]:
     yield "## Validation scores\n"
     yield f"On {config.data.num_val_images:,} images that the decoder was not trained on."
     if config.selected_by != "last":
@@ -84,8 +84,7 @@ def _validation_lines(config: ModelConfig, history: Sequence[Mapping[str, float 
     yield "| --- | --- |"
     metrics = history[config.epoch - 1]
     for key, label in _VALIDATION_LABELS.items():
-        value = metrics[key]
-        yield f"| {label} | {'not measured' if value is None else f'{value:.4f}'} |"
+        yield f"| {label} | {metrics[key]:.4f} |"
 
 
 def _evaluation_lines(scores: Mapping[str, Any]) -> Iterator[str]:
