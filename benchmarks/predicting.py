@@ -63,7 +63,7 @@ def main(images: int = IMAGES, rounds: int = ROUNDS) -> None:
             for _ in range(rounds):
                 encode_seconds, generate_seconds = run_stages(model, records, folder, params)
                 start = time.perf_counter()
-                captioner = Captioner.load(model, device="cpu", threads=NUM_THREADS)
+                captioner = Captioner.load(model, device="cpu", num_threads=NUM_THREADS)
                 captioner.caption(files)
                 times.append((encode_seconds, generate_seconds, time.perf_counter() - start))
             encode_median, generate_median, predict_median = (median(column) for column in zip(*times, strict=True))

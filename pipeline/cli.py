@@ -113,8 +113,8 @@ def predict(
 ) -> None:
     """Caption images. Prints each caption with its confidence.
 
-    Search settings start from those recorded with the model, which its captions were generated with; options override
-    single ones. Exits with status 1 if an image cannot be read.
+    Search settings start from those recorded when the model's captions were generated; options override single
+    settings. Exits with status 1 if an image cannot be read.
     """
     from pipeline.prediction.captioner import Captioner
     from pipeline.prediction.inputs import find_inputs

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.training.loop import Intervals
-from tests.test_trainer import take_steps
 from tests.tiny_dataset import (
     EVERY_FEATURE,
     NO_DROPOUT,
     NUM_REGIONS,
     make_dataset,
     make_trainer,
+    take_steps,
     train_params,
     train_tiny,
 )

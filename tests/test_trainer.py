@@ -14,7 +14,6 @@ from pipeline.captions.vocabulary import PAD
 from pipeline.decoder.model_io import WEIGHTS_FILE, read_model
 from pipeline.errors import UserError
 from pipeline.training.train import CHECKPOINT_FILE
-from pipeline.training.trainer import Trainer
 from tests.tiny_dataset import (
     EVERY_FEATURE,
     NO_DROPOUT,
@@ -22,6 +21,7 @@ from tests.tiny_dataset import (
     make_dataset,
     make_trainer,
     read_files,
+    take_steps,
     train_params,
     train_tiny,
 )
@@ -44,18 +44,6 @@ def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def read_history(model: Path) -> list[dict[str, float]]:
     history: list[dict[str, float]] = json.loads((model / "history.json").read_text())
     return history
-
-
-def take_steps(trainer: Trainer, num_steps: int) -> None:
-    """Take some optimizer steps, across epochs, and save a checkpoint."""
-    while not trainer.is_finished:
-        for _ in trainer.train_epoch(lambda _: False):
-            num_steps -= 1
-            if num_steps == 0:
-                trainer.save_checkpoint()
-                return
-        trainer.end_epoch()
-        trainer.save_checkpoint()
 
 
 @pytest.mark.slow

@@ -133,6 +133,18 @@ def make_trainer(data: Path, folder: Path, params: TrainParams) -> Trainer:
     )
 
 
+def take_steps(trainer: Trainer, num_steps: int) -> None:
+    """Take some optimizer steps, across epochs, and save a checkpoint."""
+    while not trainer.is_finished:
+        for _ in trainer.train_epoch(lambda _: False):
+            num_steps -= 1
+            if num_steps == 0:
+                trainer.save_checkpoint()
+                return
+        trainer.end_epoch()
+        trainer.save_checkpoint()
+
+
 def paths_of(data: Path, folder: Path) -> TrainPaths:
     return TrainPaths(tokens=data / "tokens", features=data / "features", work=folder, live=folder / "live")
 

@@ -23,7 +23,7 @@ from pipeline.params import params_section
 S = TypeVar("S")
 
 _COMPACT_AT = 0.8
-"""Finished images leave the batch once at most this share of it is unfinished, since leaving copies the rest."""
+"""Finished images leave the batch once at most this share is unfinished, since removing them copies the others."""
 
 
 class StepFunction(Protocol[S]):
@@ -89,7 +89,9 @@ class SearchParams:
         if self.min_length > self.max_length:
             raise ValueError(f"min_length must be at most max_length ({self.max_length}), got {self.min_length}")
         if self.length_normalization == "none" and self.length_alpha:
-            raise ValueError(f"length_alpha must be 0 with length_normalization none, got {self.length_alpha}")
+            raise ValueError(
+                f"length_alpha must be 0 with length_normalization none, got {self.length_alpha}. Change one of them."
+            )
         if self.method == "sample":
             self._require({"beam_size": 1, "num_groups": 1}, "with method sample (n_best is the number of samples)")
         else:
@@ -195,9 +197,9 @@ def search(
             break
         unfinished = (~is_finished).nonzero().flatten()
         if len(unfinished) <= _COMPACT_AT * len(is_finished):
-            captions |= beams.select_images(is_finished.nonzero().flatten()).captions(params, words)
+            captions |= beams.select_images(is_finished.nonzero().flatten()).make_captions(params, words)
             beams, state = beams.select_images(unfinished), step_function.select_images(state, unfinished)
-    captions |= beams.captions(params, words)
+    captions |= beams.make_captions(params, words)
     return [captions[position] for position in range(len(image_ids))]
 
 
@@ -293,7 +295,7 @@ class _Beams:
             attention_steps=[(alpha[image_index], beams[image_index]) for alpha, beams in self.attention_steps],
         )
 
-    def captions(self, params: SearchParams, words: Sequence[str]) -> dict[int, list[Caption]]:
+    def make_captions(self, params: SearchParams, words: Sequence[str]) -> dict[int, list[Caption]]:
         """Return the result of each image by its position in the batch that the search started with."""
         scores = (self.total_log_probs.double() / params.length_divisor(self.lengths.double())).tolist()
         tokens, log_probs = self.tokens[..., 1:].tolist(), self.log_probs.tolist()

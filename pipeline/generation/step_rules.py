@@ -90,20 +90,21 @@ def _group_step(
 ) -> Continuations:
     """Choose the continuations of one group; `penalty` is [B, V] or None."""
     k = min(beam_size, log_probs.shape[-1])
-    gains, tokens = (log_probs if penalty is None else log_probs - penalty.unsqueeze(1)).topk(k, dim=-1)  # [B, K, k]
+    penalized = log_probs if penalty is None else log_probs - penalty.unsqueeze(1)  # [B, K, V]
+    scores, tokens = penalized.topk(k, dim=-1)  # [B, K, k]
     # A caption that has ended, or that no word may follow, continues as it is: with `<pad>`, at no cost.
-    final = ended | (gains[..., 0] == -torch.inf)  # [B, K]
-    gains.masked_fill_(final.unsqueeze(-1), -torch.inf)[..., 0].masked_fill_(final, 0.0)
+    final = ended | (scores[..., 0] == -torch.inf)  # [B, K]
+    scores.masked_fill_(final.unsqueeze(-1), -torch.inf)[..., 0].masked_fill_(final, 0.0)
     tokens.masked_fill_(final.unsqueeze(-1), PAD)
-    totals = (total_log_probs.unsqueeze(-1) + gains).flatten(1)  # [B, K * k]
-    chosen = totals.topk(min(beam_size, totals.shape[1]), dim=1).indices  # [B, K']
+    total_scores = (total_log_probs.unsqueeze(-1) + scores).flatten(1)  # [B, K * k]
+    chosen = total_scores.topk(min(beam_size, total_scores.shape[1]), dim=1).indices  # [B, K']
     beam_index = chosen // k
-    gains, tokens = gains.flatten(1).gather(1, chosen), tokens.flatten(1).gather(1, chosen)  # [B, K']
-    # With fewer continuations than `beam_size`, the other beams are dead.
-    tokens.masked_fill_(gains == -torch.inf, PAD)
+    scores, tokens = scores.flatten(1).gather(1, chosen), tokens.flatten(1).gather(1, chosen)  # [B, K']
+    # With fewer continuations than `beam_size`, the remaining beams have minus infinity.
+    tokens.masked_fill_(scores == -torch.inf, PAD)
     # [B, K'], without the penalty
     token_log_probs = log_probs.flatten(1).gather(1, beam_index * log_probs.shape[-1] + tokens)
-    return Continuations(beam_index, tokens, torch.where(tokens == PAD, gains, token_log_probs))
+    return Continuations(beam_index, tokens, torch.where(tokens == PAD, scores, token_log_probs))
 
 
 def sample_step(

@@ -92,7 +92,7 @@ class Captioner:
         encoder_weights: Path | str | None = None,
         download: bool = False,
         device: str = "auto",
-        threads: int | None = None,
+        num_threads: int | None = None,
     ) -> "Captioner":
         """Load a model folder, the encoder it was trained with, and the recorded search settings.
 
@@ -103,7 +103,7 @@ class Captioner:
                 it, or in torchvision's cache.
             download: Download torchvision's weights if they are missing.
             device: auto, cpu or cuda.
-            threads: Threads that read image files; None for one per processor.
+            num_threads: Threads that read image files; None for one per processor.
 
         Raises:
             UserError: A file is missing or damaged, or the files do not belong together.
@@ -123,7 +123,7 @@ class Captioner:
             models,
             for_inference(encoder, config.encoder.precision, False, torch_device),
             torch_device,
-            threads or os.cpu_count() or 1,
+            num_threads or os.cpu_count() or 1,
             find_search_settings(folder, config.fingerprint) or DEFAULT_SEARCH,
         )
 

@@ -4,7 +4,7 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Any
 
 import safetensors.torch
 from typing_extensions import TypedDict
@@ -60,11 +60,9 @@ def export(
 
 
 class _Protocols(TypedDict):
-    """What `scores.json` must hold besides the scores."""
+    """Protocol of each score in `scores.json`."""
 
     protocol: dict[str, list[str]]
-    intervals: NotRequired[dict[str, list[float]]]
-    signature: NotRequired[dict[str, list[str]]]
 
 
 def _read_scores(path: Path) -> Mapping[str, Any]:

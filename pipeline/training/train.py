@@ -1,4 +1,4 @@
-"""Stage `train`: from tokens and features to a finished model folder."""
+"""A training run in its work folder, from tokens and features to a finished model folder."""
 
 import logging
 import shutil

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal, cast
@@ -94,7 +94,7 @@ class StepMetrics:
     """Mean entropy of the attention weights, in nats; None if it was not computed."""
     num_batches: int
     num_captions: int
-    data_wait: float
+    data_wait: float = 0.0
     """Seconds that this process waited for the step's batches."""
 
 
@@ -194,7 +194,7 @@ class Trainer:
         The state between two steps can be saved as a checkpoint.
 
         Args:
-            log_entropy: Whether to compute the attention entropy of the step with this number.
+            log_entropy: Returns for a step's number, from 1, whether to compute its attention entropy.
 
         Raises:
             UserError: The loss or the gradient norm is not finite.
@@ -212,15 +212,15 @@ class Trainer:
             data_wait = time.monotonic() - start
             if not step_batches:
                 return
-            yield self.train_step(step_batches, log_entropy(self.steps_done + 1), data_wait)
+            metrics = self.train_step(step_batches, log_entropy(self.steps_done + 1))
+            yield replace(metrics, data_wait=data_wait)
 
-    def train_step(self, batches: Sequence[Batch], log_entropy: bool = False, data_wait: float = 0.0) -> StepMetrics:
+    def train_step(self, batches: Sequence[Batch], log_entropy: bool = False) -> StepMetrics:
         """Take one optimizer step.
 
         Args:
             batches: This process's share of the batches of the step.
             log_entropy: Whether to compute the attention entropy.
-            data_wait: Seconds spent waiting for the batches, for the metrics.
 
         Raises:
             UserError: The loss or the gradient norm is not finite.
@@ -254,16 +254,15 @@ class Trainer:
             attention_entropy=entropy / num_words if log_entropy else None,
             num_batches=len(batches),
             num_captions=int(num_captions),
-            data_wait=data_wait,
         )
 
     def _accumulate_gradients(
         self, batches: Sequence[Batch], tokens: Sequence[Tensor], counts: Tensor, log_entropy: bool
     ) -> Tensor:
-        """Add up the gradients of a step's batches.
+        """Compute the gradients of an optimizer step, summed over its batches.
 
         Returns:
-            Sums over this process's words, [3]: cross-entropy, loss as a share of the step's, attention entropy.
+            Sums over this process's batches, [3]: cross-entropy, share of the step's loss, attention entropy.
         """
         self.decoder.train()
         sums = torch.zeros(3, dtype=torch.float64, device=self._device)
@@ -283,7 +282,7 @@ class Trainer:
         return sums
 
     def _grad_sync(self, is_last: bool) -> AbstractContextManager[None]:
-        """Synchronize gradients between processes in the last backward pass of a step only."""
+        """Synchronize the gradients of all processes only in the last backward pass of a step."""
         if isinstance(self._model, DistributedDataParallel) and not is_last:
             return self._model.no_sync()
         return nullcontext()

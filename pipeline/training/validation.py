@@ -23,10 +23,6 @@ SelectBy = Literal["bleu4", "cider", "last"]
 class NonFiniteLossError(Exception):
     """The validation loss is NaN or infinite."""
 
-    def __init__(self, loss: float) -> None:
-        super().__init__(f"the validation loss is {loss}")
-        self.loss = loss
-
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationResult:
@@ -90,7 +86,7 @@ def validate(
     for batch in batches.in_order():
         result = evaluate_batch(decoder, batch, device)
         if not math.isfinite(result.loss):
-            raise NonFiniteLossError(result.loss)
+            raise NonFiniteLossError(f"the validation loss is {result.loss}")
         results.append(result)
         captions |= _greedy_captions(decoder, batch, vocabulary, max_length, device)
     teacher_forced = merge_results(results)
