@@ -57,7 +57,7 @@ def test_weights_are_found_below_a_folder_above_the_model(moved: Path, tiny: Tin
         Captioner.load(moved)
 
 
-def test_torchvision_weights_are_found_in_the_cache_and_not_downloaded_unasked(
+def test_torchvision_weights_are_found_in_the_cache_and_not_downloaded_by_default(
     moved: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
