@@ -11,8 +11,8 @@ without `<unk>`. The folder `--real` holds `flickr/images`, `flickr/captions.txt
 `flickr/splits.json` with file names by split, and the ResNet's `weights/resnet18-imagenet-to-layer3.pth`.
 
 ours: gridcap with the preset flickr8k, that encoder, the settings that the program prints, and those of `--set`. Up to
-20 training images of a fold are its validation split, and the vocabulary is that of the rest. `--models 3` trains an
-ensemble of three models with different seeds.
+20 training images of a fold are its validation split; its vocabulary is built from the remaining ones. `--models 3`
+trains an ensemble of three models with different seeds.
 textbook: `benchmarks.soft_attention`, trained on all images of the other folds; without length normalization.
 retrieval: `benchmarks.retrieval`, from all images of the other folds.
 

@@ -19,7 +19,7 @@ def setup_device(name: str) -> torch.device:
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    # Filling every new tensor with NaN helps to debug reads of uninitialized memory, but takes a third of training time.
+    # Filling every new tensor with NaN helps to debug reads of uninitialized memory, but takes a third of the time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False

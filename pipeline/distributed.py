@@ -71,8 +71,8 @@ def init_processes() -> Iterator[Processes]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield SINGLE_PROCESS
         return
-    # DistributedDataParallel imports this module, which keeps the process group that exists at that time. Imported after
-    # init_process_group, it would keep a group that is never destroyed, and a gloo thread that is alive when the
+    # DistributedDataParallel imports this module, which keeps the process group that exists at that time. Imported
+    # after init_process_group, it would keep a group that is never destroyed, and a gloo thread that is alive when the
     # interpreter exits aborts the process.
     importlib.import_module("torch.distributed.nn.functional")
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"

@@ -31,15 +31,15 @@ def main(
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch under teacher forcing.")] = 64,
 ) -> None:
     """Score the generated captions of a split, analyze them, draw figures and write the report."""
-    settings = load(params, "evaluate", EvaluateParams)
+    settings, torch_device = load(params, "evaluate", EvaluateParams), setup_device(device)
     split: Split = load_key(params, "generate.split", Split)
-    images: Path = load_key(params, "dataset.root", Path) / load_key(params, "dataset.images", str)
+    image_dir: Path = load_key(params, "dataset.root", Path) / load_key(params, "dataset.images", str)
     inputs = EvaluateInputs(
-        prepared=prepared, images=images, tokens=tokens, features=features, model=model, generated=generated
+        prepared=prepared, image_dir=image_dir, tokens=tokens, features=features, model=model, generated=generated
     )
     data = read_inputs(inputs, split)
     scores = score(data, settings, metrics)
-    analysis = analyze(data, scores.corpus, settings, metrics, setup_device(device), batch_size)
+    analysis = analyze(data, scores.corpus, settings, metrics, torch_device, batch_size)
     with fresh_folder(plots) as folder:
         draw(data, settings, folder)
         write_report(report, build_report(data, scores, analysis, settings, read_yaml(params)))

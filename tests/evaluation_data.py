@@ -34,7 +34,9 @@ def make_caption(words: tuple[str, ...], attention: np.ndarray) -> Caption:
     )
 
 
-def make_data(folder: Path, images: Path, records: list[Record], caption: str, view: str = "whole") -> EvaluationData:
+def make_data(
+    folder: Path, image_dir: Path, records: list[Record], caption: str, view: str = "whole"
+) -> EvaluationData:
     """Evaluation data in which every image has the same caption; without tokens and model, which need a training."""
     words = tuple(caption.split())
     best = make_caption(words, peaked_attention(*((index, index) for index in range(len(words)))))
@@ -56,7 +58,7 @@ def make_data(folder: Path, images: Path, records: list[Record], caption: str, v
         "model": None,
         "history": [{"epoch": 1, "val_loss": 3.0, "val_cider": None}, {"epoch": 2, "val_loss": 2.5, "val_cider": 0.5}],
         "inputs": EvaluateInputs(
-            prepared=folder, images=images, tokens=folder, features=folder, model=folder, generated=folder
+            prepared=folder, image_dir=image_dir, tokens=folder, features=folder, model=folder, generated=folder
         ),
     }
     return EvaluationData(**values)

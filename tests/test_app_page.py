@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -25,6 +25,7 @@ from pipeline.decoder.model_io import ModelConfig, TrainingData, write_model
 from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
 from pipeline.features.encoder import STRIDES, Architecture, GridEncoder, Layer, weights_digest
 from pipeline.features.store import EncoderSpec
+from pipeline.generation.search_settings import write_search_settings
 from pipeline.params import load_key
 from pipeline.prediction.captioner import DEFAULT_SEARCH
 from tests.image_files import encode_image, encode_jpeg, png_bomb, red_blue_image
@@ -135,6 +136,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         write_random_model(folder / "markup", "resnet18", "layer3", 128, MARKUP),
         write_random_model(folder / "slow", "resnet18", "layer4", 2048, WORDS),
     ]
+    write_search_settings(folder / "markup", replace(DEFAULT_SEARCH, beam_size=3), "random")
     with serve_app(tmp_path_factory.mktemp("served"), *models) as server:
         yield server
 
@@ -331,6 +333,17 @@ def test_two_models_are_compared_and_captions_are_text(open_page: Callable[..., 
     assert set(page.locator(".caption").nth(1).inner_text().split()) <= set(MARKUP)
     assert page.locator(".caption b, .caption img, li b, li img").count() == 0
     assert page.title() == "gridcap"
+
+
+def test_controls_start_from_the_recorded_settings_of_the_model(open_page: Callable[..., "Page"]) -> None:
+    page = open_page()
+    first_caption(page)
+    slider = page.get_by_role("slider", name="Beam size")
+    assert slider.input_value() == str(DEFAULT_SEARCH.beam_size)
+    page.get_by_role("combobox", name="Model").click()
+    page.get_by_role("option", name="markup").click()
+    wait_until(lambda: slider.input_value() == "3", "the slider shows the recorded beam size")
+    wait_until(lambda: page.locator(".alternatives li").count() == 2, "the recorded beam size is used")
 
 
 def test_unreadable_image_is_reported_and_the_next_image_captioned(open_page: Callable[..., "Page"]) -> None:

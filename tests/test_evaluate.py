@@ -78,7 +78,7 @@ def inputs(tiny: Tiny, tmp_path: Path) -> EvaluateInputs:
     write_generated(tmp_path / "generated", captions)
     return EvaluateInputs(
         prepared=tmp_path / "prepared",
-        images=tiny.images,
+        image_dir=tiny.images,
         tokens=tiny.folder / "tokens",
         features=tiny.features,
         model=tiny.model,

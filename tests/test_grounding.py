@@ -6,7 +6,7 @@ from hypothesis.extra import numpy as arrays
 
 from pipeline.metrics.grounding import mass_by_chance, mass_in_boxes, peak_by_chance, peak_in_boxes
 
-WHOLE = (0.0, 0.0, 1.0, 1.0)
+FULL_IMAGE = (0.0, 0.0, 1.0, 1.0)
 # [2, 4]; the peak is in row 1, column 2, whose center is at x = 0.625, y = 0.75.
 ATTENTION = np.array([[0.1, 0.1, 0.1, 0.0], [0.0, 0.2, 0.4, 0.1]])
 
@@ -14,7 +14,7 @@ ATTENTION = np.array([[0.1, 0.1, 0.1, 0.0], [0.0, 0.2, 0.4, 0.1]])
 @pytest.mark.parametrize(
     ("box", "expected"),
     [
-        (WHOLE, True),
+        (FULL_IMAGE, True),
         ((0.5, 0.5, 0.25, 0.5), True),
         ((0.6, 0.7, 0.05, 0.1), True),
         ((0.0, 0.0, 1.0, 0.5), False),
@@ -35,7 +35,7 @@ def test_the_first_of_equal_peaks_counts():
 @pytest.mark.parametrize(
     ("box", "expected"),
     [
-        (WHOLE, 1.0),
+        (FULL_IMAGE, 1.0),
         ((0.5, 0.5, 0.25, 0.5), 0.4),
         ((0.5, 0.5, 0.125, 0.5), 0.2),
         ((0.625, 0.75, 0.25, 0.25), (0.4 + 0.1) / 4),
@@ -51,7 +51,7 @@ def test_mass_in_box(box, expected):
 @pytest.mark.parametrize(
     ("box", "grid", "expected"),
     [
-        (WHOLE, (7, 7), 1.0),
+        (FULL_IMAGE, (7, 7), 1.0),
         ((0.0, 0.0, 0.5, 0.5), (14, 14), 0.25),
         ((0.0, 0.0, 0.5, 1.0), (2, 3), 1 / 3),
         ((0.3, 0.3, 0.1, 0.1), (2, 2), 0.0),
@@ -106,4 +106,4 @@ def test_mass_of_a_partition_sums_to_one(attention, x, y):
 @pytest.mark.parametrize("score", [mass_in_boxes, peak_in_boxes])
 def test_invalid_attention_is_rejected(score, attention):
     with pytest.raises(ValueError, match="must be a 2-D array of weights"):
-        score(attention, [WHOLE])
+        score(attention, [FULL_IMAGE])

@@ -1,4 +1,5 @@
 import hashlib
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -171,6 +172,14 @@ def test_a_url_is_found_by_file_name():
 
     assert pretrained_url(weights.url.rsplit("/", 1)[-1]) == weights.url
     assert pretrained_url("encoder.safetensors") is None
+
+
+@pytest.mark.parametrize("page", ["docs/encoding.md", "data/weights/README.md"])
+def test_pages_name_files_of_torchvision(page):
+    file_names = re.findall(r"resnet\d+-[0-9a-f]{8}\.pth", (ROOT / page).read_text())
+
+    assert file_names
+    assert all(pretrained_url(file_name) for file_name in file_names)
 
 
 @pytest.mark.parametrize("preset", ["flickr8k", "coco"])

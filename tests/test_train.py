@@ -271,8 +271,8 @@ def test_a_damaged_finished_model_is_trained_again(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL.is_dir(), reason="the photographs of ../shared/real are absent")
-def test_twenty_photographs_can_be_memorized(tmp_path: Path) -> None:
+@pytest.mark.skipif(not REAL.is_dir(), reason="../shared/real is absent")
+def test_twenty_real_images_can_be_memorized(tmp_path: Path) -> None:
     # One caption per image: several captions of one image cannot all be predicted.
     with (REAL / "flickr" / "captions.txt").open(newline="") as file:
         first = {row["image"]: row["caption"] for row in reversed(list(csv.DictReader(file)))}

@@ -49,12 +49,15 @@ def run(trainer: Trainer, data: Path, captions: CaptionTokens, batch_size: int =
 def test_scores_equal_those_of_pycocoevalcap(trainer: Trainer, data: Path, captions: CaptionTokens) -> None:
     result = run(trainer, data, captions)
     generated = {image_id: [" ".join(words)] for image_id, words in result.captions.items()}
-    expected = {image_id: [" ".join(words) for words in own] for image_id, own in references(captions).items()}
+    expected = {
+        image_id: [" ".join(words) for words in image_captions]
+        for image_id, image_captions in references(captions).items()
+    }
     assert len(generated) == NUM_VAL
     assert len({caption for (caption,) in generated.values()}) > 1
     assert result.bleu4 == pytest.approx(Bleu(4).compute_score(expected, generated, verbose=0)[0][3], abs=1e-9)
     assert result.cider == pytest.approx(Cider().compute_score(expected, generated)[0], abs=1e-9)
-    assert result.cider > 0
+    assert min(result.bleu4, result.cider) > 0.1  # so that the comparison is not trivial
 
 
 def test_loss_and_accuracy_are_those_of_teacher_forcing(trainer: Trainer, data: Path, captions: CaptionTokens) -> None:

@@ -17,15 +17,15 @@ from pipeline.generation.caption import Caption
 from pipeline.report.overlay import attention_levels, encode_levels, overlay_css, overlay_js
 
 
-def _declare(name: str, css: str = "", js: str = "") -> Callable[..., Any]:
-    """Declare the component of the files `name`.html, .css and .js; `css` and `js` are put before its own."""
-    own_html, own_css, own_js = (
+def _declare(name: str, shared_css: str = "", shared_js: str = "") -> Callable[..., Any]:
+    """Declare the component of the files `name`.html, .css and .js; shared code is inserted before theirs."""
+    html, css, js = (
         Path(__file__).with_name(f"{name}.{suffix}").read_text("utf-8") for suffix in ("html", "css", "js")
     )
-    return st.components.v2.component(f"gridcap.{name}", html=own_html, css=css + own_css, js=js + own_js)
+    return st.components.v2.component(f"gridcap.{name}", html=html, css=shared_css + css, js=shared_js + js)
 
 
-_caption_viewer = _declare("caption_viewer", css=overlay_css(), js=overlay_js())
+_caption_viewer = _declare("caption_viewer", overlay_css(), overlay_js())
 _image_picker = _declare("image_picker")
 
 

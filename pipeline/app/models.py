@@ -28,6 +28,6 @@ def load_captioner(folder: Path) -> Captioner:
 @st.cache_resource(max_entries=MAX_LOADED, show_spinner=False)
 def _load_cached(folder: Path, modified_ns: tuple[int | None, ...]) -> Captioner:
     captioner = Captioner.load(folder, device=os.environ.get("GRIDCAP_DEVICE", "auto"))
-    # PyTorch sets up each thread at its first image, so caption one in the worker thread.
+    # The first image of a thread is slow, since PyTorch initializes per thread: warm up the worker thread.
     work_queue().submit(lambda: captioner.caption([Image.new("RGB", (64, 64))])).result()
     return captioner

@@ -16,7 +16,7 @@ from pydantic import Field
 from pipeline.artifacts import write_atomically, write_json
 from pipeline.captions.records import Record, Split, read_records
 from pipeline.captions.tokens import TOKENS_FILE, CaptionTokens, read_tokenization, read_tokens, references
-from pipeline.captions.vocabulary import SPECIALS, Vocabulary
+from pipeline.captions.vocabulary import SPECIALS
 from pipeline.decoder.model_io import TrainedModel, read_history, read_model
 from pipeline.errors import UserError
 from pipeline.evaluation.agreement import human_agreement
@@ -80,7 +80,7 @@ class EvaluateInputs:
 
     prepared: Path
     """Folder of records, from `prepare`."""
-    images: Path
+    image_dir: Path
     """Image folder of the dataset."""
     tokens: Path
     """Folder of tokens, from `tokenize`."""
@@ -146,7 +146,7 @@ def read_inputs(inputs: EvaluateInputs, split: Split) -> EvaluationData:
     data = EvaluationData(
         split=split,
         records=read_records(inputs.prepared, split),
-        generated={captions.image_id: captions for captions in read_captions(inputs.generated)},
+        generated={image.image_id: image for image in read_captions(inputs.generated)},
         captions=read_tokens(inputs.tokens / TOKENS_FILE, split),
         train_captions=read_tokens(inputs.tokens / TOKENS_FILE, "train"),
         store=FeatureStore(inputs.features, fingerprint=model.config.encoder_fingerprint),
@@ -164,35 +164,42 @@ def read_inputs(inputs: EvaluateInputs, split: Split) -> EvaluationData:
     return data
 
 
-def score(data: EvaluationData, params: EvaluateParams, metrics: Path) -> Scores:
-    """Score the generated captions; write `scores.json` and `images.jsonl`, one line per image, into `metrics`.
+def score(data: EvaluationData, params: EvaluateParams, folder: Path) -> Scores:
+    """Score the generated captions.
+
+    Writes `scores.json` and `images.jsonl`, which has one line per image.
+
+    Args:
+        data: Artifacts of the split.
+        params: Settings of the evaluation.
+        folder: Output folder.
 
     Raises:
         UserError: The tokenizer is `ptb`, and Java is missing or fails.
     """
     corpus = _build_corpus(data, params.tokenizer)
-    tables = compute_metrics(corpus, params.meteor, params.spice)
-    summary = summarize_scores(tables, _subsets(data.records), params.resampling)
-    write_json(metrics / "scores.json", summary)
+    metrics = compute_metrics(corpus, params.meteor, params.spice)
+    summary = summarize_scores(metrics, _subsets(data.records), params.resampling)
+    write_json(folder / "scores.json", summary)
     rows = [
-        {**row, "caption": " ".join(data.generated[int(row["image_id"])].words)} for row in per_image_scores(tables)
+        {**row, "caption": " ".join(data.generated[int(row["image_id"])].words)} for row in per_image_scores(metrics)
     ]
-    write_atomically(metrics / "images.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return Scores(corpus=corpus, metrics=tables, summary=summary)
+    write_atomically(folder / "images.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return Scores(corpus=corpus, metrics=metrics, summary=summary)
 
 
 def analyze(
-    data: EvaluationData, corpus: Corpus, params: EvaluateParams, metrics: Path, device: torch.device, batch_size: int
+    data: EvaluationData, corpus: Corpus, params: EvaluateParams, folder: Path, device: torch.device, batch_size: int
 ) -> Analysis:
     """Analyze the captions and the decoder, beyond scores.
 
-    Writes `captions.json` (diversity and human agreement), `teacher_forcing.json` and `scenes.json` into `metrics`.
+    Writes `captions.json` (diversity and human agreement), `teacher_forcing.json` and `scenes.json`.
 
     Args:
         data: Artifacts of the split.
         corpus: Tokenized captions and references, from `score`.
         params: Settings of the evaluation.
-        metrics: Output folder.
+        folder: Output folder.
         device: Device of the decoder.
         batch_size: Images per batch of the decoder.
     """
@@ -200,12 +207,12 @@ def analyze(
         "diversity": _diversity(data),
         "human_agreement": human_agreement(corpus, params.meteor and params.human_meteor, params.resampling),
     }
-    write_json(metrics / "captions.json", captions)
+    write_json(folder / "captions.json", captions)
     batches = CaptionBatches(data.captions, data.store, batch_size)
     teacher_forcing = _teacher_forcing(data.model, batches, device)
-    write_json(metrics / "teacher_forcing.json", teacher_forcing)
+    write_json(folder / "teacher_forcing.json", teacher_forcing)
     scenes = score_scenes(data.records, data.generated)
-    write_json(metrics / "scenes.json", scenes)
+    write_json(folder / "scenes.json", scenes)
     return Analysis(captions=captions, teacher_forcing=teacher_forcing, scenes=scenes)
 
 
@@ -234,7 +241,7 @@ def _subsets(records: Sequence[Record]) -> dict[str, list[int]]:
 
 
 def _diversity(data: EvaluationData) -> dict[str, Any]:
-    vocabulary = _vocabulary_words(data.model.vocabulary)
+    vocabulary = set(data.model.vocabulary.words[len(SPECIALS) :])
     train_captions = {tuple(caption.split(" ")) for caption in data.train_captions.captions}
     first_references = [captions[0] for captions in references(data.captions).values()]
     return {
@@ -242,10 +249,6 @@ def _diversity(data: EvaluationData) -> dict[str, Any]:
         "reference": diversity(first_references, vocabulary, train_captions),
         "protocol": list(DIVERSITY_PROTOCOL),
     }
-
-
-def _vocabulary_words(vocabulary: Vocabulary) -> set[str]:
-    return set(vocabulary.words[len(SPECIALS) :])
 
 
 def _teacher_forcing(model: TrainedModel, batches: CaptionBatches, device: torch.device) -> dict[str, Any]:

@@ -33,5 +33,5 @@ def draw(data: EvaluationData, params: EvaluateParams, folder: Path) -> None:
     (folder / "attention").mkdir(parents=True, exist_ok=True)
     for record in tqdm(sample, desc="evaluate: attention", unit="image"):
         caption = data.generated[record.image_id]
-        image = read_image(data.inputs.images / record.file, IMAGE_SIZE)
+        image = read_image(data.inputs.image_dir / record.file, IMAGE_SIZE)
         attention_strip(image, caption.words, caption.attention, folder / "attention" / f"{record.image_id}.png")

@@ -86,7 +86,7 @@ def build_examples(data: EvaluationData, metrics: MetricTables, params: ReportPa
             Example(
                 image_id=image_id,
                 group=group,
-                image=_read_example_image(data.inputs.images / record.file, data.store.views[0]),
+                image=_read_example_image(data.inputs.image_dir / record.file, data.store.views[0]),
                 words=caption.words,
                 attention=caption.attention,
                 references=record.captions,

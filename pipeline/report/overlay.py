@@ -1,7 +1,7 @@
-"""Attention overlay: how the report, the app and the plots show which part of an image a word attends to.
+"""Attention overlay: how the report, the app and the plots show where the decoder attends for a word.
 
-Where a word attends, the image keeps its colors and glows; elsewhere it is gray and dimmed. `page/overlay.js` and
-`page/overlay.css` draw the overlay in the browser, for the report and the app.
+There the image keeps its colors and glows; elsewhere it is gray and dimmed. `page/overlay.js` and `page/overlay.css`
+draw the overlay in the browser, for the report and the app; `figures.py` draws it in attention plots.
 
 Shapes: `T` words, `H` x `W` regions of the grid.
 """

@@ -233,10 +233,9 @@ class _QuantizedBlock:
             kernel = kernel.concat_inputs(Kernel.fold(convolution, norm))
             scale = torch.cat([scale, input_scale])
         self._last = QuantizedConvolution(kernel, 1, int(last.padding[0]), scale, output_scale)
-        if output_scale is None:
-            self._dequantize_scale, self._scale_ratio = input_scale.float()[:, None, None], 1.0
-        else:
-            self._dequantize_scale, self._scale_ratio = None, float(input_scale[0] / output_scale[0])
+        # A float32 output needs a float32 residual.
+        self._residual_scale = input_scale.float()[:, None, None] if output_scale is None else None  # [I, 1, 1]
+        self._scale_ratio = 1.0 if output_scale is None else float(input_scale[0] / output_scale[0])
 
     def __call__(self, residual: Tensor) -> Tensor:
         """Map uint8 [B, I, H, W] to uint8 or float32 [B, O, H / stride, W / stride]. May overwrite the input."""
@@ -246,8 +245,8 @@ class _QuantizedBlock:
         if self._shortcut_stride:
             shortcut = residual[:, :, :: self._shortcut_stride, :: self._shortcut_stride]
             return self._last(torch.cat([activations, shortcut], 1))
-        if self._dequantize_scale is not None:
-            residual = residual * self._dequantize_scale
+        if self._residual_scale is not None:
+            residual = residual * self._residual_scale
         return self._last.add_to_residual(residual, self._scale_ratio, activations)
 
 

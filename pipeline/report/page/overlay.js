@@ -1,5 +1,5 @@
-// The attention overlay of the report and the app. While a word is active, its image is gray and dimmed, except where
-// the word attends: there it keeps its colors and glows.
+// The attention overlay of the report and the app. While a word of a caption is active, the image keeps its colors and
+// glows where the decoder attends for that word; elsewhere it is gray and dimmed.
 //
 // pipeline/report/overlay.py puts the constants DIMMED_BRIGHTNESS and GLOW before this script.
 

@@ -1,4 +1,4 @@
-// Each card shows an image, and the words of its caption show where they attend.
+// Each card shows an image and its caption. While a word is active, the overlay shows where the decoder attends.
 
 for (const card of document.querySelectorAll(".card")) showAttention(card);
 
