@@ -1,6 +1,8 @@
 """Scores of a small corpus with intervals, subsets, protocols and signatures."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -139,6 +141,19 @@ def test_scores_of_each_image() -> None:
     assert [row["image_id"] for row in rows] == [2, 4, 7, 9]
     assert set(rows[0]) == {"image_id", "ROUGE-L", "CIDEr-D", "CIDEr"}
     assert np.mean([row["ROUGE-L"] for row in rows]) == pytest.approx(metrics.score("ROUGE-L"), abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("imports", "absent"),
+    [
+        ("pipeline.metrics.caption_scores, pipeline.metrics.tokenizers", "pycocoevalcap"),
+        ("pipeline.metrics.bleu, pipeline.metrics.cider", "pipeline.metrics.java"),  # what training imports
+    ],
+)
+def test_metrics_import_without_java_wrappers(imports: str, absent: str) -> None:
+    program = f"import sys, {imports}; sys.exit({absent!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 @given(st.lists(images, min_size=1, max_size=4), st.randoms())

@@ -57,7 +57,7 @@ def run_java(name: str, arguments: Sequence[str], text: str, timeout: float) -> 
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise UnavailableError(f"{name} did not finish within {timeout:g} s. Run again on a faster machine.") from None
+        raise UnavailableError(f"{name} did not finish within {timeout:g} s.") from None
     except OSError as error:
         raise UnavailableError(f"{name} cannot start: {error}. Check the Java runtime.") from None
     if process.returncode != 0:

@@ -21,7 +21,7 @@ _INTRODUCTION = """\
 
 An image captioner trained with gridcap: an LSTM decoder with attention over image regions, after Show, Attend and Tell
 (Xu et al. 2015), on the features of a frozen ResNet. It is meant for images like those it was trained on. On other
-images its captions are wrong, and its confidence does not show it.
+images its captions are often wrong, and its confidence does not show it.
 """
 _LICENSES = """
 ## Licenses
