@@ -1,8 +1,8 @@
 """Scores and speed of search settings: the tables of docs/search.md.
 
 Captions every image of a split with the trained model of a run, once for each setting, and scores the captions. A run
-is a folder with `tokens`, `features` and `model`, such as `data` after `dvc repro`. Images per second include reading
-the features; the settings take turns in each round, and the median over rounds counts.
+is a folder with `tokens`, `features`, `model` and optionally `ensemble`, such as `data` after `dvc repro`. Images per
+second include reading the features; the settings take turns in each round, and the median over rounds counts.
 """
 
 import argparse
@@ -85,7 +85,8 @@ def main(flags: Sequence[str] | None = None) -> None:
 
 def table(run: Path, split: Split, rounds: int, device: torch.device) -> Iterator[str]:
     """Yield the lines of one run's table."""
-    models = read_models(run / "model", run / "ensemble")
+    ensemble = run / "ensemble"
+    models = read_models(run / "model", ensemble if ensemble.is_dir() else None)
     store = FeatureStore(run / "features", fingerprint=models[0].config.encoder_fingerprint)
     image_references = references(read_tokens(run / "tokens" / TOKENS_FILE, split))
     rows = measure(models, store, image_references, rounds, device)

@@ -57,7 +57,7 @@ def test_weights_are_found_below_a_folder_above_the_model(moved: Path, tiny: Tin
         Captioner.load(moved)
 
 
-def test_torchvision_weights_are_found_in_the_cache_and_not_downloaded_unasked(
+def test_torchvision_weights_are_found_in_the_cache_and_not_downloaded_by_default(
     moved: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
@@ -71,6 +71,21 @@ def test_torchvision_weights_are_found_in_the_cache_and_not_downloaded_unasked(
     checkpoints.mkdir(parents=True)
     torch.save(load_file(tiny.weights), checkpoints / TORCHVISION_FILE)
     assert names_red(Captioner.load(moved))
+
+
+def test_torchvision_weights_are_downloaded_if_allowed(
+    moved: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record_provenance(moved, "images", f"data/weights/{TORCHVISION_FILE}")
+    urls = []
+
+    def fetch(url: str) -> Path:
+        urls.append(url)
+        return tiny.weights
+
+    monkeypatch.setattr("pipeline.prediction.encoder_weights.fetch", fetch)
+    assert names_red(Captioner.load(moved, download=True))
+    assert [url.rpartition("/")[2] for url in urls] == [TORCHVISION_FILE]
 
 
 def test_named_weights_must_be_the_right_ones(moved: Path, tiny: Tiny, tmp_path: Path) -> None:

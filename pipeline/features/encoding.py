@@ -209,7 +209,7 @@ class _EncodeJob:
         self._processes = processes
 
     def run(self, records: Sequence[Record], image_dir: Path, out: Path) -> EncodeResult:
-        """Encode missing rows, log the run, and publish unless an image failed."""
+        """Encode the missing rows, and publish the store unless an image failed."""
         start = time.monotonic()
         records = sorted(records, key=lambda record: record.image_id)
         shards = self._processes.broadcast(intact_shards(self._folder) if self._processes.is_main else [])
@@ -220,12 +220,9 @@ class _EncodeJob:
         if self._processes.is_main:
             logger.info("%s: %d of %d images are already encoded", STAGE, num_reused, len(records))
         new_shards, faults = self._encode_plan(plan)
-        new_keys = {key for shard in new_shards for key in shard.keys}
         needed_keys = {(digest, view) for digest in image_digests.values() for view in self._views}
         counts = EncodeCounts(
-            encoded=sum(
-                all((image.sha256, view) in new_keys for view in image.views) for images in plan for image in images
-            ),
+            encoded=_count_encoded(plan, new_shards),
             reused=num_reused,
             removed=len(stored_keys - needed_keys),
             failed=len(faults),
@@ -233,12 +230,12 @@ class _EncodeJob:
         used_shards = [shard for shard in [*shards, *new_shards] if not needed_keys.isdisjoint(shard.keys)]
         used_shards.sort(key=lambda shard: shard.path.name)
         if self._processes.is_main:
-            self._log_run(counts, time.monotonic() - start)
+            self._append_to_runs(counts, time.monotonic() - start)
             if not faults:
                 self._publish(used_shards, image_digests, out)
                 logger.info("%s: %s", STAGE, counts)
         if faults:
-            raise UserError(_describe_faults(faults, counts))
+            raise UserError(_describe_faults(faults, len(records), counts))
         return EncodeResult(
             counts=counts,
             num_images=len(records),
@@ -313,8 +310,8 @@ class _EncodeJob:
             return [decoders.submit(_decode, image, self._spec.image_size) for image in images]
 
         shards, faults = [], []
-        waiting = iter(plan)
-        decoding = deque(decode(images) for images in islice(waiting, _PREFETCHED_SHARDS))
+        remaining = iter(plan)
+        decoding = deque(decode(images) for images in islice(remaining, _PREFETCHED_SHARDS))
         while decoding:
             results = [future.result() for future in decoding.popleft()]
             images = [result for result in results if isinstance(result, _DecodedImage)]
@@ -322,7 +319,7 @@ class _EncodeJob:
             faults += shard_faults
             grids = None if shard_faults else self._encode_images(images, encoders, progress)
             # Decoding goes on while the shard is written.
-            decoding.extend(decode(images) for images in islice(waiting, 1))
+            decoding.extend(decode(images) for images in islice(remaining, 1))
             if grids is not None:
                 shards.append(self._write_shard(images, grids))
         return shards, faults
@@ -356,7 +353,7 @@ class _EncodeJob:
         write_index(staged, self._spec, self._views, shards, image_digests)
         publish(staged, out)
 
-    def _log_run(self, counts: EncodeCounts, seconds: float) -> None:
+    def _append_to_runs(self, counts: EncodeCounts, seconds: float) -> None:
         line = {
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
             "fingerprint": self._spec.fingerprint,
@@ -394,11 +391,18 @@ def _decode(image: _PlannedImage, size: int) -> _DecodedImage | UserError:
         return error
 
 
-def _describe_faults(faults: Sequence[str], counts: EncodeCounts) -> str:
-    num_hidden = len(faults) - _MAX_LISTED_FAULTS
+def _count_encoded(plan: Sequence[Sequence[_PlannedImage]], shards: Sequence[Shard]) -> int:
+    """Count the planned images all of whose rows are in the new shards."""
+    keys = {key for shard in shards for key in shard.keys}
+    return sum(all((image.sha256, view) in keys for view in image.views) for images in plan for image in images)
+
+
+def _describe_faults(faults: Sequence[str], num_images: int, counts: EncodeCounts) -> str:
+    num_unlisted = len(faults) - _MAX_LISTED_FAULTS
     lines = [
-        f"Images that cannot be encoded: {len(faults)}. Nothing is published. Finished shards are kept ({counts}).",
-        *faults[:_MAX_LISTED_FAULTS],
-        *([f"and {num_hidden} more"] if num_hidden > 0 else []),
+        f"{len(faults)} of {num_images} images cannot be encoded:",
+        *(f"  {fault}" for fault in faults[:_MAX_LISTED_FAULTS]),
+        *([f"  and {num_unlisted} more"] if num_unlisted > 0 else []),
+        f"Nothing is published. Finished shards are kept ({counts}).",
     ]
-    return "\n  ".join(lines)
+    return "\n".join(lines)

@@ -32,7 +32,7 @@ def download_weights(name: str, folder: Path) -> Path:
         The path of the file, whose bytes match the digest in its name.
 
     Raises:
-        UserError: torchvision has no such weights, or the file cannot be downloaded or written.
+        UserError: torchvision has no such weights, or the file cannot be downloaded.
     """
     url = _weights(name).url
     path = folder / _file_name(url)

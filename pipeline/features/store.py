@@ -229,7 +229,7 @@ class FeatureStore:
     A store can be pickled, inherited across fork and used from several threads: each process opens the shards itself.
     """
 
-    def __init__(self, folder: Path, fingerprint: str | None = None) -> None:
+    def __init__(self, folder: Path | str, fingerprint: str | None = None) -> None:
         """Read the index.
 
         Args:
@@ -239,11 +239,11 @@ class FeatureStore:
         Raises:
             UserError: The index is missing, damaged, of another schema version, or has another fingerprint.
         """
-        self._folder = folder
-        self._index = read_json(folder / INDEX_FILE, _Index, _REMEDY, SCHEMA)
+        self._folder = Path(folder)
+        self._index = read_json(self._folder / INDEX_FILE, _Index, _REMEDY, SCHEMA)
         if fingerprint not in (None, self.fingerprint):
             raise UserError(
-                f"{folder / INDEX_FILE}: has features of encoder fingerprint {self.fingerprint}, expected"
+                f"{self._folder / INDEX_FILE}: has features of encoder fingerprint {self.fingerprint}, expected"
                 f" {fingerprint}. Restore section encode of params.yaml and run `dvc repro encode`, or train again."
             )
         self._init_process_state()
@@ -370,9 +370,9 @@ class FeatureStore:
 
     def _open_shard(self, path: Path) -> _OpenShard:
         with open_artifact(path, SCHEMA, _REMEDY) as file:
-            found = file.attrs["fingerprint"]
-            if found != self.fingerprint:
-                raise UserError(f"{path}: has encoder fingerprint {found}, expected {self.fingerprint}. {_REMEDY}")
+            actual = file.attrs["fingerprint"]
+            if actual != self.fingerprint:
+                raise UserError(f"{path}: has encoder fingerprint {actual}, expected {self.fingerprint}. {_REMEDY}")
             grid = file["grid"]
             offset = grid.id.get_offset()
             if grid.shape[1:] != self.grid_shape or grid.dtype != np.dtype("<f2") or offset is None:

@@ -23,7 +23,7 @@ from pipeline.features.images import Pixels, View, read_image_file, read_views
 from pipeline.features.store import FeatureStore, Grids
 
 MAX_SAMPLED_IMAGES = 200
-"""Maximum number of images to whose regions the components are fitted."""
+"""Maximum number of images that the components are fitted to."""
 
 _WIDTH, _HEIGHT = 11.0, 4.2  # inches
 _NUM_COMPONENTS = 3

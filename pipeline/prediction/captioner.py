@@ -99,7 +99,7 @@ class Captioner:
         Args:
             folder: Model folder, as `train` or `gridcap export` writes it.
             ensemble: Folder of more model folders, whose word probabilities are averaged with the model's.
-            encoder_weights: File with the encoder's weights; found by itself in the model folder, where `encode` read
+            encoder_weights: File with the encoder's weights; None to find it in the model folder, where `encode` read
                 it, or in torchvision's cache.
             download: Download torchvision's weights if they are missing.
             device: auto, cpu or cuda.
@@ -121,10 +121,10 @@ class Captioner:
         torch_device = setup_device(device)
         return cls(
             models,
-            for_inference(encoder, config.encoder.precision, False, torch_device),
-            torch_device,
-            num_threads or os.cpu_count() or 1,
-            find_search_settings(folder, config.fingerprint) or DEFAULT_SEARCH,
+            encoder=for_inference(encoder, config.encoder.precision, False, torch_device),
+            device=torch_device,
+            num_threads=num_threads or os.cpu_count() or 1,
+            search=find_search_settings(folder, config.fingerprint) or DEFAULT_SEARCH,
         )
 
     @property

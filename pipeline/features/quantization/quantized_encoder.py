@@ -282,7 +282,7 @@ def _pad_with_mean(images: Tensor, padding: int) -> Tensor:
 def _scales(upper_bounds: Sequence[Tensor]) -> list[Tensor]:
     """Choose the scales of consecutive residual activations.
 
-    A block adds to its residual in place, so from one to the next the scales of all channels change by one factor.
+    A block adds to its residual in place with one scale ratio, so consecutive scales are proportional to each other.
 
     Args:
         upper_bounds: Upper bound of each channel, [O], of each activation.
@@ -300,7 +300,7 @@ def _scales(upper_bounds: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _round_mantissa(values: Tensor) -> Tensor:
-    """Round to 10 binary digits, so that differences of rounding between machines do not change scales."""
+    """Round to 10 binary digits, so that scales do not depend on how a machine rounds sums."""
     mantissa, exponent = torch.frexp(values)
     return torch.ldexp((mantissa * 1024).round() / 1024, exponent)
 
@@ -310,7 +310,7 @@ def _block_input_scales(
 ) -> list[Tensor]:
     """Choose the input scales, [I], of each block."""
     residual = stem_moments
-    # Activations that are added to in place, from one shortcut convolution to the next.
+    # Each run of residuals that are added to in place; a shortcut convolution starts a new one.
     runs = [[stem_moments.upper_bound()]]
     for block in blocks[:-1]:
         *_, (_, norm) = _convolutions(block)
