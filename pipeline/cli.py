@@ -261,10 +261,16 @@ def score(
 ) -> None:
     """Score captions against references, for the images that have a caption."""
     from pipeline.evaluation import scoring
-    from pipeline.metrics.bootstrap import Resampling
 
-    resampling = Resampling(bootstrap_samples=bootstrap_samples, seed=seed)
-    scores = scoring.score(hypotheses, references, tokenizer, meteor, spice, resampling)
+    scores = scoring.score(
+        hypotheses,
+        references,
+        tokenizer=tokenizer,
+        meteor=meteor,
+        spice=spice,
+        bootstrap_samples=bootstrap_samples,
+        seed=seed,
+    )
     _print_scores(scores, scoring.score_lines(scores), as_json, out)
 
 
@@ -285,10 +291,17 @@ def compare(
 ) -> None:
     """Compare the scores of B with those of A, with paired 95% intervals of the differences."""
     from pipeline.evaluation import scoring
-    from pipeline.metrics.bootstrap import Resampling
 
-    resampling = Resampling(bootstrap_samples=bootstrap_samples, seed=seed)
-    differences = scoring.compare(a, b, references, tokenizer, meteor, spice, resampling)
+    differences = scoring.compare(
+        a,
+        b,
+        references,
+        tokenizer=tokenizer,
+        meteor=meteor,
+        spice=spice,
+        bootstrap_samples=bootstrap_samples,
+        seed=seed,
+    )
     _print_scores(differences, scoring.compare_lines(differences), as_json, out)
 
 

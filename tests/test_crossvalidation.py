@@ -135,10 +135,11 @@ def test_the_textbook_decoder_steps_in_search_as_in_training() -> None:
     torch.manual_seed(0)
     decoder = SoftAttention(Settings(size=8), 6, 12).eval()
     regions = torch.rand(3, 4, 6)
-    captions = decoder.caption(regions)
+    captions = decoder.caption(regions, [str(token) for token in range(12)])
     for row, words in enumerate(captions):
-        assert not {PAD, START, END, UNK} & set(words)
-        ids = torch.tensor([[START, *words, END]])
+        tokens = [int(word) for word in words]
+        assert not {PAD, START, END, UNK} & set(tokens)
+        ids = torch.tensor([[START, *tokens, END]])
         logits, attention = decoder(regions[row : row + 1], ids[:, :-1])
         assert attention.sum(dim=-1).detach().numpy() == pytest.approx(1.0)
         assert logits.shape == (1, len(words) + 1, 12)

@@ -18,12 +18,14 @@ from pipeline.metrics.tokenizers import TokenizerName, build_corpora
 
 
 def score(
-    hypotheses: Path,
-    references: Path,
-    tokenizer: TokenizerName,
-    with_meteor: bool,
-    with_spice: bool,
-    resampling: Resampling,
+    hypotheses: Path | str,
+    references: Path | str,
+    *,
+    tokenizer: TokenizerName = "spacy",
+    meteor: bool = True,
+    spice: bool = False,
+    bootstrap_samples: int = 1000,
+    seed: int = 1,
 ) -> dict[str, Any]:
     """Score the images of a results file.
 
@@ -31,9 +33,10 @@ def score(
         hypotheses: COCO results file, or a folder written by `generate`.
         references: COCO annotations file, or a folder written by `prepare`.
         tokenizer: Tokenizer of both.
-        with_meteor: Compute METEOR, which needs Java.
-        with_spice: Compute SPICE, which needs Java 8 to 14 and Stanford CoreNLP.
-        resampling: Bootstrap settings of the intervals.
+        meteor: Whether to compute METEOR, which needs Java.
+        spice: Whether to compute SPICE, which needs Java 8 to 14 and Stanford CoreNLP.
+        bootstrap_samples: Bootstrap samples for 95% intervals.
+        seed: Bootstrap seed.
 
     Returns:
         JSON values; `score_lines` formats them.
@@ -41,6 +44,7 @@ def score(
     Raises:
         UserError: A file is malformed, an image has no reference, or the tokenizer is unavailable.
     """
+    hypotheses, references = Path(hypotheses), Path(references)
     captions, references_by_image = read_results(hypotheses), read_references(references)
     check_references(captions, references_by_image, hypotheses, references)
     (corpus,) = build_corpora(tokenizer, references_by_image, [captions])
@@ -48,7 +52,11 @@ def score(
         "hypotheses": str(hypotheses),
         "references": str(references),
         "num_images_with_references": sum(map(bool, references_by_image.values())),
-        **summarize_scores(compute_metrics(corpus, with_meteor, with_spice), {}, resampling),
+        **summarize_scores(
+            compute_metrics(corpus, with_meteor=meteor, with_spice=spice),
+            {},
+            Resampling(bootstrap_samples=bootstrap_samples, seed=seed),
+        ),
     }
 
 
@@ -68,13 +76,15 @@ def score_lines(scores: Mapping[str, Any]) -> list[str]:
 
 
 def compare(
-    a: Path,
-    b: Path,
-    references: Path,
-    tokenizer: TokenizerName,
-    with_meteor: bool,
-    with_spice: bool,
-    resampling: Resampling,
+    a: Path | str,
+    b: Path | str,
+    references: Path | str,
+    *,
+    tokenizer: TokenizerName = "spacy",
+    meteor: bool = True,
+    spice: bool = False,
+    bootstrap_samples: int = 1000,
+    seed: int = 1,
 ) -> dict[str, Any]:
     """Score two results files on the images that both caption, and the paired differences of their scores.
 
@@ -83,9 +93,10 @@ def compare(
         b: Results to compare with `a`.
         references: COCO annotations file, or a folder written by `prepare`.
         tokenizer: Tokenizer of captions and references.
-        with_meteor: Compute METEOR, which needs Java.
-        with_spice: Compute SPICE, which needs Java 8 to 14 and Stanford CoreNLP.
-        resampling: Bootstrap settings of the intervals.
+        meteor: Whether to compute METEOR, which needs Java.
+        spice: Whether to compute SPICE, which needs Java 8 to 14 and Stanford CoreNLP.
+        bootstrap_samples: Bootstrap samples for 95% intervals.
+        seed: Bootstrap seed.
 
     Returns:
         JSON values; `compare_lines` formats them. A difference is `significant` if its 95% interval excludes 0.
@@ -94,6 +105,7 @@ def compare(
         UserError: A file is malformed, an image has no reference, no image is in both files, or the tokenizer is
             unavailable.
     """
+    a, b, references = Path(a), Path(b), Path(references)
     captions_a, captions_b = read_results(a), read_results(b)
     references_by_image = read_references(references)
     check_references(captions_a, references_by_image, a, references)
@@ -106,8 +118,9 @@ def compare(
         references_by_image,
         [{image_id: captions[image_id] for image_id in common} for captions in (captions_a, captions_b)],
     )
-    metrics_a = compute_metrics(corpus_a, with_meteor, with_spice)
-    metrics_b = compute_metrics(corpus_b, with_meteor, with_spice)
+    metrics_a = compute_metrics(corpus_a, with_meteor=meteor, with_spice=spice)
+    metrics_b = compute_metrics(corpus_b, with_meteor=meteor, with_spice=spice)
+    resampling = Resampling(bootstrap_samples=bootstrap_samples, seed=seed)
     return {
         "a": str(a),
         "b": str(b),
