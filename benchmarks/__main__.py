@@ -9,7 +9,9 @@ from benchmarks import encoding, memory, predicting, reading, scoring, searching
 NAMES = ["training", "searching", "predicting", "scoring", "encoding", "reading", "memory"]
 parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
 parser.add_argument("names", nargs="*", choices=NAMES)
-parser.add_argument("--images", type=int, nargs="+", default=memory.NUM_IMAGES, metavar="N", help="in the runs of memory")
+parser.add_argument(
+    "--images", type=int, nargs="+", default=memory.NUM_IMAGES, metavar="N", help="in the runs of memory"
+)
 arguments = parser.parse_args()
 
 benchmarks: dict[str, Callable[[], None]] = {
