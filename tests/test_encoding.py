@@ -302,7 +302,7 @@ def test_a_truncated_shard_is_encoded_again(make):
 @pytest.mark.parametrize("fault", ["unreadable", "missing"])
 def test_unreadable_images_are_listed_and_other_shards_are_kept(make, fault):
     dataset = make(3 * ROWS_PER_SHARD)
-    dataset.encode(work="undisturbed", out="undisturbed-features")
+    dataset.encode(work="uninterrupted", out="uninterrupted-features")
     records, bad = dataset.records(), [dataset.image_dir / f"{i:04}.jpg" for i in (ROWS_PER_SHARD + 2, 200)]
     for path in bad:
         path.unlink()
@@ -319,7 +319,7 @@ def test_unreadable_images_are_listed_and_other_shards_are_kept(make, fault):
         write_image(path, int(path.stem))
     result = dataset.encode()
     assert (result.counts.encoded, result.counts.reused) == (ROWS_PER_SHARD, 2 * ROWS_PER_SHARD)
-    assert read_files(dataset.out) == read_files(dataset.folder / "undisturbed-features")
+    assert read_files(dataset.out) == read_files(dataset.folder / "uninterrupted-features")
 
 
 def test_each_run_is_logged_with_its_counts(make):
@@ -341,7 +341,7 @@ def test_each_run_is_logged_with_its_counts(make):
 @pytest.mark.slow
 def test_resume_after_kills_gives_the_same_bytes(make):
     dataset = make(3 * ROWS_PER_SHARD + 9)
-    undisturbed = dataset.encode(work="undisturbed", out="undisturbed-features")
+    uninterrupted = dataset.encode(work="uninterrupted", out="uninterrupted-features")
     command, work = dataset.command(), dataset.folder / "work" / "encode"
     rng = random.Random(20)
 
@@ -377,8 +377,8 @@ def test_resume_after_kills_gives_the_same_bytes(make):
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
     assert result.returncode == 0, result.stderr
-    assert read_files(dataset.out) == read_files(dataset.folder / "undisturbed-features")
-    assert json.loads((dataset.folder / "metrics.json").read_text()) == undisturbed.metrics
+    assert read_files(dataset.out) == read_files(dataset.folder / "uninterrupted-features")
+    assert json.loads((dataset.folder / "metrics.json").read_text()) == uninterrupted.metrics
     counts = f"{len(dataset.records()) - num_rows} encoded, {num_rows} reused, 0 removed, 0 failed"
     assert f"encode: {counts}" in result.stderr
     assert sorted(path.name for path in dataset.folder.glob(".*")) == []
@@ -480,7 +480,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
 @pytest.mark.slow
 def test_finished_shards_are_kept_when_the_disk_is_full(make, small_disk):
     dataset = make(2 * ROWS_PER_SHARD)
-    dataset.encode(work="undisturbed", out="undisturbed-features")
+    dataset.encode(work="uninterrupted", out="uninterrupted-features")
     command = dataset.command(work="small/work")
 
     full = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -493,7 +493,7 @@ def test_finished_shards_are_kept_when_the_disk_is_full(make, small_disk):
     subprocess.run(["mount", "-o", "remount,size=2m", small_disk], check=True)
     resumed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert f"encode: {ROWS_PER_SHARD} encoded, {ROWS_PER_SHARD} reused" in resumed.stderr
-    assert read_files(dataset.out) == read_files(dataset.folder / "undisturbed-features")
+    assert read_files(dataset.out) == read_files(dataset.folder / "uninterrupted-features")
 
 
 @pytest.mark.slow
