@@ -4,7 +4,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro test check lint deps docs bench scene-encoder clean
+.PHONY: repro test check fast-test lint deps docs bench scene-encoder clean
 
 repro: $(INSTALLED)
 	gridcap repair
@@ -13,8 +13,11 @@ repro: $(INSTALLED)
 test: $(INSTALLED)
 	python -m pytest $(TESTS)
 
-# The fast tests, with lint: for every change while you work.
-check: lint
+# Lint and the fast tests, side by side: for every change while you work.
+check: $(INSTALLED)
+	$(MAKE) --no-print-directory --output-sync --jobs 2 lint fast-test
+
+fast-test: $(INSTALLED)
 	python -m pytest -q -m "not slow and not browser and not java" $(TESTS)
 
 lint: $(INSTALLED)

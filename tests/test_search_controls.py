@@ -1,6 +1,8 @@
 """The search controls, run by Streamlit's own test driver."""
 
 import json
+import sys
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -31,6 +33,14 @@ def show_controls(defaults: dict[str, object]) -> None:
     from pipeline.generation.search import SearchParams
 
     st.text(json.dumps(asdict(search_controls(SearchParams(**defaults)))))
+
+
+@pytest.fixture(autouse=True)
+def _main_module() -> Iterator[None]:
+    """Undo what AppTest does to `__main__`: processes that other tests spawn would import its script."""
+    main = sys.modules["__main__"]
+    yield
+    sys.modules["__main__"] = main
 
 
 def run_controls(defaults: SearchParams) -> AppTest:
