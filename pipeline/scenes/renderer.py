@@ -1,6 +1,6 @@
 """Renderer of scenes: a small ray tracer whose pixels are the same on every machine.
 
-Objects are lit by a key light with soft shadows, by the sky and by light reflected from the floor. Shiny objects reflect
+Objects are lit by a key light with soft shadows, by the sky and by light that the floor reflects. Shiny objects reflect
 each other and the floor. Pixels are computed only by operations that IEEE 754 defines exactly (`+ - * /`, square root,
 floor, comparison) and by integer hashes. Sines, powers and matrix products are avoided: their last bit depends on the
 library and the processor.
