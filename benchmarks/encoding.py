@@ -44,7 +44,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from benchmarks.workloads import real_weights, save_random_weights, write_photographs
+from benchmarks.workloads import encode_params, real_weights, save_random_weights, write_photographs
 from pipeline.captions.records import Record
 from pipeline.device import setup_device
 from pipeline.errors import UserError
@@ -246,15 +246,7 @@ def benchmark_encoder(
     stages: dict[Mode, Stage] = {}
     skipped = []
     for mode in modes:
-        params = EncodeParams(
-            architecture=architecture,
-            layer=layer,
-            weights=weights,
-            image_size=SIZE,
-            precision=mode.precision,
-            compile=mode.compiled,
-            views=("whole",),
-        )
+        params = encode_params(architecture, layer, weights, SIZE, mode.precision, mode.compiled)
         try:
             stage = stages[mode] = Stage(params, device, batches[0])
         except UserError as error:

@@ -17,11 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.workloads import make_records, random_jpeg, save_random_model, save_random_weights
+from benchmarks.workloads import encode_params, make_records, random_jpeg, save_random_model, save_random_weights
 from pipeline.artifacts import read_json
 from pipeline.captions.records import write_records
 from pipeline.decoder.soft_attention import DecoderParams
-from pipeline.features.encoder import EncodeParams
 from pipeline.features.store import FeatureStore
 from pipeline.generation.caption_io import CAPTIONS_FILE
 from pipeline.generation.generate import GenerateParams
@@ -98,21 +97,12 @@ def write_params(folder: Path) -> None:
     """Write the encoder's weights and the params file of both stages."""
     weights = folder / "resnet18.safetensors"
     save_random_weights("resnet18", weights)
-    encode_params = EncodeParams(
-        architecture="resnet18",
-        layer="layer3",
-        weights=weights,
-        image_size=SIZE,
-        precision="float32",
-        compile=False,
-        views=("whole",),
-    )
     search = replace(SearchParams.greedy(max_length=20), beam_size=5, n_best=3)
     (folder / "ensemble").mkdir(exist_ok=True)
     generate_params = GenerateParams(split="train", ensemble=folder / "ensemble", search=search)
     params = {
         "dataset": {"root": str(folder), "images": "images"},
-        "encode": to_plain(encode_params),
+        "encode": to_plain(encode_params("resnet18", "layer3", weights, SIZE)),
         "generate": to_plain(generate_params),
     }
     (folder / "params.yaml").write_text(json.dumps(params))

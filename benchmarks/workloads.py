@@ -16,6 +16,7 @@ from pipeline.captions.records import Record
 from pipeline.captions.vocabulary import SPECIALS, Vocabulary
 from pipeline.decoder.model_io import ModelConfig, TrainingData, write_model
 from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
+from pipeline.features.encoder import Architecture, EncodeParams, Layer, Precision
 from pipeline.features.store import EncoderSpec
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "real" / "coco" / "images"
@@ -52,6 +53,26 @@ def random_jpeg(seed: int, width: int, height: int) -> bytes:
 def make_records(num_images: int) -> list[Record]:
     """Make records of the images `0.jpg`, `1.jpg` and so on."""
     return [Record(image_id=i, file=f"{i}.jpg", split="train", captions=("an image",)) for i in range(num_images)]
+
+
+def encode_params(
+    architecture: Architecture,
+    layer: Layer,
+    weights: Path,
+    image_size: int,
+    precision: Precision = "float32",
+    compiled: bool = False,
+) -> EncodeParams:
+    """Return params of the stage `encode` for whole images."""
+    return EncodeParams(
+        architecture=architecture,
+        layer=layer,
+        weights=weights,
+        image_size=image_size,
+        precision=precision,
+        compile=compiled,
+        views=("whole",),
+    )
 
 
 def save_random_weights(architecture: str, path: Path) -> nn.Module:
