@@ -1,4 +1,4 @@
-"""Files as committed, for tests of defaults: `gridcap use` and `dvc repro` change those in the working tree."""
+"""The params.yaml that the project ships, whatever `gridcap use` has set in the working tree."""
 
 import subprocess
 from pathlib import Path
@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def committed(path: str) -> str:
-    """Return the text of a file in the last commit; without a git repository, in the working tree."""
+    """Text of a file in git's last commit, or of the working tree where there is no git history."""
     command = ["git", "show", f"HEAD:{path}"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return result.stdout if result.returncode == 0 else (ROOT / path).read_text()
