@@ -49,7 +49,7 @@ from pipeline.scenes.examples import (
     object_labels,
     sample_examples,
 )
-from pipeline.scenes.scene import COLORS, FLOORS, SHAPES, ColorShape
+from pipeline.scenes.scene import COLORS, FLOORS, SHAPES, ColorShape, SceneObject
 
 STAGE = "encoder"
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -308,12 +308,8 @@ def evaluate(model: EncoderWithHeads, weights: Path, examples: Sequence[Example]
             cells_correct["background"] += list(labels[0][example.labels[0] == BACKGROUND] == BACKGROUND)
             for obj, box in zip(example.scene.objects, example.boxes, strict=True):
                 is_correct = labels[(slice(None), *center_cell(box, spec.stride))] == object_labels(obj)
-                if (obj.color, obj.shape) in spec.held_out:
-                    correct["held_out"].append(is_correct)
-                    continue
-                correct["seen"].append(is_correct)
-                if obj.size == "small" and obj.texture in ("striped", "spotted"):
-                    correct["seen_small_patterned"].append(is_correct)
+                for group in _groups(obj, spec.held_out):
+                    correct[group].append(is_correct)
     return {
         "protocol": "accuracy in the cell that contains the center of the object's bounding box",
         "objects": {group: _accuracies(values) for group, values in correct.items() if values},
@@ -388,6 +384,14 @@ def _predict(
     attribute_logits, floor_logits = model.classify(torch.from_numpy(encode_grids(encoder, images)).float())
     labels = torch.stack([logits.argmax(dim=-1) for logits in attribute_logits], dim=1)  # [B, A, P]
     return labels.view(len(examples), *examples[0].labels.shape).numpy(), floor_logits.argmax(dim=-1).numpy()
+
+
+def _groups(obj: SceneObject, held_out: Sequence[ColorShape]) -> list[str]:
+    """Return the groups of objects, in the metrics, that an object belongs to."""
+    if (obj.color, obj.shape) in held_out:
+        return ["held_out"]
+    is_small_patterned = obj.size == "small" and obj.texture in ("striped", "spotted")
+    return ["seen", "seen_small_patterned"] if is_small_patterned else ["seen"]
 
 
 def _accuracies(correct: list[npt.NDArray[np.bool_]]) -> Metrics:
