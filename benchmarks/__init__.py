@@ -1,1 +1,1 @@
-"""Measurements, as ratios taken in one run; `make bench` prints them."""
+"""Benchmarks: speed, memory and quality, mostly as ratios within one run."""

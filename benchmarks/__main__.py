@@ -1,30 +1,38 @@
-"""Run benchmarks, all or those named, and print their tables."""
+"""Run benchmarks, all or the named ones, and print their tables."""
 
 import argparse
-from collections.abc import Callable
+from importlib import import_module
 
-import stages  # noqa: F401
-from benchmarks import app, encoding, memory, predicting, reading, scoring, searching, training
+import stages  # noqa: F401  # sets GOMP_SPINCOUNT before PyTorch is imported
 
-NAMES = ["training", "searching", "predicting", "scoring", "encoding", "reading", "memory", "app"]
-parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-parser.add_argument("names", nargs="*", choices=NAMES)
-parser.add_argument(
-    "--images", type=int, nargs="+", default=memory.NUM_IMAGES, metavar="N", help="in the runs of memory"
-)
-arguments = parser.parse_args()
+NAMES = ("training", "searching", "encoding", "reading", "memory", "predicting", "scoring", "app")
 
-benchmarks: dict[str, Callable[[], None]] = {
-    "training": training.main,
-    "searching": searching.main,
-    "encoding": encoding.main,
-    "reading": reading.main,
-    "memory": lambda: memory.main(arguments.images),
-    "predicting": predicting.main,
-    "scoring": scoring.main,
-    "app": app.main,
-}
-for name, main in benchmarks.items():
-    if not arguments.names or name in arguments.names:
-        main()
-        print(flush=True)
+
+def main() -> None:
+    """Parse the arguments and run the benchmarks in the order of `NAMES`."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "names", nargs="*", choices=NAMES, metavar="NAME", help=f"one of {', '.join(NAMES)} (default: all)"
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        nargs="+",
+        default=[1_000, 20_000],
+        metavar="N",
+        help="numbers of images in the runs of memory (default: %(default)s)",
+    )
+    arguments = parser.parse_args()
+    for name in NAMES:
+        if not arguments.names or name in arguments.names:
+            # Imported here, since --help needs no PyTorch.
+            benchmark = import_module(f"benchmarks.{name}").main
+            if name == "memory":
+                benchmark(arguments.images)
+            else:
+                benchmark()
+            print(flush=True)
+
+
+if __name__ == "__main__":
+    main()

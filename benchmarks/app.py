@@ -18,9 +18,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.workloads import save_random_model, save_random_weights, write_photographs
+from benchmarks.workloads import encode_params, save_random_model, save_random_weights, write_photographs
 from pipeline.decoder.soft_attention import DecoderParams
-from pipeline.features.encoder import EncodeParams, load_encoder
+from pipeline.features.encoder import load_encoder
 from pipeline.features.encoding import encoder_spec
 
 ROUNDS = 6
@@ -66,15 +66,7 @@ def write_model(folder: Path) -> Path:
     """Write a model folder with random weights."""
     weights = folder / "resnet50.safetensors"
     save_random_weights("resnet50", weights)
-    params = EncodeParams(
-        architecture="resnet50",
-        layer="layer4",
-        weights=weights,
-        image_size=IMAGE_SIZE,
-        precision="float32",
-        compile=False,
-        views=("whole",),
-    )
+    params = encode_params("resnet50", "layer4", weights, IMAGE_SIZE)
     spec = encoder_spec(load_encoder(params), params)
     return save_random_model(folder / "model", DECODER, spec, VOCAB_SIZE, str(weights))
 

@@ -3,12 +3,12 @@
 Columns of the table, all measured on the same photographs in one process:
 
 encoder: the encoder alone, on batches of decoded images, one after the other. The stage encodes two at a time.
-decoding: reading, decoding and resizing alone, on as many threads as there are CPUs.
+decoding: reading, decoding and resizing alone, with one thread per CPU.
 stage: all of `encode`, with an empty work folder each time. The encoder is loaded and warmed up before.
 loop: a plain loop. Each image is opened with Pillow, resized and cropped by torchvision's transforms, encoded by
     torchvision's own ResNet in float32, and saved as an .npy file.
-peak: what the encoder would reach if all its multiplications ran at this machine's rate for products of 2048 x 2048
-    matrices, which is measured too.
+peak: rate of the encoder if all its multiplications ran at this machine's rate for products of 2048 x 2048 matrices,
+    which is measured too.
 stage / sum, stage / max: time of the stage divided by the sum, or by the maximum, of the times of encoder and decoding.
     The stage decodes ahead while the encoder runs. With separate CPUs for each it would take the maximum, with shared
     CPUs the sum.
@@ -17,8 +17,8 @@ peak / loop: the same for peak, an upper bound for any stage at this precision, 
 start, s: seconds to load the encoder, compile it, and encode a first batch.
 error: Euclidean distance of the grids from those of float32, divided by the norm of the latter.
 
-Below each table is the error of float32's own grids when invisible noise, of at most 2 of 255 levels, is added to the
-images. ResNet-18 has ImageNet's weights if shared/real has them. A random ResNet-50 amplifies differences.
+Below each table is the error of float32 grids of images with invisible noise, of at most 2 of 255 levels. ResNet-18
+has ImageNet weights if shared/real has them. ResNet-50 is random, which amplifies differences.
 
 Each round measures all columns once. Rates and ratios are medians over the rounds; a ratio is taken within its round.
 """
@@ -44,7 +44,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from benchmarks.workloads import real_weights, save_random_weights, write_photographs
+from benchmarks.workloads import encode_params, real_weights, save_random_weights, write_photographs
 from pipeline.captions.records import Record
 from pipeline.device import setup_device
 from pipeline.errors import UserError
@@ -72,11 +72,11 @@ MATRIX_SIZE, NUM_PRODUCTS = 2048, 16
 NUM_THREADS = os.cpu_count() or 1
 
 Task = Callable[[Path], object]
-"""Work on all images. It may write to the folder, which is new and empty."""
+"""Function that processes all images and may write to a new, empty folder."""
 
 
 class Mode(NamedTuple):
-    """A row of the table."""
+    """Precision of the encoder, and whether it is compiled: a row of the table."""
 
     name: str
     precision: Precision
@@ -95,7 +95,7 @@ class Stage:
     """The stage in one mode, with a warmed-up encoder."""
 
     def __init__(self, params: EncodeParams, device: torch.device, batch: Pixels) -> None:
-        """Load the encoder, compile it if the mode says so, and encode a batch.
+        """Load the encoder, compile it if `params.compile`, and encode a batch.
 
         Raises:
             UserError: This machine does not support the mode.
@@ -146,7 +146,7 @@ def plain_loop(network: nn.Module, files: Sequence[Path], device: torch.device, 
 
 
 def count_flops(network: nn.Module) -> int:
-    """Return the floating-point operations per image: two for each multiplication."""
+    """Count the floating-point operations per image: two per multiply-add."""
     weight = next(network.parameters())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(weight.new_zeros(1, 3, SIZE, SIZE))
@@ -181,7 +181,7 @@ def add_noise(images: Pixels) -> Pixels:
 
 
 def relative_error(grids: Grids, expected: Grids) -> float:
-    """Return the Euclidean distance from the expected grids, divided by their norm."""
+    """Compute the Euclidean distance from the expected grids, divided by their norm."""
     reference = expected.astype(np.float32)
     return float(np.linalg.norm(grids.astype(np.float32) - reference) / np.linalg.norm(reference))
 
@@ -212,7 +212,19 @@ def benchmark_encoder(
     device: torch.device,
     num_rounds: int,
 ) -> list[str]:
-    """Measure one encoder and return the lines of its table."""
+    """Measure an encoder in all modes.
+
+    Args:
+        architecture: Architecture of the ResNet.
+        layer: Last layer kept.
+        records: Records of the images.
+        image_dir: Folder of the image files.
+        device: Where to encode.
+        num_rounds: Rounds of measurement.
+
+    Returns:
+        Lines of the table.
+    """
     files = [image_dir / record.file for record in records]
     batches = split_batches(np.stack(decode(files, image_dir)))
     weights = real_weights(architecture, layer)
@@ -234,15 +246,7 @@ def benchmark_encoder(
     stages: dict[Mode, Stage] = {}
     skipped = []
     for mode in modes:
-        params = EncodeParams(
-            architecture=architecture,
-            layer=layer,
-            weights=weights,
-            image_size=SIZE,
-            precision=mode.precision,
-            compile=mode.compiled,
-            views=("whole",),
-        )
+        params = encode_params(architecture, layer, weights, SIZE, mode.precision, mode.compiled)
         try:
             stage = stages[mode] = Stage(params, device, batches[0])
         except UserError as error:
@@ -255,11 +259,11 @@ def benchmark_encoder(
     float32 = MODES[0]
     noisy = stages[float32].encode_batches([add_noise(batch) for batch in batches], image_dir)
     rounds = [{name: measure_seconds(task) for name, task in tasks.items()} for _ in range(num_rounds)]
-    # One image, in runs of `multiply_matrices`.
-    cost = count_flops(resnet) / (2 * MATRIX_SIZE**3 * NUM_PRODUCTS)
+    # FLOPs of one image in the encoder, relative to those of one call of `multiply_matrices`.
+    relative_flops = count_flops(resnet) / (2 * MATRIX_SIZE**3 * NUM_PRODUCTS)
     return [
         *(
-            f"{f'{architecture} {mode.name}':>28} {format_row(mode, rounds, len(files), cost)}"
+            f"{f'{architecture} {mode.name}':>28} {format_row(mode, rounds, len(files), relative_flops)}"
             f" {stage.start_seconds:>12.1f} {relative_error(grids[mode], grids[float32]):>12.3f}"
             for mode, stage in stages.items()
         ),
@@ -268,11 +272,18 @@ def benchmark_encoder(
     ]
 
 
-def format_row(mode: Mode, rounds: Sequence[Mapping[str, float]], num_images: int, cost: float) -> str:
-    """Format the rates and ratios of a mode, from the seconds of each task in each round."""
+def format_row(mode: Mode, rounds: Sequence[Mapping[str, float]], num_images: int, relative_flops: float) -> str:
+    """Format the rates and ratios of a mode.
+
+    Args:
+        mode: The mode.
+        rounds: Seconds of each task, by round.
+        num_images: Images that each task processes.
+        relative_flops: FLOPs of one image, relative to those of one call of `multiply_matrices`.
+    """
     encoder, stage = f"{mode.name} encoder", f"{mode.name} stage"
     rates = [num_images / median(times[task] for times in rounds) for task in (encoder, "decoding", stage, "loop")]
-    seconds_at_peak = [cost * times[f"{mode.precision} products"] for times in rounds]  # per image
+    seconds_at_peak = [relative_flops * times[f"{mode.precision} products"] for times in rounds]  # per image
     rates.append(1 / median(seconds_at_peak))
     ratios = [
         median(times[stage] / (times[encoder] + times["decoding"]) for times in rounds),
@@ -284,7 +295,7 @@ def format_row(mode: Mode, rounds: Sequence[Mapping[str, float]], num_images: in
 
 
 def check_same_work(stage: Stage, records: Sequence[Record], image_dir: Path, batches: Sequence[Pixels]) -> None:
-    """Check that the stage and the encoder alone give the same grids, which also warms up both."""
+    """Check that the stage and the encoder alone compute the same grids, which also warms up both."""
     first = records[:IMAGES_PER_BATCH]
     with tempfile.TemporaryDirectory() as folder:
         stored = stage.encode(first, image_dir, Path(folder)).grids(record.image_id for record in first)

@@ -1,9 +1,9 @@
 """Peak memory of the stages `encode` and `generate` by number of images. It should not grow with the dataset.
 
-Each run is the stage's own command in a separate process. `encode` reads small images (64 px, ResNet-18 to layer3) with
-an empty work folder. `generate` writes three captions per image, with a beam of 5 and a random decoder whose captions
-rarely end early. The kernel records the peak resident memory as `VmHWM`; `ru_maxrss` would not do, because it is at
-least the memory of the process that started this one.
+Each run is the command of a stage in a separate process. `encode` reads small images (64 px, ResNet-18 up to layer3)
+with an empty work folder. `generate` writes three captions per image, with beam size 5 and a random decoder whose
+captions rarely end early. The kernel records the peak resident memory of a process as `VmHWM`; `ru_maxrss` is at least
+the memory of the parent process.
 """
 
 import json
@@ -15,25 +15,26 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from benchmarks.workloads import make_records, random_jpeg, save_random_model, save_random_weights
+from benchmarks.workloads import encode_params, make_records, random_jpeg, save_random_model, save_random_weights
+from pipeline.artifacts import read_json
 from pipeline.captions.records import write_records
 from pipeline.decoder.soft_attention import DecoderParams
-from pipeline.features.encoder import EncodeParams
 from pipeline.features.store import FeatureStore
 from pipeline.generation.caption_io import CAPTIONS_FILE
 from pipeline.generation.generate import GenerateParams
 from pipeline.generation.search import SearchParams
 from pipeline.params import to_plain
 
-NUM_IMAGES = (1_000, 20_000)
 SIZE = 64
+REMEDY = "Run the benchmark again."
 VOCAB_SIZE = 1000
 DECODER = DecoderParams(
     embedding_size=64, hidden_size=64, attention_size=64, dropout=0.0, region_dropout=0.0, word_dropout=0.0
 )
 
-# Runs a stage and prints its peak memory in kB as the last line.
+# Runs a stage and prints its peak memory in KiB as the last line.
 RUN_STAGE = """
 import atexit, pathlib, re, runpy, sys
 
@@ -71,7 +72,7 @@ def encode(folder: Path, num_images: int) -> float:
         work=run / "work",
         metrics=metrics,
     )
-    assert json.loads(metrics.read_text())["num_images"] == num_images
+    assert read_json(metrics, dict[str, int], REMEDY)["num_images"] == num_images
     return memory
 
 
@@ -88,47 +89,38 @@ def generate(folder: Path, num_images: int) -> float:
         model=run / "model",
         out=run / "generated",
     )
-    assert len(json.loads((run / "generated" / CAPTIONS_FILE).read_text())) == num_images
+    assert len(read_json(run / "generated" / CAPTIONS_FILE, list[Any], REMEDY)) == num_images
     return memory
 
 
 def write_params(folder: Path) -> None:
-    """Write weights and the params file of both stages."""
+    """Write the encoder's weights and the params file of both stages."""
     weights = folder / "resnet18.safetensors"
     save_random_weights("resnet18", weights)
-    encode_params = EncodeParams(
-        architecture="resnet18",
-        layer="layer3",
-        weights=weights,
-        image_size=SIZE,
-        precision="float32",
-        compile=False,
-        views=("whole",),
-    )
     search = replace(SearchParams.greedy(max_length=20), beam_size=5, n_best=3)
     (folder / "ensemble").mkdir(exist_ok=True)
     generate_params = GenerateParams(split="train", ensemble=folder / "ensemble", search=search)
     params = {
         "dataset": {"root": str(folder), "images": "images"},
-        "encode": to_plain(encode_params),
+        "encode": to_plain(encode_params("resnet18", "layer3", weights, SIZE)),
         "generate": to_plain(generate_params),
     }
     (folder / "params.yaml").write_text(json.dumps(params))
 
 
-def main(numbers: Sequence[int] = NUM_IMAGES) -> None:
+def main(image_counts: Sequence[int]) -> None:
     """Print seconds and peak memory for each number of images, and the growth per 1,000 images."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_params(folder)
         (folder / "images").mkdir()
-        for i in range(max(numbers)):
+        for i in range(max(image_counts)):
             (folder / "images" / f"{i}.jpg").write_bytes(random_jpeg(i, SIZE, SIZE))
         print(f"memory of encoding and captioning images of {SIZE} px on the CPU, {os.cpu_count()} threads")
         print(f"{'stage':>8} {'images':>10} {'seconds':>9} {'peak, MiB':>10} {'MiB per 1,000 images':>22}")
         for stage in (encode, generate):
             smallest: tuple[int, float] | None = None
-            for num_images in sorted(numbers):
+            for num_images in sorted(image_counts):
                 start = time.perf_counter()
                 memory = stage(folder, num_images)
                 line = f"{stage.__name__:>8} {num_images:>10} {time.perf_counter() - start:>9.1f} {memory:>10.1f}"

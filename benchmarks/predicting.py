@@ -17,7 +17,7 @@ from statistics import median
 import torch
 
 from benchmarks.encoding import ENCODERS, NUM_THREADS, SIZE
-from benchmarks.workloads import save_random_model, save_random_weights, write_photographs
+from benchmarks.workloads import encode_params, save_random_model, save_random_weights, write_photographs
 from pipeline.captions.records import Record
 from pipeline.decoder.model_io import read_model
 from pipeline.decoder.soft_attention import DecoderParams
@@ -46,15 +46,7 @@ def main(images: int = IMAGES, rounds: int = ROUNDS) -> None:
         for architecture, layer in ENCODERS:
             weights = folder / f"{architecture}.safetensors"
             save_random_weights(architecture, weights)
-            params = EncodeParams(
-                architecture=architecture,
-                layer=layer,
-                weights=weights,
-                image_size=SIZE,
-                precision="float32",
-                compile=False,
-                views=("whole",),
-            )
+            params = encode_params(architecture, layer, weights, SIZE)
             spec = encoder_spec(load_encoder(params), params)
             model = save_random_model(folder / architecture, DECODER, spec, VOCAB_SIZE, str(params.weights))
             files = [folder / "images" / record.file for record in records]

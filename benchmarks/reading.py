@@ -1,14 +1,15 @@
-"""Throughput of the feature store, compared with bare reads of the same bytes and with HDF5 compression.
+"""Throughput of the feature store, compared with raw reads of the same bytes and with HDF5 compression.
 
-The store of 2,048 rows, in the page cache, is read in random batches.
+A store of 2,048 rows, in the page cache, is read in random batches.
 
 FeatureStore: `FeatureStore.grids`.
-preadv: the same rows in the same order with `os.preadv`, from open files at known offsets, into a new array per batch.
+preadv: the same rows in the same order by `os.preadv`, from open files at precomputed offsets, into a new array per
+    batch.
 h5py: the same rows, one by one, from a single dataset with one row per chunk: uncompressed, and with the compression
     filters that every HDF5 build has. About half of the values are zeros and the rest are half-normal, as in the grids
     of a ResNet after its ReLU.
 
-Each round reads all of them in turn. Rates and ratios are medians over the rounds; a ratio is taken within its round.
+Each round runs all readers in turn. Rates and ratios are medians over the rounds; a ratio is taken within its round.
 """
 
 import os
@@ -60,7 +61,7 @@ def write_store(folder: Path) -> list[Shard]:
         image_ids = range(i * ROWS_PER_SHARD, (i + 1) * ROWS_PER_SHARD)
         digests = {image_id: f"{image_id:064}" for image_id in image_ids}
         keys = [(digest, "whole") for digest in digests.values()]
-        # New random numbers for each shard would take longer than the benchmark. Rolled ones give other rows.
+        # Sampling new grids for each shard would take longer than the benchmark.
         shards.append(write_shard(folder, SPEC, image_ids, keys, np.roll(grids, i, axis=-1)))
         image_digests |= digests
     write_index(folder, SPEC, ["whole"], shards, image_digests)
@@ -69,6 +70,7 @@ def write_store(folder: Path) -> list[Shard]:
 
 @contextmanager
 def open_with_preadv(shards: Sequence[Shard]) -> Iterator[Reader]:
+    """Open the shards and yield a reader that uses `os.preadv`."""
     files = []
     for shard in shards:
         with h5py.File(shard.path, "r") as file:
@@ -88,7 +90,13 @@ def open_with_preadv(shards: Sequence[Shard]) -> Iterator[Reader]:
 
 @contextmanager
 def open_compressed(path: Path, store: FeatureStore, options: dict[str, Any]) -> Iterator[tuple[Reader, float]]:
-    """Copy a store to one HDF5 dataset; gives a reader and the compression ratio."""
+    """Copy a store to one HDF5 dataset and yield its reader and the compression ratio.
+
+    Args:
+        path: HDF5 file to write.
+        store: The store.
+        options: Compression options of the dataset.
+    """
     num_images, shape = len(store.image_ids), SPEC.grid_shape
     with h5py.File(path, "w") as file:
         dataset = file.create_dataset("grid", (num_images, *shape), "<f2", chunks=(1, *shape), **options)
@@ -109,20 +117,20 @@ def open_compressed(path: Path, store: FeatureStore, options: dict[str, Any]) ->
 
 
 def measure_rates(readers: dict[str, Reader], batches: Sequence[Sequence[int]]) -> dict[str, list[float]]:
-    """Return the rows per second of each reader in each round."""
+    """Measure the rows per second of each reader in each round."""
     rates: dict[str, list[float]] = {name: [] for name in readers}
     for _ in range(NUM_ROUNDS):
         for name, read in readers.items():
-            used = batches[:NUM_COMPRESSED_BATCHES] if name in COMPRESSIONS else batches
+            timed_batches = batches[:NUM_COMPRESSED_BATCHES] if name in COMPRESSIONS else batches
             start = time.perf_counter()
-            for batch in used:
+            for batch in timed_batches:
                 read(batch)
-            rates[name].append(len(used) * BATCH_SIZE / (time.perf_counter() - start))
+            rates[name].append(len(timed_batches) * BATCH_SIZE / (time.perf_counter() - start))
     return rates
 
 
 def main() -> None:
-    """Print rows and gigabytes per second of each reader, and their ratio to the bare reads."""
+    """Print rows and gigabytes per second of each reader, and their ratio to `preadv`."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         shards = write_store(Path(folder))
         store = FeatureStore(Path(folder))
@@ -149,7 +157,7 @@ def main() -> None:
     print(f"{'':>26} {'rows / s':>14} {'GB / s':>12} {'/ preadv':>10} {'compression':>13}")
     for name, measured in rates.items():
         rate = median(measured)
-        ratio = median(own / bare for own, bare in zip(measured, rates["preadv"], strict=True))
+        ratio = median(a / b for a, b in zip(measured, rates["preadv"], strict=True))
         print(
             f"{name:>26} {rate:>14.0f} {rate * row_size / 1e9:>12.2f} {ratio:>10.3f} {compression_ratios[name]:>13.2f}"
         )

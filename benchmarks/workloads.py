@@ -16,21 +16,22 @@ from pipeline.captions.records import Record
 from pipeline.captions.vocabulary import SPECIALS, Vocabulary
 from pipeline.decoder.model_io import ModelConfig, TrainingData, write_model
 from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
+from pipeline.features.encoder import Architecture, EncodeParams, Layer, Precision
 from pipeline.features.store import EncoderSpec
 
-REAL = Path(__file__).parents[2] / "shared" / "real" / "coco" / "images"
+PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "real" / "coco" / "images"
 
 
 def write_photographs(folder: Path, num_images: int) -> tuple[list[Record], str]:
-    """Write photographs of COCO to a folder, or random images if `REAL` has none.
+    """Write photographs of COCO to a folder, or random images if `PHOTOGRAPHS` has none.
 
-    A few photographs are repeated, each copy with other bytes after the end of the image, which decoders ignore: the
-    stage encodes equal files only once.
+    Photographs are repeated to get enough files. Each copy has different bytes after the end of the image, which image
+    decoders ignore, because the stage encodes equal files only once.
 
     Returns:
         The records of the images, and a description of the files.
     """
-    files = [path.read_bytes() for path in sorted(REAL.glob("*.jpg"))[:num_images]]
+    files = [path.read_bytes() for path in sorted(PHOTOGRAPHS.glob("*.jpg"))[:num_images]]
     description = "photographs of COCO" if files else "random images of 640 x 480 px"
     files = files or [random_jpeg(seed, 640, 480) for seed in range(min(num_images, 80))]
     for i in range(num_images):
@@ -54,11 +55,31 @@ def make_records(num_images: int) -> list[Record]:
     return [Record(image_id=i, file=f"{i}.jpg", split="train", captions=("an image",)) for i in range(num_images)]
 
 
+def encode_params(
+    architecture: Architecture,
+    layer: Layer,
+    weights: Path,
+    image_size: int,
+    precision: Precision = "float32",
+    compiled: bool = False,
+) -> EncodeParams:
+    """Return params of the stage `encode` for whole images."""
+    return EncodeParams(
+        architecture=architecture,
+        layer=layer,
+        weights=weights,
+        image_size=image_size,
+        precision=precision,
+        compile=compiled,
+        views=("whole",),
+    )
+
+
 def save_random_weights(architecture: str, path: Path) -> nn.Module:
     """Save a ResNet with random weights, and return it in eval mode.
 
-    One forward pass in train mode sets the batch norms' running statistics, as training does. Without them the features
-    of a deep ResNet leave the range of float16.
+    One forward pass in train mode sets the running statistics of the batch norms, as training does. Without it the
+    features of a deep ResNet exceed the range of float16.
     """
     torch.manual_seed(0)
     network: nn.Module = torchvision.models.get_model(
@@ -71,8 +92,8 @@ def save_random_weights(architecture: str, path: Path) -> nn.Module:
 
 
 def real_weights(architecture: str, layer: str) -> Path | None:
-    """Return ImageNet's weights of a ResNet up to a layer, or None if shared/real has none."""
-    path = REAL.parents[1] / "weights" / f"{architecture}-imagenet-to-{layer}.pth"
+    """Return the file of ImageNet weights of a ResNet up to a layer, or None if shared/real has none."""
+    path = PHOTOGRAPHS.parents[1] / "weights" / f"{architecture}-imagenet-to-{layer}.pth"
     return path if path.is_file() else None
 
 

@@ -1,4 +1,4 @@
-"""Generate docs/configuration.md, and the tables and the graph in README.md, from the code: `make docs`."""
+"""Generate docs/configuration.md from the params dataclasses, and the table of scores and the graph in README.md."""
 
 import json
 import re
@@ -9,11 +9,15 @@ from typing import Any
 from pydantic import TypeAdapter
 from ruamel.yaml import YAML
 
+from pipeline.artifacts import read_json
 from pipeline.params import read_yaml
 from pipeline.presets import SECTIONS, section_class
 
 ROOT = Path(__file__).parents[1]
 CONFIGURATION = ROOT / "docs" / "configuration.md"
+
+_RESULT_FILES = ("metrics", "plots", "report.html", "model_card.md")
+"""Outputs of `evaluate` in the graph, below results."""
 
 Schema = dict[str, Any]
 """A JSON schema."""
@@ -21,31 +25,21 @@ Schema = dict[str, Any]
 _INTRODUCTION = """\
 # Configuration
 
-Every setting that changes results stands in [params.yaml](../params.yaml). This page lists all of its keys with type,
-default and meaning, one table for each section; a section belongs to the stage that reads it. It is generated from the
-dataclasses that check the file (`make docs`).
+Every setting that changes results is in [params.yaml](../params.yaml). This page lists all of its keys.
+A section configures the stage of its name, and section `dataset` configures `prepare`. `make docs` generates this page
+from the dataclasses that validate the file.
 
-Unknown keys, missing keys and invalid values are errors that name the key. Ways to change a value:
+Unknown keys, missing keys and invalid values are errors that name the key. To change a value, edit the file, or run:
 
 ```sh
-gridcap use flickr8k train.seed=2       # a preset, with single keys set on top of it
-dvc exp run -S train.lr.peak=1e-3       # one experiment
+gridcap use flickr8k train.seed=2       # apply a preset, then set single keys
+dvc exp run -S train.lr.peak=1e-3       # run an experiment
 ```
 
-Settings of the machine, which must not change results, are flags and environment variables instead: `GRIDCAP_DEVICE`
-(`auto`, `cpu`, `cuda`), `OMP_NUM_THREADS`, and the flags of each stage (`python -m stages.train_decoder --help`).
+Settings that must not change results, such as the device, are not in the file:
+[distributed.md](distributed.md#devices-and-threads) and `python -m stages.train_decoder --help` list them.
 """
 
-_TITLES = {
-    "dataset": "read by `prepare`",
-    "tokenize": "read by `tokenize`",
-    "encode": "read by `encode`",
-    "train": "read by `train`",
-    "generate": "read by `generate`",
-    "evaluate": "read by `evaluate`",
-}
-
-# The scores of the default run in README.md: row title, file in results/metrics, path in it.
 _RESULTS = {
     "BLEU-4": ("scores", "BLEU-4"),
     "METEOR": ("scores", "METEOR"),
@@ -54,23 +48,24 @@ _RESULTS = {
     "captions whose objects are all correct": ("scenes", "names", "accuracy"),
     "spatial relations that hold": ("scenes", "relations", "accuracy"),
     "attention peak inside the named object": ("scenes", "attention", "all", "peak_in_box"),
-    "the same by chance": ("scenes", "attention", "all", "peak_by_chance"),
+    "attention peak by chance": ("scenes", "attention", "all", "peak_by_chance"),
 }
+"""Rows of the table of scores in README.md: title, file in results/metrics, path of the value in it."""
 
 
 def configuration_page(params: dict[str, Any]) -> str:
-    """Write the page of all keys; `params` holds the defaults."""
+    """Return docs/configuration.md; `params` are the defaults."""
     parts = [_INTRODUCTION]
     for name in SECTIONS:
         schema = TypeAdapter(section_class(name)).json_schema()
-        parts.append(f"## {name}\n\nSection `{name}`, {_TITLES[name]}.\n")
+        parts.append(f"## {name}\n")
         parts.append("| key | type | default | meaning |\n| --- | --- | --- | --- |")
         parts.append("\n".join(_rows(schema, schema.get("$defs", {}), name, params[name])) + "\n")
     return "\n".join(parts)
 
 
 def stage_graph() -> str:
-    """Draw the stages of dvc.yaml as a Mermaid flowchart: an edge for every artifact that a stage reads."""
+    """Return a Mermaid flowchart of the stages in dvc.yaml, with an edge for every artifact that a stage reads."""
     stages = _stages()
     producers = {path: name for name, stage in stages.items() for path in _paths(stage["outs"])}
     edges = []
@@ -80,18 +75,18 @@ def stage_graph() -> str:
                 edges.append(f"    {producers[path]} -->|{path}| {name}")
             elif not path.startswith(("pipeline/", "stages/")):
                 edges.append(f"    {_node(path)} --> {name}")
-    edges += [f"    evaluate --> {_node(path)}" for path in ("results/metrics", "results/plots", "results/report.html")]
+    edges += [f"    evaluate --> {_node(f'results/{name}')}" for name in _RESULT_FILES]
     return "\n".join(["flowchart LR", *edges])
 
 
 def results_table(metrics: dict[str, dict[str, Any]]) -> str:
-    """Write the table of scores of the default run; `metrics` are files of results/metrics by stem."""
+    """Return the table of scores of the default run; `metrics` are files of results/metrics by stem."""
     subsets = ("seen", "held-out")
     scores = metrics["scores"]
     counts = [scores["num_images"], *(scores["subsets"][subset]["num_images"] for subset in subsets)]
     lines = ["| | test | seen | held-out |", "| --- | --- | --- | --- |", _row("images", map(str, counts))]
     for title, (file, *path) in _RESULTS.items():
-        values = [_reach(metrics[file], path), *(_reach(metrics[file]["subsets"][subset], path) for subset in subsets)]
+        values = [_value(metrics[file], path), *(_value(metrics[file]["subsets"][subset], path) for subset in subsets)]
         cells = ["–" if value is None else f"{value:.3f}" for value in values]
         interval = metrics[file].get("intervals", {}).get(path[0])
         if interval:
@@ -102,21 +97,31 @@ def results_table(metrics: dict[str, dict[str, Any]]) -> str:
 
 def replace_block(page: str, name: str, content: str) -> str:
     """Replace the text between `<!-- NAME -->` and `<!-- /NAME -->`."""
+<<<<<<< HEAD
     block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
     if not block.search(page):
         raise ValueError(f"the page has no block {name}")
     return block.sub(lambda match: f"{match[1]}{content}\n{match[2]}", page)
+=======
+    start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+    before, _, rest = page.partition(start)
+    _, _, after = rest.partition(end)
+    if not rest or not after:
+        raise ValueError(f"the page has no block <!-- {name} -->")
+    return before + start + content + end + after
+>>>>>>> r4
 
 
 def readme(page: str, metrics: dict[str, dict[str, Any]]) -> str:
-    """Update the generated blocks of README.md."""
+    """Return README.md, given as `page`, with new generated blocks."""
     page = replace_block(page, "results", results_table(metrics))
     return replace_block(page, "graph", f"```mermaid\n{stage_graph()}\n```")
 
 
 def read_metrics(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read the files that the table of results shows."""
-    return {name: json.loads((folder / f"{name}.json").read_text()) for name in ("scores", "scenes")}
+    """Read the metrics files of the table of scores."""
+    names = {file for file, *_ in _RESULTS.values()}
+    return {name: read_json(folder / f"{name}.json", dict[str, Any], "Run `dvc repro`.") for name in names}
 
 
 def main() -> None:
@@ -128,10 +133,11 @@ def main() -> None:
 
 
 def _stages() -> dict[str, Any]:
+    """Read the stages of dvc.yaml, with its variables replaced by their values and params by their keys."""
     document = YAML(typ="safe").load(ROOT / "dvc.yaml")
-    folders = {name: path for entry in document["vars"] for name, path in entry.items()}
+    variables = {name: path for entry in document["vars"] for name, path in entry.items()}
     text = json.dumps(document["stages"])
-    stages: dict[str, Any] = json.loads(re.sub(r"\$\{([\w.]+)\}", lambda m: folders.get(m[1], m[1]), text))
+    stages: dict[str, Any] = json.loads(re.sub(r"\$\{([\w.]+)\}", lambda m: variables.get(m[1], m[1]), text))
     return stages
 
 
@@ -147,28 +153,37 @@ def _row(title: str, cells: Any) -> str:
     return f"| {title} | {' | '.join(cells)} |"
 
 
-def _reach(values: Any, path: list[str]) -> Any:
+def _value(values: Any, path: list[str]) -> Any:
+    """Return the value at a path of keys; None if the last key is missing."""
     for key in path[:-1]:
         values = values[key]
     return values.get(path[-1])
 
 
-def _rows(schema: Schema, forms: dict[str, Schema], prefix: str, values: Any, note: str = "") -> Iterator[str]:
-    """Yield the rows of a section and of the sections in it; without `values` there are no defaults."""
+def _rows(schema: Schema, definitions: dict[str, Schema], prefix: str, values: Any, note: str = "") -> Iterator[str]:
+    """Yield the table rows of a section and of the sections nested in it.
+
+    Args:
+        schema: JSON schema of the section.
+        definitions: Schemas that it refers to, by name.
+        prefix: Key of the section.
+        values: Defaults of the section; None for none.
+        note: Text after each key, such as the alternative that the key belongs to.
+    """
     for key, field in schema["properties"].items():
         name, value = f"{prefix}.{key}", None if values is None else values[key]
-        nested = [_form(reference, forms) for reference in _references(field)]
+        nested_schemas = [_resolve(reference, definitions) for reference in _references(field)]
         if "$ref" in field:
-            yield from _rows(nested[0], forms, name, value)
+            yield from _rows(nested_schemas[0], definitions, name, value)
             continue
         if "const" not in field:
             default = "" if values is None else _default(value)
             meaning = " ".join(field["description"].split())
-            yield f"| `{name}`{note} | {_type(field, forms)} | {default} | {meaning} |"
-        for form in nested:
-            by = form["properties"].get("by")
+            yield f"| `{name}`{note} | {_type(field, definitions)} | {default} | {meaning} |"
+        for nested in nested_schemas:
+            by = nested["properties"].get("by")
             suffix = f" (by: {by['const']})" if by else ""
-            yield from _rows(form, forms, name if by else f"{name}[]", None, suffix)
+            yield from _rows(nested, definitions, name if by else f"{name}[]", None, suffix)
 
 
 def _default(value: Any) -> str:
@@ -178,23 +193,24 @@ def _default(value: Any) -> str:
 
 
 def _references(field: Schema) -> list[str]:
-    """References to the forms of a field's values or items."""
+    """Return the references to the schemas of a field's values or items."""
     references = [field["$ref"]] if "$ref" in field else []
     for part in (*field.get("anyOf", ()), *field.get("oneOf", ()), *filter(None, [field.get("items")])):
         references += _references(part)
     return references
 
 
-def _form(reference: str, forms: dict[str, Schema]) -> Schema:
-    return forms[reference.rpartition("/")[2]]
+def _resolve(reference: str, definitions: dict[str, Schema]) -> Schema:
+    return definitions[reference.rpartition("/")[2]]
 
 
-def _type(field: Schema, forms: dict[str, Schema]) -> str:
+def _type(field: Schema, definitions: dict[str, Schema]) -> str:
+    """Describe the type of a field with its choices or bounds."""
     match field:
         case {"anyOf": choices}:
-            return ", ".join(_type(choice, forms) for choice in choices)
+            return ", ".join(_type(choice, definitions) for choice in choices)
         case {"oneOf": choices}:
-            kinds = [_form(choice["$ref"], forms)["properties"]["by"]["const"] for choice in choices]
+            kinds = [_resolve(choice["$ref"], definitions)["properties"]["by"]["const"] for choice in choices]
             return ", ".join(f"`{{by: {kind}, ...}}`" for kind in kinds)
         case {"enum": choices}:
             return ", ".join(map(_code, choices))
@@ -205,8 +221,8 @@ def _type(field: Schema, forms: dict[str, Schema]) -> str:
     names = {"integer": "integer", "number": "float", "string": "string", "array": "list"}
     bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     limits = [f"{sign} {field[bound]:g}" for bound, sign in bounds.items() if bound in field]
-    kind = "path" if field.get("format") == "path" else names[field["type"]]
-    return " ".join([kind, ", ".join(limits)]).strip()
+    name = "path" if field.get("format") == "path" else names[field["type"]]
+    return " ".join([name, ", ".join(limits)]).strip()
 
 
 def _code(value: Any) -> str:

@@ -38,8 +38,8 @@ CODE = SHELL + "\n" + "\n".join(span for text in TEXTS.values() for span in re.f
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 
 
-def named(pattern: str) -> set[str]:
-    """What commands in the pages name, after `pattern`."""
+def find_in_code(pattern: str) -> set[str]:
+    """Return the matches of a pattern at the beginning of words in commands and code of all pages."""
     return set(re.findall(rf"(?m)(?:^|(?<=\s)){pattern}", CODE))
 
 
@@ -54,7 +54,7 @@ def test_the_configuration_page_is_up_to_date() -> None:
 
 
 def test_the_generated_parts_of_readme_are_up_to_date(tmp_path: Path) -> None:
-    # Other machines round differently, and other settings give other results: the committed ones count.
+    # Results in the working tree may be those of another machine or of other settings.
     for name in ("scores", "scenes"):
         (tmp_path / f"{name}.json").write_text(committed(f"results/metrics/{name}.json"))
     assert readme(README, read_metrics(tmp_path)) == README, "run `make docs`"
@@ -74,7 +74,7 @@ def test_links_resolve(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_a_page_has_no_leftovers_and_short_lines(page: Path) -> None:
+def test_a_page_has_no_placeholders_and_short_lines(page: Path) -> None:
     assert re.findall(r"TODO|\{\{.*?\}\}|[A-Z]+_OUTPUT|BENCH_TABLES", TEXTS[page]) == []
     prose = [line for line in BLOCK.sub("", TEXTS[page]).splitlines() if not line.startswith("|")]
     assert [line for line in prose if len(line) > 120] == []
@@ -94,7 +94,7 @@ def test_the_layout_in_readme_is_that_of_the_repository() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_and_functions_that_pages_name_exist(page: Path) -> None:
-    for path, name in re.findall(r"`((?:pipeline|stages)/[\w/]+\.py)(?::(\w+))?`", TEXTS[page]):
+    for path, name in re.findall(r"`((?:pipeline|stages)/[a-z0-9_/]+\.py)(?::(\w+))?`", TEXTS[page]):
         assert (ROOT / path).is_file(), path
         if name:
             assert re.search(rf"(?m)^\s*(?:def|class) {name}\b", (ROOT / path).read_text()), f"{path}:{name}"
@@ -102,34 +102,33 @@ def test_files_and_functions_that_pages_name_exist(page: Path) -> None:
 
 def test_commands_exist() -> None:
     targets = set(re.findall(r"(?m)^([\w-]+):", (ROOT / "Makefile").read_text()))
-    assert {"repro", "test", "check"} <= named(r"(?:\$ )?make ([\w-]+)") <= targets
-    assert named(r"(?:\$ )?gridcap (\w[\w-]*)") - {"reads", "is"} <= COMMANDS.keys()
+    assert {"repro", "test", "check"} <= find_in_code(r"(?:\$ )?make ([\w-]+)") <= targets
+    assert find_in_code(r"(?:\$ )?gridcap (\w[\w-]*)") <= COMMANDS.keys()
     stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
-    assert named(r"dvc repro (?:-\w+ )*([\w-]+)") <= stages.keys()
-    assert {f"stages.{name}" for name in named(r"-m stages\.(\w+)")} <= modules().keys()
+    assert find_in_code(r"dvc repro (?:-\w+ )*([a-z][\w-]*)") <= stages.keys()
+    assert {f"stages.{name}" for name in find_in_code(r"-m stages\.(\w+)")} <= modules().keys()
 
 
 def test_flags_of_gridcap_exist() -> None:
     for line in re.findall(r"(?m)^(?:\$ )?gridcap (.*)$", SHELL):
         command, *words = shlex.split(line, comments=True)
-        known = {flag for param in COMMANDS[command].params for flag in (*param.opts, *param.secondary_opts)}
+        valid_flags = {flag for param in COMMANDS[command].params for flag in (*param.opts, *param.secondary_opts)}
         flags = {word.partition("=")[0] for word in words if word.startswith("--")}
-        assert flags <= {*known, "--help"}, line
+        assert flags <= {*valid_flags, "--help"}, line
 
 
-@pytest.mark.parametrize("stage", sorted(named(r"-m (stages\.\w+)")))
+@pytest.mark.parametrize("stage", sorted(find_in_code(r"-m (stages\.\w+)")))
 def test_flags_of_stages_exist(stage: str) -> None:
-    shown = subprocess.run(
-        [sys.executable, "-m", stage, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-m", stage, "--help"]
+    help_text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for line in SHELL.splitlines():
         if f"-m {stage} " in line:
             flags = re.findall(r"--[\w-]+", line.partition(f"-m {stage} ")[2])
-            assert [flag for flag in flags if flag not in shown.stdout] == [], line
+            assert [flag for flag in flags if flag not in help_text] == [], line
 
 
 def test_settings_of_experiments_exist(tmp_path: Path) -> None:
-    settings = {setting.partition(",")[0] for setting in named(r"(?:-S|--set-param) '?([\w.]+=[^\s']+)")}
+    settings = {setting.partition(",")[0] for setting in find_in_code(r"(?:-S|--set-param) '?([\w.]+=[^\s']+)")}
     assert settings
     path = tmp_path / "params.yaml"
     path.write_text(committed("params.yaml"))
@@ -149,7 +148,7 @@ def test_commands_with_presets_give_valid_params(command: str, tmp_path: Path) -
         check(written[name], name, section_class(name), command)
 
 
-def test_the_python_example_reads_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hdf5_example_reads_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (block,) = (block for language, block in BLOCK.findall(README) if language == "python" and "h5py" in block)
     folder = tmp_path / "data/features"
     spec = small_spec()
@@ -157,9 +156,9 @@ def test_the_python_example_reads_a_grid(tmp_path: Path, monkeypatch: pytest.Mon
     shard = write_shard(folder, spec, [5, 1_000_000], [("a" * 64, "whole"), ("b" * 64, "whole")], grids)
     write_index(folder, spec, ("whole",), [shard], {5: "a" * 64, 1_000_000: "b" * 64})
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    exec(block, names)
-    assert np.array_equal(names["grid"], grids[1])
+    variables: dict[str, Any] = {}
+    exec(block, variables)
+    assert np.array_equal(variables["grid"], grids[1])
 
 
 @pytest.mark.slow
@@ -176,7 +175,9 @@ def test_the_python_example_captions_an_image(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"(?m)^gridcap (?:predict|export) .*$", SHELL))))
-def test_commands_of_prediction_run(command: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predict_and_export_commands_run(
+    command: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "holiday").mkdir()
     for name in ("photo.jpg", "holiday/a.png"):
         shutil.copy(tiny.images / "00.png", tmp_path / name)

@@ -50,7 +50,7 @@ def project(obj: SceneObject) -> AnnotatedObject:
 
 
 def sample(seed: int) -> tuple[Scene, list[AnnotatedObject], list[list[str]]]:
-    """Sample a scene; return it with its annotated objects and the words of its captions and canonical caption."""
+    """Sample a scene; return it, its annotated objects, and the words of its captions with the canonical one last."""
     rng = np.random.default_rng(seed)
     scene = sample_scene(rng, forbidden=frozenset(), required=None, duplicate_rate=0.35)
     center_x = [0.5 + 1.8 * obj.x / obj.z for obj in scene.objects]
@@ -172,6 +172,7 @@ def test_find_relations(caption: str, expected: list[tuple[str, int, list[str], 
     assert relations == expected
 
 
+@pytest.mark.slow
 @given(SEEDS)
 def test_captions_of_a_scene_are_correct_for_it(seed: int) -> None:
     scene, objects, captions = sample(seed)
@@ -184,6 +185,7 @@ def test_captions_of_a_scene_are_correct_for_it(seed: int) -> None:
         assert floors <= {scene.floor}
 
 
+@pytest.mark.slow
 @given(SEEDS, st.data())
 def test_a_color_that_is_not_in_the_scene_is_incorrect(seed: int, data: st.DataObject) -> None:
     scene, objects, captions = sample(seed)

@@ -91,7 +91,7 @@ def test_a_scene_has_five_different_captions(seed: int) -> None:
         assert re.fullmatch(r"[A-Z][a-z]*(,? [a-z]+)+\.", caption)
 
 
-def test_captions_are_determined_by_the_generator() -> None:
+def test_captions_are_determined_by_the_seed() -> None:
     scene = random_scene(np.random.default_rng(1))
     first, second, third = (sample_captions(scene, np.random.default_rng(seed), center_x(scene)) for seed in (2, 2, 3))
     assert first == second != third
@@ -106,7 +106,7 @@ def test_objects_at_the_same_depth_are_never_in_front_of_or_behind_each_other() 
 
 
 @pytest.mark.slow
-def test_canonical_captions_score_high_and_annotators_agree_in_part() -> None:
+def test_bleu_of_canonical_captions_and_of_annotators_against_each_other() -> None:
     hypotheses, references = [], []
     for seed in range(400):
         rng = np.random.default_rng(seed)

@@ -61,7 +61,7 @@ def test_resume_after_a_kill_gives_the_same_bytes(dataset, tmp_path):
     process = start_stage(tmp_path, workers=1)
     finished: dict[Path, int] = {}
     while not finished:
-        assert process.poll() is None, "ended before it could be killed"
+        assert process.poll() is None, "the stage ended before the kill"
         time.sleep(0.002)
         finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("work/render/*/annotations/*.json")}
     process.send_signal(signal.SIGKILL)

@@ -1,7 +1,7 @@
 """Checker of captions against the annotated objects of an image: named objects and spatial relations.
 
 Captions are lowercase words without punctuation. Any sequence of words is accepted, however ungrammatical, since models
-generate those too. The checker reads its words from `pipeline.scenes.synonyms`, as the caption templates do.
+generate those too. The words are those of `pipeline.scenes.synonyms`, which the caption templates use too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,12 +39,12 @@ class Mention:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Relation:
-    """A spatial relation between the objects of two noun phrases or more."""
+    """A spatial relation between the objects of two or more noun phrases."""
 
     name: str
     """`left`, `right`, `front`, `behind` or `between`."""
     position: int
-    """Index of the word that gives the relation its name."""
+    """Index of the word that names the relation."""
     subjects: tuple[Mention, ...]
     """Objects whose location is described; at least one mention."""
     landmarks: tuple[Mention, ...]
@@ -102,7 +102,7 @@ def count_relations(words: Sequence[str], objects: Sequence[AnnotatedObject]) ->
     """Count the spatial relations of a caption between pairs of mentions.
 
     "A and B stand to the left of C" has two relations, "A stands between B and C" one. `left` and `right` compare the
-    centers of bounding boxes, `front` and `behind` their lower edges: on a level floor, the lower is the nearer.
+    centers of bounding boxes, `front` and `behind` their lower edges: on a level floor, the lower edge is nearer.
 
     Returns:
         Number of relations that hold, and number of all relations.

@@ -33,7 +33,7 @@ MIN_Z_DIFFERENCE = 0.8
 """Minimum difference in depth for `front` and `behind`, in world units."""
 
 Choose = Callable[[Mapping[str, float]], str]
-"""Chooses one of several strings, given their weights."""
+"""Function that chooses one of several strings, given their weights."""
 
 _RIGHT_OF, _IN_FRONT_OF, _BEHIND, _BETWEEN = (
     most_probable(RELATIONS[relation]) for relation in ("right", "front", "behind", "between")
@@ -63,9 +63,9 @@ class _Style:
     left_of: str
     floor: str
     optional_floor: str
-    """`floor`, or empty where the annotator omits it in templates with a relation."""
+    """`floor`, or an empty string if the annotator omits it in templates with a relation."""
     nearest_first: bool
-    """Lists objects from near to far instead of from left to right."""
+    """Whether objects are listed from near to far instead of from left to right."""
 
     def verb_for(self, *subjects: _ObjectGroup) -> str:
         """Conjugate the verb to agree with its subjects."""
@@ -94,13 +94,13 @@ def sample_captions(scene: Scene, rng: np.random.Generator, center_x: Sequence[f
 
 
 def canonical_caption(scene: Scene, center_x: Sequence[float]) -> str:
-    """Return the caption that results from the most probable choice everywhere.
+    """Return the caption that results from the most probable choice at every point.
 
-    It is what a perfect captioner generates, so its score bounds the scores to expect.
+    Its score is approximately an upper bound for captioners.
 
     Args:
         scene: The scene.
-        center_x: As for `sample_captions`.
+        center_x: Horizontal center of each object's bounding box, as a fraction of the image's width.
     """
     return _write_caption(scene, center_x, most_probable)
 
@@ -166,8 +166,7 @@ def _noun_phrase(obj: SceneObject, count: int, words: Mapping[str, str], is_ment
     return " ".join([article, *adjectives, noun])
 
 
-# Each of these functions returns every true sentence of an annotator with its weight; groups are sorted from left to
-# right.
+# Each of the following functions returns all true sentences with their weights, for groups sorted from left to right.
 
 
 def _templates_for_one(style: _Style, a: _ObjectGroup) -> dict[str, float]:

@@ -61,7 +61,7 @@ class RenderParams:
     """Pairs of color and shape that occur in test only; at most two per color and per shape."""
 
     def __post_init__(self) -> None:
-        """Check that train still contains every color and every shape in most combinations."""
+        """Check that most combinations of every color and of every shape remain in train."""
         for (color, shape), count in Counter(self.held_out).items():
             if count > 1:
                 raise ValueError(f"held_out must list each pair once, got {color} {shape} {count} times")
@@ -100,7 +100,7 @@ class _AnnotatedImage:
     key: _ImageKey
     jpeg: bytes
     annotation: dict[str, Any]
-    """The entry under `images`, as `image`, and the `captions`."""
+    """`image`, the entry under `images` of the caption file, and the list `captions`."""
 
 
 def write_dataset(params: RenderParams, out: Path, work: Path, num_workers: int) -> None:
@@ -144,7 +144,7 @@ def encode_jpeg(rendering: Rendering) -> bytes:
 def _generate_images(params: RenderParams, keys: list[_ImageKey], num_workers: int) -> Iterator[_AnnotatedImage]:
     if not keys:
         return
-    # Workers only compute. If they wrote files, those that outlive a killed parent would interfere with its successor.
+    # Only the parent writes files: a worker that outlives a killed parent must not write to the next run's folder.
     with multiprocessing.get_context("spawn").Pool(min(num_workers, len(keys))) as pool:
         yield from pool.imap_unordered(partial(_generate_image, params), keys, chunksize=4)
 

@@ -25,7 +25,7 @@ _GRADIENT_STEP = 0.003
 _SHADOW_SHARPNESS = 9.0
 """Inverse of the light's angular radius in radians; higher values give harder shadows."""
 _RING_YAW_RANGE = 1 / 6
-"""Range of a ring's yaw, in turns: rings roughly face the camera, so that their hole stays visible."""
+"""Range of the yaw of rings, in turns: they roughly face the camera, so that their hole is visible."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,10 +117,14 @@ class ObjectField:
         return hits
 
     def soft_shadow(self, points: FloatArray, light_direction: Vector) -> FloatArray:
-        """Return the fraction [R] of the light that reaches world points past this object.
+        """Return the fraction [R] of the light that this object does not block.
 
         The fraction decreases with the smallest ratio, along the ray to the light, of the distance to the object to the
         distance traveled: https://iquilezles.org/articles/rmshadows/.
+
+        Args:
+            points: World points [3, R].
+            light_direction: Unit vector towards the light.
         """
         visibility = np.ones(points.shape[1], dtype=np.float32)
         origin, heading = self.to_object_space(points), self._rotate_to_object(column(light_direction))
@@ -203,7 +207,7 @@ def _tapered(r: FloatArray, y: FloatArray, base_radius: float) -> FloatArray:
 
 
 def _rounded_max(a: FloatArray, b: FloatArray, radius: float) -> FloatArray:
-    """Return the maximum of two distances (their intersection) with the common edge rounded."""
+    """Return the distance [R] to the intersection of two shapes, with the common edge rounded to `radius`."""
     overlap = np.maximum(radius - np.abs(a - b), 0.0)
     rounded: FloatArray = np.maximum(a, b) + overlap * overlap * (0.25 / radius)
     return rounded

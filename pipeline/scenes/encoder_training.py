@@ -1,7 +1,7 @@
 """Training of the scene encoder: a ResNet-18 up to `layer3`, trained to classify the object in every grid cell.
 
-It replaces ImageNet weights, which would have to be downloaded. With dense labels the features encode which object is
-where, so that attention maps can be evaluated by location.
+It replaces ImageNet weights, which would have to be downloaded. Training on dense labels makes the features of a region
+depend on the object in it, so that attention maps can be evaluated by location.
 
 B examples per batch, N examples in total, S side of the image in px, H and W height and width of the grid, P = H * W
 regions, C channels, A attributes.
@@ -49,7 +49,7 @@ from pipeline.scenes.examples import (
     object_labels,
     sample_examples,
 )
-from pipeline.scenes.scene import COLORS, FLOORS, SHAPES, ColorShape
+from pipeline.scenes.scene import COLORS, FLOORS, SHAPES, ColorShape, SceneObject
 
 STAGE = "encoder"
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -78,7 +78,7 @@ class SceneEncoderParams:
     batch_size: Annotated[int, Field(ge=1)]
     """Scenes per optimizer step."""
     max_epochs: Annotated[int, Field(ge=1)]
-    """Number of epochs."""
+    """Number of epochs; there is no early stopping."""
     peak_lr: Annotated[float, Field(gt=0)]
     """Peak learning rate of AdamW, after the warm-up and before the cosine decay to 0."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)]
@@ -147,13 +147,16 @@ def train_scene_encoder(
     """
     if render_params.image_size % STRIDE:
         raise UserError(
-            f"render.image_size must be a multiple of {STRIDE} for the encoder, got {render_params.image_size}."
+            f"render.image_size: must be a multiple of {STRIDE}, the stride of the encoder, got"
+            f" {render_params.image_size}. Change it in the params file."
         )
     spec = SamplingSpec(
         seed=params.seed, image_size=render_params.image_size, stride=STRIDE, held_out=render_params.held_out
     )
-    name = fingerprint(params=to_plain(params), spec=asdict(spec), code=code_digest(__name__), torch=torch.__version__)
-    with work_folder(work, STAGE, name) as folder:
+    run_fingerprint = fingerprint(
+        params=to_plain(params), spec=asdict(spec), code=code_digest(__name__), torch=torch.__version__
+    )
+    with work_folder(work, STAGE, run_fingerprint) as folder:
         training_set = stack(_sample_all(spec, "train", params.num_train, num_workers), render_params.held_out)
         model = train(params, training_set, folder / CHECKPOINT_FILE)
         weights = folder / WEIGHTS_FILE
@@ -164,7 +167,12 @@ def train_scene_encoder(
 
 
 def stack(examples: Sequence[Example], held_out: Sequence[ColorShape]) -> TrainingSet:
-    """Stack examples into tensors; none of them contains a pair in `held_out`."""
+    """Stack examples into tensors.
+
+    Args:
+        examples: Examples without held-out pairs.
+        held_out: The held-out pairs.
+    """
     held_out_mask = torch.zeros(1 + len(COLORS), 1 + len(SHAPES), dtype=torch.bool)
     for color, shape in held_out:
         held_out_mask[1 + COLORS.index(color), 1 + SHAPES.index(shape)] = True
@@ -177,7 +185,15 @@ def stack(examples: Sequence[Example], held_out: Sequence[ColorShape]) -> Traini
 
 
 def train(params: SceneEncoderParams, training_set: TrainingSet, checkpoint: Path) -> EncoderWithHeads:
-    """Train from scratch, or resume from `checkpoint`, a file that is written after every epoch.
+    """Train from scratch, or resume from a checkpoint.
+
+    Args:
+        params: Section `encoder`.
+        training_set: The training examples.
+        checkpoint: Checkpoint file, written after every epoch.
+
+    Returns:
+        The model in evaluation mode.
 
     Raises:
         UserError: The loss is not finite.
@@ -194,10 +210,10 @@ def train(params: SceneEncoderParams, training_set: TrainingSet, checkpoint: Pat
     model.train()
     for epoch in range(start_epoch, params.max_epochs):
         _train_epoch(params, model, optimizer, training_set, epoch)
-        file = io.BytesIO()
+        buffer = io.BytesIO()
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "num_epochs": epoch + 1}
-        torch.save(state, file)
-        write_atomically(checkpoint, file.getvalue())
+        torch.save(state, buffer)
+        write_atomically(checkpoint, buffer.getvalue())
     return model.eval()
 
 
@@ -227,7 +243,9 @@ def classification_loss(
     attribute_logits, floor_logits = model.classify(grids.float().flatten(2).transpose(1, 2))
     logits = dict(zip(ATTRIBUTES, attribute_logits, strict=True))  # [B, P, classes]
     targets = dict(zip(ATTRIBUTES, labels.long().flatten(2).unbind(dim=1), strict=True))  # [B, P]
-    label_indices = {name: target.clamp(min=BACKGROUND) for name, target in targets.items()}  # IGNORE is no index
+    label_indices = {
+        name: target.clamp(min=BACKGROUND) for name, target in targets.items()
+    }  # IGNORE is not a valid index
     logits["shape"] = logits["shape"].masked_fill(held_out[label_indices["color"]], -math.inf)
     logits["color"] = logits["color"].masked_fill(held_out.T[label_indices["shape"]], -math.inf)
 
@@ -290,12 +308,8 @@ def evaluate(model: EncoderWithHeads, weights: Path, examples: Sequence[Example]
             cells_correct["background"] += list(labels[0][example.labels[0] == BACKGROUND] == BACKGROUND)
             for obj, box in zip(example.scene.objects, example.boxes, strict=True):
                 is_correct = labels[(slice(None), *center_cell(box, spec.stride))] == object_labels(obj)
-                if (obj.color, obj.shape) in spec.held_out:
-                    correct["held_out"].append(is_correct)
-                    continue
-                correct["seen"].append(is_correct)
-                if obj.size == "small" and obj.texture in ("striped", "spotted"):
-                    correct["seen_small_patterned"].append(is_correct)
+                for group in _groups(obj, spec.held_out):
+                    correct[group].append(is_correct)
     return {
         "protocol": "accuracy in the cell that contains the center of the object's bounding box",
         "objects": {group: _accuracies(values) for group, values in correct.items() if values},
@@ -370,6 +384,14 @@ def _predict(
     attribute_logits, floor_logits = model.classify(torch.from_numpy(encode_grids(encoder, images)).float())
     labels = torch.stack([logits.argmax(dim=-1) for logits in attribute_logits], dim=1)  # [B, A, P]
     return labels.view(len(examples), *examples[0].labels.shape).numpy(), floor_logits.argmax(dim=-1).numpy()
+
+
+def _groups(obj: SceneObject, held_out: Sequence[ColorShape]) -> list[str]:
+    """Return the groups of objects, in the metrics, that an object belongs to."""
+    if (obj.color, obj.shape) in held_out:
+        return ["held_out"]
+    is_small_patterned = obj.size == "small" and obj.texture in ("striped", "spotted")
+    return ["seen", "seen_small_patterned"] if is_small_patterned else ["seen"]
 
 
 def _accuracies(correct: list[npt.NDArray[np.bool_]]) -> Metrics:

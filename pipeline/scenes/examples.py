@@ -35,7 +35,7 @@ ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
     "size": SIZES,
     "texture": TEXTURES,
 }
-"""Values of each attribute; the label of a value is 1 + its index."""
+"""Values of each attribute. The label of a value is 1 + its index."""
 BACKGROUND = 0
 """Label of a cell without an object."""
 IGNORE = -1
@@ -47,7 +47,7 @@ _MIN_OBJECT_COVERAGE = 0.25
 _MAX_BACKGROUND_COVERAGE = 0.05
 """A cell of which objects cover at most this fraction is background."""
 _SEED_SUFFIX: Mapping[ExampleSplit, int] = {"train": 1, "test": 2}
-"""Last of the four integers of a seed. The dataset's seeds have three, so no example is an image of the dataset."""
+"""Last of the four integers that seed an example. Images of the dataset are seeded by three, so none is an example."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +77,23 @@ class SamplingSpec:
 
 
 def sample_examples(spec: SamplingSpec, split: ExampleSplit, num_examples: int, num_workers: int) -> Iterator[Example]:
-    """Sample examples in order, in `num_workers` processes; each depends on `spec`, `split` and its index only."""
+    """Sample examples in parallel; each depends on `spec`, `split` and its index alone.
+
+    Args:
+        spec: Parameters of the examples.
+        split: `train` or `test`.
+        num_examples: Number of examples.
+        num_workers: Number of processes.
+
+    Yields:
+        The examples in order of index.
+    """
     with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
         yield from pool.imap(partial(sample_example, spec, split), range(num_examples), chunksize=8)
 
 
 def sample_example(spec: SamplingSpec, split: ExampleSplit, index: int) -> Example:
-    """Sample the example with this index."""
+    """Sample the example with an index; see `sample_examples`."""
     rng = np.random.default_rng([spec.seed, index, 0, _SEED_SUFFIX[split]])
     is_held_out = split == "test" and index % 2 == 1
     required = spec.held_out[index // 2 % len(spec.held_out)] if is_held_out else None

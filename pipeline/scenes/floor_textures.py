@@ -23,7 +23,7 @@ class FloorTexture:
     albedo: Vector
     """Mean fraction of red, green and blue light that the floor reflects."""
     pattern: Callable[[FloatArray, FloatArray, FloatArray], FloatArray]
-    """Maps `u`, `v` and the width of a subsample on the floor, `footprint`, to factors on the albedo; all [R]."""
+    """Maps `u`, `v` and `footprint`, the width of a subsample on the floor, to factors on the albedo; all are [R]."""
 
 
 def _wooden(u: FloatArray, v: FloatArray, footprint: FloatArray) -> FloatArray:
@@ -87,7 +87,7 @@ def _edge_distance(offset: FloatArray, width: float) -> FloatArray:
 
 
 def _detail_weight(period: float, footprint: FloatArray) -> FloatArray:
-    """Return the weight [R] of a detail of this period: 0 where a subsample covers all of it, against aliasing."""
+    """Return the weight [R] of a detail of this period: 0 where a subsample covers a period, to prevent aliasing."""
     weight: FloatArray = np.clip(2.0 - footprint * (2.0 / period), 0.0, 1.0)
     return weight
 

@@ -1,14 +1,12 @@
 """Renderer of scenes: a small ray tracer whose pixels are the same on every machine.
 
-Objects are lit by a lamp with soft shadows, by the sky and by light reflected from the floor. Shiny objects reflect
-each other and the floor. Pixels pass only through operations that IEEE 754 defines exactly (`+ - * /`, square root,
-floor, comparison) and through integer hashes. Sines, powers and matrix products are avoided: their last bit depends on
-the library and the processor.
+Objects are lit by a key light with soft shadows, by the sky and by light that the floor reflects. Shiny objects reflect
+each other and the floor. Pixels are computed only by operations that IEEE 754 defines exactly (`+ - * /`, square root,
+floor, comparison) and by integer hashes. Sines, powers and matrix products are avoided: their last bit depends on the
+library and the processor.
 
-The camera is at (0, `camera_height`, 0) and looks along +z with a focal length of 1.8 image widths (field of view: 31
-degrees). With `camera_pitch` near (`camera_height` - 0.4) / 7, the frame contains entire objects on the floor from
-z = 4.9 to z = 9.2, with |x| up to 0.27 z - 0.45 (large) or 0.27 z - 0.15 (small). There a large object is 42 to 24
-pixels high in an image of 128 pixels, and a small one 23 to 13.
+The camera is at (0, `camera_height`, 0) and faces +z, with a field of view of 31 degrees. At the distances of
+`sample_scene`, a large object is 42 to 24 px high in an image of 128 px, and a small one 23 to 13.
 
 R rays or points in a flat array, S subsamples along a side of the image, H and W height and width of a rectangle of
 subsamples. Points, directions and colors are float32 [3, R]. Colors are linear light; 1 is the brightest displayable
@@ -35,7 +33,7 @@ FOCAL_LENGTH = 1.8
 
 _SUPERSAMPLING = 2  # Subsamples per pixel along each side; _to_pixels averages exactly four.
 _RAYS_PER_CHUNK = 16384
-"""Keeps intermediate results in the processor's cache, which is a tenth faster than all rays at once."""
+"""Small enough for intermediate results to stay in the processor's cache."""
 _HORIZON = -0.02
 """Rays whose y direction is above this never reach the floor."""
 _FADE_START, _FADE_END = 10.0, 26.0
@@ -77,7 +75,7 @@ class Rendering:
     boxes: tuple[Box, ...]
     """Bounding boxes of the visible parts, to half a pixel; zeros for a hidden object."""
     visibility: tuple[float, ...]
-    """Fraction of each silhouette, 0 to 1, that neither other objects nor the frame hide."""
+    """Fraction of each silhouette, 0 to 1, that is inside the frame and not hidden by other objects."""
 
 
 def render(scene: Scene, image_size: int) -> Rendering:
@@ -152,10 +150,17 @@ class _Camera:
 def _rasterize(
     depth: FloatArray, object_index: NDArray[np.int8], index: int, field: ObjectField, camera: _Camera
 ) -> int:
-    """Draw an object into the depth and index buffers [S, S].
+    """Draw an object into the depth buffer and the index buffer.
+
+    Args:
+        depth: Distance of the nearest object along the ray of each subsample [S, S]; updated.
+        object_index: Index of that object [S, S]; updated.
+        index: Index of the object.
+        field: Field of the object.
+        camera: The camera.
 
     Returns:
-        Subsamples of the entire silhouette, hidden parts and parts outside the frame included.
+        Number of subsamples in the entire silhouette, including hidden parts and parts outside the frame.
     """
     top, bottom, left, right = camera.project_bounds(field)
     hits = field.intersect(column((0.0, camera.height, 0.0)), camera.directions(top, bottom, left, right))

@@ -61,14 +61,14 @@ class Scene:
     objects: tuple[SceneObject, ...]
     floor: Floor
     tint: tuple[float, float, float]
-    """Factors on the red, green and blue of the floor and the backdrop; they also select the part of the floor."""
+    """Factors on the red, green and blue of the floor and the backdrop; they also rotate and shift its texture."""
     light_direction: tuple[float, float, float]
     """Unit vector towards the light; y > 0."""
     light_intensity: float
     """Factor on the light, about 1."""
     camera_height: float
     camera_pitch: float
-    """Tangent of the angle by which the camera looks down."""
+    """Tangent of the camera's downward angle."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +96,7 @@ def sample_scene(
     Args:
         rng: Random generator; it advances.
         forbidden: Pairs of color and shape that no object has. At least four pairs must remain allowed.
-        required: Pair that at least one object has, even where it is forbidden; None for no such pair.
+        required: Pair that at least one object has, even if it is forbidden; None requires no pair.
         duplicate_rate: Probability that a scene with more than one object contains identical objects.
     """
     camera_height = rng.uniform(2.2, 3.2)
@@ -107,7 +107,7 @@ def sample_scene(
         light_direction=_normalize(rng.uniform(-0.7, 0.7), 1.0, rng.uniform(-0.9, -0.2)),
         light_intensity=rng.uniform(0.85, 1.15),
         camera_height=camera_height,
-        # The camera looks at a point about 0.4 above the center of the floor (z = 7).
+        # The camera points about 0.4 above the center of the floor (z = 7).
         camera_pitch=(camera_height - 0.4) / 7 + rng.uniform(-0.015, 0.015),
     )
 
@@ -146,7 +146,7 @@ def _sample_appearances(
 
 
 def _place_objects(rng: np.random.Generator, appearances: list[_Appearance]) -> tuple[SceneObject, ...]:
-    """Place the objects one after another by rejection sampling; start over where one does not fit."""
+    """Place the objects one after another by rejection sampling; start over if one does not fit."""
     objects: list[SceneObject] = []
     while len(objects) < len(appearances):
         appearance = appearances[len(objects)]

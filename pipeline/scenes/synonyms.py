@@ -1,7 +1,7 @@
 """The table of synonyms that caption templates and caption checker share.
 
-Each attribute value or relation maps its synonyms to their probability in generated captions. The checker accepts every
-synonym, also one of probability 0.
+Each attribute value and relation has synonyms with their probabilities in the dataset's captions. The checker accepts
+every synonym, even those of probability 0.
 """
 
 from collections.abc import Mapping
@@ -74,7 +74,7 @@ def conjugate(verb: str, *, plural: bool) -> str:
 
 
 def most_probable(synonyms: Synonyms) -> str:
-    """Return the synonym of the highest probability; the first of several."""
+    """Return the synonym with the highest probability; the first one if there are several."""
     return max(synonyms, key=lambda synonym: synonyms[synonym])
 
 

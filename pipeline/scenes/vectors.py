@@ -1,4 +1,4 @@
-"""Vector arithmetic and noise for the renderer, from operations that IEEE 754 defines to the last bit.
+"""Vector arithmetic and noise for the renderer, from operations that IEEE 754 defines exactly.
 
 R rays or points in a flat array; vectors are float32 [3, R].
 """
@@ -59,10 +59,10 @@ def value_noise(u: FloatArray, v: FloatArray) -> FloatArray:
     """Return smooth noise [R] in [0, 1): the lattice noise, interpolated between integer coordinates."""
     left, top = np.floor(u), np.floor(v)
     t_u, t_v = smoothstep(u - left), smoothstep(v - top)
-    column, row = left.astype(np.int32) & 255, (top.astype(np.int32) & 255) << 8
-    next_column, next_row = (column + 1) & 255, (row + 256) & 0xFFFF
-    upper = mix(_LATTICE[row | column], _LATTICE[row | next_column], t_u)
-    lower = mix(_LATTICE[next_row | column], _LATTICE[next_row | next_column], t_u)
+    i, j = left.astype(np.int32) & 255, (top.astype(np.int32) & 255) << 8  # lattice indices are j | i
+    next_i, next_j = (i + 1) & 255, (j + 256) & 0xFFFF
+    upper = mix(_LATTICE[j | i], _LATTICE[j | next_i], t_u)
+    lower = mix(_LATTICE[next_j | i], _LATTICE[next_j | next_i], t_u)
     return mix(upper, lower, t_v)
 
 
