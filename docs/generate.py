@@ -97,19 +97,10 @@ def results_table(metrics: dict[str, dict[str, Any]]) -> str:
 
 def replace_block(page: str, name: str, content: str) -> str:
     """Replace the text between `<!-- NAME -->` and `<!-- /NAME -->`."""
-<<<<<<< HEAD
     block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
     if not block.search(page):
-        raise ValueError(f"the page has no block {name}")
-    return block.sub(lambda match: f"{match[1]}{content}\n{match[2]}", page)
-=======
-    start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
-    before, _, rest = page.partition(start)
-    _, _, after = rest.partition(end)
-    if not rest or not after:
         raise ValueError(f"the page has no block <!-- {name} -->")
-    return before + start + content + end + after
->>>>>>> r4
+    return block.sub(lambda match: f"{match[1]}{content}\n{match[2]}", page)
 
 
 def readme(page: str, metrics: dict[str, dict[str, Any]]) -> str:
