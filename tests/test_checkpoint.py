@@ -1,3 +1,5 @@
+"""Checkpoints: restored bit for bit, and rejected when damaged."""
+
 import json
 from pathlib import Path
 
@@ -10,7 +12,6 @@ from torch import nn
 from pipeline.errors import UserError
 from pipeline.training.checkpoint import (
     SCHEMA,
-    CheckpointTimer,
     Progress,
     TrainingState,
     load_checkpoint,
@@ -128,11 +129,3 @@ def test_another_schema_version_is_rejected(saved: tuple[Path, TrainingState]) -
     with pytest.raises(UserError) as caught:
         load_checkpoint(path, make_state(), rank=0)
     assert f"version {SCHEMA.version + 1}" in str(caught.value)
-
-
-def test_a_checkpoint_is_due_after_the_given_steps_or_seconds() -> None:
-    timer = CheckpointTimer(max_steps=3, max_seconds=1e9)
-    assert [timer.is_due() for _ in range(3)] == [False, False, True]
-    timer.restart()
-    assert not timer.is_due()
-    assert CheckpointTimer(max_steps=10**9, max_seconds=-1.0).is_due()

@@ -90,7 +90,7 @@ def test_torchvision_weights_are_downloaded_if_allowed(
 
 def test_named_weights_must_be_the_right_ones(moved: Path, tiny: Tiny, tmp_path: Path) -> None:
     other = other_weights(tiny, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match=r"other\.safetensors: its weights have digest .*--encoder-weights"):
+    with pytest.raises(UserError, match=r"other\.safetensors: the weights have digest .*--encoder-weights"):
         Captioner.load(moved, encoder_weights=other)
     assert names_red(Captioner.load(moved, encoder_weights=tiny.weights))
     weights = load_file(other)
@@ -104,7 +104,7 @@ def test_weights_in_the_model_folder_must_be_the_right_ones(moved: Path, tiny: T
     shutil.copy(tiny.weights, moved / "encoder.safetensors")
     assert names_red(Captioner.load(moved))
     other_weights(tiny, moved / "encoder.safetensors")
-    with pytest.raises(UserError, match=r"model/encoder\.safetensors: its weights have digest"):
+    with pytest.raises(UserError, match=r"model/encoder\.safetensors: the weights have digest"):
         Captioner.load(moved)
 
 

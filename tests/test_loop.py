@@ -1,3 +1,5 @@
+"""The training loop: live metrics and the log."""
+
 import json
 import logging
 import math

@@ -1,3 +1,5 @@
+"""Learning rate schedules."""
+
 from typing import Any
 
 import pytest

@@ -1,3 +1,5 @@
+"""Evaluation under teacher forcing."""
+
 from pathlib import Path
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Validation after an epoch, against pycocoevalcap."""
+
 import subprocess
 import sys
 from dataclasses import replace
