@@ -62,6 +62,6 @@ def test_outputs_and_steps_equal_those_of_the_decoder() -> None:
 
 
 @pytest.mark.parametrize("dropout", ["region_dropout", "word_dropout"])
-def test_a_decoder_with_dropout_that_the_reference_lacks_is_refused(dropout: str) -> None:
+def test_a_decoder_with_word_or_region_dropout_is_an_error(dropout: str) -> None:
     with pytest.raises(ValueError, match="neither word dropout nor region dropout"):
         SoftAttentionReference(build_decoder(3, **{dropout: 0.1}))

@@ -74,7 +74,7 @@ def test_the_batch_size_has_no_effect(trainer: Trainer, data: Path, captions: Ca
     assert run(trainer, data, captions, 1).metrics == pytest.approx(run(trainer, data, captions, 8).metrics, rel=1e-6)
 
 
-def test_captions_are_cut_at_the_maximum_length(trainer: Trainer, data: Path, captions: CaptionTokens) -> None:
+def test_captions_are_truncated_at_the_maximum_length(trainer: Trainer, data: Path, captions: CaptionTokens) -> None:
     batches = CaptionBatches(captions, FeatureStore(data / "features"), 8)
     result = validate(trainer.decoder.eval(), batches, references(captions), trainer.vocabulary, 1, CPU)
     assert {len(words) for words in result.captions.values()} == {1}

@@ -1,5 +1,6 @@
-"""A captioner small enough to train in a test, on images of one color each, by the code that the stages run."""
+"""A captioner small enough to train in a test, on images of a single color, by the functions of the stages."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,12 +67,12 @@ class Tiny:
 
     @property
     def images(self) -> Path:
-        """Images 00.png, 01.png, ...; the number is the image id."""
+        """Folder of the images 00.png, 01.png, ..., named by image id."""
         return self.folder / "images"
 
     @property
     def weights(self) -> Path:
-        """Weights of the encoder."""
+        """Weights file of the encoder."""
         return self.folder / "resnet18.safetensors"
 
     @property
@@ -84,7 +85,7 @@ class Tiny:
 
 
 def make_tiny(folder: Path, num_images: int = 40) -> Tiny:
-    """Make images, encode them, and train a captioner on every image but each fifth, which is for validation."""
+    """Make and encode images and train a captioner on them. Every fifth image is for validation."""
     tiny = Tiny(folder)
     _save_random_weights(tiny.weights)
     records = [_make_image(tiny.images, image_id, "train" if image_id % 5 else "val") for image_id in range(num_images)]
@@ -106,6 +107,13 @@ def make_tiny(folder: Path, num_images: int = 40) -> Tiny:
     return tiny
 
 
+def copy_model_without_encoder(tiny: Tiny, folder: Path) -> Path:
+    """Copy the model to a folder from which the weights of its encoder cannot be found, and return the folder."""
+    shutil.copytree(tiny.model, folder)
+    record_provenance(folder, "images", "weights/encoder.safetensors")
+    return folder
+
+
 def _save_random_weights(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng():
@@ -120,6 +128,6 @@ def _make_image(image_dir: Path, image_id: int, split: Split) -> Record:
     image_dir.mkdir(exist_ok=True)
     name = f"{image_id:02}.png"
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(image_dir / name)
-    # Captions have equal length, so length normalization cannot change which one the search prefers.
+    # Captions have equal length, so that length normalization does not change their ranking.
     captions = (f"a {color} thing", f"one {color} thing")
     return Record(image_id=image_id, file=name, split=split, captions=captions)

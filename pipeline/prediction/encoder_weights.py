@@ -17,7 +17,7 @@ ENCODER_FILES = ("encoder.safetensors", "encoder.pth", "encoder.pt")
 def find_encoder(folder: Path, config: ModelConfig, weights: Path | None, download: bool) -> GridEncoder:
     """Load the encoder that a model was trained with.
 
-    The weights are read from the first of these files that exists:
+    The weights are read from the first of these files that exists. Files 3 and 4 are skipped if their digest differs.
 
     1. `weights`
     2. one of `ENCODER_FILES` in the model folder
