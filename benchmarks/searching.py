@@ -12,8 +12,7 @@ measures each system once. Rates and ratios are medians over rounds; min and max
 
 import math
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -23,6 +22,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.training import describe_device, measure
 from pipeline.captions.vocabulary import END, PAD, SPECIALS, START, UNK
 from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
 from pipeline.decoder.soft_attention_reference import ReferenceState, SoftAttentionReference
@@ -65,10 +65,9 @@ CASES = [Case(14, 256, 1100), Case(7, 2048, 2500)]
 def main(rounds: int = ROUNDS) -> None:
     """Print the tables of all cases."""
     device = setup_device(os.environ.get("GRIDCAP_DEVICE", "auto"))
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(
-        f"searching on {device}, {name}: beam size {BEAM_SIZE}; hidden, embedding and attention size {HIDDEN_SIZE}; "
-        f"batches of {BATCH_SIZE} images; median of {rounds} rounds"
+        f"searching on {describe_device(device)}: beam size {BEAM_SIZE}; "
+        f"hidden, embedding and attention size {HIDDEN_SIZE}; batches of {BATCH_SIZE} images; median of {rounds} rounds"
     )
     for case in CASES:
         for line in compare(case, device, rounds):
@@ -94,10 +93,10 @@ def compare(case: Case, device: torch.device, rounds: int) -> Iterator[str]:
     assert same["float32"] >= 0.9, "both must find the same captions, except for ties"
     times = [
         {
-            TEXTBOOK: seconds(lambda: [textbook_search(textbook, words, grid) for grid in textbook_grids], device)
+            TEXTBOOK: measure(lambda: [textbook_search(textbook, words, grid) for grid in textbook_grids], 1, device)
             / NUM_TEXTBOOK_IMAGES,
             **{
-                precision: seconds(partial(batched_search, decoder, words, grids, precision), device) / NUM_IMAGES
+                precision: measure(partial(batched_search, decoder, words, grids, precision), 1, device) / NUM_IMAGES
                 for precision in PRECISIONS
             },
         }
@@ -151,15 +150,6 @@ def make_captions_end(decoder: SoftAttentionDecoder, num_regions: int) -> None:
 def vocabulary(vocab_size: int) -> Words:
     """Return a vocabulary of artificial words."""
     return (*SPECIALS, *(f"word{index}" for index in range(len(SPECIALS), vocab_size)))
-
-
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Measure the seconds that a call takes."""
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def batched_search(decoder: SoftAttentionDecoder, words: Words, grids: Tensor, precision: Precision) -> list[Words]:

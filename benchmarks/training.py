@@ -201,14 +201,20 @@ def count_multiply_adds(step: Callable[[], None]) -> int:
     return int(counter.get_total_flops()) // 2
 
 
+def describe_device(device: torch.device) -> str:
+    """Name a device with its GPU or its number of threads."""
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    return f"{device}, {hardware}"
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for all kernels of a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def measure(function: Callable[[], None], repetitions: int, device: torch.device) -> float:
-    """Return the mean seconds per call."""
+def measure(function: Callable[[], object], repetitions: int, device: torch.device) -> float:
+    """Measure the mean seconds per call."""
     synchronize(device)
     start = time.perf_counter()
     for _ in range(repetitions):
@@ -265,9 +271,8 @@ def check_equal(
 def main(rounds: int = ROUNDS) -> None:
     """Print a table for each case."""
     device = setup_device(os.environ.get("GRIDCAP_DEVICE", "auto"))
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(
-        f"training on {device}, {hardware}: batches of {NUM_IMAGES} images x {CAPTIONS_PER_IMAGE} captions x"
+        f"training on {describe_device(device)}: batches of {NUM_IMAGES} images x {CAPTIONS_PER_IMAGE} captions x"
         f" {CAPTION_LENGTH} words; attention, embedding and hidden size {SIZE}; median of {rounds} rounds"
     )
     for case in CASES:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.tiny_dataset import lr_params
+from tests.factories import lr_params
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,12 @@ from pipeline.decoder.model_io import (
     write_history,
     write_model,
 )
-from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
+from pipeline.decoder.soft_attention import SoftAttentionDecoder
 from pipeline.errors import UserError
-from tests.factories import small_spec
+from tests.factories import decoder_params, small_spec
 
 VOCABULARY = Vocabulary((*SPECIALS, "red", "square"))
-PARAMS = DecoderParams(
-    embedding_size=7, hidden_size=12, attention_size=5, dropout=0.0, region_dropout=0.0, word_dropout=0.0
-)
+PARAMS = decoder_params(embedding_size=7, attention_size=5)
 SPEC = small_spec(channels=6)
 HISTORY = [{"epoch": 1, "train_loss": 2.0, "val_cider": 0.5}, {"epoch": 2, "train_loss": 1.5, "val_cider": 0.75}]
 

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from pipeline.captions.vocabulary import END, SPECIALS, START, UNK
-from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
+from pipeline.decoder.soft_attention import SoftAttentionDecoder
 from pipeline.decoder.soft_attention_reference import ReferenceState, SoftAttentionReference
 from pipeline.errors import UserError
 from pipeline.generation.caption import Caption
 from pipeline.generation.ensemble import caption_grids, precompute
 from pipeline.generation.search import SearchParams, search, select_beams
 from pipeline.params import check, read_yaml
+from tests.factories import decoder_params
 from tests.search_reference import Hypothesis, reference_search, score
 
 A, B, C = 4, 5, 6
@@ -189,9 +190,7 @@ class RandomSteps:
 
 def make_decoder(hidden_size: int = 8) -> SoftAttentionDecoder:
     """Make a decoder of grids of 2 x 3 regions with 5 channels, with large weights for confident predictions."""
-    sizes = DecoderParams(
-        embedding_size=7, hidden_size=hidden_size, attention_size=6, dropout=0.3, region_dropout=0.0, word_dropout=0.0
-    )
+    sizes = decoder_params(embedding_size=7, hidden_size=hidden_size, attention_size=6, dropout=0.3)
     decoder = SoftAttentionDecoder(sizes, (2, 3), 5, len(MORE_WORDS)).double().eval()
     for weights in decoder.parameters():
         weights.data *= 3

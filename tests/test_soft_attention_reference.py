@@ -4,20 +4,20 @@ import pytest
 import torch
 
 from pipeline.captions.vocabulary import PAD
-from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
+from pipeline.decoder.soft_attention import SoftAttentionDecoder
 from pipeline.decoder.soft_attention_reference import SoftAttentionReference, convert_weights
 from pipeline.training.loss import caption_loss
+from tests.factories import decoder_params
 
 C, V = 32, 40
 
 
 def build_decoder(side: int, region_dropout: float = 0.0, word_dropout: float = 0.0) -> SoftAttentionDecoder:
     torch.manual_seed(3)
-    params = DecoderParams(
+    params = decoder_params(
         embedding_size=24,
         hidden_size=20,
         attention_size=16,
-        dropout=0.0,
         region_dropout=region_dropout,
         word_dropout=word_dropout,
     )

@@ -11,7 +11,8 @@ from pipeline.captions.vocabulary import PAD
 from pipeline.features.store import FeatureStore
 from pipeline.training.batches import CaptionBatches
 from pipeline.training.teacher_forcing import TeacherForcedResult, evaluate_batch, evaluate_split, merge_results
-from tests.tiny_dataset import make_dataset, make_trainer, train_params
+from tests.factories import train_params
+from tests.tiny_dataset import make_dataset, make_trainer
 
 CPU = torch.device("cpu")
 

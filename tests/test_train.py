@@ -27,17 +27,8 @@ from pipeline.features.encoding import encode
 from pipeline.import_graph import reachable
 from pipeline.training.loop import Intervals
 from pipeline.training.train import run_fingerprint, train
-from tests.factories import encode_params
-from tests.tiny_dataset import (
-    decoder_params,
-    lr_params,
-    make_dataset,
-    paths_of,
-    read_files,
-    train_params,
-    train_tiny,
-    write_token_files,
-)
+from tests.factories import decoder_params, encode_params, lr_params, train_params
+from tests.tiny_dataset import make_dataset, paths_of, read_files, train_tiny, write_token_files
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
 CPU = torch.device("cpu")
@@ -284,9 +275,7 @@ def test_twenty_real_images_can_be_memorized(tmp_path: Path) -> None:
     encode(records, REAL / "flickr" / "images", encoder, tmp_path / "work", tmp_path / "features", CPU, 2)
     write_token_files(tmp_path, records)
     params = train_params(
-        decoder=decoder_params(
-            embedding_size=64, hidden_size=256, attention_size=64, dropout=0.0, region_dropout=0.0, word_dropout=0.0
-        ),
+        decoder=decoder_params(embedding_size=64, hidden_size=256, attention_size=64),
         lr=lr_params(peak=4e-3, warmup_steps=10),
         max_epochs=60,
         patience=60,

@@ -16,46 +16,21 @@ from pipeline.captions.tokenizer import TokenizeParams
 from pipeline.captions.tokens import TOKENS_FILE, VOCABULARY_FILE, tokenize, write_tokens
 from pipeline.captions.vocabulary import write_vocabulary
 from pipeline.decoder.model_io import record_provenance
-from pipeline.decoder.soft_attention import DecoderParams
-from pipeline.features.encoder import EncodeParams
 from pipeline.features.encoding import encode
 from pipeline.training.loop import Intervals
-from pipeline.training.lr_schedule import LRParams
 from pipeline.training.train import TrainPaths, train_in
-from pipeline.training.trainer import TrainParams
+from tests.factories import decoder_params, encode_params, lr_params, train_params
 
 COLORS = {"red": (220, 30, 30), "blue": (40, 50, 230), "white": (245, 245, 245)}
 
-ENCODING = {
-    "architecture": "resnet18",
-    "layer": "layer2",
-    "image_size": 32,
-    "precision": "float32",
-    "compile": False,
-    "views": ("whole",),
-}
-TRAINING = TrainParams(
+TRAINING = train_params(
     seed=1,
-    decoder=DecoderParams(
-        embedding_size=8, hidden_size=16, attention_size=8, dropout=0.0, region_dropout=0.0, word_dropout=0.0
-    ),
+    decoder=decoder_params(hidden_size=16),
     batch_size=8,
-    gradient_accumulation_steps=1,
-    random_views=False,
     max_epochs=40,
-    optimizer="adam",
-    weight_decay=0.0,
-    lr=LRParams(peak=0.02, warmup_steps=2, schedule="cosine", step_epochs=1, step_factor=1.0),
-    max_grad_norm=5.0,
-    label_smoothing=0.0,
-    scheduled_sampling=0.0,
+    lr=lr_params(peak=0.02),
     doubly_stochastic_weight=0.0,
-    ema_decay=0.0,
-    precision="float32",
-    compile=False,
-    select_by="cider",
     patience=40,
-    max_length=6,
 )
 
 
@@ -89,7 +64,7 @@ def make_tiny(folder: Path, num_images: int = 40) -> Tiny:
     tiny = Tiny(folder)
     _save_random_weights(tiny.weights)
     records = [_make_image(tiny.images, image_id, "train" if image_id % 5 else "val") for image_id in range(num_images)]
-    params = EncodeParams(weights=tiny.weights, **ENCODING)  # type: ignore[arg-type]
+    params = encode_params(tiny.weights, layer="layer2")
     cpu = torch.device("cpu")
     encode(records, tiny.images, params, folder / "work", tiny.features, cpu, num_threads=2)
     tokenize_params = TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_length=9)

@@ -76,7 +76,7 @@ class SearchParams:
     """Divisor of the log-probability when captions are ranked: none, length^alpha (`average`), or
     ((5 + length) / 6)^alpha (`gnmt`). The length includes `<end>`."""
     length_alpha: Annotated[float, Field(ge=0, le=1)]
-    """Exponent alpha of the length normalization: 0 favors short captions, 1 long ones. 0 with `none`."""
+    """Exponent alpha of the length normalization: 0 favors short captions, 1 long ones. Must be 0 with `none`."""
     no_repeat_ngram_size: Annotated[int, Field(ge=0)]
     """Size of n-grams that may occur only once in a caption; 0 disables it."""
     allow_unk: bool

@@ -68,7 +68,10 @@ LengthNormalization = Annotated[
 LengthAlpha = Annotated[
     float | None,
     _option(
-        "Exponent of the length normalization: 0 favors short captions, 1 long ones. 0 with `none`.", 0.5, min=0, max=1
+        "Exponent of the length normalization: 0 favors short captions, 1 long ones. Must be 0 with `none`.",
+        0.5,
+        min=0,
+        max=1,
     ),
 ]
 NoRepeatNgramSize = Annotated[
