@@ -152,7 +152,7 @@ def test_a_beam_that_holds_all_captions_finds_the_best_of_all(seed: int) -> None
 
 
 class RandomSteps:
-    """A small random recurrent network for each image, in which some tokens never follow some others."""
+    """A small random recurrent network for each image, in which some pairs of tokens never occur."""
 
     def __init__(self, num_images: int, vocab_size: int, generator: torch.Generator) -> None:
         def normal(*shape: int) -> Tensor:

@@ -97,8 +97,8 @@ def test_an_ended_sample_continues_with_padding() -> None:
 
 
 def test_random_numbers_depend_on_seed_image_and_sample_alone() -> None:
-    numbers = random_numbers(1, [7, 9], num_samples=3, max_length=5)
-    assert numbers.shape == (2, 3, 5)
-    assert torch.equal(random_numbers(1, [9], num_samples=2, max_length=5)[0], numbers[1, :2])
-    assert len(set(numbers.flatten().tolist())) == numbers.numel()
-    assert not torch.equal(random_numbers(2, [7, 9], num_samples=3, max_length=5), numbers)
+    uniform = random_numbers(1, [7, 9], num_samples=3, max_length=5)
+    assert uniform.shape == (2, 3, 5)
+    assert torch.equal(random_numbers(1, [9], num_samples=2, max_length=5)[0], uniform[1, :2])
+    assert len(set(uniform.flatten().tolist())) == uniform.numel()
+    assert not torch.equal(random_numbers(2, [7, 9], num_samples=3, max_length=5), uniform)

@@ -1,4 +1,4 @@
-"""Training on a small dataset: it learns, selects an epoch, and resumes to the same bytes wherever it was stopped."""
+"""Training on a small dataset: it learns, selects an epoch, and resumes from any step to the same bytes."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from tests.factories import decoder_params, lr_params, train_params
 from tests.tiny_dataset import EVERY_FEATURE, make_dataset, make_trainer, read_files, take_steps, train_tiny
 
 TINY_LR = lr_params(peak=1e-9)
-"""No epoch of such a run scores better than the first."""
+"""Too small a learning rate for any epoch to score better than the first."""
 
 
 @pytest.fixture(scope="module")
@@ -81,19 +81,18 @@ def test_metrics_of_a_step_are_those_of_its_batches(data: Path, tmp_path: Path) 
 
 
 def test_accumulated_batches_train_like_one_large_batch(data: Path, tmp_path: Path) -> None:
-    weights = []
+    gradients = []
     for batch_size, accumulation_steps in ((24, 1), (7, 4)):
         params = train_params(
             decoder=decoder_params(),
             batch_size=batch_size,
             gradient_accumulation_steps=accumulation_steps,
-            optimizer="adam",
         )
         trainer = make_trainer(data, tmp_path, params)
         (metrics,) = trainer.train_epoch(lambda _: False)
         assert metrics.num_batches == accumulation_steps
-        weights.append(torch.cat([parameter.grad.flatten() for parameter in trainer.decoder.parameters()]))
-    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in trainer.decoder.parameters()]))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
 
 
 def test_scheduled_sampling_increases_over_the_run(data: Path, tmp_path: Path) -> None:
@@ -171,7 +170,7 @@ def test_a_loss_that_is_not_finite_names_epoch_and_step(data: Path, tmp_path: Pa
 
 
 def test_a_validation_loss_that_is_not_finite_is_reported(data: Path, tmp_path: Path) -> None:
-    """The first and only step ruins the weights after its loss was computed."""
+    """The only step makes the weights overflow after its loss was computed."""
     params = train_params(lr=lr_params(peak=1e30, warmup_steps=0), batch_size=99, max_epochs=1)
     with pytest.raises(UserError) as caught:
         train_tiny(data, tmp_path / "run", params)
