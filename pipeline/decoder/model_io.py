@@ -148,8 +148,8 @@ def read_model(folder: Path) -> TrainedModel:
     if config.encoder.fingerprint != config.encoder_fingerprint:
         raise UserError(
             f"{folder / CONFIG_FILE}: records encoder fingerprint {config.encoder_fingerprint}, but this version of"
-            f" gridcap computes {config.encoder.fingerprint}, so its grids differ from those of the training run. Use"
-            " the version that wrote the model, or train again."
+            f" gridcap computes {config.encoder.fingerprint}. Its grids would differ from those of the training run."
+            " Use the version that wrote the model, or train again."
         )
     return TrainedModel(decoder=decoder.eval(), vocabulary=vocabulary, config=config)
 

@@ -179,8 +179,8 @@ class SoftAttentionDecoder(nn.Module):
 
     It differs from the paper in five points:
 
-    1. Attention and beta depend on the previous word as well as on h, which has not read that word yet. The word
-       shows which of many possible captions this one is.
+    1. Attention and beta depend on the previous word as well as on h, which has not read that word yet. One image has
+       many captions, and the previous word narrows them down.
     2. Regions are layer-normalized over channels, which removes the scale of the encoder's activations.
     3. Regions carry a position encoding, without which left and right are indistinguishable.
     4. The coverage, times a weight that the decoder predicts at every step, is added to the attention scores (after Tu
@@ -254,7 +254,7 @@ class SoftAttentionDecoder(nn.Module):
         # Contiguous, as a product with an expanded tensor would copy the weights for each image.
         h = torch.tanh(self.init_h(images.mean)).expand(-1, num_captions, -1).contiguous()  # [B, K, H]
         c = torch.tanh(self.init_c(images.mean)).expand(-1, num_captions, -1)  # [B, K, H]
-        # Under autocast, c and coverage keep the precision of the weights, since they are summed over steps.
+        # Under autocast, c and coverage keep the precision of the weights, since they accumulate over steps.
         dtype = self.score_weight.dtype
         coverage = c.new_zeros(len(h), num_captions, images.keys.shape[1], dtype=dtype)  # [B, K, P]
         return DecoderState(h, c.to(dtype), coverage)

@@ -98,7 +98,7 @@ def train_in(
     """Train in a folder that no other run uses.
 
     Args:
-        folder: Folder of the run, named after its fingerprint.
+        folder: Folder of the run. Its name is recorded as the fingerprint of the model.
         params: As for `train`.
         paths: As for `train`; `paths.work` is not used.
         device: As for `train`.

@@ -365,11 +365,11 @@ class Trainer:
         if not math.isfinite(value):
             raise self._divergence(f"the {name} is {value}", self.progress.epoch + 1, self.global_step + 1, lr)
 
-    def _divergence(self, fault: str, epoch: int, step: int, lr: float) -> UserError:
+    def _divergence(self, problem: str, epoch: int, step: int, lr: float) -> UserError:
         checkpoint = (
             f"The last checkpoint is {self._checkpoint}." if self._checkpoint.is_file() else "No checkpoint was saved."
         )
         return UserError(
-            f"train: epoch {epoch}, step {step}: {fault} at learning rate {lr:.3g}. Lower train.lr.peak or"
+            f"train: epoch {epoch}, step {step}: {problem} at learning rate {lr:.3g}. Lower train.lr.peak or"
             f" train.max_grad_norm in params.yaml. {checkpoint}"
         )
