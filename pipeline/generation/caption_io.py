@@ -96,16 +96,16 @@ def write_captions(
                 "grid_width": grid[1],
             }
         )
-        _create_datasets(file, num_images, num_regions=grid[0] * grid[1])
+        attention = _create_datasets(file, num_images, num_regions=grid[0] * grid[1])
         for index, block in enumerate(_blocks(generated)):
             for image in block:
                 write_best({"image_id": image.image_id, "caption": image.best.text})
                 write_n_best({"image_id": image.image_id, "captions": [_to_row(caption) for caption in image.captions]})
-            _write_block(file, index * _IMAGES_PER_BLOCK, block)
+            _write_block(file, attention, index * _IMAGES_PER_BLOCK, block)
 
 
-def _create_datasets(file: h5py.File, num_images: int, num_regions: int) -> None:
-    """Create the datasets of `attention.h5`, with a row for each image."""
+def _create_datasets(file: h5py.File, num_images: int, num_regions: int) -> h5py.Dataset:
+    """Create the datasets of `attention.h5`, with a row for each image, and return that of the attention."""
     attention = file.create_dataset(
         "attention",
         shape=(num_images, 0, num_regions),
@@ -116,11 +116,19 @@ def _create_datasets(file: h5py.File, num_images: int, num_regions: int) -> None
     attention.attrs["description"] = _ATTENTION_DESCRIPTION
     for name, (dtype, description) in _COLUMNS.items():
         file.create_dataset(name, shape=num_images, dtype=dtype).attrs["description"] = description
+    return attention
 
 
-def _write_block(file: h5py.File, start: int, block: list[GeneratedCaptions]) -> None:
-    """Write the best captions of a block of images to the rows from `start`."""
-    attention = file["attention"]  # [N, longest caption so far, P]
+def _write_block(file: h5py.File, attention: h5py.Dataset, start: int, block: list[GeneratedCaptions]) -> None:
+    """Write the best captions of a block of images.
+
+    Args:
+        file: `attention.h5`, with datasets of N rows.
+        attention: Dataset of the attention [N, longest caption so far, P]. It stays open for all blocks: reopening it
+            for each block would flush its chunks in another order.
+        start: Row of the first image.
+        block: The images.
+    """
     max_length = max(len(image.words) for image in block)
     attention.resize(max(max_length, attention.shape[1]), axis=1)
     for row, image in enumerate(block, start=start):
