@@ -2,7 +2,7 @@
 
 A single split of a few hundred images (875 of Flickr8k) is too noisy: the standard error of CIDEr on 125 images is
 0.03. Therefore each image is captioned by a system that was trained on the other folds, and all captions are scored
-together: BLEU-4, CIDEr-D (which papers call CIDEr) and CIDEr, on lower-cased words without punctuation. Intervals are
+together by BLEU-4, CIDEr-D (which papers call CIDEr) and CIDEr, on lower-cased words without punctuation. Intervals are
 95%, by bootstrap over images. CIDEr weights n-grams by their rarity among the scored images, so it is lower on more
 images: retrieval scores 0.205 on all images and 0.23 on 125 at a time.
 
@@ -10,9 +10,9 @@ All systems use the same features, of a ResNet-18 up to layer3 at 224 px. Decode
 without `<unk>`. The folder `--real` holds `flickr/images`, `flickr/captions.txt` with the header `image,caption`,
 `flickr/splits.json` with file names by split, and the ResNet's `weights/resnet18-imagenet-to-layer3.pth`.
 
-ours: gridcap with the preset flickr8k, that encoder, the settings that the program prints, and those of `--set`. Up to
-20 training images of a fold are its validation split; its vocabulary is built from the remaining ones. `--models 3`
-trains an ensemble of three models with different seeds.
+gridcap: the preset flickr8k with that encoder, the printed settings, and those of `--set`. Up to 20 training images of
+a fold are its validation split; its vocabulary is built from the remaining ones. `--models 3` trains an ensemble of
+three models with different seeds.
 textbook: `benchmarks.soft_attention`, trained on all images of the other folds; without length normalization.
 retrieval: `benchmarks.retrieval`, from all images of the other folds.
 
@@ -20,7 +20,7 @@ The captions of a fold are kept in the work folder under a fingerprint of settin
 unfinished training: an interrupted run resumes. The exit status is 1 if gridcap misses a target.
 """
 
-# Before PyTorch, which reads what it sets.
+# Sets environment variables that PyTorch reads when it is imported.
 import stages  # noqa: F401
 
 # isort: split
@@ -43,7 +43,7 @@ import numpy.typing as npt
 import torch
 
 from benchmarks import retrieval, soft_attention
-from pipeline.artifacts import file_digest, fingerprint, work_folder, write_json
+from pipeline.artifacts import file_digest, fingerprint, read_json, work_folder, write_json
 from pipeline.captions.records import Record, Split
 from pipeline.captions.sources.dataset import DatasetParams, prepare
 from pipeline.captions.tokenizer import TokenizeParams, make_tokenizer
@@ -74,8 +74,8 @@ SCORES = ("BLEU-4", "CIDEr-D", "CIDEr")
 RESAMPLING = Resampling(bootstrap_samples=1000, seed=0)
 MAX_VAL_IMAGES = 20
 TARGET_GAIN = 0.15
-"""Target of our CIDEr-D: this much higher than the textbook's, relatively."""
-OUR_SETTINGS = (
+"""Target of gridcap: relative gain of CIDEr-D over the textbook."""
+GRIDCAP_SETTINGS = (
     "tokenize.min_count=2",
     "encode.views=[whole, whole_flipped, top_left, top_right_flipped, bottom_left_flipped, bottom_right]",
     "train.random_views=true",
@@ -85,9 +85,10 @@ OUR_SETTINGS = (
     "train.compile=true",
 )
 """Changes to the preset, which is made for ten times as many images."""
+_NAME_WIDTH = len("gridcap - retrieval")
 INTERVALS = Intervals(checkpoint_steps=1000, checkpoint_seconds=60.0, live_steps=50)
 SELECTION_NOTE = f"""\
-Settings of ours (preset {PRESET}) were selected by cross-validation on these same images, so its lead is slightly
+Settings of gridcap (preset {PRESET}) were selected by cross-validation on these same images, so its lead is slightly
 overestimated; --seed changes folds and initialization. Settings of textbook and retrieval are those of
 shared/real/README.md. Each fold is trained once: the intervals cover the choice of images, not of seeds."""
 
@@ -98,7 +99,7 @@ class Fold:
 
     train: tuple[int, ...]
     val: tuple[int, ...]
-    """Validation images of ours; the other systems train on them."""
+    """Validation images of gridcap; the other systems train on them."""
     test: tuple[int, ...]
 
     @property
@@ -167,21 +168,39 @@ def assign_folds(image_ids: Sequence[int], num_folds: int, seed: int) -> list[Fo
 
 
 def write_params(real: Path, work: Path, assignments: Sequence[str]) -> Path:
-    """Write the params file of ours, as `gridcap use` does, and return its path."""
+    """Write the params file of gridcap, as `gridcap use` does.
+
+    Args:
+        real: Folder of images and encoder weights.
+        work: Folder for the file.
+        assignments: Additional settings, as KEY=VALUE.
+
+    Returns:
+        Path of the file.
+    """
     weights = str(real.resolve() / "weights" / "resnet18-imagenet-to-layer3.pth")
     encoder = {"architecture": "resnet18", "layer": "layer3", "image_size": 224, "weights": weights}
     encoder_settings = [f"encode.{name}={json.dumps(value)}" for name, value in encoder.items()]
     params = work / "params.yaml"
     params.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / "params.yaml", params)
-    use(find_preset(PRESET, ROOT / "presets"), [*encoder_settings, *OUR_SETTINGS, *assignments], params)
+    use(find_preset(PRESET, ROOT / "presets"), [*encoder_settings, *GRIDCAP_SETTINGS, *assignments], params)
     return params
 
 
 def read_images(
     real: Path, work: Path, params: Path, num_images: int | None, seed: int, device: torch.device
 ) -> ImageSet:
-    """Read and encode all images, or a random sample of `num_images`."""
+    """Read, tokenize and encode the images.
+
+    Args:
+        real: Folder of images and encoder weights.
+        work: Folder for the features.
+        params: Params file of gridcap.
+        num_images: Size of a random sample of the images; None for all images.
+        seed: Seed of the sample.
+        device: Device to encode on.
+    """
     dataset = {
         "format": "flickr8k",
         "root": str(real / "flickr"),
@@ -210,7 +229,7 @@ def read_images(
     )
 
 
-def our_system(
+def gridcap_system(
     images: ImageSet, params: TrainParams, search: SearchParams, num_models: int, device: torch.device
 ) -> System:
     """Return gridcap as a system: an ensemble of `num_models` models with consecutive seeds."""
@@ -290,13 +309,24 @@ def retrieval_system(images: ImageSet) -> System:
 
 
 def _code_digest(modules: Sequence[str], files: Sequence[str] = ()) -> str:
-    """Digest the code of modules with their imports, of single files, and of the tokenization."""
+    """Compute a digest of the code of modules with their imports, of single files, and of the tokenization."""
     digests = {module: code_digest(module) for module in (*modules, "pipeline.captions.tokens")}
     return fingerprint(**digests, **{file: file_digest(ROOT / file) for file in files})
 
 
 def out_of_fold(name: str, system: System, images: ImageSet, folds: Sequence[Fold], work: Path) -> dict[int, Words]:
-    """Caption every image by the system trained without its fold; captions in the work folder are reused."""
+    """Caption every image by the system that was trained without its fold.
+
+    Args:
+        name: Name of the system.
+        system: The system.
+        images: The images.
+        folds: Folds of the images.
+        work: Work folder; captions of an earlier run of the same system are reused.
+
+    Returns:
+        The caption of each image as words, by image id.
+    """
     captions: dict[int, Words] = {}
     for index, fold in enumerate(folds, start=1):
         start = time.monotonic()
@@ -314,7 +344,8 @@ def out_of_fold(name: str, system: System, images: ImageSet, folds: Sequence[Fol
             if not is_reused:
                 generated = system.caption(fold, folder)
                 write_json(path, {str(image_id): " ".join(generated[image_id]) for image_id in fold.test})
-            captions |= {int(image_id): words.split() for image_id, words in json.loads(path.read_text()).items()}
+            saved = read_json(path, dict[str, str], "Delete the file to caption the fold again.")
+            captions |= {int(image_id): caption.split() for image_id, caption in saved.items()}
         duration = "reused" if is_reused else f"{time.monotonic() - start:.0f} s"
         print(f"{name}, fold {index} of {len(folds)}: {duration} ({path})", flush=True)
     return captions
@@ -353,45 +384,49 @@ def score(captions: Mapping[int, Words], references: Mapping[int, Sequence[Words
 
 
 def differences(scores: Mapping[str, SystemScores]) -> dict[str, dict[str, Interval]]:
-    """Compute the paired difference of ours to each other system, by system and score."""
+    """Compute the paired difference of gridcap to each other system, by system and score."""
     return {
         name: {
             metric: paired_difference(
-                scores["ours"].tables[metric], other.tables[metric], CORPUS_SCORES[metric], RESAMPLING
+                scores["gridcap"].tables[metric], other.tables[metric], CORPUS_SCORES[metric], RESAMPLING
             )
             for metric in SCORES
         }
         for name, other in scores.items()
-        if "ours" in scores and name != "ours"
+        if "gridcap" in scores and name != "gridcap"
     }
 
 
 def table(scores: Mapping[str, SystemScores]) -> list[str]:
     """Format a line for each system and for each difference."""
-    lines = [" ".join([f"{'':>16}", *(f"{metric:>23}" for metric in SCORES), " distinct  words"])]
+    lines = [" ".join([f"{'':>{_NAME_WIDTH}}", *(f"{metric:>23}" for metric in SCORES), " distinct  words"])]
     for name, system in scores.items():
         cells = [
             _format_interval(score_interval(system.tables[metric], CORPUS_SCORES[metric], RESAMPLING), "")
             for metric in SCORES
         ]
-        lines.append(" ".join([f"{name:>16}", *cells, f"{system.num_distinct:>9}  {system.mean_length:>5.1f}"]))
+        lines.append(
+            " ".join([f"{name:>{_NAME_WIDTH}}", *cells, f"{system.num_distinct:>9}  {system.mean_length:>5.1f}"])
+        )
     for name, gains in differences(scores).items():
         lines.append(
-            " ".join([f"{f'ours - {name}':>16}", *(_format_interval(gains[metric], "+") for metric in SCORES)])
+            " ".join(
+                [f"{f'gridcap - {name}':>{_NAME_WIDTH}}", *(_format_interval(gains[metric], "+") for metric in SCORES)]
+            )
         )
     return lines
 
 
 def _format_interval(interval: Interval, sign: str) -> str:
-    value, low, high = (format(number, f"{sign}.3f") for number in (interval.value, interval.low, interval.high))
+    value, low, high = (format(score, f"{sign}.3f") for score in (interval.value, interval.low, interval.high))
     return f"{f'{value} [{low}, {high}]':>23}"
 
 
 def targets(scores: Mapping[str, SystemScores]) -> dict[str, bool]:
-    """Return the targets of ours against the systems that ran, and whether each is reached."""
-    if "ours" not in scores:
+    """Return the targets of gridcap against the systems that ran, and whether each is reached."""
+    if "gridcap" not in scores:
         return {}
-    num_distinct, num_images = scores["ours"].num_distinct, scores["ours"].num_images
+    num_distinct, num_images = scores["gridcap"].num_distinct, scores["gridcap"].num_images
     results = {
         f"distinct captions at least half the number of images: {num_distinct} of {num_images}": (
             2 * num_distinct >= num_images
@@ -414,7 +449,7 @@ def targets(scores: Mapping[str, SystemScores]) -> dict[str, bool]:
 
 
 def compare(arguments: argparse.Namespace) -> bool:
-    """Run the systems, print their scores, and return whether ours reaches all targets."""
+    """Run the systems, print their scores, and return whether gridcap reaches all targets."""
     device = setup_device(arguments.device)
     work, seed = arguments.work, arguments.seed
     params = write_params(arguments.real, work, arguments.set)
@@ -427,7 +462,7 @@ def compare(arguments: argparse.Namespace) -> bool:
     images = read_images(arguments.real, work, params, arguments.images, seed, device)
     folds = assign_folds(list(images.records), arguments.folds, seed)
     systems = {
-        "ours": our_system(images, decoder, search, arguments.models, device),
+        "gridcap": gridcap_system(images, decoder, search, arguments.models, device),
         "textbook": textbook_system(images, textbook, device),
         "retrieval": retrieval_system(images),
     }
@@ -436,35 +471,50 @@ def compare(arguments: argparse.Namespace) -> bool:
         captions = out_of_fold(name, systems[name], images, folds, work)
         scores[name] = score(captions, images.references)
     num_images = len(images.records)
-    print(f"\nours: gridcap use {PRESET} {shlex.join([*OUR_SETTINGS, *arguments.set])}")
+    print(f"\ngridcap: gridcap use {PRESET} {shlex.join([*GRIDCAP_SETTINGS, *arguments.set])}")
     print(f"{num_images} images in {len(folds)} folds; 95% intervals, {RESAMPLING.bootstrap_samples} bootstrap samples")
     print("\n".join(table(scores)))
     results = targets(scores)
     for target, is_reached in results.items():
-        print(f"{'reached' if is_reached else 'MISSED':>16} {target}")
+        print(f"{'reached' if is_reached else 'MISSED':>{_NAME_WIDTH}} {target}")
     print(SELECTION_NOTE)
     return all(results.values())
 
 
-def main(flags: Sequence[str] | None = None) -> None:
-    names = ["ours", "textbook", "retrieval"]
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    names = ["gridcap", "textbook", "retrieval"]
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.crossvalidation",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--real", type=Path, default=ROOT.parent / "shared" / "real", help="folder of images and encoder weights")
-    add("--work", type=Path, default=ROOT / "data/.work/crossvalidation", help="folder of features and captions")
+    add(
+        "--real",
+        type=Path,
+        default=ROOT.parent / "shared" / "real",
+        help="folder of images and encoder weights (default: %(default)s)",
+    )
+    add(
+        "--work",
+        type=Path,
+        default=ROOT / "data/.work/crossvalidation",
+        help="folder of features and captions (default: %(default)s)",
+    )
     add("--folds", type=int, default=5, help="number of folds (default: %(default)s)")
     add("--systems", nargs="+", choices=names, default=names, help="systems to compare (default: all)")
-    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of ours, e.g. train.max_epochs=20")
-    add("--models", type=int, default=1, help="models in the ensemble of ours (default: %(default)s)")
+    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of gridcap, such as train.max_epochs=20")
+    add("--models", type=int, default=1, help="models in the ensemble of gridcap (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed of folds and initialization (default: %(default)s)")
     add("--images", type=int, help="number of random images for a trial run (default: all)")
-    add("--epochs", type=int, help="maximum epochs of both decoders for a trial run")
-    add("--device", default=os.environ.get("GRIDCAP_DEVICE", "auto"), help="auto, cpu or cuda (default: %(default)s)")
-    arguments = parser.parse_args(flags)
+    add("--epochs", type=int, help="maximum epochs of both decoders for a trial run (default: those of each decoder)")
+    add(
+        "--device",
+        default=os.environ.get("GRIDCAP_DEVICE", "auto"),
+        help="auto, cpu, cuda or cuda:N (default: %(default)s)",
+    )
+    arguments = parser.parse_args(argv)
     if not arguments.real.is_dir():
         print(f"skipped: {arguments.real}: no such folder. Set --real to the folder of images and encoder weights.")
         return

@@ -1,4 +1,4 @@
-"""Captioning by retrieval, without a decoder: a caption of the nearest training images is returned as it stands.
+"""Captioning by retrieval, without a decoder: a caption of the nearest training images is returned unchanged.
 
 Images are compared by the cosine similarity of their features, which are averaged over regions and centered by the
 training mean. All captions of the nearest images are candidates. The consensus caption is the candidate with the
@@ -28,8 +28,8 @@ def retrieve(pooled: Pooled, train_pooled: Pooled, train_captions: Sequence[Sequ
     """Return the consensus caption of each image.
 
     Args:
-        pooled: Features of the images to caption, averaged over regions, [N, C].
-        train_pooled: Features of the training images, [M, C].
+        pooled: Features of the images to caption, averaged over regions [N, C].
+        train_pooled: Features of the training images, averaged over regions [M, C].
         train_captions: Captions of the training images.
     """
     frequencies = document_frequencies(train_captions)
@@ -41,12 +41,15 @@ def retrieve(pooled: Pooled, train_pooled: Pooled, train_captions: Sequence[Sequ
 
 
 def nearest(pooled: Pooled, train_pooled: Pooled, num_neighbors: int) -> npt.NDArray[np.intp]:
-    """Return the indices of the nearest training images of each image, nearest first: [N, num_neighbors].
+    """Find the nearest training images of each image.
 
     Args:
-        pooled: Features of the images, [N, C].
-        train_pooled: Features of the training images, [M, C].
+        pooled: Features of the images [N, C].
+        train_pooled: Features of the training images [M, C].
         num_neighbors: Training images to return for each image.
+
+    Returns:
+        Indices of training images, nearest first [N, num_neighbors].
     """
     mean = train_pooled.mean(axis=0)
 
@@ -61,7 +64,7 @@ def nearest(pooled: Pooled, train_pooled: Pooled, num_neighbors: int) -> npt.NDA
 
 
 def document_frequencies(captions: Sequence[Sequence[Words]]) -> Counter[Ngram]:
-    """Count, for each n-gram, the images that have it in a caption."""
+    """Count the images with each n-gram in at least one of their captions."""
     return Counter(
         ngram
         for image_captions in captions
@@ -75,12 +78,12 @@ def consensus(candidates: Sequence[Words], frequencies: Mapping[Ngram, int], num
     """Return the index of the candidate with the highest mean CIDEr against the other candidates.
 
     CIDEr (Vedantam et al. 2015) is the cosine similarity of n-gram counts weighted by log(images / frequency), averaged
-    over n from 1 to 4. Of equal candidates the first is returned.
+    over n from 1 to 4. Ties are resolved in favor of the first candidate.
 
     Args:
         candidates: Captions as words.
         frequencies: Document frequencies of their n-grams.
-        num_images: Number of images that the frequencies were counted on.
+        num_images: Number of images in which the frequencies were counted.
     """
     similarity = np.zeros((len(candidates), len(candidates)))
     for order in range(1, ORDERS + 1):

@@ -1,8 +1,8 @@
 """Scores and speed of search settings: the tables of docs/search.md.
 
 Captions every image of a split with the trained model of a run, once for each setting, and scores the captions. A run
-is a folder with `tokens`, `features`, `model` and optionally `ensemble`, such as `data` after `dvc repro`. Images per
-second include reading the features; the settings take turns in each round, and the median over rounds counts.
+is a folder with `tokens`, `features`, `model` and optionally `ensemble`, such as `data` after `dvc repro`. Every round
+measures each setting once; images per second include reading the features and are medians over rounds.
 """
 
 import argparse
@@ -61,7 +61,7 @@ class Row(NamedTuple):
     images_per_second: float
 
 
-def main(flags: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.search_settings",
@@ -69,12 +69,14 @@ def main(flags: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", nargs="*", type=Path, default=[Path("data")], help="run folders (default: data)")
-    parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="default: test")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"default: {ROUNDS}")
     parser.add_argument(
-        "--device", default=os.environ.get("GRIDCAP_DEVICE", "auto"), help="auto, cpu or cuda (default: auto)"
+        "--split", choices=["train", "val", "test"], default="test", help="split to caption (default: test)"
     )
-    arguments = parser.parse_args(flags)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds of measurement (default: %(default)s)")
+    parser.add_argument(
+        "--device", default=os.environ.get("GRIDCAP_DEVICE", "auto"), help="auto, cpu, cuda or cuda:N (default: auto)"
+    )
+    arguments = parser.parse_args(argv)
     device = setup_device(arguments.device)
     try:
         for run in arguments.runs:
@@ -114,7 +116,18 @@ def measure(
     rounds: int,
     device: torch.device,
 ) -> list[Row]:
-    """Caption and score the images with each setting."""
+    """Caption and score the images with each setting.
+
+    Args:
+        models: One model, or an ensemble.
+        store: Features of the images.
+        image_references: Reference captions of each image to caption, as words, by image id.
+        rounds: Number of times to caption the images.
+        device: Device to decode on.
+
+    Returns:
+        A row for each of `SETTINGS`.
+    """
     image_ids = list(image_references)
     generated: list[list[GeneratedCaptions]] = [[] for _ in SETTINGS]
     seconds: list[list[float]] = [[] for _ in SETTINGS]

@@ -1,19 +1,18 @@
 """Speed of beam search: images captioned per second, against a textbook implementation with the same decoder.
 
-textbook: as in public implementations of the paper. Images are captioned one by one, each caption of the beam is a row
-with its own copy of the regions, and the regions are projected again at every word
+textbook: search as in public implementations of the paper. Images are captioned one by one, each caption of the beam
+has its own copy of the regions, and the regions are projected again at every step
 (`pipeline/decoder/soft_attention_reference.py`).
-gridcap: `caption` in batches, in float32 and bfloat16.
+gridcap: `caption_grids` on batches of images, in float32 and bfloat16.
 
 The beam size is 5. Decoders have random weights, except for a few that end captions after about 12 words, depending on
-the image. In float32 both must find the same captions; the last column is the share of equal captions. The systems take
-turns in each round. Rates and ratios are medians over rounds, ratios taken within a round; min and max are over rounds.
+the image. In float32 both must find the same captions; the last column is the share of equal captions. Every round
+measures each system once. Rates and ratios are medians over rounds; min and max are the extreme ratios of a round.
 """
 
 import math
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -23,6 +22,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.training import describe_device, measure
 from pipeline.captions.vocabulary import END, PAD, SPECIALS, START, UNK
 from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
 from pipeline.decoder.soft_attention_reference import ReferenceState, SoftAttentionReference
@@ -40,7 +40,7 @@ SIZES = DecoderParams(
     word_dropout=0.0,
 )
 SEARCH = replace(SearchParams.greedy(max_length=30), beam_size=BEAM_SIZE)
-TEXTBOOK_IMAGES, IMAGES, BATCH_SIZE, ROUNDS = 8, 128, 64, 5
+NUM_TEXTBOOK_IMAGES, NUM_IMAGES, BATCH_SIZE, ROUNDS = 8, 128, 64, 5
 TARGET_RATIO = 8.0
 
 TEXTBOOK = "textbook"
@@ -53,8 +53,9 @@ Words = tuple[str, ...]
 class Case(NamedTuple):
     """Sizes of the grid and the vocabulary."""
 
-    grid_size: int
-    channels: int
+    side: int
+    """Height and width of the grid."""
+    num_channels: int
     vocab_size: int
 
 
@@ -64,10 +65,9 @@ CASES = [Case(14, 256, 1100), Case(7, 2048, 2500)]
 def main(rounds: int = ROUNDS) -> None:
     """Print the tables of all cases."""
     device = setup_device(os.environ.get("GRIDCAP_DEVICE", "auto"))
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(
-        f"searching on {device}, {name}: beam size {BEAM_SIZE}; hidden, embedding and attention size {HIDDEN_SIZE}; "
-        f"batches of {BATCH_SIZE} images; median of {rounds} rounds"
+        f"searching on {describe_device(device)}: beam size {BEAM_SIZE}; "
+        f"hidden, embedding and attention size {HIDDEN_SIZE}; batches of {BATCH_SIZE} images; median of {rounds} rounds"
     )
     for case in CASES:
         for line in compare(case, device, rounds):
@@ -77,26 +77,26 @@ def main(rounds: int = ROUNDS) -> None:
 def compare(case: Case, device: torch.device, rounds: int) -> Iterator[str]:
     """Measure one case and yield the lines of its table."""
     torch.manual_seed(0)
-    grids = torch.rand(IMAGES, case.grid_size**2, case.channels).half().to(device)  # [B, P, C]
-    grid = (case.grid_size, case.grid_size)
-    decoder = SoftAttentionDecoder(SIZES, grid, case.channels, case.vocab_size).to(device).eval()
-    make_captions_end(decoder, case.grid_size**2)
+    grids = torch.rand(NUM_IMAGES, case.side**2, case.num_channels).half().to(device)  # [B, P, C]
+    grid = (case.side, case.side)
+    decoder = SoftAttentionDecoder(SIZES, grid, case.num_channels, case.vocab_size).to(device).eval()
+    make_captions_end(decoder, case.side**2)
     textbook = SoftAttentionReference(decoder).to(device).eval()
     words = vocabulary(case.vocab_size)
 
-    some_grids = grids[:TEXTBOOK_IMAGES]
-    expected = [textbook_search(textbook, words, grid) for grid in some_grids]
+    textbook_grids = grids[:NUM_TEXTBOOK_IMAGES]
+    expected = [textbook_search(textbook, words, grid) for grid in textbook_grids]
     same = {
-        precision: mean(map(tuple.__eq__, batched_search(decoder, words, some_grids, precision), expected))
+        precision: mean(map(tuple.__eq__, batched_search(decoder, words, textbook_grids, precision), expected))
         for precision in PRECISIONS
     }
     assert same["float32"] >= 0.9, "both must find the same captions, except for ties"
     times = [
         {
-            TEXTBOOK: seconds(lambda: [textbook_search(textbook, words, grid) for grid in some_grids], device)
-            / TEXTBOOK_IMAGES,
+            TEXTBOOK: measure(lambda: [textbook_search(textbook, words, grid) for grid in textbook_grids], 1, device)
+            / NUM_TEXTBOOK_IMAGES,
             **{
-                precision: seconds(partial(batched_search, decoder, words, grids, precision), device) / IMAGES
+                precision: measure(partial(batched_search, decoder, words, grids, precision), 1, device) / NUM_IMAGES
                 for precision in PRECISIONS
             },
         }
@@ -104,7 +104,7 @@ def compare(case: Case, device: torch.device, rounds: int) -> Iterator[str]:
     ]
     ratios = {precision: sorted(row[TEXTBOOK] / row[precision] for row in times) for precision in PRECISIONS}
 
-    heading = f"{case.grid_size**2} x {case.channels}, {case.vocab_size} words"
+    heading = f"{case.side**2} x {case.num_channels}, {case.vocab_size} words"
     yield f"{heading:>24} {'images/s':>9} {'x textbook':>11} {'min':>6} {'max':>6} {'target':>9} {'same captions':>14}"
     yield f"{'textbook, float32':>24} {median(1 / row[TEXTBOOK] for row in times):>9.1f}"
     for precision in PRECISIONS:
@@ -120,12 +120,16 @@ def compare(case: Case, device: torch.device, rounds: int) -> Iterator[str]:
 
 @torch.no_grad()
 def make_captions_end(decoder: SoftAttentionDecoder, num_regions: int) -> None:
-    """Let one element of the LSTM's state count words, and make `<end>` more likely as it nears `MEAN_LENGTH`.
+    """Let one element of the cell state count words, and make `<end>` likely once it reaches `MEAN_LENGTH`.
 
-    The count starts from a value that depends on the image, so that lengths have a standard deviation of `STD_LENGTH`.
+    The initial count depends on the image, so that lengths have a standard deviation of `STD_LENGTH`.
+
+    Args:
+        decoder: Decoder to modify.
+        num_regions: Number of regions, P.
     """
     attention_size, step = len(decoder.score_weight), 0.75 / MEAN_LENGTH
-    counter = decoder.init_c.out_features * torch.arange(4)  # its input, forget, cell and output gate
+    counter = decoder.init_c.out_features * torch.arange(4)  # input, forget, cell and output gate of the element
     gates = attention_size + 2 + counter
     for layer, rows in ((decoder.state_proj, gates), (decoder.word_proj, gates), (decoder.context_proj, counter)):
         layer.weight[rows] = 0
@@ -144,21 +148,12 @@ def make_captions_end(decoder: SoftAttentionDecoder, num_regions: int) -> None:
 
 
 def vocabulary(vocab_size: int) -> Words:
-    """Make up a vocabulary."""
+    """Return a vocabulary of artificial words."""
     return (*SPECIALS, *(f"word{index}" for index in range(len(SPECIALS), vocab_size)))
 
 
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Measure the seconds that a call takes."""
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
 def batched_search(decoder: SoftAttentionDecoder, words: Words, grids: Tensor, precision: Precision) -> list[Words]:
-    """Return each image's best caption, by gridcap's search."""
+    """Return the best caption of each image by gridcap's search."""
     search = replace(SEARCH, precision=precision)
     word_projections = precompute([decoder], search)
     captions = [
@@ -169,7 +164,7 @@ def batched_search(decoder: SoftAttentionDecoder, words: Words, grids: Tensor, p
 
 
 class Beam(NamedTuple):
-    """A caption of the textbook's beam."""
+    """A caption in the beam of the textbook's search."""
 
     log_probability: float
     tokens: tuple[int, ...]
@@ -179,11 +174,11 @@ class Beam(NamedTuple):
 
 @torch.inference_mode()
 def textbook_search(textbook: SoftAttentionReference, words: Words, grid: Tensor) -> Words:
-    """Return the best caption of one image, by the textbook's search."""
+    """Return the best caption of one image by the textbook's search."""
     regions = textbook.prepare(grid.unsqueeze(0)).expand(BEAM_SIZE, -1, -1)
     state = textbook.init_state(regions)
     tokens = torch.full((BEAM_SIZE,), START, device=grid.device)
-    beams = [Beam(0.0, (), 0)]  # at first, all rows are equal
+    beams = [Beam(0.0, (), 0)]  # all rows are still equal
     for _ in range(SEARCH.max_length):
         active = [beam for beam in beams if END not in beam.tokens]
         if not active:

@@ -4,11 +4,11 @@ Attention, embedding and hidden size of 512, Adam with a learning rate of 4e-4, 
 before the output layer, doubly stochastic attention with weight 1 (sum over regions, mean over captions), teacher
 forcing, 14 epochs. The weights of the last epoch are used, without selection by a validation score.
 
-Two things are faster than in tutorials and change the results by rounding only: keys are computed once per image, and
-attention scores use `pipeline.decoder.additive_scores`.
+Two computations are faster than in tutorials and change the results by rounding only: keys are computed once per image,
+and attention scores use `pipeline.decoder.additive_scores`.
 
-Shapes: `B` images, `K` captions per image (or beams), `T` words, `P` regions, `C` channels, `H` size of attention,
-embedding and state, `V` vocabulary size.
+Shapes: `B` images, `K` captions per image (or beams), `T` words, `P` regions, `C` channels, `H` attention,
+embedding and hidden size, `V` vocabulary size.
 """
 
 from collections.abc import Sequence
@@ -54,12 +54,12 @@ class State(NamedTuple):
 
 
 class SearchState(NamedTuple):
-    """Prepared images and the recurrent state, as beam search carries them."""
+    """State of beam search: the images and the recurrent state."""
 
     regions: Tensor
-    """[B, P, C]"""
+    """Grids [B, P, C]."""
     keys: Tensor
-    """[B, P, H]"""
+    """Attention keys [B, P, H]."""
     state: State
 
 
@@ -89,7 +89,15 @@ class SoftAttention(nn.Module):
         return State(self.init_h(mean), self.init_c(mean))
 
     def forward(self, regions: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Read one caption per image [B, T]; return logits [B, T, V] and alpha [B, T, P]."""
+        """Read one caption per image and predict every next word.
+
+        Args:
+            regions: Grids [B, P, C].
+            tokens: Ids of the words to read [B, T].
+
+        Returns:
+            Logits [B, T, V] and attention weights alpha [B, T, P].
+        """
         keys, state = self.key_proj(regions), self.init_state(regions)
         hs, alphas = [], []
         for embedded in self.embedding(tokens).unsqueeze(1).unbind(dim=2):  # [B, 1, H]

@@ -5,7 +5,7 @@ trained as the trainer does, with fused Adam, in each of its modes. A step is fo
 and optimizer; dropout is equal. Each round measures every row once. Rates, speedups and shares are medians of the
 rounds; `lowest` and `highest` are the extreme speedups of a round. `first step` includes compilation.
 
-Two rows per precision show what the hardware allows:
+Two rows per precision show the limits of the hardware:
 - "matrix products only": the matrix products of a decoder step, in their shapes, and nothing else.
 - "peak rate": as many multiply-adds in a product of 2048 x 2048 matrices. `of peak` relates every row to this rate.
 The products are listed by `products`; their number of multiply-adds is checked against PyTorch's FLOP counter.
@@ -70,7 +70,7 @@ CASES = [Case(7, 2048, 2500, float32_target=4, best_target=10), Case(14, 256, 11
 
 
 class Mode(NamedTuple):
-    """Precision of the decoder, and whether its attention scores are compiled."""
+    """Mode of the decoder: precision, and whether attention scores are compiled."""
 
     name: str
     precision: str
@@ -86,7 +86,7 @@ MODES = [
 
 
 class Row(NamedTuple):
-    """A measured function, and a row of the table."""
+    """A row of the table with the function that it measures."""
 
     name: str
     precision: str
@@ -110,6 +110,7 @@ class Product(NamedTuple):
 
     @property
     def multiply_adds(self) -> int:
+        """Multiply-adds of all repetitions."""
         return self.repetitions * self.batch * self.rows * self.inner * self.columns
 
 
@@ -173,8 +174,8 @@ def train_step(
     return step
 
 
-def multiply(listed: list[Product], precision: str, device: torch.device) -> Callable[[], None]:
-    """Return a function that computes the listed products and nothing else."""
+def multiply(step_products: list[Product], precision: str, device: torch.device) -> Callable[[], None]:
+    """Return a function that computes matrix products of random matrices and nothing else."""
     dtype = getattr(torch, precision)
     operands = [
         (
@@ -182,7 +183,7 @@ def multiply(listed: list[Product], precision: str, device: torch.device) -> Cal
             torch.rand(product.batch, product.rows, product.inner, device=device).to(dtype).squeeze(0),
             torch.rand(product.batch, product.inner, product.columns, device=device).to(dtype).squeeze(0),
         )
-        for product in listed
+        for product in step_products
     ]
 
     def multiply_all() -> None:
@@ -200,13 +201,20 @@ def count_multiply_adds(step: Callable[[], None]) -> int:
     return int(counter.get_total_flops()) // 2
 
 
+def describe_device(device: torch.device) -> str:
+    """Name a device with its GPU or its number of threads."""
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    return f"{device}, {hardware}"
+
+
 def synchronize(device: torch.device) -> None:
+    """Wait for all kernels of a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def measure(function: Callable[[], None], repetitions: int, device: torch.device) -> float:
-    """Return the mean seconds per call."""
+def measure(function: Callable[[], object], repetitions: int, device: torch.device) -> float:
+    """Measure the mean seconds per call."""
     synchronize(device)
     start = time.perf_counter()
     for _ in range(repetitions):
@@ -252,7 +260,7 @@ def operation_kind(names: list[str]) -> str:
 def check_equal(
     decoder: SoftAttentionDecoder, reference: SoftAttentionReference, grids: Tensor, tokens: Tensor
 ) -> None:
-    """Check that decoder and reference compute the same."""
+    """Check that the outputs of decoder and reference are equal up to rounding."""
     with torch.no_grad():
         for output, expected in zip(decoder.eval()(grids, tokens), reference.eval()(grids, tokens), strict=True):
             torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-4)
@@ -263,9 +271,8 @@ def check_equal(
 def main(rounds: int = ROUNDS) -> None:
     """Print a table for each case."""
     device = setup_device(os.environ.get("GRIDCAP_DEVICE", "auto"))
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(
-        f"training on {device}, {hardware}: batches of {NUM_IMAGES} images x {CAPTIONS_PER_IMAGE} captions x"
+        f"training on {describe_device(device)}: batches of {NUM_IMAGES} images x {CAPTIONS_PER_IMAGE} captions x"
         f" {CAPTION_LENGTH} words; attention, embedding and hidden size {SIZE}; median of {rounds} rounds"
     )
     for case in CASES:
@@ -311,6 +318,7 @@ def compare(case: Case, device: torch.device, rounds: int) -> Iterator[str]:
 
 
 def describe_target(target: float | None, speedup: float) -> str:
+    """Format a target speedup and whether it is met; empty without a target."""
     return "" if target is None else f"{target:g} {'met' if speedup >= target else 'missed'}"
 
 
@@ -322,8 +330,8 @@ def table_rows(case: Case, device: torch.device) -> Iterator[Row]:
     decoder = SoftAttentionDecoder(PARAMS, (case.side, case.side), case.num_channels, case.vocab_size).to(device)
     reference = SoftAttentionReference(decoder)
     check_equal(decoder, reference, grids, tokens[:, :, :-1])
-    listed = list(products(case))
-    multiply_adds = sum(product.multiply_adds for product in listed)
+    step_products = list(products(case))
+    multiply_adds = sum(product.multiply_adds for product in step_products)
 
     optimizer = torch.optim.Adam(reference.parameters(), lr=LEARNING_RATE)
     step = train_step(reference, optimizer, grids, tokens, "float32")
@@ -341,7 +349,7 @@ def table_rows(case: Case, device: torch.device) -> Iterator[Row]:
         yield Row(mode.name, mode.precision, step, multiply_adds)
     peak_product = Product(1, 1, PEAK_MATRIX_SIZE, PEAK_MATRIX_SIZE, PEAK_MATRIX_SIZE)
     for precision in PRECISIONS:
-        yield Row(f"{PRODUCTS_ONLY}, {precision}", precision, multiply(listed, precision, device), multiply_adds)
+        yield Row(f"{PRODUCTS_ONLY}, {precision}", precision, multiply(step_products, precision, device), multiply_adds)
         function = multiply([peak_product], precision, device)
         share = peak_product.multiply_adds / multiply_adds
         yield Row(f"{PEAK}, {precision}", precision, function, multiply_adds, steps_per_call=share)

@@ -1,4 +1,4 @@
-"""Stage `generate`: captions of one split, with the attention of each word and the search settings."""
+"""Stage `generate`: caption the images of one split, with the attention of each word."""
 
 from pathlib import Path
 from typing import Annotated
@@ -23,8 +23,8 @@ def main(
     features: Annotated[Path, typer.Option(help="Feature store, from encode.")],
     model: Annotated[Path, typer.Option(help="Model folder, from train.")],
     out: Annotated[Path, typer.Option(help="Output folder of captions, attention and search settings.")],
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.", envvar="GRIDCAP_DEVICE")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images captioned at once.")] = 64,
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or cuda:N.", envvar="GRIDCAP_DEVICE")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
 ) -> None:
     """Caption the images of a split."""
     settings = load(params, "generate", GenerateParams)

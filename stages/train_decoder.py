@@ -1,4 +1,4 @@
-"""Stage `train`: the decoder on cached grids; an interrupted run is resumed."""
+"""Stage `train`: train the decoder on stored grids, or resume an interrupted run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,14 +21,14 @@ def main(
     tokens: Annotated[Path, typer.Option(help="Tokens and vocabulary, from tokenize.")],
     features: Annotated[Path, typer.Option(help="Feature store, from encode.")],
     out: Annotated[Path, typer.Option(help="Output folder of the model.")],
-    work: Annotated[Path, typer.Option(help="Folder of checkpoints, kept between runs.")],
+    work: Annotated[Path, typer.Option(help="Folder of unfinished runs and their checkpoints.")],
     live: Annotated[Path, typer.Option(help="Output folder of live metrics.")],
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.", envvar="GRIDCAP_DEVICE")] = "auto",
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or cuda:N.", envvar="GRIDCAP_DEVICE")] = "auto",
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Maximum seconds between checkpoints.")] = 60.0,
-    checkpoint_steps: Annotated[int, typer.Option(min=1, help="Maximum steps between checkpoints.")] = 1000,
-    live_steps: Annotated[int, typer.Option(min=1, help="Steps between rows of live metrics.")] = 10,
+    checkpoint_steps: Annotated[int, typer.Option(min=1, help="Maximum optimizer steps between checkpoints.")] = 1000,
+    live_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps between rows of live metrics.")] = 10,
 ) -> None:
-    """Train the decoder; resume after an interruption; share batches under torchrun."""
+    """Train the decoder, or resume an interrupted run. Under torchrun, all processes share every batch."""
     settings = load(params, "train", TrainParams)
     paths = TrainPaths(tokens=tokens, features=features, work=work, live=live)
     intervals = Intervals(

@@ -1,4 +1,4 @@
-"""Runs `gridcap` in the test's process."""
+"""The command `gridcap` in the process of a test."""
 
 from typer.testing import CliRunner, Result
 
@@ -6,7 +6,7 @@ from pipeline.cli import app
 
 
 def gridcap(*arguments: object, stdin: bytes | None = None, columns: int = 200) -> Result:
-    """Run a command; its error, if any, is in `exception` of the result."""
+    """Run a command. An exception that it raises is in `exception` of the result."""
     return CliRunner().invoke(
         app, [str(argument) for argument in arguments], input=stdin, env={"COLUMNS": str(columns)}
     )

@@ -1,9 +1,12 @@
-"""Factories of small encoder settings for tests."""
+"""Factories of small encoders, decoders and training params for tests."""
 
 from pathlib import Path
 
+from pipeline.decoder.soft_attention import DecoderParams
 from pipeline.features.encoder import EncodeParams
 from pipeline.features.store import EncoderSpec
+from pipeline.training.lr_schedule import LRParams
+from pipeline.training.trainer import TrainParams
 
 
 def small_spec(**changes: object) -> EncoderSpec:
@@ -34,3 +37,54 @@ def encode_params(weights: Path | str, **changes: object) -> EncodeParams:
         "views": ("whole",),
     }
     return EncodeParams(**(values | changes))  # type: ignore[arg-type]
+
+
+def decoder_params(**changes: object) -> DecoderParams:
+    """Return params of a small decoder without dropout, with some fields changed."""
+    values: dict[str, object] = {
+        "embedding_size": 8,
+        "hidden_size": 12,
+        "attention_size": 8,
+        "dropout": 0.0,
+        "region_dropout": 0.0,
+        "word_dropout": 0.0,
+    }
+    return DecoderParams(**(values | changes))  # type: ignore[arg-type]
+
+
+def lr_params(**changes: object) -> LRParams:
+    """Return params of a cosine schedule with 2 steps of warm-up, with some fields changed."""
+    values: dict[str, object] = {
+        "peak": 0.01,
+        "warmup_steps": 2,
+        "schedule": "cosine",
+        "step_epochs": 1,
+        "step_factor": 0.5,
+    }
+    return LRParams(**(values | changes))  # type: ignore[arg-type]
+
+
+def train_params(**changes: object) -> TrainParams:
+    """Return params of a short training run with dropout, with some fields changed."""
+    values: dict[str, object] = {
+        "seed": 3,
+        "decoder": decoder_params(dropout=0.2, region_dropout=0.1, word_dropout=0.1),
+        "batch_size": 5,
+        "gradient_accumulation_steps": 1,
+        "random_views": False,
+        "max_epochs": 3,
+        "optimizer": "adam",
+        "weight_decay": 0.0,
+        "lr": lr_params(),
+        "max_grad_norm": 5.0,
+        "label_smoothing": 0.0,
+        "scheduled_sampling": 0.0,
+        "doubly_stochastic_weight": 0.1,
+        "ema_decay": 0.0,
+        "precision": "float32",
+        "compile": False,
+        "select_by": "cider",
+        "patience": 9,
+        "max_length": 6,
+    }
+    return TrainParams(**(values | changes))  # type: ignore[arg-type]

@@ -6,13 +6,11 @@ import torch
 
 from pipeline.captions.vocabulary import SPECIALS, Vocabulary
 from pipeline.decoder.model_io import ModelConfig, TrainingData, write_model
-from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
+from pipeline.decoder.soft_attention import SoftAttentionDecoder
 from pipeline.features.store import EncoderSpec
-from tests.factories import small_spec
+from tests.factories import decoder_params, small_spec
 
-SIZES = DecoderParams(
-    embedding_size=8, hidden_size=8, attention_size=8, dropout=0.0, region_dropout=0.0, word_dropout=0.0
-)
+SIZES = decoder_params(hidden_size=8)
 SPEC = small_spec(grid_width=3, channels=5)
 """Grids of 2 x 3 regions with 5 channels."""
 

@@ -19,7 +19,7 @@ Step = Callable[[int, Any], tuple[Sequence[float], Any, Any]]
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A caption, finished or not."""
+    """A caption, complete or not."""
 
     state: Any
     tokens: tuple[int, ...] = ()
@@ -57,7 +57,7 @@ def reference_search(step: Step, state: Any, image_id: int, params: SearchParams
 
 
 def sample(step: Step, state: Any, image_id: int, index: int, params: SearchParams) -> Hypothesis:
-    """Return one sample."""
+    """Draw one caption."""
     hypothesis = Hypothesis(state)
     for uniform in np.random.default_rng([params.seed, image_id, index]).random(params.max_length):
         options = dict(continuations(step, hypothesis, params))
@@ -82,7 +82,7 @@ def sample(step: Step, state: Any, image_id: int, index: int, params: SearchPara
 
 
 def continuations(step: Step, hypothesis: Hypothesis, params: SearchParams) -> Iterator[tuple[int, Hypothesis]]:
-    """Yield every continuation with its token; `<pad>` for one that stays as it is."""
+    """Yield every continuation with its token; a finished hypothesis continues unchanged with `<pad>`."""
     if hypothesis.finished:
         yield PAD, hypothesis
         return

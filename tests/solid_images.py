@@ -1,4 +1,4 @@
-"""Images of one color, which the tiny captioner was trained to name."""
+"""Images of a single color, which the fixture `tiny` is trained to caption."""
 
 import io
 

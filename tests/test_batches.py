@@ -1,4 +1,4 @@
-"""Batches of training: hypothesis checks that every order is a permutation and that resuming skips nothing."""
+"""Batches: every order is a permutation, and resuming skips no image."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -65,14 +65,14 @@ def test_a_batch_has_the_captions_and_the_grid_of_each_image(captions: CaptionTo
 
 @pytest.mark.parametrize("world_size", [2, 3, 7])
 def test_processes_share_every_batch(captions: CaptionTokens, store: FeatureStore, world_size: int) -> None:
-    """The last batch of 5 has 4 images: some of 7 processes have none and get one without captions."""
+    """Batches have 5 or 4 images, so some of 7 processes get an image without captions."""
     batches = CaptionBatches(captions, store, 5)
-    whole = ids(batches.shuffled(1, 0))
+    expected = ids(batches.shuffled(1, 0))
     shares = [list(batches.shuffled(1, 0, rank=rank, world_size=world_size)) for rank in range(world_size)]
-    for index, image_ids in enumerate(whole):
+    for index, image_ids in enumerate(expected):
         parts = [share[index] for share in shares]
-        served = [image_id for part in parts if (part.tokens != PAD).any() for image_id in part.image_ids]
-        assert sorted(served) == sorted(image_ids)
+        with_captions = [image_id for part in parts if (part.tokens != PAD).any() for image_id in part.image_ids]
+        assert sorted(with_captions) == sorted(image_ids)
         without_captions = [part for part in parts if (part.tokens == PAD).all()]
         assert len(without_captions) == max(0, world_size - len(image_ids))
         assert all(len(part.image_ids) == 1 for part in without_captions)

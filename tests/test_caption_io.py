@@ -17,7 +17,7 @@ GRID = (2, 3)
 
 
 def make_captions(image_id: int, *captions: tuple[str, float]) -> GeneratedCaptions:
-    """Captions given as text and log-probability, with random attention."""
+    """Make captions from text and log-probability, with random attention."""
     rng = np.random.default_rng(image_id)
     results = []
     for text, log_probability in captions:
@@ -95,7 +95,7 @@ def test_no_images_give_empty_files(tmp_path: Path) -> None:
     assert read_captions(tmp_path) == []
 
 
-def test_the_best_caption_stands_for_its_image() -> None:
+def test_words_and_attention_are_those_of_the_best_caption() -> None:
     image = GENERATED[0]
     assert image.best is image.captions[0]
     assert image.words == ("ein", "Mädchen", "läuft")
@@ -114,7 +114,9 @@ def test_the_best_caption_stands_for_its_image() -> None:
         (None, ["n_best.json", "no such file"]),
     ],
 )
-def test_unusable_files_are_named_with_a_remedy(tmp_path: Path, content: str | None, facts: list[str]) -> None:
+def test_errors_about_unusable_files_name_file_and_remedy(
+    tmp_path: Path, content: str | None, facts: list[str]
+) -> None:
     write_captions(tmp_path, GENERATED, len(GENERATED), GRID, "abc")
     path = tmp_path / "n_best.json"
     if content is None:

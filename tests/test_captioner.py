@@ -65,7 +65,7 @@ def test_captions_name_the_color_and_have_consistent_probabilities(captioner: Ca
         assert caption.confidence == pytest.approx(math.exp(words_log_probability / len(caption.words)))
 
 
-def test_a_caption_cut_at_the_maximum_length_has_the_probability_of_its_words(captioner: Captioner) -> None:
+def test_a_truncated_caption_has_the_probability_of_its_words(captioner: Captioner) -> None:
     [caption] = captioner.caption([solid_image()], replace(DEFAULT_SEARCH, max_length=2))
     assert len(caption.words) == 2
     assert sum(caption.word_log_probabilities) == pytest.approx(caption.log_probability, abs=1e-5)
@@ -89,7 +89,7 @@ def test_captions_do_not_depend_on_the_other_images(captioner: Captioner, tiny: 
     assert len(texts) > len(COLORS)
 
 
-def test_alternatives_are_the_other_captions_of_the_beam(captioner: Captioner) -> None:
+def test_alternatives_are_the_further_captions_of_the_beam(captioner: Captioner) -> None:
     [best] = captioner.caption([solid_image()], replace(DEFAULT_SEARCH, beam_size=4, n_best=4))
     captions = [best, *best.alternatives]
     assert len({caption.words for caption in captions}) == 4

@@ -1,3 +1,5 @@
+"""Checkpoints: restored bit for bit, and rejected when damaged."""
+
 import json
 from pathlib import Path
 
@@ -10,7 +12,6 @@ from torch import nn
 from pipeline.errors import UserError
 from pipeline.training.checkpoint import (
     SCHEMA,
-    CheckpointTimer,
     Progress,
     TrainingState,
     load_checkpoint,
@@ -42,7 +43,7 @@ def same_tensors(first: nn.Module, second: nn.Module) -> bool:
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> tuple[Path, TrainingState]:
+def checkpoint(tmp_path: Path) -> tuple[Path, TrainingState]:
     torch.manual_seed(1)
     state = make_state()
     step(state)
@@ -60,7 +61,7 @@ def test_a_restored_run_continues_bit_for_bit(tmp_path: Path, ema_decay: float) 
     step(state)
     path = tmp_path / "checkpoint.safetensors"
     save_checkpoint(path, state, [random_state(CPU)])
-    step(state)  # draws random inputs, too
+    step(state)  # also draws random inputs
 
     torch.manual_seed(2)
     restored = make_state(ema_decay)
@@ -73,8 +74,8 @@ def test_a_restored_run_continues_bit_for_bit(tmp_path: Path, ema_decay: float) 
         assert same_tensors(restored.ema, state.ema)
 
 
-def test_progress_and_best_weights_are_restored(saved: tuple[Path, TrainingState]) -> None:
-    path, state = saved
+def test_progress_and_best_weights_are_restored(checkpoint: tuple[Path, TrainingState]) -> None:
+    path, state = checkpoint
     restored = make_state()
     load_checkpoint(path, restored, rank=0)
     assert restored.progress == state.progress
@@ -104,8 +105,8 @@ def test_a_file_that_is_no_checkpoint_is_rejected(tmp_path: Path) -> None:
         assert str(path) in str(caught.value)
 
 
-def test_an_altered_checkpoint_is_rejected_and_changes_nothing(saved: tuple[Path, TrainingState]) -> None:
-    path, _ = saved
+def test_an_altered_checkpoint_is_rejected_and_changes_nothing(checkpoint: tuple[Path, TrainingState]) -> None:
+    path, _ = checkpoint
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -118,8 +119,8 @@ def test_an_altered_checkpoint_is_rejected_and_changes_nothing(saved: tuple[Path
     assert torch.equal(state.decoder.weight, weight)
 
 
-def test_another_schema_version_is_rejected(saved: tuple[Path, TrainingState]) -> None:
-    path, _ = saved
+def test_another_schema_version_is_rejected(checkpoint: tuple[Path, TrainingState]) -> None:
+    path, _ = checkpoint
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() | {"schema_version": str(SCHEMA.version + 1)}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -128,11 +129,3 @@ def test_another_schema_version_is_rejected(saved: tuple[Path, TrainingState]) -
     with pytest.raises(UserError) as caught:
         load_checkpoint(path, make_state(), rank=0)
     assert f"version {SCHEMA.version + 1}" in str(caught.value)
-
-
-def test_a_checkpoint_is_due_after_the_given_steps_or_seconds() -> None:
-    timer = CheckpointTimer(max_steps=3, max_seconds=1e9)
-    assert [timer.is_due() for _ in range(3)] == [False, False, True]
-    timer.restart()
-    assert not timer.is_due()
-    assert CheckpointTimer(max_steps=10**9, max_seconds=-1.0).is_due()

@@ -81,13 +81,13 @@ def scores_of(captions: Mapping[int, str]) -> SystemScores:
     return score({image_id: caption.split() for image_id, caption in captions.items()}, REFERENCES)
 
 
-def test_targets_compare_ours_with_the_other_systems() -> None:
+def test_targets_compare_gridcap_with_the_other_systems() -> None:
     good, constant = scores_of(GOOD), scores_of(dict.fromkeys(GOOD, "a man on a bike"))
     assert (good.num_images, good.num_distinct, constant.num_distinct) == (3, 3, 1)
     assert good.mean_length == pytest.approx(17 / 3)
     assert set(SCORES) <= set(good.tables)
-    for ours, other, expected in ((good, constant, True), (constant, good, False)):
-        results = targets({"ours": ours, "textbook": other, "retrieval": other})
+    for gridcap, other, expected in ((good, constant, True), (constant, good, False)):
+        results = targets({"gridcap": gridcap, "textbook": other, "retrieval": other})
         assert len(results) == 5
         # Intervals from three images are meaningless, so their targets are left out.
         values = [result for target, result in results.items() if "interval" not in target and "BLEU-4" not in target]
@@ -97,8 +97,8 @@ def test_targets_compare_ours_with_the_other_systems() -> None:
 
 def test_the_table_has_a_line_for_each_system_and_each_difference() -> None:
     good = scores_of(GOOD)
-    lines = table({"ours": good, "textbook": good})
-    assert [line[:16].strip() for line in lines] == ["", "ours", "textbook", "ours - textbook"]
+    lines = table({"gridcap": good, "textbook": good})
+    assert [line[:19].strip() for line in lines] == ["", "gridcap", "textbook", "gridcap - textbook"]
     assert lines[-1].count("+0.000 [+0.000, +0.000]") == len(SCORES)
 
 
@@ -184,13 +184,13 @@ def test_an_interrupted_run_captions_only_the_missing_folds(tmp_path: Path) -> N
     images, folds = image_set(tmp_path / "features"), assign_folds(list(CAPTIONS), 3, 0)
     system = System(settings={"size": 1}, code="a", caption=caption)
     with pytest.raises(KeyboardInterrupt):
-        out_of_fold("ours", system, images, folds, tmp_path)
-    captions = out_of_fold("ours", system, images, folds, tmp_path)
+        out_of_fold("gridcap", system, images, folds, tmp_path)
+    captions = out_of_fold("gridcap", system, images, folds, tmp_path)
     assert {image_id: " ".join(words) for image_id, words in captions.items()} == GOOD
     assert captioned == [folds[0].test, folds[1].test, folds[1].test, folds[2].test]
     for changed in (replace(system, settings={"size": 2}), replace(system, code="b")):
         captioned.clear()
-        out_of_fold("ours", changed, images, folds[:1], tmp_path)
+        out_of_fold("gridcap", changed, images, folds[:1], tmp_path)
         assert captioned == [folds[0].test]
 
 

@@ -1,3 +1,5 @@
+"""The exponential moving average of weights."""
+
 import pytest
 import torch
 from torch import nn

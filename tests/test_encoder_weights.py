@@ -1,4 +1,4 @@
-"""Finding the weights of a model's encoder."""
+"""Location and verification of the weights of a model's encoder."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.prediction.captioner import Captioner
 from tests.command_line import gridcap
 from tests.solid_images import solid_image
-from tests.tiny_captioner import Tiny
+from tests.tiny_captioner import Tiny, copy_model_without_encoder
 
 pytestmark = pytest.mark.slow
 
@@ -21,11 +21,7 @@ TORCHVISION_FILE = "resnet18-f37072fd.pth"
 
 @pytest.fixture
 def moved(tiny: Tiny, tmp_path: Path) -> Path:
-    """The model in a place from which the weights of its encoder are not found."""
-    folder = tmp_path / "clone" / "data" / "model"
-    shutil.copytree(tiny.model, folder)
-    record_provenance(folder, "images", "weights/encoder.safetensors")
-    return folder
+    return copy_model_without_encoder(tiny, tmp_path / "clone" / "data" / "model")
 
 
 def other_weights(tiny: Tiny, path: Path) -> Path:
@@ -39,7 +35,7 @@ def names_red(captioner: Captioner) -> bool:
     return "red" in captioner.caption([solid_image("red")])[0].words
 
 
-def test_missing_weights_are_an_error_that_names_where_they_were_searched(moved: Path) -> None:
+def test_missing_weights_are_an_error_that_names_the_searched_paths(moved: Path) -> None:
     with pytest.raises(UserError) as error:
         Captioner.load(moved)
     for fact in (str(moved), "resnet18 up to layer2", "weights/encoder.safetensors", "--encoder-weights"):
@@ -88,9 +84,9 @@ def test_torchvision_weights_are_downloaded_if_allowed(
     assert [url.rpartition("/")[2] for url in urls] == [TORCHVISION_FILE]
 
 
-def test_named_weights_must_be_the_right_ones(moved: Path, tiny: Tiny, tmp_path: Path) -> None:
+def test_named_weights_must_have_the_recorded_digest(moved: Path, tiny: Tiny, tmp_path: Path) -> None:
     other = other_weights(tiny, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match=r"other\.safetensors: its weights have digest .*--encoder-weights"):
+    with pytest.raises(UserError, match=r"other\.safetensors: the weights have digest .*--encoder-weights"):
         Captioner.load(moved, encoder_weights=other)
     assert names_red(Captioner.load(moved, encoder_weights=tiny.weights))
     weights = load_file(other)
@@ -100,11 +96,11 @@ def test_named_weights_must_be_the_right_ones(moved: Path, tiny: Tiny, tmp_path:
         Captioner.load(moved, encoder_weights=other)
 
 
-def test_weights_in_the_model_folder_must_be_the_right_ones(moved: Path, tiny: Tiny) -> None:
+def test_weights_in_the_model_folder_must_have_the_recorded_digest(moved: Path, tiny: Tiny) -> None:
     shutil.copy(tiny.weights, moved / "encoder.safetensors")
     assert names_red(Captioner.load(moved))
     other_weights(tiny, moved / "encoder.safetensors")
-    with pytest.raises(UserError, match=r"model/encoder\.safetensors: its weights have digest"):
+    with pytest.raises(UserError, match=r"model/encoder\.safetensors: the weights have digest"):
         Captioner.load(moved)
 
 

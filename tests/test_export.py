@@ -14,7 +14,7 @@ from pipeline.generation.search_settings import write_search_settings
 from pipeline.prediction.captioner import DEFAULT_SEARCH, Captioner
 from tests.command_line import gridcap
 from tests.solid_images import solid_image
-from tests.tiny_captioner import Tiny
+from tests.tiny_captioner import Tiny, copy_model_without_encoder
 
 pytestmark = pytest.mark.slow
 
@@ -30,11 +30,7 @@ SCORES = {
 
 @pytest.fixture
 def moved(tiny: Tiny, tmp_path: Path) -> Path:
-    """The model in a place from which the weights of its encoder are not found."""
-    folder = tmp_path / "clone" / "data" / "model"
-    shutil.copytree(tiny.model, folder)
-    record_provenance(folder, "images", "weights/encoder.safetensors")
-    return folder
+    return copy_model_without_encoder(tiny, tmp_path / "clone" / "data" / "model")
 
 
 def test_an_export_with_encoder_needs_nothing_else(tiny: Tiny, tmp_path: Path) -> None:
@@ -53,7 +49,7 @@ def test_an_export_with_encoder_needs_nothing_else(tiny: Tiny, tmp_path: Path) -
         assert fact in card
 
 
-def test_an_export_without_encoder_copies_the_model_and_says_what_is_missing(tiny: Tiny, tmp_path: Path) -> None:
+def test_an_export_without_encoder_copies_the_model_and_prints_what_is_missing(tiny: Tiny, tmp_path: Path) -> None:
     out = tmp_path / "exported"
     result = gridcap("export", tiny.model, "--out", out)
     assert result.exit_code == 0, result.output

@@ -52,7 +52,7 @@ def test_images_are_read_lazily(tmp_path: Path, store: FeatureStore) -> None:
         next(captions)
 
 
-def test_an_ensemble_gives_other_captions_than_its_first_model(tmp_path: Path, store: FeatureStore) -> None:
+def test_an_ensemble_and_its_first_model_give_different_captions(tmp_path: Path, store: FeatureStore) -> None:
     model = make_model(tmp_path / "model", seed=1)
     make_model(tmp_path / "ensemble" / "other", seed=2)
     ensemble = list(generate(read_models(model, tmp_path / "ensemble"), store, IMAGE_IDS, SEARCH, 8, CPU))
@@ -60,7 +60,7 @@ def test_an_ensemble_gives_other_captions_than_its_first_model(tmp_path: Path, s
     assert [image.words for image in ensemble] != [image.words for image in single]
 
 
-def test_features_of_another_view_are_refused(tmp_path: Path, store: FeatureStore) -> None:
+def test_features_of_another_view_are_an_error(tmp_path: Path, store: FeatureStore) -> None:
     models = read_models(make_model(tmp_path / "model", seed=1, view="center"), None)
     with pytest.raises(UserError) as error:
         next(generate(models, store, IMAGE_IDS, SEARCH, 8, CPU))

@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.prediction.inputs import find_inputs
 
 
-def test_a_folder_contributes_the_images_below_it_sorted_by_path(tmp_path: Path) -> None:
+def test_a_folder_is_searched_for_images_sorted_by_path(tmp_path: Path) -> None:
     for name in ("b.png", "a/c.JPG", "a/d.pdf", "e.mpg", "notes.txt", ".hidden.png", ".hidden/f.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -22,7 +22,7 @@ def test_a_folder_contributes_the_images_below_it_sorted_by_path(tmp_path: Path)
     assert [image.source for image in inputs] == [Path(image.name) for image in inputs]
 
 
-def test_a_folder_reports_what_cannot_be_read_in_it_and_skips_pipes(
+def test_broken_links_and_unlisted_folders_are_kept_and_pipes_are_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "closed").mkdir()

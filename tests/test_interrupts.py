@@ -1,3 +1,5 @@
+"""Signals during training."""
+
 import os
 import signal
 import subprocess

@@ -1,3 +1,5 @@
+"""Live metrics of new and resumed runs."""
+
 import json
 from pathlib import Path
 
@@ -15,11 +17,11 @@ def steps(path: Path) -> list[int]:
 
 
 def test_a_resumed_run_drops_the_rows_after_its_checkpoint(tmp_path: Path) -> None:
-    live = LiveMetrics(tmp_path, steps_done=0)
+    live = LiveMetrics(tmp_path, global_step=0)
     for step in (1, 10, 20):
         live.log(step, {"train/loss": 1 / step})
 
-    LiveMetrics(tmp_path, steps_done=12).log(13, {"train/loss": 0.5})
+    LiveMetrics(tmp_path, global_step=12).log(13, {"train/loss": 0.5})
 
     assert steps(tmp_path / TRAIN / "loss.tsv") == [1, 10, 13]
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"train": {"loss": 0.5}, "step": 13}
@@ -27,14 +29,14 @@ def test_a_resumed_run_drops_the_rows_after_its_checkpoint(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 0.6, 0.95])
 def test_a_resumed_run_repairs_truncated_files(tmp_path: Path, fraction: float) -> None:
-    live = LiveMetrics(tmp_path, steps_done=0)
+    live = LiveMetrics(tmp_path, global_step=0)
     for step in (10, 20):
         live.log(step, {"train/loss": 1 / 3, "train/learning_rate": 0.1})
     for name in (TRAIN / "loss.tsv", Path("metrics.json")):
         content = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(content[: int(fraction * len(content))])
 
-    LiveMetrics(tmp_path, steps_done=20).log(30, {"train/loss": 0.25, "train/learning_rate": 0.1})
+    LiveMetrics(tmp_path, global_step=20).log(30, {"train/loss": 0.25, "train/learning_rate": 0.1})
 
     assert steps(tmp_path / TRAIN / "learning_rate.tsv") == [10, 20, 30]
     assert steps(tmp_path / TRAIN / "loss.tsv") == ([10, 30] if fraction > 0.5 else [30])
@@ -42,6 +44,6 @@ def test_a_resumed_run_repairs_truncated_files(tmp_path: Path, fraction: float) 
 
 
 def test_a_new_run_drops_the_metrics_of_the_last(tmp_path: Path) -> None:
-    LiveMetrics(tmp_path, steps_done=0).log(7, {"train/loss": 1.0})
-    LiveMetrics(tmp_path, steps_done=0).log(1, {"train/loss": 2.0})
+    LiveMetrics(tmp_path, global_step=0).log(7, {"train/loss": 1.0})
+    LiveMetrics(tmp_path, global_step=0).log(1, {"train/loss": 2.0})
     assert steps(tmp_path / TRAIN / "loss.tsv") == [1]

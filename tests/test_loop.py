@@ -1,3 +1,5 @@
+"""The training loop: live metrics and the log."""
+
 import json
 import logging
 import math
@@ -6,16 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.training.loop import Intervals
-from tests.tiny_dataset import (
-    EVERY_FEATURE,
-    NO_DROPOUT,
-    NUM_REGIONS,
-    make_dataset,
-    make_trainer,
-    take_steps,
-    train_params,
-    train_tiny,
-)
+from tests.factories import decoder_params, train_params
+from tests.tiny_dataset import EVERY_FEATURE, NUM_REGIONS, make_dataset, make_trainer, take_steps, train_tiny
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +56,7 @@ def test_live_metrics_of_a_resumed_run_have_each_step_once(data: Path, tmp_path:
 
 
 def test_entropy_is_logged_for_live_steps(data: Path, tmp_path: Path) -> None:
-    params = train_params(decoder=NO_DROPOUT, max_epochs=1)
+    params = train_params(decoder=decoder_params(), max_epochs=1)
     first = next(make_trainer(data, tmp_path, params).train_epoch(lambda _: True))
     train_tiny(data, tmp_path / "run", params, live_steps=2)
     entropy = read_live(tmp_path / "run", "train/attention_entropy")

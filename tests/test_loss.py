@@ -1,3 +1,5 @@
+"""The training loss, on examples worked by hand and against PyTorch."""
+
 import math
 
 import pytest

@@ -1,8 +1,10 @@
+"""Learning rate schedules."""
+
 from typing import Any
 
 import pytest
 
-from tests.tiny_dataset import lr_params
+from tests.factories import lr_params
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Model folders: read as written, and refused when a file is missing, damaged or from another model."""
+"""Model folders: round trips, and errors about files that are missing, damaged or from another model."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.artifacts import write_json
 from pipeline.captions.vocabulary import SPECIALS, Vocabulary
 from pipeline.decoder.model_io import (
     CONFIG_FILE,
@@ -19,16 +18,15 @@ from pipeline.decoder.model_io import (
     read_history,
     read_model,
     record_provenance,
+    write_history,
     write_model,
 )
-from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
+from pipeline.decoder.soft_attention import SoftAttentionDecoder
 from pipeline.errors import UserError
-from tests.factories import small_spec
+from tests.factories import decoder_params, small_spec
 
 VOCABULARY = Vocabulary((*SPECIALS, "red", "square"))
-PARAMS = DecoderParams(
-    embedding_size=7, hidden_size=12, attention_size=5, dropout=0.0, region_dropout=0.0, word_dropout=0.0
-)
+PARAMS = decoder_params(embedding_size=7, attention_size=5)
 SPEC = small_spec(channels=6)
 HISTORY = [{"epoch": 1, "train_loss": 2.0, "val_cider": 0.5}, {"epoch": 2, "train_loss": 1.5, "val_cider": 0.75}]
 
@@ -57,7 +55,7 @@ def model_config() -> ModelConfig:
 def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     write_model(folder, build_decoder().state_dict(), VOCABULARY, model_config())
-    write_json(folder / HISTORY_FILE, HISTORY)
+    write_history(folder, HISTORY)
     return folder
 
 
@@ -95,7 +93,7 @@ def test_provenance_is_recorded_in_the_config_alone(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "old", "new", "blamed", "facts"),
+    ("file", "old", "new", "named_file", "facts"),
     [
         (CONFIG_FILE, '"channels": 6', '"channels": 7', WEIGHTS_FILE, ["size mismatch for key_proj.weight"]),
         (CONFIG_FILE, '"hidden_size": 12', '"hidden_size": "x"', CONFIG_FILE, ["decoder.hidden_size", "integer"]),
@@ -109,8 +107,8 @@ def test_provenance_is_recorded_in_the_config_alone(folder: Path) -> None:
         (VOCABULARY_FILE, '"red"', '"pink"', VOCABULARY_FILE, ["digest"]),
     ],
 )
-def test_a_file_that_does_not_fit_is_named(
-    folder: Path, file: str, old: str, new: str, blamed: str, facts: list[str]
+def test_inconsistent_files_are_errors_that_name_the_file(
+    folder: Path, file: str, old: str, new: str, named_file: str, facts: list[str]
 ) -> None:
     text = (folder / file).read_text()
     assert old in text
@@ -118,12 +116,12 @@ def test_a_file_that_does_not_fit_is_named(
     with pytest.raises(UserError) as error:
         read_model(folder)
     message = str(error.value)
-    assert message.startswith(f"{folder / blamed}: ")
+    assert message.startswith(f"{folder / named_file}: ")
     assert all(fact in message for fact in facts), message
     assert "\n" not in message
 
 
-def test_a_config_that_is_no_object_is_named(folder: Path) -> None:
+def test_a_config_that_is_not_an_object_is_an_error(folder: Path) -> None:
     (folder / CONFIG_FILE).write_text("[]")
     with pytest.raises(UserError) as error:
         read_model(folder)
@@ -132,7 +130,7 @@ def test_a_config_that_is_no_object_is_named(folder: Path) -> None:
 
 @pytest.mark.parametrize("file", [WEIGHTS_FILE, CONFIG_FILE, VOCABULARY_FILE, HISTORY_FILE])
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:20])])
-def test_a_missing_or_truncated_file_is_named(folder: Path, file: str, damage: Callable[[Path], object]) -> None:
+def test_a_missing_or_truncated_file_is_an_error(folder: Path, file: str, damage: Callable[[Path], object]) -> None:
     damage(folder / file)
     with pytest.raises(UserError) as error:
         read_history(folder) if file == HISTORY_FILE else read_model(folder)

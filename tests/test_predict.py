@@ -44,10 +44,10 @@ def test_one_line_per_image_with_its_confidence(tiny: Tiny, tmp_path: Path) -> N
 def test_alternatives_are_indented_below_their_caption(tiny: Tiny, tmp_path: Path) -> None:
     path = save_image(tmp_path / "red.png")
     result = gridcap("predict", path, "--model", tiny.model, "--n-best", 3)
-    first, *others = result.stdout.splitlines()
+    first, *alternatives = result.stdout.splitlines()
     assert first.startswith(f"{path}: ")
-    assert len(others) == 2
-    assert all(line.startswith(" " * len(str(path))) for line in others)
+    assert len(alternatives) == 2
+    assert all(line.startswith(" " * len(str(path))) for line in alternatives)
 
 
 def test_json_lines_and_a_folder_of_drawings(tiny: Tiny, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_json_lines_and_a_folder_of_drawings(tiny: Tiny, tmp_path: Path) -> None
         assert drawing.width > drawing.height
 
 
-def test_the_drawing_of_one_image_has_the_name_given(tiny: Tiny, tmp_path: Path) -> None:
+def test_the_drawing_of_one_image_is_written_to_the_named_file(tiny: Tiny, tmp_path: Path) -> None:
     path = save_image(tmp_path / "red.png")
     drawings = [tmp_path / "new" / "attention.png", tmp_path / "attention.PNG", tmp_path / "attention.svg"]
     for drawing in [*drawings, drawings[0]]:  # twice: an existing drawing is overwritten

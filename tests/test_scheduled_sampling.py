@@ -1,3 +1,5 @@
+"""Scheduled sampling."""
+
 import pytest
 import torch
 

@@ -1,4 +1,4 @@
-"""Search: tables worked by hand, all possible captions, and the plain reference in `search_reference.py`."""
+"""Search: tables worked by hand, all possible captions, and the reference implementation in `search_reference.py`."""
 
 import itertools
 import math
@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from pipeline.captions.vocabulary import END, SPECIALS, START, UNK
-from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
+from pipeline.decoder.soft_attention import SoftAttentionDecoder
 from pipeline.decoder.soft_attention_reference import ReferenceState, SoftAttentionReference
 from pipeline.errors import UserError
 from pipeline.generation.caption import Caption
 from pipeline.generation.ensemble import caption_grids, precompute
 from pipeline.generation.search import SearchParams, search, select_beams
 from pipeline.params import check, read_yaml
+from tests.factories import decoder_params
 from tests.search_reference import Hypothesis, reference_search, score
 
 A, B, C = 4, 5, 6
@@ -44,7 +45,7 @@ TWO_IMAGES: list[Table] = [
 class TableSteps:
     """A step function that reads probabilities from one table per image.
 
-    Its state is the image index [B, K]; its attention weights are on the region numbered as the last token.
+    Its state is the image index [B, K]. All attention is on the region whose index is the last token.
     """
 
     def __init__(self, tables: list[Table]) -> None:
@@ -116,7 +117,7 @@ def test_attention_belongs_to_the_words_of_the_caption() -> None:
     assert best.attention.argmax(axis=-1).tolist() == [START, B]
 
 
-def test_a_caption_that_does_not_end_is_cut_at_the_maximum_length() -> None:
+def test_a_caption_without_end_is_truncated_at_the_maximum_length() -> None:
     endless: list[Table] = [{START: {A: 1.0}, A: {B: 0.5, A: 0.5}, B: {A: 1.0}}]
     best = table_search(endless, beam_params(beam_size=2, max_length=4))[0][0]
     assert len(best.words) == 4
@@ -151,7 +152,7 @@ def test_a_beam_that_holds_all_captions_finds_the_best_of_all(seed: int) -> None
 
 
 class RandomSteps:
-    """A small random recurrent network for each image, in which some tokens never follow some others."""
+    """A small random recurrent network for each image, in which some pairs of tokens never occur."""
 
     def __init__(self, num_images: int, vocab_size: int, generator: torch.Generator) -> None:
         def normal(*shape: int) -> Tensor:
@@ -182,16 +183,14 @@ class RandomSteps:
         return state[0][image_index], state[1][image_index]
 
     def step_one(self, token: int, state: RandomState) -> tuple[list[float], RandomState, list[float]]:
-        """One step of one caption of one image, as the reference search calls it."""
+        """Decode one step of one caption of one image, as the reference search does."""
         logits, state, attention = self.step(torch.tensor([[token]]), state)
         return logits.log_softmax(dim=-1).flatten().tolist(), state, attention.flatten().tolist()
 
 
 def make_decoder(hidden_size: int = 8) -> SoftAttentionDecoder:
-    """Decoder for grids of 2 x 3 regions with 5 channels, with weights large enough for confident predictions."""
-    sizes = DecoderParams(
-        embedding_size=7, hidden_size=hidden_size, attention_size=6, dropout=0.3, region_dropout=0.0, word_dropout=0.0
-    )
+    """Make a decoder of grids of 2 x 3 regions with 5 channels, with large weights for confident predictions."""
+    sizes = decoder_params(embedding_size=7, hidden_size=hidden_size, attention_size=6, dropout=0.3)
     decoder = SoftAttentionDecoder(sizes, (2, 3), 5, len(MORE_WORDS)).double().eval()
     for weights in decoder.parameters():
         weights.data *= 3
@@ -311,7 +310,7 @@ def test_captions_do_not_depend_on_the_batch(method: str) -> None:
             assert [caption.score for caption in captions] == pytest.approx(scores, abs=1e-4)
 
 
-def test_precomputed_word_projections_change_no_caption() -> None:
+def test_precomputed_word_projections_do_not_change_captions() -> None:
     torch.manual_seed(5)
     decoder, grids = make_decoder(), torch.randn(5, 6, 5, dtype=torch.float64)
     params = replace(SearchParams.greedy(max_length=9), beam_size=3)
@@ -340,7 +339,7 @@ def test_an_ensemble_averages_probabilities_and_attention() -> None:
             np.testing.assert_allclose(result.attention, alpha, rtol=1e-5)
 
 
-def test_an_ensemble_of_equal_decoders_is_one_of_them() -> None:
+def test_an_ensemble_of_equal_decoders_equals_one_decoder() -> None:
     torch.manual_seed(7)
     decoder, grids = make_decoder(), torch.randn(4, 6, 5, dtype=torch.float64)
     params = replace(SearchParams.greedy(max_length=6), beam_size=2)
@@ -408,7 +407,7 @@ def test_samples_depend_on_seed_and_image_and_not_on_their_number() -> None:
         ({"length_normalization": "none"}, ["length_alpha must be 0", "length_normalization none", "got 0.5"]),
     ],
 )
-def test_contradicting_settings_are_refused(changes: dict[str, object], facts: list[str]) -> None:
+def test_contradictory_settings_are_errors(changes: dict[str, object], facts: list[str]) -> None:
     values = read_yaml(Path("params.yaml"))["generate"]["search"]
     with pytest.raises(UserError) as error:
         check(values | changes, "generate.search", SearchParams, "params.yaml")

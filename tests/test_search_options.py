@@ -74,7 +74,7 @@ def test_options_replace_single_settings() -> None:
         ({"method": "sample"}, ["beam_size must be 1", "method sample"]),
     ],
 )
-def test_contradicting_options_are_errors(options: dict[str, Any], facts: list[str]) -> None:
+def test_contradictory_options_are_errors(options: dict[str, Any], facts: list[str]) -> None:
     with pytest.raises(UserError) as error:
         override(DEFAULT_SEARCH, **options)
     for fact in ["command line", *facts]:

@@ -19,7 +19,7 @@ def test_settings_are_found_in_the_model_folder_and_next_to_it(tmp_path: Path, f
     assert find_search_settings(tmp_path / "model", "run 1") == SEARCH
 
 
-def test_settings_in_the_model_folder_come_first(tmp_path: Path) -> None:
+def test_settings_in_the_model_folder_take_precedence(tmp_path: Path) -> None:
     write_search_settings(tmp_path / "model", SEARCH, "run 1")
     write_search_settings(tmp_path / "generated", SearchParams.greedy(5), "run 1")
     assert find_search_settings(tmp_path / "model", "run 1") == SEARCH
@@ -42,7 +42,7 @@ def test_no_recorded_settings_are_none(tmp_path: Path) -> None:
         ('"n_best": 2', '"n_best": 5', ["search", "n_best must be at most beam_size"]),
     ],
 )
-def test_a_damaged_file_is_named(tmp_path: Path, old: str, new: str, facts: list[str]) -> None:
+def test_a_damaged_file_is_an_error(tmp_path: Path, old: str, new: str, facts: list[str]) -> None:
     write_search_settings(tmp_path / "model", SEARCH, "run 1")
     path = tmp_path / "model" / "search.json"
     assert old in path.read_text()

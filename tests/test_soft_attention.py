@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from pipeline.decoder.soft_attention import (
-    DecoderParams,
     Dropout,
     ProjectedRegions,
     RegionFeatures,
@@ -13,6 +12,7 @@ from pipeline.decoder.soft_attention import (
     position_encoding,
 )
 from pipeline.training.loss import caption_loss
+from tests.factories import decoder_params
 
 B, K, T, P, C, V = 3, 2, 4, 9, 8, 11
 SIDE = 3
@@ -20,20 +20,11 @@ MANY_STEPS = P + 1
 """Decoding steps per image for which `prepare` projects the regions."""
 
 
-def decoder_params(size: int) -> DecoderParams:
-    return DecoderParams(
-        embedding_size=size + 2,
-        hidden_size=size + 1,
-        attention_size=size,
-        dropout=0.0,
-        region_dropout=0.0,
-        word_dropout=0.0,
-    )
-
-
-def build_decoder() -> SoftAttentionDecoder:
+def build_decoder(size: int = 5) -> SoftAttentionDecoder:
+    """Build a decoder whose attention, hidden and embedding sizes are `size`, `size + 1` and `size + 2`."""
     torch.manual_seed(1)
-    return SoftAttentionDecoder(decoder_params(5), (SIDE, SIDE), C, V).double()
+    params = decoder_params(embedding_size=size + 2, hidden_size=size + 1, attention_size=size)
+    return SoftAttentionDecoder(params, (SIDE, SIDE), C, V).double()
 
 
 def example_batch(caption_length: int = T) -> tuple[Tensor, Tensor]:
@@ -151,8 +142,7 @@ def test_float16_grids_give_float32_logits() -> None:
 
 
 def test_bfloat16_autocast_approximates_float32() -> None:
-    torch.manual_seed(1)
-    model = SoftAttentionDecoder(decoder_params(64), (SIDE, SIDE), C, V)
+    model = build_decoder(64).float()
     grids, tokens = example_batch()
 
     def loss_and_gradient() -> tuple[float, Tensor]:

@@ -4,20 +4,20 @@ import pytest
 import torch
 
 from pipeline.captions.vocabulary import PAD
-from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
+from pipeline.decoder.soft_attention import SoftAttentionDecoder
 from pipeline.decoder.soft_attention_reference import SoftAttentionReference, convert_weights
 from pipeline.training.loss import caption_loss
+from tests.factories import decoder_params
 
 C, V = 32, 40
 
 
 def build_decoder(side: int, region_dropout: float = 0.0, word_dropout: float = 0.0) -> SoftAttentionDecoder:
     torch.manual_seed(3)
-    params = DecoderParams(
+    params = decoder_params(
         embedding_size=24,
         hidden_size=20,
         attention_size=16,
-        dropout=0.0,
         region_dropout=region_dropout,
         word_dropout=word_dropout,
     )
@@ -62,6 +62,6 @@ def test_outputs_and_steps_equal_those_of_the_decoder() -> None:
 
 
 @pytest.mark.parametrize("dropout", ["region_dropout", "word_dropout"])
-def test_a_decoder_with_dropout_that_the_reference_lacks_is_refused(dropout: str) -> None:
+def test_a_decoder_with_word_or_region_dropout_is_an_error(dropout: str) -> None:
     with pytest.raises(ValueError, match="neither word dropout nor region dropout"):
         SoftAttentionReference(build_decoder(3, **{dropout: 0.1}))

@@ -14,7 +14,7 @@ VOCAB_SIZE = 7
 
 
 def log_probs(*rows: dict[int, float]) -> Tensor:
-    """Log-probabilities [1, K, V] from one table of probabilities per beam."""
+    """Make log-probabilities [1, K, V] from one table of probabilities per beam."""
     table = torch.zeros(1, len(rows), VOCAB_SIZE)
     for beam, row in enumerate(rows):
         for token, probability in row.items():
@@ -50,7 +50,7 @@ def test_a_beam_step_chooses_the_best_sums_and_keeps_ended_captions() -> None:
     assert chosen.log_probs.exp().tolist() == [pytest.approx([0.6, 0.4, 1.0])]
 
 
-def test_beams_without_continuation_are_dead() -> None:
+def test_beams_without_continuation_have_probability_0() -> None:
     values = log_probs({A: 1.0})
     chosen = beam_step(values, torch.zeros(1, 1), torch.tensor([[False]]), 2, num_groups=1, diversity_penalty=0.0)
     assert chosen.tokens.tolist() == [[A, PAD]]
@@ -64,8 +64,8 @@ def test_a_later_group_is_penalized_and_its_log_probabilities_are_not() -> None:
     assert chosen.beam_index.tolist() == [[0, 1]]
     assert chosen.tokens.tolist() == [[A, B]]
     assert chosen.log_probs.exp().tolist() == [pytest.approx([0.6, 0.4])]
-    weak = beam_step(values, totals, ended, beam_size=2, num_groups=2, diversity_penalty=0.1)
-    assert weak.tokens.tolist() == [[A, A]]
+    low_penalty = beam_step(values, totals, ended, beam_size=2, num_groups=2, diversity_penalty=0.1)
+    assert low_penalty.tokens.tolist() == [[A, A]]
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,8 @@ def test_an_ended_sample_continues_with_padding() -> None:
 
 
 def test_random_numbers_depend_on_seed_image_and_sample_alone() -> None:
-    numbers = random_numbers(1, [7, 9], num_samples=3, max_length=5)
-    assert numbers.shape == (2, 3, 5)
-    assert torch.equal(random_numbers(1, [9], num_samples=2, max_length=5)[0], numbers[1, :2])
-    assert len(set(numbers.flatten().tolist())) == numbers.numel()
-    assert not torch.equal(random_numbers(2, [7, 9], num_samples=3, max_length=5), numbers)
+    uniform = random_numbers(1, [7, 9], num_samples=3, max_length=5)
+    assert uniform.shape == (2, 3, 5)
+    assert torch.equal(random_numbers(1, [9], num_samples=2, max_length=5)[0], uniform[1, :2])
+    assert len(set(uniform.flatten().tolist())) == uniform.numel()
+    assert not torch.equal(random_numbers(2, [7, 9], num_samples=3, max_length=5), uniform)

@@ -1,3 +1,5 @@
+"""Evaluation under teacher forcing."""
+
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,8 @@ from pipeline.captions.vocabulary import PAD
 from pipeline.features.store import FeatureStore
 from pipeline.training.batches import CaptionBatches
 from pipeline.training.teacher_forcing import TeacherForcedResult, evaluate_batch, evaluate_split, merge_results
-from tests.tiny_dataset import make_dataset, make_trainer, train_params
+from tests.factories import train_params
+from tests.tiny_dataset import make_dataset, make_trainer
 
 CPU = torch.device("cpu")
 
@@ -32,16 +35,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_batches_of_unequal_size_give_the_loss_of_one_batch(data: Path, tmp_path: Path) -> None:
-    """24 images in batches of 7 leave a last batch of 3, and captions differ in number and length."""
+    """24 images in batches of 7 leave a last batch of 3. The number of captions and their lengths differ."""
     decoder = make_trainer(data, tmp_path, train_params()).decoder.eval()
     captions, store = read_tokens(data / "tokens" / TOKENS_FILE, "train"), FeatureStore(data / "features")
-    whole = evaluate_split(decoder, CaptionBatches(captions, store, 24), CPU)
-    parts = evaluate_split(decoder, CaptionBatches(captions, store, 7), CPU)
+    single_batch = evaluate_split(decoder, CaptionBatches(captions, store, 24), CPU)
+    small_batches = evaluate_split(decoder, CaptionBatches(captions, store, 7), CPU)
     num_words = int((captions.tokens[:, 1:] != PAD).sum())
-    assert len(whole.target) == len(parts.target) == num_words
-    assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
+    assert len(single_batch.target) == len(small_batches.target) == num_words
+    assert small_batches.loss == pytest.approx(single_batch.loss, rel=1e-6)
     batches = [evaluate_batch(decoder, batch, CPU) for batch in CaptionBatches(captions, store, 7).in_order()]
-    assert np.mean([batch.loss for batch in batches]) != pytest.approx(whole.loss, rel=1e-6)
+    assert np.mean([batch.loss for batch in batches]) != pytest.approx(single_batch.loss, rel=1e-6)
 
 
 def test_dropout_must_be_off(data: Path, tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+"""Throughput of training, with a fake clock."""
+
 import time
 
 import pytest

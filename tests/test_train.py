@@ -1,4 +1,4 @@
-"""Stage `train` on a small dataset: it survives signals, checks its inputs and trains only what has changed."""
+"""Stage `train` on a small dataset: it resumes after signals, checks its inputs and trains only when they changed."""
 
 import csv
 import fcntl
@@ -21,23 +21,14 @@ from pipeline import import_graph
 from pipeline.captions.records import Record
 from pipeline.captions.tokens import TOKENS_FILE, VOCABULARY_FILE
 from pipeline.captions.vocabulary import Vocabulary, read_vocabulary, write_vocabulary
-from pipeline.decoder.model_io import CONFIG_FILE, WEIGHTS_FILE, read_model
+from pipeline.decoder.model_io import WEIGHTS_FILE
 from pipeline.errors import UserError
 from pipeline.features.encoding import encode
 from pipeline.import_graph import reachable
 from pipeline.training.loop import Intervals
 from pipeline.training.train import run_fingerprint, train
-from tests.factories import encode_params
-from tests.tiny_dataset import (
-    decoder_params,
-    lr_params,
-    make_dataset,
-    paths_of,
-    read_files,
-    train_params,
-    train_tiny,
-    write_token_files,
-)
+from tests.factories import decoder_params, encode_params, lr_params, train_params
+from tests.tiny_dataset import make_dataset, paths_of, read_files, train_tiny, write_token_files
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
 CPU = torch.device("cpu")
@@ -145,7 +136,7 @@ def test_a_missing_input_is_named_without_a_traceback(data: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_two_processes_follow_one_and_resume_as_two(data: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_losses_of_one_and_resume_to_the_same_bytes(data: Path, tmp_path: Path) -> None:
     """Without dropout the losses agree to rounding; batches of 5 images are shares of 3 and 2."""
     text = PARAMS_YAML.replace("dropout: 0.2", "dropout: 0.0").replace("dropout: 0.1", "dropout: 0.0")
     text = text.replace("scheduled_sampling: 0.2", "scheduled_sampling: 0.0").replace("epochs: 14", "epochs: 8")
@@ -202,12 +193,12 @@ def test_the_fingerprint_depends_on_params_inputs_and_processes(data: Path, tmp_
     assert run_fingerprint(params, paths_of(copy, tmp_path), 1) == name
     with (copy / "tokens" / TOKENS_FILE).open("ab") as file:
         file.write(b"0")
-    others = {
+    changed = {
         run_fingerprint(replace(params, seed=4), paths, 1),
         run_fingerprint(params, paths, 2),
         run_fingerprint(params, paths_of(copy, tmp_path), 1),
     }
-    assert len(others | {name}) == 4
+    assert len(changed | {name}) == 4
 
 
 def test_only_what_trains_a_model_is_in_its_fingerprint() -> None:
@@ -236,8 +227,7 @@ def test_the_version_number_is_not_in_the_fingerprint(
 
 
 def test_an_altered_shard_is_rejected_before_training(data: Path, tmp_path: Path) -> None:
-    for part in ("tokens", "features"):
-        shutil.copytree(data / part, tmp_path / part)
+    shutil.copytree(data, tmp_path, dirs_exist_ok=True)
     shard = next((tmp_path / "features").glob("shard-*.h5"))
     content = bytearray(shard.read_bytes())
     content[-10] ^= 1
@@ -285,9 +275,7 @@ def test_twenty_real_images_can_be_memorized(tmp_path: Path) -> None:
     encode(records, REAL / "flickr" / "images", encoder, tmp_path / "work", tmp_path / "features", CPU, 2)
     write_token_files(tmp_path, records)
     params = train_params(
-        decoder=decoder_params(
-            embedding_size=64, hidden_size=256, attention_size=64, dropout=0.0, region_dropout=0.0, word_dropout=0.0
-        ),
+        decoder=decoder_params(embedding_size=64, hidden_size=256, attention_size=64),
         lr=lr_params(peak=4e-3, warmup_steps=10),
         max_epochs=60,
         patience=60,
@@ -296,54 +284,3 @@ def test_twenty_real_images_can_be_memorized(tmp_path: Path) -> None:
     )
     model = train_tiny(tmp_path, tmp_path / "run", params)
     assert json.loads((model / "history.json").read_text())[-1]["train_loss"] < 0.1
-
-
-def altered(config: dict[str, Any], *keys: str, value: object) -> dict[str, Any]:
-    """Change one value of a nested mapping."""
-    part = config
-    for key in keys[:-1]:
-        part = part[key]
-    assert keys[-1] in part
-    part[keys[-1]] = value
-    return config
-
-
-@pytest.mark.parametrize(
-    ("keys", "value", "named"),
-    [
-        (("encoder", "channels"), 7, WEIGHTS_FILE),
-        (("decoder", "hidden_size"), "x", CONFIG_FILE),
-        (("vocabulary_digest",), "0" * 64, "vocabulary.json"),
-        (("weights_digest",), "0" * 64, WEIGHTS_FILE),
-        (("encoder", "image_size"), 1, CONFIG_FILE),
-        (("schema_version",), 0, CONFIG_FILE),
-    ],
-)
-def test_a_model_folder_with_an_altered_config_is_rejected(
-    model_files: dict[str, bytes], tmp_path: Path, keys: tuple[str, ...], value: object, named: str
-) -> None:
-    for name, content in model_files.items():
-        (tmp_path / name).write_bytes(content)
-    read_model(tmp_path)
-    config = altered(json.loads(model_files[CONFIG_FILE]), *keys, value=value)
-    (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
-    with pytest.raises(UserError) as caught:
-        read_model(tmp_path)
-    assert str(tmp_path) in str(caught.value)
-    assert named in str(caught.value)
-
-
-def test_a_model_folder_with_an_altered_word_is_rejected(model_files: dict[str, bytes], tmp_path: Path) -> None:
-    for name, content in model_files.items():
-        (tmp_path / name).write_bytes(content.replace(b'"red"', b'"pink"') if name == VOCABULARY_FILE else content)
-    with pytest.raises(UserError) as caught:
-        read_model(tmp_path)
-    assert str(tmp_path / VOCABULARY_FILE) in str(caught.value)
-
-
-def test_truncated_weights_are_rejected(model_files: dict[str, bytes], tmp_path: Path) -> None:
-    for name, content in model_files.items():
-        (tmp_path / name).write_bytes(content[:100] if name == WEIGHTS_FILE else content)
-    with pytest.raises(UserError) as caught:
-        read_model(tmp_path)
-    assert str(tmp_path / WEIGHTS_FILE) in str(caught.value)

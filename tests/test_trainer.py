@@ -1,4 +1,4 @@
-"""Training on a small dataset: it learns, selects an epoch, and resumes to the same bytes wherever it was stopped."""
+"""Training on a small dataset: it learns, selects an epoch, and resumes from any step to the same bytes."""
 
 import json
 import math
@@ -14,20 +14,11 @@ from pipeline.captions.vocabulary import PAD
 from pipeline.decoder.model_io import WEIGHTS_FILE, read_model
 from pipeline.errors import UserError
 from pipeline.training.train import CHECKPOINT_FILE
-from tests.tiny_dataset import (
-    EVERY_FEATURE,
-    NO_DROPOUT,
-    lr_params,
-    make_dataset,
-    make_trainer,
-    read_files,
-    take_steps,
-    train_params,
-    train_tiny,
-)
+from tests.factories import decoder_params, lr_params, train_params
+from tests.tiny_dataset import EVERY_FEATURE, make_dataset, make_trainer, read_files, take_steps, train_tiny
 
 TINY_LR = lr_params(peak=1e-9)
-"""No epoch of such a run scores better than the first."""
+"""Too small a learning rate for any epoch to score better than the first."""
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +57,7 @@ def test_a_second_run_gives_the_same_bytes(data: Path, uninterrupted: Path, tmp_
 
 
 def test_metrics_of_a_step_are_those_of_its_batches(data: Path, tmp_path: Path) -> None:
-    params = train_params(decoder=NO_DROPOUT, gradient_accumulation_steps=2, max_grad_norm=1e-3)
+    params = train_params(decoder=decoder_params(), gradient_accumulation_steps=2, max_grad_norm=1e-3)
     trainer = make_trainer(data, tmp_path, params)
     batches = list(trainer._train_batches.shuffled(params.seed, 0))[:2]
     cross_entropy, entropy, num_words = 0.0, 0.0, 0
@@ -90,16 +81,18 @@ def test_metrics_of_a_step_are_those_of_its_batches(data: Path, tmp_path: Path) 
 
 
 def test_accumulated_batches_train_like_one_large_batch(data: Path, tmp_path: Path) -> None:
-    weights = []
+    gradients = []
     for batch_size, accumulation_steps in ((24, 1), (7, 4)):
         params = train_params(
-            decoder=NO_DROPOUT, batch_size=batch_size, gradient_accumulation_steps=accumulation_steps, optimizer="adam"
+            decoder=decoder_params(),
+            batch_size=batch_size,
+            gradient_accumulation_steps=accumulation_steps,
         )
         trainer = make_trainer(data, tmp_path, params)
         (metrics,) = trainer.train_epoch(lambda _: False)
         assert metrics.num_batches == accumulation_steps
-        weights.append(torch.cat([parameter.grad.flatten() for parameter in trainer.decoder.parameters()]))
-    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in trainer.decoder.parameters()]))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
 
 
 def test_scheduled_sampling_increases_over_the_run(data: Path, tmp_path: Path) -> None:
@@ -142,7 +135,7 @@ def test_the_ema_of_a_short_run_forgets_the_initial_weights(data: Path, tmp_path
 
 @pytest.mark.slow
 def test_it_learns_which_region_shows_the_color(data: Path, tmp_path: Path) -> None:
-    params = train_params(max_epochs=60, patience=99, doubly_stochastic_weight=0.0, decoder=NO_DROPOUT)
+    params = train_params(max_epochs=60, patience=99, doubly_stochastic_weight=0.0, decoder=decoder_params())
     model = train_tiny(data, tmp_path / "run", params)
     history = read_history(model)
     assert history[-1]["train_loss"] < history[0]["train_loss"] / 2
@@ -177,7 +170,7 @@ def test_a_loss_that_is_not_finite_names_epoch_and_step(data: Path, tmp_path: Pa
 
 
 def test_a_validation_loss_that_is_not_finite_is_reported(data: Path, tmp_path: Path) -> None:
-    """The first and only step ruins the weights after its loss was computed."""
+    """The only step makes the weights overflow after its loss was computed."""
     params = train_params(lr=lr_params(peak=1e30, warmup_steps=0), batch_size=99, max_epochs=1)
     with pytest.raises(UserError) as caught:
         train_tiny(data, tmp_path / "run", params)

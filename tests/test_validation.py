@@ -1,3 +1,5 @@
+"""Validation after an epoch, against pycocoevalcap."""
+
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +16,8 @@ from pipeline.training.batches import CaptionBatches
 from pipeline.training.teacher_forcing import evaluate_split
 from pipeline.training.trainer import Trainer
 from pipeline.training.validation import NonFiniteLossError, ValidationResult, validate
-from tests.tiny_dataset import NO_DROPOUT, NUM_VAL, lr_params, make_dataset, make_trainer, train_params
+from tests.factories import decoder_params, lr_params, train_params
+from tests.tiny_dataset import NUM_VAL, make_dataset, make_trainer
 
 CPU = torch.device("cpu")
 
@@ -32,7 +35,7 @@ def captions(data: Path) -> CaptionTokens:
 @pytest.fixture(scope="module")
 def trainer(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     """A trainer after a few epochs, so that captions differ and some match their references."""
-    params = train_params(decoder=NO_DROPOUT, max_epochs=20, lr=lr_params(peak=0.05, schedule="constant"))
+    params = train_params(decoder=decoder_params(), max_epochs=20, lr=lr_params(peak=0.05, schedule="constant"))
     trainer = make_trainer(data, tmp_path_factory.mktemp("trainer"), params)
     for _ in range(8):
         assert list(trainer.train_epoch(lambda _: False))
@@ -72,7 +75,7 @@ def test_the_batch_size_has_no_effect(trainer: Trainer, data: Path, captions: Ca
     assert run(trainer, data, captions, 1).metrics == pytest.approx(run(trainer, data, captions, 8).metrics, rel=1e-6)
 
 
-def test_captions_are_cut_at_the_maximum_length(trainer: Trainer, data: Path, captions: CaptionTokens) -> None:
+def test_captions_are_truncated_at_the_maximum_length(trainer: Trainer, data: Path, captions: CaptionTokens) -> None:
     batches = CaptionBatches(captions, FeatureStore(data / "features"), 8)
     result = validate(trainer.decoder.eval(), batches, references(captions), trainer.vocabulary, 1, CPU)
     assert {len(words) for words in result.captions.values()} == {1}

@@ -1,5 +1,6 @@
-"""A captioner small enough to train in a test, on images of one color each, by the code that the stages run."""
+"""A captioner small enough to train in a test, on images of a single color, by the functions of the stages."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,46 +16,21 @@ from pipeline.captions.tokenizer import TokenizeParams
 from pipeline.captions.tokens import TOKENS_FILE, VOCABULARY_FILE, tokenize, write_tokens
 from pipeline.captions.vocabulary import write_vocabulary
 from pipeline.decoder.model_io import record_provenance
-from pipeline.decoder.soft_attention import DecoderParams
-from pipeline.features.encoder import EncodeParams
 from pipeline.features.encoding import encode
 from pipeline.training.loop import Intervals
-from pipeline.training.lr_schedule import LRParams
 from pipeline.training.train import TrainPaths, train_in
-from pipeline.training.trainer import TrainParams
+from tests.factories import decoder_params, encode_params, lr_params, train_params
 
 COLORS = {"red": (220, 30, 30), "blue": (40, 50, 230), "white": (245, 245, 245)}
 
-ENCODING = {
-    "architecture": "resnet18",
-    "layer": "layer2",
-    "image_size": 32,
-    "precision": "float32",
-    "compile": False,
-    "views": ("whole",),
-}
-TRAINING = TrainParams(
+TRAINING = train_params(
     seed=1,
-    decoder=DecoderParams(
-        embedding_size=8, hidden_size=16, attention_size=8, dropout=0.0, region_dropout=0.0, word_dropout=0.0
-    ),
+    decoder=decoder_params(hidden_size=16),
     batch_size=8,
-    gradient_accumulation_steps=1,
-    random_views=False,
     max_epochs=40,
-    optimizer="adam",
-    weight_decay=0.0,
-    lr=LRParams(peak=0.02, warmup_steps=2, schedule="cosine", step_epochs=1, step_factor=1.0),
-    max_grad_norm=5.0,
-    label_smoothing=0.0,
-    scheduled_sampling=0.0,
+    lr=lr_params(peak=0.02),
     doubly_stochastic_weight=0.0,
-    ema_decay=0.0,
-    precision="float32",
-    compile=False,
-    select_by="cider",
     patience=40,
-    max_length=6,
 )
 
 
@@ -66,12 +42,12 @@ class Tiny:
 
     @property
     def images(self) -> Path:
-        """Images 00.png, 01.png, ...; the number is the image id."""
+        """Folder of the images 00.png, 01.png, ..., named by image id."""
         return self.folder / "images"
 
     @property
     def weights(self) -> Path:
-        """Weights of the encoder."""
+        """Weights file of the encoder."""
         return self.folder / "resnet18.safetensors"
 
     @property
@@ -84,11 +60,11 @@ class Tiny:
 
 
 def make_tiny(folder: Path, num_images: int = 40) -> Tiny:
-    """Make images, encode them, and train a captioner on every image but each fifth, which is for validation."""
+    """Make and encode images and train a captioner on them. Every fifth image is for validation."""
     tiny = Tiny(folder)
     _save_random_weights(tiny.weights)
     records = [_make_image(tiny.images, image_id, "train" if image_id % 5 else "val") for image_id in range(num_images)]
-    params = EncodeParams(weights=tiny.weights, **ENCODING)  # type: ignore[arg-type]
+    params = encode_params(tiny.weights, layer="layer2")
     cpu = torch.device("cpu")
     encode(records, tiny.images, params, folder / "work", tiny.features, cpu, num_threads=2)
     tokenize_params = TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_length=9)
@@ -106,6 +82,13 @@ def make_tiny(folder: Path, num_images: int = 40) -> Tiny:
     return tiny
 
 
+def copy_model_without_encoder(tiny: Tiny, folder: Path) -> Path:
+    """Copy the model to a folder from which the weights of its encoder cannot be found, and return the folder."""
+    shutil.copytree(tiny.model, folder)
+    record_provenance(folder, "images", "weights/encoder.safetensors")
+    return folder
+
+
 def _save_random_weights(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng():
@@ -120,6 +103,6 @@ def _make_image(image_dir: Path, image_id: int, split: Split) -> Record:
     image_dir.mkdir(exist_ok=True)
     name = f"{image_id:02}.png"
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(image_dir / name)
-    # Captions have equal length, so length normalization cannot change which one the search prefers.
+    # Captions have equal length, so that length normalization does not change their ranking.
     captions = (f"a {color} thing", f"one {color} thing")
     return Record(image_id=image_id, file=name, split=split, captions=captions)

@@ -1,10 +1,9 @@
 """Tokens and features small enough to train on in a test: each image has one bright region, which shows its color.
 
-The fixture `tiny` (tests/tiny_captioner.py) starts from image files instead and runs the encoder, too.
+The fixture `tiny` (tests/tiny_captioner.py) starts from image files and also runs the encoder.
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,71 +12,17 @@ from pipeline.captions.records import Record, Split
 from pipeline.captions.tokenizer import TokenizeParams
 from pipeline.captions.tokens import TOKENS_FILE, VOCABULARY_FILE, read_tokens, tokenize, write_tokens
 from pipeline.captions.vocabulary import read_vocabulary, write_vocabulary
-from pipeline.decoder.soft_attention import DecoderParams
 from pipeline.features.store import FeatureStore, write_index, write_shard
 from pipeline.training.loop import Intervals
-from pipeline.training.lr_schedule import LRParams
 from pipeline.training.train import CHECKPOINT_FILE, TrainPaths, train_in
 from pipeline.training.trainer import Trainer, TrainParams
-from tests.factories import small_spec
+from tests.factories import lr_params, small_spec, train_params
 
 COLORS = ["red", "green", "blue", "black"]
 NUM_TRAIN, NUM_VAL = 24, 8
 NUM_REGIONS, CHANNELS = 4, 6
 SPEC = small_spec(channels=CHANNELS)
 TOKENIZE = TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_length=9)
-
-
-def lr_params(**changes: Any) -> LRParams:
-    values: dict[str, Any] = {
-        "peak": 0.01,
-        "warmup_steps": 2,
-        "schedule": "cosine",
-        "step_epochs": 1,
-        "step_factor": 0.5,
-    }
-    return LRParams(**(values | changes))
-
-
-def decoder_params(**changes: Any) -> DecoderParams:
-    values: dict[str, Any] = {
-        "embedding_size": 8,
-        "hidden_size": 12,
-        "attention_size": 8,
-        "dropout": 0.2,
-        "region_dropout": 0.1,
-        "word_dropout": 0.1,
-    }
-    return DecoderParams(**(values | changes))
-
-
-NO_DROPOUT = decoder_params(dropout=0.0, region_dropout=0.0, word_dropout=0.0)
-
-
-def train_params(**changes: Any) -> TrainParams:
-    values: dict[str, Any] = {
-        "seed": 3,
-        "decoder": decoder_params(),
-        "batch_size": 5,
-        "gradient_accumulation_steps": 1,
-        "random_views": False,
-        "max_epochs": 3,
-        "optimizer": "adam",
-        "weight_decay": 0.0,
-        "lr": lr_params(),
-        "max_grad_norm": 5.0,
-        "label_smoothing": 0.0,
-        "scheduled_sampling": 0.0,
-        "doubly_stochastic_weight": 0.1,
-        "ema_decay": 0.0,
-        "precision": "float32",
-        "compile": False,
-        "select_by": "cider",
-        "patience": 9,
-        "max_length": 6,
-    }
-    return TrainParams(**(values | changes))
-
 
 EVERY_FEATURE = train_params(
     gradient_accumulation_steps=2,
@@ -88,6 +33,7 @@ EVERY_FEATURE = train_params(
     scheduled_sampling=0.3,
     lr=lr_params(schedule="step"),
 )
+"""Training with every optional feature."""
 
 
 def make_dataset(folder: Path) -> Path:
@@ -146,6 +92,7 @@ def take_steps(trainer: Trainer, num_steps: int) -> None:
 
 
 def paths_of(data: Path, folder: Path) -> TrainPaths:
+    """Return the paths of a run on the dataset `data` that works in `folder`."""
     return TrainPaths(tokens=data / "tokens", features=data / "features", work=folder, live=folder / "live")
 
 

@@ -4,8 +4,7 @@ Shapes: `B` images, `K` captions per image (or beams), `P` regions, `A` attentio
 
 The direct formula keeps a [B, K, P, A] tensor for every decoding step until the backward pass. With 196 regions,
 reading and writing these tensors takes most of a training step. Here the tensor is computed for a few images at a time,
-in a buffer that fits the processor's cache, and computed again in the backward pass. The compiled version needs no
-buffer.
+in a buffer that fits into the CPU's cache, and recomputed in the backward pass. The compiled version needs no buffer.
 """
 
 from collections.abc import Callable, Iterator
@@ -39,6 +38,8 @@ def additive_scores(keys: Tensor, query: Tensor, weight: Tensor, compiled: bool 
 
 
 class _AdditiveScores(torch.autograd.Function):
+    """`additive_scores`, which recomputes the activations in the backward pass instead of storing them."""
+
     @staticmethod
     def forward(ctx: Any, keys: Tensor, query: Tensor, weight: Tensor, compiled: bool) -> Tensor:
         ctx.save_for_backward(keys, query, weight)
@@ -64,15 +65,17 @@ def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _scores(keys: Tensor, query: Tensor, weight: Tensor) -> Tensor:
+    """Compute the scores [B, K, P] by the direct formula, which `torch.compile` fuses."""
     activations = _at_least_float32(keys.unsqueeze(1) + query.unsqueeze(2)).relu()  # [B, K, P, A]
     return (activations * weight).sum(dim=-1).to(keys.dtype)  # [B, K, P]
 
 
 def _scores_chunked(keys: Tensor, query: Tensor, weight: Tensor) -> Tensor:
+    """Compute the same as `_scores`, a few images at a time."""
     scores = keys.new_empty(*query.shape[:2], keys.shape[1])  # [B, K, P]
     for chunk, buffer in _chunks(keys, query):
-        torch.add(keys[chunk].unsqueeze(1), query[chunk].unsqueeze(2), out=buffer).relu_()
-        scores[chunk] = buffer @ weight
+        torch.add(keys[chunk].unsqueeze(1), query[chunk].unsqueeze(2), out=buffer).relu_()  # [chunk, K, P, A]
+        scores[chunk] = buffer @ weight  # [chunk, K, P]
     return scores
 
 
@@ -104,8 +107,8 @@ def _active_sums_chunked(keys: Tensor, query: Tensor, grad_output: Tensor) -> tu
         torch.gt(keys[chunk].unsqueeze(1), -query[chunk].unsqueeze(2), out=buffer).mul_(
             grad_output[chunk].unsqueeze(-1)
         )
-        torch.sum(buffer, dim=1, out=key_sum[chunk])
-        torch.sum(buffer, dim=2, out=query_sum[chunk])
+        torch.sum(buffer, dim=1, out=key_sum[chunk])  # [chunk, P, A]
+        torch.sum(buffer, dim=2, out=query_sum[chunk])  # [chunk, K, A]
     return key_sum, query_sum
 
 
@@ -114,7 +117,7 @@ def _at_least_float32(values: Tensor) -> Tensor:
 
 
 def _chunks(keys: Tensor, query: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield slices of the images, each with a buffer [images, K, P, A]. A GPU takes all images in one slice."""
+    """Yield slices of the images, each with a buffer [chunk, K, P, A]. On a GPU, one slice covers all images."""
     num_images, num_captions, attention_size = query.shape
     num_regions = keys.shape[1]
     chunk_size = num_images

@@ -2,9 +2,9 @@
 
 Shapes: `T` steps, `B` images, `K` captions per image, `I` input features, `O` output features.
 
-At each step, autograd would compute the gradient of a weight, [I, O], and add it to that of the later steps. A step has
-few rows, so most of that time goes into reading and writing the sum. Once the gradients of all steps are known, one
-product over all T * B * K rows computes the sum directly.
+At each step, autograd would compute the gradient of a weight, [I, O], and add it to the sum over the later steps. A
+step has few rows, so reading and writing that sum would take most of the time. After the backward pass of all steps,
+one product over all T * B * K rows computes the sum directly.
 """
 
 from collections.abc import Iterator
@@ -32,8 +32,8 @@ class DeferredGradients:
 
         Args:
             addends: Terms [T, B, K, O] to which the products are added, one for each step.
-            weights: A weight is either shared, [I, o], or separate for each image, [B, I, o]. Its product with
-                inputs [B, K, I] is added to the last `o` of the `O` output features.
+            weights: Each is either shared by all images, [I, o], or separate for each image, [B, I, o]. The product
+                of inputs [B, K, I] and a weight is added to the last `o` of the `O` output features.
         """
         # Cast once: autocast caches its casts of parameters only and would cast these at every step.
         self.weights = [weight.detach().to(addends.dtype) for weight in weights]
@@ -78,14 +78,14 @@ class _Deferred(torch.autograd.Function):
             if len(shape) == 2:
                 inputs, outputs = inputs.flatten(0, 2), outputs.flatten(0, 2)  # [T * B * K, ...]
             else:
-                inputs, outputs = (tensor.transpose(0, 1).flatten(1, 2) for tensor in (inputs, outputs))
                 # [B, T * K, ...]
+                inputs, outputs = (tensor.transpose(0, 1).flatten(1, 2) for tensor in (inputs, outputs))
             grad_weights.append((outputs.mT @ inputs).mT)  # [I, o] or [B, I, o]
         return grad_output, None, *grad_weights
 
 
 def _check_recorded(inputs: list[list[Tensor]], num_steps: int) -> None:
-    """Raise `RuntimeError` unless every weight has the inputs of `num_steps` steps."""
+    """Raise `RuntimeError` unless the inputs of `num_steps` steps were recorded for every weight."""
     if any(len(recorded) != num_steps for recorded in inputs):
         raise RuntimeError(
             f"{len(inputs[0])} of {num_steps} steps were recorded. Call `record` once per step and `backward` once."

@@ -1,6 +1,6 @@
 """The model folder: decoder weights, configuration, vocabulary and training history.
 
-With the weights of the encoder, it holds everything that captioning needs.
+Together with the encoder's weights, it contains everything that captioning needs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,17 +52,17 @@ class ModelConfig:
     vocabulary_digest: str
     """Digest of the vocabulary."""
     encoder: EncoderSpec
-    """Encoder of the grids."""
+    """Encoder that computed the grids."""
     encoder_fingerprint: str
-    """Fingerprint of the encoder and of the image preprocessing."""
+    """Fingerprint of the encoder and the image preprocessing."""
     view: str
-    """View of the images that the grids show: `whole`, a crop or a flip."""
+    """View of an image to caption: `whole`, a crop or a flip."""
     data: TrainingData
     """Size of the training data."""
     epoch: int
     """Epoch, counted from 1, at whose end these weights were saved."""
     selected_by: str
-    """Score of greedy validation captions that selected the epoch, or `last`."""
+    """Metric of greedy validation captions that selected the epoch, or `last`."""
     versions: dict[str, str]
     """Versions of the packages that the decoder was trained with."""
     dataset: str | None = None
@@ -81,14 +81,21 @@ class TrainedModel:
 
 
 class _WeightsDigest(TypedDict):
-    """The key of the config file that `ModelConfig` lacks."""
+    """The key of the config file that is not a field of `ModelConfig`."""
 
     weights_digest: str
     """SHA-256 of the weights file, in hexadecimal."""
 
 
 def write_model(folder: Path, weights: dict[str, Tensor], vocabulary: Vocabulary, config: ModelConfig) -> None:
-    """Write weights, vocabulary and configuration to a model folder; the caller adds the history."""
+    """Write a model folder without its history, which `write_history` adds.
+
+    Args:
+        folder: Folder to write to, created if necessary.
+        weights: State dict of the decoder.
+        vocabulary: Vocabulary of the decoder.
+        config: Configuration of the decoder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     content = safetensors.torch.save(weights)
     write_atomically(folder / WEIGHTS_FILE, content)
@@ -99,7 +106,7 @@ def write_model(folder: Path, weights: dict[str, Tensor], vocabulary: Vocabulary
 def record_provenance(folder: Path, dataset: str, encoder_weights: str) -> ModelConfig:
     """Record in a model folder where its training data came from.
 
-    Provenance is not part of the training run: the same data in another place trains the same model.
+    Provenance is not part of the run's fingerprint: the same data at another path trains the same model.
 
     Args:
         folder: Model folder.
@@ -141,19 +148,24 @@ def read_model(folder: Path) -> TrainedModel:
     if config.encoder.fingerprint != config.encoder_fingerprint:
         raise UserError(
             f"{folder / CONFIG_FILE}: records encoder fingerprint {config.encoder_fingerprint}, but this version of"
-            f" gridcap computes {config.encoder.fingerprint}, so its grids differ from those of the training run. Use"
-            " the version that wrote the model, or train again."
+            f" gridcap computes {config.encoder.fingerprint}. Its grids would differ from those of the training run."
+            " Use the version that wrote the model, or train again."
         )
     return TrainedModel(decoder=decoder.eval(), vocabulary=vocabulary, config=config)
 
 
+def write_history(folder: Path, history: Sequence[Mapping[str, float]]) -> None:
+    """Write the metrics of each training epoch to a model folder."""
+    write_json(folder / HISTORY_FILE, history)
+
+
 def read_history(folder: Path) -> Sequence[Mapping[str, float]]:
-    """Read the metrics of every training epoch from a model folder: a mapping for each epoch, with the key `epoch`.
+    """Read the metrics of each training epoch from a model folder; key `epoch` is the epoch, counted from 1.
 
     Raises:
         UserError: The history is missing or damaged.
     """
-    # A plain `float` would turn epochs into floats.
+    # With `float` alone, epochs would be read as floats.
     return read_json(folder / HISTORY_FILE, list[dict[str, int | float]], REMEDY)
 
 

@@ -52,6 +52,7 @@ class DecoderParams:
 
 
 POSITION_CHANNELS = 16
+"""Size of the position encoding of a region."""
 
 
 def position_encoding(height: int, width: int) -> Tensor:
@@ -59,6 +60,10 @@ def position_encoding(height: int, width: int) -> Tensor:
 
     The wavelengths are 4, 2, 1 and 1/2 times the side of the grid (after Vaswani et al. 2017; in two dimensions as in
     Carion et al. 2020).
+
+    Args:
+        height: Height of the grid, in regions.
+        width: Width of the grid, in regions.
 
     Returns:
         Position encoding [P, 16] of the regions in row-major order.
@@ -72,7 +77,7 @@ def position_encoding(height: int, width: int) -> Tensor:
 
 @dataclass(frozen=True)
 class EncodedImages(ABC):
-    """Images prepared for decoding by `SoftAttentionDecoder.prepare`, once per image.
+    """Images prepared for decoding, from `SoftAttentionDecoder.prepare`.
 
     A context vector is a weighted sum of regions, and the LSTM and the output layer project it linearly. The subclasses
     differ in the order of sum and projection:
@@ -89,11 +94,11 @@ class EncodedImages(ABC):
 
     @abstractmethod
     def attend(self, gated_alpha: Tensor) -> Tensor:
-        """Apply the gated attention weights, beta * alpha [B, K, P]; return what `context_weights` project."""
+        """Apply the gated attention weights, beta * alpha [B, K, P]; `context_weights` project the result."""
 
     @abstractmethod
     def context_weights(self, decoder: "SoftAttentionDecoder") -> tuple[Tensor, Tensor]:
-        """Return the matrices that project the result of `attend` to the LSTM gates and to the deep output."""
+        """Return two matrices, which project the result of `attend` to the LSTM gates and to the deep output."""
 
     @abstractmethod
     def select_images(self, index: Tensor) -> "EncodedImages":
@@ -154,14 +159,15 @@ class DecoderState(NamedTuple):
 
 
 class Dropout(nn.Module):
-    """Dropout with a cheaper mask than `nn.Dropout`, whose mask takes a tenth of a training step on a CPU."""
+    """Dropout whose mask is cheaper to draw on a CPU than that of `nn.Dropout`."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
+        """Probability of zeroing a value."""
 
     def forward(self, values: Tensor) -> Tensor:
-        """Zero values with probability `p` and scale the rest by 1 / (1 - p); return them unchanged in evaluation."""
+        """Zero values with probability `p` and scale the others by 1 / (1 - p); in evaluation mode, change nothing."""
         if not self.training or not self.p:
             return values
         mask = torch.rand(values.shape, device=values.device) >= self.p
@@ -173,8 +179,8 @@ class SoftAttentionDecoder(nn.Module):
 
     It differs from the paper in five points:
 
-    1. Attention and beta depend on the previous word as well as on h, which has not read that word yet: people
-       describe one image in different ways.
+    1. Attention and beta depend on the previous word as well as on h, which has not read that word yet. One image has
+       many captions, and the previous word narrows them down.
     2. Regions are layer-normalized over channels, which removes the scale of the encoder's activations.
     3. Regions carry a position encoding, without which left and right are indistinguishable.
     4. The coverage, times a weight that the decoder predicts at every step, is added to the attention scores (after Tu
@@ -191,7 +197,7 @@ class SoftAttentionDecoder(nn.Module):
             params: Sizes and dropout.
             grid_size: Height and width of the grid, in regions.
             num_channels: Channels of the grid, C.
-            vocab_size: Number of words, V.
+            vocab_size: Vocabulary size, V.
         """
         super().__init__()
         attention_size, embedding_size, hidden_size = params.attention_size, params.embedding_size, params.hidden_size
@@ -239,11 +245,16 @@ class SoftAttentionDecoder(nn.Module):
         return RegionFeatures(mean, keys, regions)
 
     def init_state(self, images: EncodedImages, num_captions: int) -> DecoderState:
-        """Compute the state before the first word from the mean region, for `num_captions` captions per image."""
+        """Compute the state before the first word from the mean region.
+
+        Args:
+            images: Result of `prepare`.
+            num_captions: Captions per image, K.
+        """
         # Contiguous, as a product with an expanded tensor would copy the weights for each image.
         h = torch.tanh(self.init_h(images.mean)).expand(-1, num_captions, -1).contiguous()  # [B, K, H]
         c = torch.tanh(self.init_c(images.mean)).expand(-1, num_captions, -1)  # [B, K, H]
-        # What accumulates over steps keeps the precision of the weights under autocast.
+        # Under autocast, c and coverage keep the precision of the weights, since they accumulate over steps.
         dtype = self.score_weight.dtype
         coverage = c.new_zeros(len(h), num_captions, images.keys.shape[1], dtype=dtype)  # [B, K, P]
         return DecoderState(h, c.to(dtype), coverage)
@@ -312,7 +323,7 @@ class SoftAttentionDecoder(nn.Module):
         return masked
 
     def _project_words(self, embedded: Tensor) -> Tensor:
-        """Compute the share of word embeddings [..., E] and biases in the joint projection [..., G]."""
+        """Project word embeddings [..., E] and add the bias of the joint projection: [..., G]."""
         return F.linear(embedded, self.word_proj.weight, self.state_proj.bias)
 
     def _recurrent_step(

@@ -30,8 +30,7 @@ class ReferenceState(NamedTuple):
 class SoftAttentionReference(nn.Module):
     """Reference implementation with a copy of a decoder's weights.
 
-    Computes one word at a time. Every caption has its own copy of its image's regions, and nothing is computed in
-    advance.
+    It decodes one word at a time, repeats the regions of an image for each of its captions, and precomputes nothing.
     """
 
     position_encoding: Tensor

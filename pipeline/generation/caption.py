@@ -17,16 +17,16 @@ class Caption:
 
     words: tuple[str, ...]
     log_probability: float
-    """Sum of the log-probabilities of the words, and of `<end>` where it was reached, in nats."""
+    """Sum of the log-probabilities of the words, and of `<end>` if the caption reached it, in nats."""
     score: float
     """`log_probability` after length normalization; beam search ranks captions by it."""
     word_log_probabilities: tuple[float, ...]
     """Log-probability of each word given the words before it, in nats; without `<end>`."""
     attention: NDArray[np.floating[Any]] | None = field(default=None, compare=False, repr=False)
-    """Attention weights of each word, [T, H, W]; each map sums to 1. `search`, which knows no grid, returns [T, P].
-    None where they were not stored."""
+    """Attention weights of each word [T, H, W], which sum to 1 over the grid; None if they were not stored. Captions
+    from `search`, which has no grid size, have [T, P]."""
     alternatives: tuple["Caption", ...] = ()
-    """Other captions of the same image, best first; empty unless `n_best` is above 1."""
+    """Further captions of the same image, best first; empty unless `n_best` is above 1."""
 
     @property
     def text(self) -> str:
@@ -46,6 +46,6 @@ class Caption:
         return math.exp(math.fsum(self.word_log_probabilities) / len(self.words))
 
     def reshape_attention(self, grid: tuple[int, int]) -> "Caption":
-        """Return the caption with attention [T, P] reshaped to the grid, [T, H, W]."""
-        assert self.attention is not None, "only captions from a search are reshaped, and those have attention"
+        """Return the caption with attention [T, P] reshaped to the height and width of `grid`: [T, H, W]."""
+        assert self.attention is not None, "captions from a search have attention"
         return replace(self, attention=self.attention.reshape(-1, *grid))

@@ -27,9 +27,9 @@ N_BEST_FILE = "n_best.json"
 ATTENTION_FILE = "attention.h5"
 
 _REMEDY = "Run `dvc repro -f -s generate`."
-# Each write to HDF5 has a fixed cost, so images are written in blocks.
+# Every write to HDF5 has a fixed overhead, so images are written in blocks.
 _IMAGES_PER_BLOCK = 64
-# Chunks beyond the end of a caption are never written, so they take no space.
+# HDF5 allocates no space for chunks that are never written, such as those beyond the end of a caption.
 _WORDS_PER_CHUNK = 8
 
 _COLUMNS = {
@@ -66,7 +66,7 @@ class GeneratedCaptions:
     @property
     def attention(self) -> NDArray[np.floating[Any]]:
         """Attention weights of the best caption, [T, H, W]."""
-        assert self.best.attention is not None, "files and searches have the attention of the best caption"
+        assert self.best.attention is not None, "the best caption of a search or a file has attention"
         return self.best.attention
 
 
@@ -79,7 +79,7 @@ def write_captions(
         folder: Existing folder for the files.
         generated: The captions, with the attention of the best one of each image.
         num_images: Number of images in `generated`, N.
-        grid: Height and width of the attention grid.
+        grid: Height and width of the attention maps, in regions.
         fingerprint: Fingerprint of the training run, recorded in `attention.h5`.
     """
     with (
@@ -96,31 +96,50 @@ def write_captions(
                 "grid_width": grid[1],
             }
         )
-        num_regions = grid[0] * grid[1]
-        attention = file.create_dataset(
-            "attention",
-            shape=(num_images, 0, num_regions),
-            maxshape=(None, None, num_regions),
-            chunks=(1, _WORDS_PER_CHUNK, num_regions),
-            dtype=np.float16,
-        )
-        attention.attrs["description"] = _ATTENTION_DESCRIPTION
-        for name, (dtype, description) in _COLUMNS.items():
-            file.create_dataset(name, shape=num_images, dtype=dtype).attrs["description"] = description
+        attention = _create_datasets(file, num_images, num_regions=grid[0] * grid[1])
         for index, block in enumerate(_blocks(generated)):
-            rows = slice(index * _IMAGES_PER_BLOCK, index * _IMAGES_PER_BLOCK + len(block))
             for image in block:
                 write_best({"image_id": image.image_id, "caption": image.best.text})
-                write_n_best({"image_id": image.image_id, "captions": [_to_row(one) for one in image.captions]})
-            longest = max(len(image.words) for image in block)
-            attention.resize(max(longest, attention.shape[1]), axis=1)
-            for row, image in enumerate(block, start=rows.start):
-                attention[row, : len(image.words)] = image.attention.reshape(-1, num_regions).astype(np.float16)
-            file["image_id"][rows] = [image.image_id for image in block]
-            file["length"][rows] = [len(image.words) for image in block]
-            file["log_probability"][rows] = [image.best.log_probability for image in block]
-            file["score"][rows] = [image.best.score for image in block]
-            file["caption"][rows] = [image.best.text for image in block]
+                write_n_best({"image_id": image.image_id, "captions": [_to_row(caption) for caption in image.captions]})
+            _write_block(file, attention, index * _IMAGES_PER_BLOCK, block)
+
+
+def _create_datasets(file: h5py.File, num_images: int, num_regions: int) -> h5py.Dataset:
+    """Create the datasets of `attention.h5`, with a row for each image, and return that of the attention."""
+    attention = file.create_dataset(
+        "attention",
+        shape=(num_images, 0, num_regions),
+        maxshape=(None, None, num_regions),
+        chunks=(1, _WORDS_PER_CHUNK, num_regions),
+        dtype=np.float16,
+    )
+    attention.attrs["description"] = _ATTENTION_DESCRIPTION
+    for name, (dtype, description) in _COLUMNS.items():
+        file.create_dataset(name, shape=num_images, dtype=dtype).attrs["description"] = description
+    return attention
+
+
+def _write_block(file: h5py.File, attention: h5py.Dataset, start: int, block: list[GeneratedCaptions]) -> None:
+    """Write the best captions of a block of images.
+
+    Args:
+        file: `attention.h5`, with datasets of N rows.
+        attention: Dataset of the attention [N, longest caption so far, P]. It stays open for all blocks: reopening it
+            for each block would flush its chunks in another order.
+        start: Row of the first image.
+        block: The images.
+    """
+    max_length = max(len(image.words) for image in block)
+    attention.resize(max(max_length, attention.shape[1]), axis=1)
+    for row, image in enumerate(block, start=start):
+        weights = image.attention.reshape(-1, attention.shape[2])  # [T, P]
+        attention[row, : len(image.words)] = weights.astype(np.float16)
+    rows = slice(start, start + len(block))
+    file["image_id"][rows] = [image.image_id for image in block]
+    file["length"][rows] = [len(image.words) for image in block]
+    file["log_probability"][rows] = [image.best.log_probability for image in block]
+    file["score"][rows] = [image.best.score for image in block]
+    file["caption"][rows] = [image.best.text for image in block]
 
 
 class _CaptionRow(TypedDict):
@@ -170,7 +189,7 @@ def _json_list(path: Path) -> Iterator[Callable[[Any], None]]:
 
 
 def read_captions(folder: Path) -> list[GeneratedCaptions]:
-    """Read the captions, and the attention of the best one of each image, in the order written.
+    """Read the captions, and the attention of the best one of each image, in the order they were written.
 
     Raises:
         UserError: A file is missing, damaged or of another schema, or the files do not belong together.

@@ -18,7 +18,7 @@ from pipeline.generation.caption import Caption
 from pipeline.generation.search import SearchParams, search, select_beams
 
 _TYPICAL_LENGTH = 12
-"""Words of a caption, from which the decoder estimates what is worth preparing once per image."""
+"""Words of a typical caption, to estimate the decoding steps per image for `SoftAttentionDecoder.prepare`."""
 
 
 def caption_grids(
@@ -32,16 +32,17 @@ def caption_grids(
     """Generate the captions of a batch of images.
 
     Args:
-        decoders: One decoder, or an ensemble with one vocabulary whose word probabilities and attention weights are
-            averaged. In evaluation mode.
-        words: The vocabulary: word of each token id.
-        grids: [B, P, C], features of the images.
-        image_ids: Ids of the images; with `params.seed` they determine samples. Beam search ignores them.
-        params: Settings of the search.
-        word_projections: Result of `precompute`, which makes many batches faster.
+        decoders: One decoder or an ensemble, in evaluation mode. Members of an ensemble share one vocabulary; their
+            word probabilities and attention weights are averaged.
+        words: The vocabulary, indexed by token id.
+        grids: Grids of the images [B, P, C].
+        image_ids: Ids of the images, which seed sampling together with `params.seed`. Beam search ignores them.
+        params: Search settings.
+        word_projections: Result of `precompute`, which speeds up captioning of many batches; None projects the words of
+            each step.
 
     Returns:
-        The captions of each image, best first. Their attention is [T, P].
+        The captions of each image, as `search` returns them.
     """
     assert not any(decoder.training for decoder in decoders), "dropout would make captions random"
     ensemble = Ensemble(decoders, [None] * len(decoders) if word_projections is None else word_projections)
@@ -50,7 +51,7 @@ def caption_grids(
 
 
 def precompute(decoders: Sequence[SoftAttentionDecoder], params: SearchParams) -> list[Tensor]:
-    """Return each decoder's projection of the vocabulary, which does not depend on images."""
+    """Compute each decoder's word projections [V, G], which do not depend on images."""
     with torch.inference_mode(), _autocast(params, next(decoders[0].parameters()).device):
         return [decoder.project_vocabulary() for decoder in decoders]
 
@@ -67,14 +68,20 @@ class _MemberState(NamedTuple):
 
 
 class Ensemble:
-    """Decoders that choose each word together, as the `StepFunction` of a search."""
+    """Step function of a search, which averages the word probabilities and attention weights of its decoders."""
 
     def __init__(self, decoders: Sequence[SoftAttentionDecoder], word_projections: Sequence[Tensor | None]) -> None:
+        """Combine decoders.
+
+        Args:
+            decoders: One or more decoders, in evaluation mode.
+            word_projections: Word projections [V, G] of each decoder, or None to project the words of each step.
+        """
         self._decoders = decoders
         self._word_projections = word_projections
 
     def start(self, grids: Tensor, params: SearchParams) -> list[_MemberState]:
-        """Return the state before the first word, with one beam per image; grids are [B, P, C]."""
+        """Compute the state before the first word, with one beam per image, from grids [B, P, C]."""
         num_captions = params.beam_size if params.method == "beam" else params.n_best
         encoded = [decoder.prepare(grids, num_captions * _TYPICAL_LENGTH) for decoder in self._decoders]
         return [
@@ -83,7 +90,7 @@ class Ensemble:
         ]
 
     def step(self, tokens: Tensor, state: list[_MemberState]) -> tuple[Tensor, list[_MemberState], Tensor]:
-        """Decode one step with every decoder; the logits are log-probabilities where there are several decoders."""
+        """Decode one step with every decoder. With several decoders, the logits are log-probabilities."""
         outputs = [
             decoder.decode_step(tokens, member.decoder_state, member.images, projection)
             for decoder, member, projection in zip(self._decoders, state, self._word_projections, strict=True)
@@ -96,7 +103,8 @@ class Ensemble:
             logits, _, alpha = outputs[0]
             return logits, state, alpha
         log_probs = torch.stack([logits.float().log_softmax(dim=-1) for logits, _, _ in outputs])  # [decoders, B, K, V]
-        mean_log_probs = log_probs.logsumexp(dim=0) - math.log(len(outputs))  # log of the mean probability, [B, K, V]
+        # The logarithm of the mean probability.
+        mean_log_probs = log_probs.logsumexp(dim=0) - math.log(len(outputs))  # [B, K, V]
         mean_alpha = torch.stack([alpha for _, _, alpha in outputs]).mean(dim=0)  # [B, K, P]
         return mean_log_probs, state, mean_alpha
 
@@ -121,14 +129,17 @@ class Ensemble:
 
 
 def read_models(model: Path, ensemble: Path | None) -> list[TrainedModel]:
-    """Read a trained model and the other members of its ensemble.
+    """Read a trained model and the additional members of its ensemble.
 
     Args:
         model: Model folder.
-        ensemble: Folder of more model folders, read in the order of their names; None without an ensemble.
+        ensemble: Folder of additional model folders; None without an ensemble.
+
+    Returns:
+        The model, then the additional members by name of their folder.
 
     Raises:
-        UserError: A folder holds no model, or one with another vocabulary, encoder or view than the first.
+        UserError: A folder is not a model folder, or its model has another vocabulary, encoder or view than the first.
     """
     folders = _ensemble_dirs(ensemble) if ensemble else []
     models = [read_model(folder) for folder in [model, *folders]]
@@ -142,7 +153,7 @@ def read_models(model: Path, ensemble: Path | None) -> list[TrainedModel]:
             if actual_value != expected_value:
                 raise UserError(
                     f"{folder}: was trained with {name} {actual_value}, but {model} with {expected_value}. Members of"
-                    f" an ensemble need the same vocabulary and features: train it again, or remove it from {ensemble}."
+                    f" an ensemble need the same vocabulary and features. Train it again, or remove it from {ensemble}."
                 )
     return models
 

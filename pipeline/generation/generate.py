@@ -1,4 +1,4 @@
-"""Captions of a whole split, as stage `generate` writes them."""
+"""Captions of a split from stored features: stage `generate`."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -41,9 +41,12 @@ def generate(
         models: One model, or an ensemble from `read_models`.
         store: Features of the images.
         image_ids: Images to caption.
-        params: Settings of the search.
-        batch_size: Images decoded together.
+        params: Search settings.
+        batch_size: Images per batch.
         device: Device to decode on.
+
+    Yields:
+        The captions of each image, with attention [T, H, W].
 
     Raises:
         UserError: The first view in the store is not the view that the models were trained on.

@@ -2,9 +2,9 @@
 
 Shapes: `B` images, `K` captions per image (beams or samples), `T` words, `P` regions, `V` vocabulary size.
 
-Beam search keeps the `K` most likely captions of each image; a caption that has ended keeps its place in the beam until
-more likely ones replace it. Images whose result cannot change any more leave the batch. The captions of an image do not
-depend on the other images of the batch, apart from rounding in the decoder's matrix products.
+Beam search keeps the `K` most likely captions of each image. A caption that has ended stays in the beam until more
+likely ones replace it. Images whose result cannot change any more are removed from the batch. The captions of an image
+do not depend on the other images of the batch, apart from rounding in the decoder's matrix products.
 """
 
 from collections.abc import Sequence
@@ -23,17 +23,18 @@ from pipeline.params import params_section
 S = TypeVar("S")
 
 _COMPACT_AT = 0.8
-"""Finished images leave the batch once at most this share is unfinished, since removing them copies the others."""
+"""Finished images are removed once at most this fraction of the batch is unfinished. Each removal copies the
+unfinished ones."""
 
 
 class StepFunction(Protocol[S]):
-    """One decoding step of a decoder or an ensemble. Its state holds whatever it needs about the images and beams."""
+    """One decoding step of a decoder or an ensemble, with a state of any type for the images and their beams."""
 
     def step(self, tokens: Tensor, state: S) -> tuple[Tensor, S, Tensor]:
         """Decode one step.
 
         Args:
-            tokens: [B, K], the last token of each caption.
+            tokens: Last token of each caption [B, K].
             state: State before the step.
 
         Returns:
@@ -75,7 +76,7 @@ class SearchParams:
     """Divisor of the log-probability when captions are ranked: none, length^alpha (`average`), or
     ((5 + length) / 6)^alpha (`gnmt`). The length includes `<end>`."""
     length_alpha: Annotated[float, Field(ge=0, le=1)]
-    """Exponent alpha of the length normalization: 0 favors short captions, 1 long ones. 0 with `none`."""
+    """Exponent alpha of the length normalization: 0 favors short captions, 1 long ones. Must be 0 with `none`."""
     no_repeat_ngram_size: Annotated[int, Field(ge=0)]
     """Size of n-grams that may occur only once in a caption; 0 disables it."""
     allow_unk: bool
@@ -111,7 +112,7 @@ class SearchParams:
                 raise ValueError(f"{key} must be {neutral} {condition}, got {getattr(self, key)}")
 
     def length_divisor(self, length: Tensor) -> Tensor:
-        """Return what the log-probability of captions of this length, `<end>` included, is divided by."""
+        """Return the divisor of the log-probability of captions with these lengths, which include `<end>`."""
         match self.length_normalization:
             case "none":
                 return torch.ones_like(length)
@@ -153,27 +154,27 @@ def search(
 ) -> list[list[Caption]]:
     """Search for the captions of a batch of images.
 
-    A caption ends with `<end>`, after `max_length` words, or where every next word is forbidden or has probability 0.
-    Captions that several groups have in common are returned once.
+    A caption ends with `<end>`, after `max_length` words, or when every next word is forbidden or has probability 0.
+    Equal captions of several groups are returned once.
 
     Args:
         step_function: Decoder or ensemble.
         state: State before the first word, with one beam per image.
         image_ids: Ids of the B images, which seed sampling.
-        params: Settings of the search.
-        words: The vocabulary: word of each token id.
+        params: Search settings.
+        words: The vocabulary, indexed by token id.
         device: Device of the state.
 
     Returns:
-        For each image, 1 to `params.n_best` captions: the best first, or samples in the order drawn. Their attention is
-        [T, P].
+        For each image, 1 to `params.n_best` captions: the best first, or samples in the order they were drawn. Their
+        attention is [T, P].
     """
     is_sampling = params.method == "sample"
     num_beams = params.n_best if is_sampling else params.num_groups
     uniform = random_numbers(params.seed, image_ids, num_beams, params.max_length).to(device) if is_sampling else None
     beams = _Beams.start(len(image_ids), num_beams, device)
     state = step_function.select_beams(state, torch.zeros_like(beams.last_tokens))
-    captions: dict[int, list[Caption]] = {}  # by position in the batch
+    captions: dict[int, list[Caption]] = {}  # by index in the batch
     for t in range(params.max_length):
         logits, state, alpha = step_function.step(beams.last_tokens, state)
         log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)  # [B, K, V]
@@ -200,7 +201,7 @@ def search(
             captions |= beams.select_images(is_finished.nonzero().flatten()).make_captions(params, words)
             beams, state = beams.select_images(unfinished), step_function.select_images(state, unfinished)
     captions |= beams.make_captions(params, words)
-    return [captions[position] for position in range(len(image_ids))]
+    return [captions[index] for index in range(len(image_ids))]
 
 
 def select_beams(values: Tensor, beam_index: Tensor) -> Tensor:
@@ -210,7 +211,7 @@ def select_beams(values: Tensor, beam_index: Tensor) -> Tensor:
 
 
 def _forbidden_tokens(params: SearchParams, step: int) -> list[int]:
-    """Token ids that are forbidden at a step, whatever came before."""
+    """Return the token ids that no caption may continue with at a step, counted from 0."""
     forbidden = [PAD, START]
     if not params.allow_unk:
         forbidden.append(UNK)
@@ -224,18 +225,18 @@ class _Beams:
     """The captions of a batch so far."""
 
     image_index: Tensor
-    """[B], position of each image in the batch that the search started with."""
+    """Index of each image in the batch that the search started with [B]."""
     tokens: Tensor
-    """[B, K, 1 + T], starting with `<start>`; `<pad>` after `<end>`."""
+    """Token ids [B, K, 1 + T]: `<start>`, words, `<end>`, `<pad>`."""
     log_probs: Tensor
-    """[B, K, T], log-probability of each token."""
+    """Log-probability of each token after `<start>` [B, K, T]."""
     total_log_probs: Tensor
-    """[B, K], their sum over T."""
+    """Sum of `log_probs` over T [B, K]."""
     ended: Tensor
-    """[B, K], whether no further word is added."""
+    """Whether a caption cannot continue [B, K]."""
     attention_steps: list[tuple[Tensor, Tensor]]
-    """For each step, the attention weights [B, K', P] before beams were selected, and the beam [B, K] that each caption
-    continued."""
+    """For each step, the attention weights [B, K', P] before the selection of beams, and the beam [B, K] that each
+    caption continues."""
 
     @classmethod
     def start(cls, num_images: int, num_beams: int, device: torch.device) -> "_Beams":
@@ -250,12 +251,12 @@ class _Beams:
 
     @property
     def last_tokens(self) -> Tensor:
-        """[B, K], the last token of each caption."""
+        """Last token of each caption [B, K]."""
         return self.tokens[..., -1]
 
     @property
     def lengths(self) -> Tensor:
-        """[B, K], words of each caption, plus `<end>` where it was reached; at least 1."""
+        """Tokens of each caption [B, K]: its words and, if reached, `<end>`; at least 1."""
         return (self.tokens[..., 1:] != PAD).sum(dim=-1).clamp(min=1)
 
     def append(self, chosen: Continuations, alpha: Tensor) -> None:
@@ -269,12 +270,12 @@ class _Beams:
         self.attention_steps.append((alpha, beam_index))
 
     def is_finished(self, params: SearchParams) -> Tensor:
-        """Whether the result of each image is final, [B].
+        """Return whether the result of each image is final [B].
 
-        It is when all of its captions have ended. Without groups, beam search is also finished when `n_best` ended
-        captions score above an upper bound of the unfinished ones: a total log-probability only falls, and its divisor
-        is largest at `max_length`. Those captions also stay in the beam, since they are more likely than the unfinished
-        ones.
+        It is final when all captions of the image have ended. Without groups, beam search is also finished when
+        `n_best` ended captions score above an upper bound of the unfinished ones: a total log-probability only falls,
+        and its divisor is largest at `max_length`. Those captions stay in the beam, since they are more likely than the
+        unfinished ones.
         """
         all_ended = self.ended.all(dim=1)
         if params.method == "sample" or params.num_groups > 1 or params.n_best > self.total_log_probs.shape[1]:
@@ -296,30 +297,31 @@ class _Beams:
         )
 
     def make_captions(self, params: SearchParams, words: Sequence[str]) -> dict[int, list[Caption]]:
-        """Return the result of each image by its position in the batch that the search started with."""
+        """Return the captions of each image, by its index in the batch that the search started with."""
         scores = (self.total_log_probs.double() / params.length_divisor(self.lengths.double())).tolist()
         tokens, log_probs = self.tokens[..., 1:].tolist(), self.log_probs.tolist()
         totals = self.total_log_probs.tolist()
         selected = [_select_captions(*image, params) for image in zip(tokens, scores, strict=True)]
-        most = max(map(len, selected))
-        attention = self._trace_attention(torch.tensor([beams + [0] * (most - len(beams)) for beams in selected]))
+        max_selected = max(map(len, selected))
+        padded = [beams + [0] * (max_selected - len(beams)) for beams in selected]
+        attention = self._trace_attention(torch.tensor(padded))  # [B, max_selected, T, P]
         results: dict[int, list[Caption]] = {}
-        for image, position in enumerate(self.image_index.tolist()):
-            results[position] = []
-            for rank, beam in enumerate(selected[image]):
-                token_ids = _strip(tokens[image][beam])
+        for row, index in enumerate(self.image_index.tolist()):
+            results[index] = []
+            for rank, beam in enumerate(selected[row]):
+                token_ids = _strip(tokens[row][beam])
                 caption = Caption(
                     words=tuple(words[token] for token in token_ids),
-                    log_probability=totals[image][beam],
-                    score=scores[image][beam],
-                    word_log_probabilities=tuple(log_probs[image][beam][: len(token_ids)]),
-                    attention=attention[image, rank, : len(token_ids)].numpy(),
+                    log_probability=totals[row][beam],
+                    score=scores[row][beam],
+                    word_log_probabilities=tuple(log_probs[row][beam][: len(token_ids)]),
+                    attention=attention[row, rank, : len(token_ids)].numpy(),
                 )
-                results[position].append(caption)
+                results[index].append(caption)
         return results
 
     def _trace_attention(self, beam_index: Tensor) -> Tensor:
-        """Attention weights [B, N, T, P] of the captions `beam_index` [B, N], traced back from the last step."""
+        """Trace back the attention weights [B, N, T, P] of the captions `beam_index` [B, N] from the last step."""
         beam_index = beam_index.to(self.image_index.device)
         steps = []
         for alpha, parents in reversed(self.attention_steps):
@@ -329,7 +331,13 @@ class _Beams:
 
 
 def _select_captions(captions: list[list[int]], scores: list[float], params: SearchParams) -> list[int]:
-    """Beams of one image to return: distinct captions by descending score, or all samples."""
+    """Select the beams of one image to return: distinct captions by descending score, or all samples.
+
+    Args:
+        captions: Token ids of each beam.
+        scores: Score of each beam; minus infinity for a beam without caption.
+        params: Search settings.
+    """
     if params.method == "sample":
         return list(range(len(captions)))
     ranking = sorted((beam for beam, score in enumerate(scores) if score > -torch.inf), key=lambda beam: -scores[beam])

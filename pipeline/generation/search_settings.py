@@ -20,7 +20,7 @@ _REMEDY = "Run `dvc repro -f -s generate`, or export the model again."
 
 @dataclass(frozen=True, kw_only=True)
 class _RecordedSearch:
-    """Content of `search.json` besides its schema."""
+    """Content of `search.json` without its schema."""
 
     model_fingerprint: str
     search: SearchParams
@@ -31,8 +31,8 @@ def write_search_settings(folder: Path, search: SearchParams, model_fingerprint:
 
     Args:
         folder: Folder for the file.
-        search: The settings.
-        model_fingerprint: Fingerprint of the training run whose model they were used with.
+        search: Search settings that captions were generated with.
+        model_fingerprint: Fingerprint of the training run of the model.
     """
     recorded = _RecordedSearch(model_fingerprint=model_fingerprint, search=search)
     write_json(folder / SEARCH_FILE, {"schema": SCHEMA.name, "schema_version": SCHEMA.version, **asdict(recorded)})
@@ -41,14 +41,14 @@ def write_search_settings(folder: Path, search: SearchParams, model_fingerprint:
 def find_search_settings(model: Path, model_fingerprint: str) -> SearchParams | None:
     """Find the settings that a model's captions were generated with.
 
-    Looks in the model folder, where `gridcap export` writes them, then in `../generated`, where `generate` does.
+    `gridcap export` writes them to the model folder, `generate` to the folder `generated` next to it.
 
     Args:
-        model: Model folder.
-        model_fingerprint: Fingerprint of the model's training run; settings used with another model are ignored.
+        model: Model folder, searched first.
+        model_fingerprint: Fingerprint of the model's training run; settings recorded with another model are ignored.
 
     Returns:
-        The settings, or None if no captions of this model were generated.
+        The settings, or None if none are recorded for this model.
 
     Raises:
         UserError: The file is damaged or of another schema.

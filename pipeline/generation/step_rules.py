@@ -1,4 +1,4 @@
-"""Rules of one search step: which words are forbidden, and how beam search and sampling choose among the others.
+"""Rules of one search step: which words are forbidden, and how beam search and sampling choose among the allowed ones.
 
 Shapes: `B` images, `K` captions per image (beams or samples), `T` words so far, `V` vocabulary size.
 """
@@ -14,24 +14,22 @@ from pipeline.captions.vocabulary import PAD
 
 
 class Continuations(NamedTuple):
-    """Continuations that a step chose, each [B, K'].
-
-    A caption that has ended, or that no word may follow, continues with `<pad>`.
-    """
+    """Continuations that a step chose. A caption that has ended, or that no word may follow, continues with `<pad>`."""
 
     beam_index: Tensor
-    """Beam that each continues."""
+    """Beam that each one continues [B, K']."""
     tokens: Tensor
+    """Token that each one appends [B, K']."""
     log_probs: Tensor
-    """Log-probability of each token; of `<pad>` 0, or minus infinity for a beam without continuation."""
+    """Log-probability of each token [B, K']: 0 for `<pad>`, or minus infinity for a beam without continuation."""
 
 
 def mask_forbidden(log_probs: Tensor, tokens: Tensor, no_repeat_ngram_size: int, forbidden: list[int]) -> None:
     """Set the log-probabilities of forbidden words to minus infinity, in place.
 
     Args:
-        log_probs: [B, K, V], of the next word.
-        tokens: [B, K, 1 + T], the captions so far, starting with `<start>`.
+        log_probs: Log-probabilities of the next word [B, K, V].
+        tokens: Captions so far [B, K, 1 + T], starting with `<start>`.
         no_repeat_ngram_size: Size of n-grams that may occur only once in a caption; 0 disables it.
         forbidden: Token ids forbidden at this step. Must contain `<pad>`.
     """
@@ -54,16 +52,16 @@ def beam_step(
 ) -> Continuations:
     """Choose the most likely continuations: `beam_size` in all, an equal share for each group.
 
-    Diverse beam search with Hamming diversity (Vijayakumar et al. 2016, arXiv:1610.02424): groups choose in turn, and a
-    word is penalized for each caption of an earlier group that chose it at this step. The penalty affects the choice
-    only, not the log-probabilities returned.
+    Diverse beam search with Hamming diversity (Vijayakumar et al. 2016, arXiv:1610.02424): groups choose one after
+    another, and a word is penalized for each caption of an earlier group that chose it at this step. The penalty
+    affects the choice only, not the returned log-probabilities.
 
     Args:
-        log_probs: [B, K, V], of the next word. Beams of one group are adjacent.
-        total_log_probs: [B, K], of the captions so far.
-        ended: [B, K], whether a caption has ended.
-        beam_size: Continuations to choose, K'; fewer where there are not as many.
-        num_groups: Groups of diverse beam search; divides K and `beam_size`.
+        log_probs: Log-probabilities of the next word [B, K, V]. Beams of one group are adjacent.
+        total_log_probs: Log-probabilities of the captions so far [B, K].
+        ended: Whether a caption has ended [B, K].
+        beam_size: Maximum number of continuations, K'.
+        num_groups: Number of groups; divides K and `beam_size`.
         diversity_penalty: Penalty in nats.
 
     Returns:
@@ -92,7 +90,7 @@ def _group_step(
     k = min(beam_size, log_probs.shape[-1])
     penalized = log_probs if penalty is None else log_probs - penalty.unsqueeze(1)  # [B, K, V]
     scores, tokens = penalized.topk(k, dim=-1)  # [B, K, k]
-    # A caption that has ended, or that no word may follow, continues as it is: with `<pad>`, at no cost.
+    # A caption that has ended, or that no word may follow, continues with `<pad>` and keeps its log-probability.
     final = ended | (scores[..., 0] == -torch.inf)  # [B, K]
     scores.masked_fill_(final.unsqueeze(-1), -torch.inf)[..., 0].masked_fill_(final, 0.0)
     tokens.masked_fill_(final.unsqueeze(-1), PAD)
@@ -102,9 +100,8 @@ def _group_step(
     scores, tokens = scores.flatten(1).gather(1, chosen), tokens.flatten(1).gather(1, chosen)  # [B, K']
     # With fewer continuations than `beam_size`, the remaining beams have minus infinity.
     tokens.masked_fill_(scores == -torch.inf, PAD)
-    # [B, K'], without the penalty
-    token_log_probs = log_probs.flatten(1).gather(1, beam_index * log_probs.shape[-1] + tokens)
-    return Continuations(beam_index, tokens, torch.where(tokens == PAD, scores, token_log_probs))
+    unpenalized = log_probs.flatten(1).gather(1, beam_index * log_probs.shape[-1] + tokens)  # [B, K']
+    return Continuations(beam_index, tokens, torch.where(tokens == PAD, scores, unpenalized))
 
 
 def sample_step(
@@ -113,12 +110,12 @@ def sample_step(
     """Sample the next word of each caption.
 
     Temperature, top-k and nucleus sampling (Holtzman et al. 2020, arXiv:1904.09751), in this order. They affect the
-    choice only, not the log-probabilities returned.
+    choice only, not the returned log-probabilities.
 
     Args:
-        log_probs: [B, K, V], of the next word.
-        ended: [B, K], whether a caption has ended.
-        uniform: [B, K], random numbers from [0, 1) that decide.
+        log_probs: Log-probabilities of the next word [B, K, V].
+        ended: Whether a caption has ended [B, K].
+        uniform: Uniform random numbers in [0, 1) [B, K], each of which selects a word by cumulative probability.
         temperature: Divisor of the log-probabilities.
         top_k: Sample from the k most likely words; 0 disables it.
         top_p: Sample from the smallest set of words whose probabilities add up to this; 1 disables it.
@@ -145,9 +142,9 @@ def sample_step(
 
 
 def random_numbers(seed: int, image_ids: Sequence[int], num_samples: int, max_length: int) -> Tensor:
-    """Return uniform random numbers [B, num_samples, max_length] for `sample_step`.
+    """Draw the uniform random numbers [B, num_samples, max_length] of `sample_step`.
 
-    Each depends on the seed, the image's id, the sample and the step alone, so captions do not depend on the batch.
+    Each depends only on the seed, the id of the image, the sample and the step, so samples do not depend on the batch.
     """
     rows = [
         np.random.default_rng([seed, image_id % 2**64, sample]).random(max_length)

@@ -44,20 +44,20 @@ DEFAULT_SEARCH = replace(
     no_repeat_ngram_size=4,
     seed=1,
 )
-"""Search settings for models without recorded ones, equal to those in params.yaml."""
+"""Search settings of models without recorded settings. They equal those in params.yaml."""
 
 ImageSource = Path | str | bytes | Image.Image
 """Path of an image file, its bytes, or a Pillow image."""
 
 SEARCH_BATCH_SIZE = 64
-"""Images captioned together in one search."""
+"""Images per batch of the search."""
 
 
 class Captioner:
-    """A model, or an ensemble, with its encoder, ready to caption images. Thread-safe."""
+    """A model or an ensemble with its encoder, to caption images. Thread-safe."""
 
     search: SearchParams
-    """Default settings of `caption` and `stream`: those that the model's captions were generated with, if recorded."""
+    """Default search settings of `caption` and `stream`: the recorded settings of the model, if any."""
 
     def __init__(
         self,
@@ -67,11 +67,11 @@ class Captioner:
         num_threads: int,
         search: SearchParams = DEFAULT_SEARCH,
     ) -> None:
-        """Make a captioner of loaded parts; `Captioner.load` loads them.
+        """Combine a loaded model and its encoder; `Captioner.load` loads both from files.
 
         Args:
             models: One model, or an ensemble from `read_models`.
-            encoder: Their encoder, from `for_inference`.
+            encoder: Encoder of the models, from `for_inference`.
             device: Device to encode and decode on.
             num_threads: Threads that read and decode image files.
             search: Default search settings.
@@ -97,21 +97,21 @@ class Captioner:
         """Load a model folder, the encoder it was trained with, and the recorded search settings.
 
         Args:
-            folder: Model folder, as `train` or `gridcap export` writes it.
-            ensemble: Folder of more model folders, whose word probabilities are averaged with the model's.
+            folder: Model folder, from `train` or `gridcap export`.
+            ensemble: Folder of additional model folders, whose word probabilities are averaged with the model's.
             encoder_weights: File with the encoder's weights; None to find it in the model folder, where `encode` read
                 it, or in torchvision's cache.
             download: Download torchvision's weights if they are missing.
-            device: auto, cpu or cuda.
-            num_threads: Threads that read image files; None for one per processor.
+            device: `auto`, `cpu`, `cuda` or `cuda:N`.
+            num_threads: Threads that read image files; None for one per CPU core.
 
         Raises:
-            UserError: A file is missing or damaged, or the files do not belong together.
+            UserError: A file is missing or damaged, or the files are from different training runs.
         """
         folder = Path(folder)
         models = read_models(folder, None if ensemble is None else Path(ensemble))
         if ensemble is not None and len(models) == 1:
-            raise UserError(f"{ensemble}: contains no model folder. Copy models into it, or omit --ensemble.")
+            raise UserError(f"{ensemble}: contains no model folder. Copy model folders into it, or omit --ensemble.")
         config = models[0].config
         if config.view not in get_args(View):
             raise UserError(
@@ -129,7 +129,7 @@ class Captioner:
 
     @property
     def config(self) -> ModelConfig:
-        """Configuration of the model: its sizes, encoder and training run."""
+        """Configuration of the model: sizes, encoder and training run."""
         return self._model.config
 
     def caption(self, images: Iterable[ImageSource], search: SearchParams | None = None) -> list[Caption]:
@@ -139,11 +139,12 @@ class Captioner:
         image do not depend on the other images, apart from rounding in smaller batches.
 
         Args:
-            images: Image files, their bytes, or Pillow images.
+            images: Paths or bytes of image files, or Pillow images.
             search: Search settings; None for `self.search`.
 
         Returns:
-            The best caption of each image, with attention [T, H, W]; up to `n_best - 1` others are in `alternatives`.
+            The best caption of each image, with attention [T, H, W]. Its `alternatives` are up to `n_best - 1` further
+            captions.
 
         Raises:
             UserError: An image cannot be read.
@@ -162,15 +163,15 @@ class Captioner:
         search: SearchParams | None = None,
         names: Iterable[str] | None = None,
     ) -> Iterator[Caption | UserError]:
-        """Caption images lazily, in their order, reading the next ones meanwhile.
+        """Caption images lazily, in their order, while the next images are read in the background.
 
         Args:
             images: As for `caption`.
             search: As for `caption`.
-            names: Names of the images in errors, for images that are not files; None for `image 1`, `image 2`, ...
+            names: Names of the images in errors, used for images that are not files; None for `image 1`, `image 2`, ...
 
         Yields:
-            For each image its caption, or the error if it cannot be read.
+            The caption of each image, or the error if the image cannot be read.
 
         Raises:
             TypeError: `images` is a single image instead of a list.
@@ -179,13 +180,13 @@ class Captioner:
         if isinstance(images, ImageSource):
             raise TypeError(f"images must be a list, even for one image: [image], not {type(images).__name__}")
         search = self.search if search is None else search
-        names = (f"image {number}" for number in count(1)) if names is None else names
+        names = (f"image {index}" for index in count(1)) if names is None else names
         with ThreadPoolExecutor(self._num_threads) as pool:
             read_images = self._read_ahead(pool, zip(images, names, strict=False))
             word_projections: list[Tensor] | None = None
             while batch := list(islice(read_images, SEARCH_BATCH_SIZE)):
                 pixels = [image for image in batch if not isinstance(image, UserError)]
-                # For fewer images it takes longer than it saves.
+                # Precomputing takes longer than it saves for fewer images.
                 if word_projections is None and len(pixels) == SEARCH_BATCH_SIZE:
                     word_projections = precompute(self._decoders, search)
                 captions = iter(self._caption_batch(np.stack(pixels), search, word_projections) if pixels else [])
@@ -204,8 +205,8 @@ class Captioner:
         """Read an image as the encoder's input, uint8 [S, S, 3].
 
         Args:
-            image: Image file, its bytes, or a Pillow image.
-            name: Name of the image in errors, if it is not a file.
+            image: Path or bytes of an image file, or a Pillow image.
+            name: Name of the image in errors, used if it is not a file.
 
         Raises:
             UserError: The image cannot be read.
@@ -218,11 +219,10 @@ class Captioner:
         return pixels
 
     def _encoder_batch_size(self, num_images: int) -> int:
-        """Batch size that images are padded to.
+        """Return the batch size to which images are padded.
 
-        Stage `encode` always uses full batches, whose results have the same bits with any number of threads. On a CPU,
-        padding one image to 16 would take 16 times as long, so smaller batches are used. They gave the same bits from 2
-        images on with 2 threads; with 1 thread and ResNet-50 they differed in the last digit of float16.
+        Stage `encode` always uses full batches, which give the same bits with any number of threads. On a CPU, padding
+        one image to a full batch would cost a full batch. Smaller batches may differ in the last digit of float16.
         """
         if not runs_on_cpu(self.config.encoder.precision, self._device):
             return IMAGES_PER_BATCH
@@ -231,7 +231,7 @@ class Captioner:
     def _read_ahead(
         self, pool: ThreadPoolExecutor, images: Iterable[tuple[ImageSource, str]]
     ) -> Iterator[Pixels | UserError]:
-        """Read images on the pool's threads, somewhat more than one search batch ahead."""
+        """Read images in the threads of `pool`, slightly more than one search batch ahead of the caller."""
         pending: deque[Future[Pixels | UserError]] = deque()
         for image, name in images:
             pending.append(pool.submit(self._read_or_error, image, name))
@@ -251,7 +251,7 @@ class Captioner:
         self, pixels: Pixels, search: SearchParams, word_projections: Sequence[Tensor] | None
     ) -> list[Caption]:
         grids = torch.from_numpy(self.encode(pixels)).to(self._device)  # [B, P, C]
-        # Samples are seeded by an image's pixels, so they do not depend on its position or its neighbors.
+        # The pixels of an image seed its samples, which therefore depend neither on its index nor on other images.
         image_ids = [int.from_bytes(sha256(image.tobytes()).digest()[:7]) for image in pixels]
         results = caption_grids(
             self._decoders, self._model.vocabulary.words, grids, image_ids, search, word_projections

@@ -1,4 +1,4 @@
-"""The encoder of a model folder, found by the digest of its weights."""
+"""The encoder of a model: its weights file is located and verified by its digest."""
 
 import os
 from collections.abc import Iterator
@@ -11,20 +11,23 @@ from pipeline.features.encoder import Architecture, GridEncoder, Layer, read_enc
 from pipeline.features.pretrained import cached_path, fetch, pretrained_url
 
 ENCODER_FILES = ("encoder.safetensors", "encoder.pth", "encoder.pt")
-"""Names of the encoder's weights in a model folder; `gridcap export --with-encoder` writes the first."""
+"""Names of a weights file in a model folder; `gridcap export --with-encoder` writes the first."""
 
 
 def find_encoder(folder: Path, config: ModelConfig, weights: Path | None, download: bool) -> GridEncoder:
     """Load the encoder that a model was trained with.
 
-    Its weights are `weights` if given, else a file in the model folder, else the file that the training run recorded:
-    relative to the working directory or to a folder above the model, or in PyTorch's cache if it is one of
-    torchvision's.
+    The weights are read from the first of these files that exists. Files 3 and 4 are skipped if their digest differs.
+
+    1. `weights`
+    2. one of `ENCODER_FILES` in the model folder
+    3. the file recorded by the training run, relative to the working directory or to a folder above the model
+    4. a file of that name in PyTorch's cache, if it is one of torchvision's
 
     Args:
         folder: Model folder.
-        config: Its configuration.
-        weights: File with the encoder's weights, or None.
+        config: Configuration of the model.
+        weights: File with the encoder's weights; None to search for it.
         download: Download torchvision's weights if they are missing.
 
     Raises:
@@ -37,8 +40,8 @@ def find_encoder(folder: Path, config: ModelConfig, weights: Path | None, downlo
         digest = weights_digest(encoder)
         if digest != config.encoder.weights_digest:
             raise UserError(
-                f"{path}: its weights have digest {digest[:16]}..., but {folder} was trained with"
-                f" {config.encoder.weights_digest[:16]}... Name the right weights with --encoder-weights."
+                f"{path}: the weights have digest {digest[:16]}..., but {folder} was trained with"
+                f" {config.encoder.weights_digest[:16]}... Name the file of those weights with --encoder-weights."
             )
         return encoder
     searched = [str(folder / ENCODER_FILES[0])]
@@ -52,20 +55,20 @@ def find_encoder(folder: Path, config: ModelConfig, weights: Path | None, downlo
     encoder_name = f"{config.encoder.architecture} up to {config.encoder.layer}"
     can_download = config.encoder_weights is not None and pretrained_url(Path(config.encoder_weights).name) is not None
     raise UserError(
-        f"{folder}: cannot find the weights of its encoder ({encoder_name}, digest"
-        f" {config.encoder.weights_digest[:16]}...). Searched {', '.join(searched)}. Name their file with"
+        f"{folder}: cannot find the encoder's weights ({encoder_name}, digest"
+        f" {config.encoder.weights_digest[:16]}...). Searched {', '.join(searched)}. Name the file with"
         f" --encoder-weights{', or download them with --download' if can_download else ''}."
     )
 
 
 def _read(path: Path, config: ModelConfig) -> GridEncoder:
-    # `train` wrote these names from the feature store, so they are known ones.
+    # The feature store validated these names before `train` wrote them.
     architecture, layer = cast(Architecture, config.encoder.architecture), cast(Layer, config.encoder.layer)
     return read_encoder(path, architecture, layer)
 
 
 def _recorded_files(folder: Path, config: ModelConfig, download: bool) -> Iterator[Path]:
-    """Yield where the file that the training run recorded may be now, the likeliest first."""
+    """Yield the paths at which the recorded weights file may be, most likely first."""
     if config.encoder_weights is None:
         return
     recorded = Path(config.encoder_weights)

@@ -16,18 +16,18 @@ from pipeline.generation.search_settings import find_search_settings, write_sear
 from pipeline.prediction.encoder_weights import ENCODER_FILES, find_encoder
 from pipeline.report.model_card import CARD_FILE, write_model_card
 
-_NAME_SCORES = "Name a file that `evaluate` wrote, such as results/metrics/scores.json."
+_SCORES_REMEDY = "Name a file that `evaluate` wrote, such as results/metrics/scores.json."
 
 
 def export(
     model: Path, out: Path, with_encoder: bool, scores: Path | None, encoder_weights: Path | None, download: bool
 ) -> None:
-    """Export a model folder: its files, the search settings of its captions, a model card, and optionally its encoder.
+    """Export a model folder with its search settings, a model card and, optionally, its encoder.
 
     Args:
         model: Model folder.
         out: Folder to create.
-        with_encoder: Include the encoder's weights, without the layers that are not used.
+        with_encoder: Include the encoder's weights, up to the layer that is used.
         scores: `scores.json` from `evaluate`, for the model card; None for a card without test scores.
         encoder_weights: File with the encoder's weights; None to find it as `Captioner.load` does.
         download: Download torchvision's weights if they are missing.
@@ -60,19 +60,20 @@ def export(
 
 
 class _Protocols(TypedDict):
-    """Protocol of each score in `scores.json`."""
+    """The protocols in `scores.json`."""
 
     protocol: dict[str, list[str]]
+    """Protocol of each score, by name."""
 
 
 def _read_scores(path: Path) -> Mapping[str, Any]:
-    """Read `scores.json` and check what the model card shows of it."""
-    protocols = read_json(path, _Protocols, _NAME_SCORES)["protocol"]
-    scores = read_json(path, dict[str, Any], _NAME_SCORES)
+    """Read `scores.json` and check the scores that the model card shows."""
+    protocols = read_json(path, _Protocols, _SCORES_REMEDY)["protocol"]
+    scores = read_json(path, dict[str, Any], _SCORES_REMEDY)
     names = [name for name in protocols if isinstance(scores.get(name), float)]
     if not names:
-        raise UserError(f"{path}: contains no scores. {_NAME_SCORES}")
+        raise UserError(f"{path}: contains no scores. {_SCORES_REMEDY}")
     for name in names:
         if not math.isfinite(scores[name]):
-            raise UserError(f"{path}: {name}: must be a finite number, got {scores[name]}. {_NAME_SCORES}")
+            raise UserError(f"{path}: {name}: must be a finite number, got {scores[name]}. {_SCORES_REMEDY}")
     return scores

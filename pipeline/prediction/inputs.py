@@ -22,15 +22,16 @@ class NamedImage:
     """An image to caption."""
 
     name: str
-    """Path of the file, or `-`."""
+    """Path of the file, or `-` for standard input."""
     source: Path | bytes
+    """Path of the file, or content of standard input."""
 
 
 def find_inputs(arguments: Sequence[str]) -> list[NamedImage]:
     """Find the images that command-line arguments name, in their order.
 
-    A folder contributes all files below it, sorted by path, whose suffix Pillow reads. Other arguments are not checked
-    here: reading them reports what is wrong. That includes folders that cannot be listed.
+    A folder is searched recursively for files with a suffix that Pillow can read, sorted by path. Other arguments and
+    folders that cannot be listed are not checked here; reading them reports the error.
 
     Raises:
         UserError: An argument is a URL, an empty string, or a folder without images.

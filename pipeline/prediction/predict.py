@@ -21,8 +21,8 @@ from pipeline.report.figures import attention_strip
 DRAWING_SIZE = 320
 """Longer side, in px, of the image in a drawing."""
 
-_PROGRESS_FROM = 20
-"""Number of images above which a progress bar is shown."""
+_MIN_PROGRESS_IMAGES = 21
+"""Minimum number of images for a progress bar."""
 
 
 def predict(
@@ -32,11 +32,11 @@ def predict(
     as_json: bool,
     drawings: Sequence[Path] | None,
 ) -> int:
-    """Caption images and print the captions as they are generated; errors go to standard error.
+    """Caption images and print each caption as soon as it is generated. Errors are printed to standard error.
 
     Args:
-        captioner: The captioner.
-        inputs: The images.
+        captioner: Captioner of the images.
+        inputs: Images to caption.
         search: Search settings.
         as_json: Print one JSON object per image instead of text.
         drawings: File for the attention drawing of each image, from `drawing_paths`; None for no drawings.
@@ -48,8 +48,8 @@ def predict(
         UserError: A drawing cannot be written.
     """
     num_failed = 0
-    quiet = True if len(inputs) <= _PROGRESS_FROM else None  # None: on a terminal only
-    with tqdm(total=len(inputs), desc="predict", unit="image", disable=quiet) as bar:
+    disable = True if len(inputs) < _MIN_PROGRESS_IMAGES else None  # None shows the bar on a terminal only
+    with tqdm(total=len(inputs), desc="predict", unit="image", disable=disable) as bar:
         results = captioner.stream((image.source for image in inputs), search, [image.name for image in inputs])
         for index, (image, result) in enumerate(zip(inputs, results, strict=True)):
             if isinstance(result, UserError):
@@ -65,7 +65,7 @@ def predict(
 
 
 def json_line(image: NamedImage, caption: Caption) -> str:
-    """Format a caption as a JSON object; its alternatives have the same keys, except `image` and `alternatives`."""
+    """Format a caption as a JSON object. Alternatives have the same keys without `image` and `alternatives`."""
     row = {
         "image": image.name,
         **_json_fields(caption),
@@ -98,9 +98,9 @@ def drawing_paths(inputs: Sequence[NamedImage], target: Path) -> list[Path]:
     """Choose the file for the attention drawing of each image.
 
     Args:
-        inputs: The images.
-        target: A .png or .svg file for a single image, which is overwritten; or a folder for `<image>.png` files,
-            numbered where names repeat.
+        inputs: Images to caption.
+        target: A .png or .svg file for a single image, which is overwritten; or a folder, in which images of equal name
+            are numbered: `a.png`, `a-2.png`.
 
     Raises:
         UserError: There are several images for one file, the file is the image itself, or a file in the folder exists.
@@ -111,7 +111,7 @@ def drawing_paths(inputs: Sequence[NamedImage], target: Path) -> list[Path]:
             raise UserError(f"{target}: attention is drawn as PNG or SVG. Name a .png or .svg file, or a folder.")
         return list(_paths_in_folder(inputs, target))
     if len(inputs) > 1:
-        raise UserError(f"{target}: is one file for {len(inputs)} images. Name a folder.")
+        raise UserError(f"{target}: is a single file, but there are {len(inputs)} images. Name a folder.")
     source = inputs[0].source
     if isinstance(source, Path) and target.exists() and source.exists() and target.samefile(source):
         raise UserError(f"{target}: is the image itself. Name another file.")
@@ -122,7 +122,7 @@ def _paths_in_folder(inputs: Sequence[NamedImage], folder: Path) -> Iterator[Pat
     used: set[Path] = set()
     for image in inputs:
         stem = "standard-input" if isinstance(image.source, bytes) else image.source.stem
-        names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+        names = itertools.chain([stem], (f"{stem}-{index}" for index in itertools.count(2)))
         path = next(path for name in names if (path := folder / f"{name}.png") not in used)
         if path.exists():
             raise UserError(f"{path}: already exists. Remove it, or name another folder.")
@@ -145,7 +145,7 @@ def draw_attention(captioner: Captioner, image: NamedImage, caption: Caption, pa
 
 
 def _visible_part(captioner: Captioner, image: NamedImage) -> Pixels:
-    """Read the part of the image that the grid covers: all of it in its own aspect ratio, or a square view."""
+    """Read the part of the image that the grid covers: the whole image in its aspect ratio, or a square view."""
     view = cast(View, captioner.config.view)
     if view == "whole":
         return read_upright(image.source, DRAWING_SIZE, image.name)

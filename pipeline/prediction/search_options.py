@@ -1,7 +1,7 @@
 """Command-line options for the settings of `SearchParams`.
 
-Declared one by one, since help must not import PyTorch. `tests/test_search_options.py` compares them with the fields of
-`SearchParams` and with the defaults.
+They are declared here because importing `SearchParams` imports PyTorch, which `--help` must not do.
+`tests/test_search_options.py` compares them with the fields of `SearchParams` and with `DEFAULT_SEARCH`.
 """
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,7 +13,14 @@ if TYPE_CHECKING:
 
 
 def _option(help_text: str, default: object, *names: str, **bounds: Any) -> Any:
-    """Declare an option of `gridcap predict`; `default` holds for models without recorded settings."""
+    """Declare an option of `gridcap predict`.
+
+    Args:
+        help_text: Help of the option.
+        default: Value for models without recorded settings.
+        names: Names of the flag; by default the name of the parameter.
+        bounds: `min` and `max` of a number.
+    """
     return typer.Option(
         *names, help=help_text, show_default=f"recorded, else {default}", rich_help_panel="Search settings", **bounds
     )
@@ -61,7 +68,10 @@ LengthNormalization = Annotated[
 LengthAlpha = Annotated[
     float | None,
     _option(
-        "Exponent of the length normalization: 0 favors short captions, 1 long ones. 0 with `none`.", 0.5, min=0, max=1
+        "Exponent of the length normalization: 0 favors short captions, 1 long ones. Must be 0 with `none`.",
+        0.5,
+        min=0,
+        max=1,
     ),
 ]
 NoRepeatNgramSize = Annotated[

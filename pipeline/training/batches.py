@@ -31,9 +31,9 @@ class Batch:
 
     image_ids: tuple[int, ...]
     grids: Tensor
-    """[B, P, C] float16"""
+    """Grids [B, P, C], float16."""
     tokens: Tensor
-    """[B, K, T] ids, as long as the longest caption; rows of `<pad>` fill up images with fewer than K captions."""
+    """Token ids [B, K, T], padded with `<pad>` to the longest caption and to the most captions of an image."""
 
 
 class CaptionBatches:
@@ -61,7 +61,7 @@ class CaptionBatches:
         self.image_ids = tuple(self._rows)
 
     def __len__(self) -> int:
-        """Batches per epoch; the last may be smaller."""
+        """Return the number of batches per epoch. The last batch of `in_order` may be smaller."""
         return -(-len(self._rows) // self._batch_size)
 
     def in_order(self) -> Iterator[Batch]:
@@ -78,10 +78,11 @@ class CaptionBatches:
 
         Args:
             seed: Seed of the run.
-            epoch: Number of the epoch, from 0.
-            start_batch: Batches to skip when a run resumes inside the epoch.
-            rank: Process whose share of every batch is served.
-            world_size: Number of processes. A process without an image in a batch gets one without captions.
+            epoch: Index of the epoch, from 0.
+            start_batch: Batches to skip when a run resumes within the epoch.
+            rank: Rank of this process, which gets its share of the images of every batch.
+            world_size: Number of processes. If there are more processes than images in a batch, the remaining processes
+                get one image without captions.
         """
         rng = np.random.default_rng([seed, epoch])
         order = rng.permutation(len(self.image_ids))
@@ -102,7 +103,7 @@ class CaptionBatches:
         return [views[start : start + self._batch_size] for start in range(0, len(views), self._batch_size)]
 
     def _load(self, batches: Sequence[Sequence[_ImageView]]) -> Iterator[Batch]:
-        """Load batches in a background thread, which reads ahead of the caller."""
+        """Load batches in a background thread, some batches ahead of the caller."""
         with ThreadPoolExecutor(max_workers=1) as reader:
             pending = [reader.submit(self._load_batch, views) for views in batches[:_PREFETCHED_BATCHES]]
             for index in range(len(batches)):

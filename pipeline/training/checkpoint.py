@@ -1,11 +1,10 @@
 """Checkpoints: everything that a training run resumes from, in one safetensors file.
 
-Nothing is unpickled: tensors are stored as tensors and the rest as JSON in the file's header.
+Nothing is unpickled: the file contains tensors, and the progress as JSON in its header.
 """
 
 import hashlib
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -41,7 +40,7 @@ class Progress:
     best_score: float | None = None
     """Highest selection score so far."""
     best_epoch: int = 0
-    """Epoch of the highest score, from 1; 0 before the first epoch is complete."""
+    """Epoch of the highest score, from 1; 0 during the first epoch."""
 
     @property
     def train_loss(self) -> float:
@@ -51,18 +50,18 @@ class Progress:
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """What training changes, except the random states of its processes."""
+    """State that training updates, without the random states of the processes."""
 
     decoder: nn.Module
     optimizer: torch.optim.Optimizer
     ema: AveragedModel | None
     best_weights: dict[str, Tensor] = field(default_factory=dict)
-    """State dict of the best epoch; empty before the first epoch is complete."""
+    """State dict of the best epoch; empty during the first epoch."""
     progress: Progress = field(default_factory=Progress)
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """Return the states of this process's random generators: that of the CPU, and that of `device` if it is a GPU."""
+    """Return the states of this process's random generators: of the CPU, and of `device` if it is a GPU."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -73,8 +72,8 @@ def save_checkpoint(path: Path, state: TrainingState, random_states: Sequence[Ma
     """Write a checkpoint atomically.
 
     Args:
-        path: The file.
-        state: What to save.
+        path: Checkpoint file.
+        state: State to save.
         random_states: `random_state` of each process, by rank.
     """
     tensors = {f"decoder.{name}": tensor for name, tensor in state.decoder.state_dict().items()}
@@ -97,7 +96,12 @@ def save_checkpoint(path: Path, state: TrainingState, random_states: Sequence[Ma
 
 
 def load_checkpoint(path: Path, state: TrainingState, rank: int) -> None:
-    """Restore a training state, and the random state of the process with this rank, from a checkpoint.
+    """Restore a training state and the random state of this process from a checkpoint.
+
+    Args:
+        path: Checkpoint file.
+        state: State to overwrite, of the same decoder, optimizer and EMA.
+        rank: Rank of this process.
 
     Raises:
         UserError: The file is damaged or of another schema.
@@ -132,29 +136,9 @@ def load_checkpoint(path: Path, state: TrainingState, rank: int) -> None:
 
 
 def _digest(tensors: Mapping[str, Tensor], progress: str) -> str:
-    """Return the SHA-256, in hexadecimal, of tensors on the CPU and the progress in JSON."""
+    """Compute the SHA-256, in hexadecimal, of tensors on the CPU and of the progress as JSON."""
     digest = hashlib.sha256(progress.encode())
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(tensors[name].flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-class CheckpointTimer:
-    """Decides when the next checkpoint is due."""
-
-    def __init__(self, max_steps: int, max_seconds: float) -> None:
-        """Limit the optimizer steps and the seconds between two checkpoints."""
-        self._max_steps = max_steps
-        self._max_seconds = max_seconds
-        self.restart()
-
-    def restart(self) -> None:
-        """Count from now on; call this after each checkpoint."""
-        self._steps = 0
-        self._start = time.monotonic()
-
-    def is_due(self) -> bool:
-        """Count one more step and return whether a checkpoint is due after it."""
-        self._steps += 1
-        return self._steps >= self._max_steps or time.monotonic() - self._start > self._max_seconds

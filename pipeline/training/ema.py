@@ -7,9 +7,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 def make_ema(model: nn.Module, decay: float) -> AveragedModel | None:
-    """Make an EMA of a model's weights, or None if `decay` is 0.
+    """Make an EMA of a model's weights.
 
-    After n updates the decay is min(decay, (1 + n) / (10 + n)), so that the initial weights are soon forgotten.
+    After n updates the decay is min(decay, (1 + n) / (10 + n)), so that short runs forget the initial weights, too.
+
+    Args:
+        model: The model.
+        decay: Maximum decay; 0 disables the EMA.
+
+    Returns:
+        The EMA, or None if `decay` is 0.
     """
     return AveragedModel(model, multi_avg_fn=partial(_update, decay)) if decay else None
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT during training: write a checkpoint first, then exit."""
+"""SIGTERM and SIGINT during training: they end the process only after a checkpoint."""
 
 import signal
 from collections.abc import Iterator
@@ -19,11 +19,11 @@ class Interrupt:
         return self._signum is not None
 
     def receive(self, signum: int, _: object) -> None:
-        """Remember a signal; the handler that `defer_signals` installs."""
+        """Record a signal; `defer_signals` installs this handler."""
         self._signum = signum
 
     def exit_if_requested(self, processes: Processes) -> None:
-        """Exit by the signal that rank 0 has received, if any. Every process must call this."""
+        """End the process by the signal that rank 0 has received, if any. Every process must call this."""
         signum = processes.broadcast(self._signum)
         if signum is not None:
             signal.signal(signum, signal.SIG_DFL)

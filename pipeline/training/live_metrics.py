@@ -19,33 +19,38 @@ _LATEST_FILE = "metrics.json"
 class LiveMetrics:
     """Writer of live metrics, one row per logged step."""
 
-    def __init__(self, folder: Path, steps_done: int) -> None:
+    def __init__(self, folder: Path, global_step: int) -> None:
         """Open a folder of live metrics.
 
         Args:
-            folder: The folder.
-            steps_done: Optimizer steps that a resumed run has done. Later rows of the interrupted run are dropped, and
-                so are incomplete rows and files. 0 starts with an empty folder.
+            folder: Folder of the metrics.
+            global_step: Optimizer steps before this run was resumed. Later rows of the interrupted run are removed, and
+                so are truncated rows and files. 0 empties the folder.
         """
         self._live: Live | None = None
-        if steps_done:
+        if global_step:
             for path in sorted((folder / _PLOTS_DIR).rglob("*.tsv")):
-                _drop_rows_after(path, steps_done)
+                _drop_rows_after(path, global_step)
             _drop_if_truncated(folder / _LATEST_FILE)
         try:
             self._live = Live(
                 str(folder),
-                resume=steps_done > 0,
+                resume=global_step > 0,
                 report=None,
                 save_dvc_exp=False,
                 dvcyaml=None,
                 monitor_system=False,
             )
         except SCMError as error:
-            logger.warning("train: no live metrics, because DVCLive cannot open the git repository (%s)", error)
+            logger.warning("train: writing no live metrics: DVCLive cannot open the git repository (%s)", error)
 
     def log(self, step: int, row: Mapping[str, float]) -> None:
-        """Write metrics as of an optimizer step of the whole run, counted from 1."""
+        """Write a row of metrics.
+
+        Args:
+            step: Optimizer step in the whole run, from 1.
+            row: Values by name.
+        """
         if self._live is None:
             return
         self._live.step = step
@@ -55,6 +60,7 @@ class LiveMetrics:
 
 
 def _drop_rows_after(path: Path, step: int) -> None:
+    """Remove rows after a step and a truncated last row from a file of one metric."""
     lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
     if not lines:
         path.unlink()
@@ -64,6 +70,7 @@ def _drop_rows_after(path: Path, step: int) -> None:
 
 
 def _drop_if_truncated(path: Path) -> None:
+    """Remove a JSON file that a kill left truncated, which DVCLive could not read."""
     try:
         json.loads(path.read_text())
     except FileNotFoundError:

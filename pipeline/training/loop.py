@@ -1,6 +1,6 @@
 """The training loop: runs a trainer to its end, with checkpoints, signals, live metrics and a progress bar.
 
-Nothing here changes the weights that a run ends with.
+Nothing here affects the weights.
 """
 
 import logging
@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.training.checkpoint import CheckpointTimer
+from pipeline.training.checkpoint_timer import CheckpointTimer
 from pipeline.training.interrupts import Interrupt, defer_signals
 from pipeline.training.live_metrics import LiveMetrics
 from pipeline.training.throughput import Throughput
@@ -21,12 +21,12 @@ from pipeline.training.validation import ValidationResult
 logger = logging.getLogger("gridcap")
 
 _LOGGED_CAPTIONS = 3
-"""Validation captions that are logged after each epoch."""
+"""Number of validation captions that are logged after each epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Intervals:
-    """How often a run writes checkpoints and live metrics; no effect on the result."""
+    """How often a run writes checkpoints and live metrics. Does not affect the weights."""
 
     checkpoint_steps: int
     """Maximum optimizer steps between checkpoints."""
@@ -41,14 +41,14 @@ class Intervals:
 
 
 def run_training(trainer: Trainer, intervals: Intervals, live: LiveMetrics | None) -> None:
-    """Train to the end, with a checkpoint after each epoch and at the given intervals.
+    """Train to the end, with a checkpoint after each epoch and at `intervals`.
 
     SIGTERM and SIGINT write a checkpoint before they end the process.
 
     Args:
         trainer: The run, new or resumed.
         intervals: How often to write checkpoints and live metrics.
-        live: Where to write live metrics; None on all ranks but 0.
+        live: Writer of live metrics; None on all ranks but 0.
 
     Raises:
         UserError: The loss is not finite.
@@ -69,10 +69,7 @@ def _train_epoch(trainer: Trainer, intervals: Intervals, live: LiveMetrics | Non
         for metrics in trainer.train_epoch(intervals.is_live):
             throughput.update(metrics.num_captions, metrics.data_wait)
             rates = throughput.rates()
-            bar.set_postfix_str(
-                f"loss {trainer.progress.train_loss:.3f}, {rates['captions_per_second']:.0f} captions/s", refresh=False
-            )
-            bar.update(metrics.num_batches)
+            _update_progress_bar(bar, metrics, trainer.progress.train_loss, rates)
             if live is not None and intervals.is_live(metrics.step):
                 live.log(metrics.step, _live_row(metrics, rates))
             _checkpoint_if_due(trainer, timer, interrupt)
@@ -88,6 +85,11 @@ def _progress_bar(trainer: Trainer) -> "tqdm[Any]":
     )
 
 
+def _update_progress_bar(bar: "tqdm[Any]", metrics: StepMetrics, train_loss: float, rates: Mapping[str, float]) -> None:
+    bar.set_postfix_str(f"loss {train_loss:.3f}, {rates['captions_per_second']:.0f} captions/s", refresh=False)
+    bar.update(metrics.num_batches)
+
+
 def _live_row(metrics: StepMetrics, rates: Mapping[str, float]) -> dict[str, float]:
     row = {"loss": metrics.loss, "learning_rate": metrics.learning_rate, "gradient_norm": metrics.gradient_norm}
     if metrics.attention_entropy is not None:
@@ -96,16 +98,18 @@ def _live_row(metrics: StepMetrics, rates: Mapping[str, float]) -> dict[str, flo
 
 
 def _checkpoint_if_due(trainer: Trainer, timer: CheckpointTimer, interrupt: Interrupt) -> None:
-    if trainer.processes.broadcast(timer.is_due() or interrupt.requested):
+    """Write a checkpoint if the timer or a signal requires it, then exit if there was a signal."""
+    if trainer.processes.broadcast(timer.step() or interrupt.requested):
         trainer.save_checkpoint()
         timer.restart()
         interrupt.exit_if_requested(trainer.processes)
 
 
 def _report_epoch(trainer: Trainer, validation: ValidationResult, live: LiveMetrics | None) -> None:
+    """Log some captions and the metrics of the completed epoch."""
     for image_id, words in islice(validation.captions.items(), _LOGGED_CAPTIONS):
         logger.info("  image %d: %s", image_id, " ".join(words))
     row = trainer.progress.history[-1]
     logger.info("  ".join(f"{name} {value:.4g}" for name, value in row.items()))
     if live is not None:
-        live.log(trainer.steps_done, {name: value for name, value in row.items() if name != "epoch"})
+        live.log(trainer.global_step, {name: value for name, value in row.items() if name != "epoch"})

@@ -13,18 +13,21 @@ from pipeline.captions.vocabulary import PAD
 
 
 def count_targets(targets: Tensor) -> Tensor:
-    """Count the words, `<end>` included, and the captions of target ids [B, K, T]: [2].
+    """Count the words, `<end>` included, and the captions of target ids [B, K, T].
 
-    Padding is not counted, and neither are captions that are all padding.
+    Padding and captions of padding alone are not counted.
+
+    Returns:
+        Number of words and number of captions [2].
     """
     mask = targets != PAD  # [B, K, T]
     return torch.stack([mask.sum(), mask.any(dim=2).sum()])
 
 
 class Loss(NamedTuple):
-    """The terms of the loss of one batch, as sums.
+    """Terms of the loss of one batch, as sums.
 
-    An optimizer step can accumulate several batches, so the sums are normalized by the counts of the whole step.
+    An optimizer step can accumulate several batches, so `total` normalizes the sums by the counts of the whole step.
     """
 
     cross_entropy: Tensor
@@ -34,13 +37,13 @@ class Loss(NamedTuple):
     doubly_stochastic: Tensor
     """Sum over captions of the mean over regions of (1 - alpha summed over words) squared."""
     counts: Tensor
-    """Words and captions of the batch, as `count_targets` counts them: [2]."""
+    """Number of words and captions of the batch [2], from `count_targets`."""
 
     def total(self, counts: Tensor, doubly_stochastic_weight: float) -> Tensor:
         """Return this batch's share of the loss of an optimizer step.
 
         Args:
-            counts: Words and captions of the whole step, [2].
+            counts: Number of words and captions of the whole step [2].
             doubly_stochastic_weight: Weight of the doubly stochastic term.
         """
         num_words, num_captions = counts[0], counts[1]
@@ -56,10 +59,10 @@ def caption_loss(logits: Tensor, alpha: Tensor, targets: Tensor, label_smoothing
     grid size.
 
     Args:
-        logits: Scores of the next word, [B, K, T, V].
-        alpha: Attention weights, [B, K, T, P].
-        targets: Ids of the next words, [B, K, T]; positions with `<pad>` add nothing.
-        label_smoothing: Probability mass that is spread evenly over the vocabulary (Szegedy et al. 2016).
+        logits: Logits of the next word [B, K, T, V].
+        alpha: Attention weights [B, K, T, P].
+        targets: Ids of the next words [B, K, T]; `<pad>` is ignored.
+        label_smoothing: Probability mass spread evenly over the vocabulary (Szegedy et al. 2016).
     """
     mask = targets != PAD  # [B, K, T]
     flat_logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 2)  # [B * K * T, V]

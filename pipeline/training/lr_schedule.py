@@ -24,12 +24,12 @@ class LRParams:
     """Factor of each decay of schedule `step`."""
 
     def lr_at(self, step: int, steps_per_epoch: int, max_epochs: int) -> float:
-        """Return the learning rate of one optimizer step.
+        """Compute the learning rate of an optimizer step.
 
         Args:
-            step: Number of steps before this one in the whole run.
-            steps_per_epoch: Optimizer steps in an epoch.
-            max_epochs: Epochs after which the cosine reaches 0.
+            step: Index of the step in the whole run, from 0.
+            steps_per_epoch: Optimizer steps per epoch.
+            max_epochs: Epochs after which the cosine schedule reaches 0.
         """
         lr = self.peak * min(1.0, (step + 1) / max(1, self.warmup_steps))
         match self.schedule:

@@ -1,4 +1,4 @@
-"""Scheduled sampling (Bengio et al. 2015, arXiv:1506.03099): the decoder reads some of its own words in training.
+"""Scheduled sampling (Bengio et al. 2015, arXiv:1506.03099): the decoder reads some of its predictions in training.
 
 All words are sampled in parallel (Duckworth et al. 2019, arXiv:1906.04331): a first pass reads the reference caption,
 and words sampled from its logits replace some of the reference words in the second pass, which is trained.
@@ -12,20 +12,20 @@ from torch import Tensor
 from pipeline.captions.vocabulary import PAD, START
 
 
-def mix_in_predictions(tokens: Tensor, logits: Tensor, sampling_rate: float) -> Tensor:
-    """Replace words of the reference captions by sampled ones.
+def mix_in_predictions(tokens: Tensor, logits: Tensor, sampling_probability: float) -> Tensor:
+    """Replace words of the reference captions by words sampled from the decoder's predictions.
 
     Args:
-        tokens: Ids that the decoder would read under teacher forcing, [B, K, T].
-        logits: Logits of all of these but the first, [B, K, T - 1, V]; overwritten.
-        sampling_rate: Probability that a word is replaced. `<start>` and `<pad>` never are.
+        tokens: Ids that the decoder would read under teacher forcing [B, K, T].
+        logits: Logits of all of these words but the first [B, K, T - 1, V]. They are modified in place.
+        sampling_probability: Probability of replacing a word. `<start>` and `<pad>` are never replaced.
 
     Returns:
-        Ids to read instead, [B, K, T].
+        Ids to read instead [B, K, T].
     """
     references = tokens[:, :, 1:]  # [B, K, T - 1]
     logits[..., [PAD, START]] = -torch.inf
     probs = logits.float().softmax(dim=-1)  # [B, K, T - 1, V]
     sampled = torch.multinomial(probs.flatten(0, 2), 1).view_as(references)
-    is_replaced = (torch.rand(references.shape, device=tokens.device) < sampling_rate) & (references != PAD)
+    is_replaced = (torch.rand(references.shape, device=tokens.device) < sampling_probability) & (references != PAD)
     return torch.cat([tokens[:, :, :1], torch.where(is_replaced, sampled, references)], dim=2)

@@ -1,4 +1,7 @@
-"""Evaluation under teacher forcing: loss and most likely word at every position of the reference captions."""
+"""Evaluation under teacher forcing: loss and most likely word at every position of the reference captions.
+
+Shapes: `B` images, `K` captions per image, `T` words.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +18,14 @@ from pipeline.training.loss import caption_loss
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherForcedResult:
-    """Predictions at every word of some captions; `<end>` counts as a word."""
+    """Predictions for all N words of some captions; `<end>` counts as a word."""
 
     loss: float
     """Mean cross-entropy, in nats per word."""
     predicted: NDArray[np.int64]
-    """[words] ids of the most likely words."""
+    """Ids of the most likely words [N]."""
     target: NDArray[np.int64]
-    """[words] ids of the reference words."""
+    """Ids of the reference words [N]."""
 
     @property
     def accuracy(self) -> float:
@@ -42,7 +45,7 @@ def evaluate_batch(decoder: SoftAttentionDecoder, batch: Batch, device: torch.de
     tokens = batch.tokens.to(device)  # [B, K, T + 1]
     logits, alpha = decoder(batch.grids.to(device), tokens[:, :, :-1])
     targets = tokens[:, :, 1:]  # [B, K, T]
-    mask = targets != PAD
+    mask = targets != PAD  # [B, K, T]
     loss = caption_loss(logits, alpha, targets)
     num_words = loss.counts[0]
     return TeacherForcedResult(
@@ -53,7 +56,7 @@ def evaluate_batch(decoder: SoftAttentionDecoder, batch: Batch, device: torch.de
 
 
 def merge_results(results: Sequence[TeacherForcedResult]) -> TeacherForcedResult:
-    """Merge the results of batches; each batch's loss is weighted by its number of words."""
+    """Merge the results of batches. The loss of a batch is weighted by its number of words."""
     num_words = [len(result.target) for result in results]
     return TeacherForcedResult(
         loss=float(np.average([result.loss for result in results], weights=num_words)),

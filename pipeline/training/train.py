@@ -1,4 +1,4 @@
-"""A training run in its work folder, from tokens and features to a finished model folder."""
+"""A training run in its work folder: from tokens and features to a finished model folder."""
 
 import logging
 import shutil
@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 import pipeline
-from pipeline.artifacts import file_digest, fingerprint, fresh_folder, publish, write_json
+from pipeline.artifacts import file_digest, fingerprint, fresh_folder, publish
 from pipeline.captions.tokens import TOKENS_FILE, VOCABULARY_FILE, read_tokens, require_vocabulary
 from pipeline.captions.vocabulary import read_vocabulary
-from pipeline.decoder.model_io import HISTORY_FILE, ModelConfig, TrainingData, read_model, write_model
+from pipeline.decoder.model_io import ModelConfig, TrainingData, read_model, write_history, write_model
 from pipeline.distributed import SINGLE_PROCESS, Processes
 from pipeline.errors import UserError
 from pipeline.features.store import INDEX_FILE, FeatureStore
@@ -52,14 +52,14 @@ def train(
     intervals: Intervals,
     processes: Processes = SINGLE_PROCESS,
 ) -> Iterator[Path]:
-    """Train a decoder, or resume its training, and hold the lock of its work folder while the model is published.
+    """Train a decoder or resume its training. The lock of the work folder is held while the caller publishes the model.
 
     Every process must call this with the same arguments; rank 0 writes.
 
     Args:
-        params: How to build and train the decoder.
+        params: Architecture and training of the decoder.
         paths: Folders to read and to work in.
-        device: Where to compute.
+        device: Device to train on.
         intervals: How often to write checkpoints and live metrics.
         processes: The processes that share every batch.
 
@@ -69,13 +69,13 @@ def train(
     Raises:
         UserError: An input is missing or damaged, or the loss is not finite.
     """
-    name = run_fingerprint(params, paths, processes.world_size)
-    with processes.work_folder(paths.work, "train", name) as folder:
+    run = run_fingerprint(params, paths, processes.world_size)
+    with processes.work_folder(paths.work, "train", run) as folder:
         yield train_in(folder, params, paths, device, intervals, processes)
 
 
 def run_fingerprint(params: TrainParams, paths: TrainPaths, world_size: int) -> str:
-    """Return the fingerprint of everything that decides the weights of a run."""
+    """Compute the fingerprint of everything that determines the weights of a run."""
     return fingerprint(
         params=to_plain(params),
         tokens=file_digest(paths.tokens / TOKENS_FILE),
@@ -95,23 +95,38 @@ def train_in(
     intervals: Intervals,
     processes: Processes = SINGLE_PROCESS,
 ) -> Path:
-    """Train in a folder that no other run uses, as `train` does, and return the finished model folder."""
-    finished = folder / MODEL_FOLDER
-    if processes.broadcast(_is_intact(finished) if processes.is_main else False):
+    """Train in a folder that no other run uses.
+
+    Args:
+        folder: Folder of the run. Its name is recorded as the fingerprint of the model.
+        params: As for `train`.
+        paths: As for `train`; `paths.work` is not used.
+        device: As for `train`.
+        intervals: As for `train`.
+        processes: As for `train`.
+
+    Returns:
+        The finished model folder.
+
+    Raises:
+        UserError: As for `train`.
+    """
+    model = folder / MODEL_FOLDER
+    if processes.broadcast(_is_intact(model) if processes.is_main else False):
         if processes.is_main:
-            logger.info("train: %s is up to date, nothing to do", finished)
-        return finished
+            logger.info("train: %s is up to date, nothing to do", model)
+        return model
     vocabulary = read_vocabulary(paths.tokens / VOCABULARY_FILE)
     require_vocabulary(paths.tokens / TOKENS_FILE, vocabulary)
     store = FeatureStore(paths.features)
     if processes.is_main:
         store.verify()
-    captions, val = (read_tokens(paths.tokens / TOKENS_FILE, split) for split in ("train", "val"))
+    train_captions, val_captions = (read_tokens(paths.tokens / TOKENS_FILE, split) for split in ("train", "val"))
     checkpoint = folder / CHECKPOINT_FILE
     trainer = Trainer(
         params=params,
-        train=captions,
-        val=val,
+        train=train_captions,
+        val=val_captions,
         store=store,
         vocabulary=vocabulary,
         checkpoint=checkpoint,
@@ -121,22 +136,22 @@ def train_in(
     if processes.is_main and trainer.is_resumed:
         progress = trainer.progress
         logger.info("train: resuming from %s: epoch %d, batch %d", checkpoint, progress.epoch + 1, progress.batch)
-    run_training(trainer, intervals, LiveMetrics(paths.live, trainer.steps_done) if processes.is_main else None)
+    run_training(trainer, intervals, LiveMetrics(paths.live, trainer.global_step) if processes.is_main else None)
     if processes.is_main:
         data = TrainingData(
-            num_images=len(set(captions.image_id.tolist())),
-            num_captions=len(captions.image_id),
-            num_val_images=len(set(val.image_id.tolist())),
+            num_images=len(set(train_captions.image_id.tolist())),
+            num_captions=len(train_captions.image_id),
+            num_val_images=len(set(val_captions.image_id.tolist())),
         )
-        _write_model(finished, trainer, _model_config(folder.name, trainer, store, data))
+        _write_model(model, trainer, _model_config(folder.name, trainer, store, data))
         checkpoint.unlink()
-    return finished
+    return model
 
 
-def _model_config(name: str, trainer: Trainer, store: FeatureStore, data: TrainingData) -> ModelConfig:
+def _model_config(run: str, trainer: Trainer, store: FeatureStore, data: TrainingData) -> ModelConfig:
     params = trainer.params
     return ModelConfig(
-        fingerprint=name,
+        fingerprint=run,
         decoder=params.decoder,
         vocabulary_digest=trainer.vocabulary.digest,
         encoder=store.spec,
@@ -145,19 +160,22 @@ def _model_config(name: str, trainer: Trainer, store: FeatureStore, data: Traini
         data=data,
         epoch=trainer.progress.best_epoch,
         selected_by=params.select_by,
-        versions={"gridcap": pipeline.__version__, **{name: version(name) for name in ("torch", "torchvision")}},
+        versions={
+            "gridcap": pipeline.__version__,
+            **{package: version(package) for package in ("torch", "torchvision")},
+        },
     )
 
 
-def _write_model(finished: Path, trainer: Trainer, config: ModelConfig) -> None:
-    with fresh_folder(finished) as unfinished:
-        write_model(unfinished, trainer.best_weights, trainer.vocabulary, config)
-        write_json(unfinished / HISTORY_FILE, trainer.progress.history)
-        publish(unfinished, finished)
+def _write_model(model: Path, trainer: Trainer, config: ModelConfig) -> None:
+    with fresh_folder(model) as folder:
+        write_model(folder, trainer.best_weights, trainer.vocabulary, config)
+        write_history(folder, trainer.progress.history)
+        publish(folder, model)
 
 
 def _is_intact(model: Path) -> bool:
-    """Whether there is a finished, undamaged model; a damaged one is removed."""
+    """Return whether a finished model can be read; a damaged one is removed."""
     if not model.is_dir():
         return False
     try:

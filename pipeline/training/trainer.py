@@ -1,7 +1,7 @@
 """The trainer: optimizer steps, epochs, validation and selection of the best epoch.
 
-Everything that decides the weights is in this module's imports; `pipeline.training.loop` adds what only watches the run
-(checkpoint intervals, signals, live metrics, the progress bar), so that a change to the latter retrains nothing.
+This module and its imports determine the weights. `pipeline.training.loop` adds checkpoint intervals, signals, live
+metrics and the progress bar; changing those retrains nothing.
 
 Shapes: `B` images, `K` captions per image, `T` words, `P` regions.
 """
@@ -84,7 +84,7 @@ class StepMetrics:
     """Metrics of one optimizer step, over all processes."""
 
     step: int
-    """Number of the step in the whole run, from 1."""
+    """Step in the whole run, from 1."""
     loss: float
     """Mean cross-entropy, in nats per word."""
     learning_rate: float
@@ -116,13 +116,13 @@ class Trainer:
         """Build the decoder, the optimizer and the EMA.
 
         Args:
-            params: How to build and train the decoder.
+            params: Architecture and training of the decoder.
             train: Captions of the train split.
             val: Captions of the validation split.
             store: Grids of the images of both splits.
-            vocabulary: Vocabulary of the captions' ids.
-            checkpoint: File that `save_checkpoint` writes.
-            device: Where to compute.
+            vocabulary: Vocabulary of the captions.
+            checkpoint: Checkpoint file, read if it exists and written by `save_checkpoint`.
+            device: Device to train on.
             processes: The processes that share every batch.
 
         Raises:
@@ -145,7 +145,7 @@ class Trainer:
             optimizer=optimizer_class(self.decoder.parameters(), weight_decay=params.weight_decay, fused=True),
             ema=make_ema(self.decoder, params.ema_decay),
         )
-        # Initialization is the same on every rank. From here on random states differ, so that dropout does, too.
+        # Every rank has the same initial weights. From here on, random states differ, and so does dropout.
         torch.manual_seed(params.seed + processes.rank)
         self.is_resumed = processes.broadcast(checkpoint.is_file())
         if self.is_resumed:
@@ -164,17 +164,17 @@ class Trainer:
 
     @property
     def eval_model(self) -> SoftAttentionDecoder:
-        """The decoder that is validated and kept: the EMA if there is one."""
+        """The decoder that is validated and published: the EMA if there is one."""
         return self.decoder if self._state.ema is None else cast(SoftAttentionDecoder, self._state.ema.module)
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches per epoch."""
         return len(self._train_batches)
 
     @property
-    def steps_done(self) -> int:
-        """Optimizer steps taken in the whole run."""
+    def global_step(self) -> int:
+        """Number of optimizer steps taken in the whole run."""
         steps_in_epoch = -(-self.progress.batch // self.params.gradient_accumulation_steps)
         return self.progress.epoch * self._steps_per_epoch + steps_in_epoch
 
@@ -189,12 +189,13 @@ class Trainer:
         return -(-self.batches_per_epoch // self.params.gradient_accumulation_steps)
 
     def train_epoch(self, log_entropy: Callable[[int], bool]) -> Iterator[StepMetrics]:
-        """Take the remaining optimizer steps of the current epoch, yielding after each.
-
-        The state between two steps can be saved as a checkpoint.
+        """Take the remaining optimizer steps of the current epoch. Between two steps, a checkpoint can be saved.
 
         Args:
-            log_entropy: Returns for a step's number, from 1, whether to compute its attention entropy.
+            log_entropy: Whether to compute the attention entropy of a step, counted from 1 in the whole run.
+
+        Yields:
+            The metrics of each step.
 
         Raises:
             UserError: The loss or the gradient norm is not finite.
@@ -212,7 +213,7 @@ class Trainer:
             data_wait = time.monotonic() - start
             if not step_batches:
                 return
-            metrics = self.train_step(step_batches, log_entropy(self.steps_done + 1))
+            metrics = self.train_step(step_batches, log_entropy(self.global_step + 1))
             yield replace(metrics, data_wait=data_wait)
 
     def train_step(self, batches: Sequence[Batch], log_entropy: bool = False) -> StepMetrics:
@@ -222,17 +223,20 @@ class Trainer:
             batches: This process's share of the batches of the step.
             log_entropy: Whether to compute the attention entropy.
 
+        Returns:
+            The metrics of the step, over all processes.
+
         Raises:
             UserError: The loss or the gradient norm is not finite.
         """
         optimizer, progress = self._state.optimizer, self.progress
-        step = self.steps_done + 1
+        step = self.global_step + 1
         lr = self.params.lr.lr_at(step - 1, self._steps_per_epoch, self.params.max_epochs)
         for group in optimizer.param_groups:
             group["lr"] = lr
         tokens = [batch.tokens.to(self._device) for batch in batches]  # each [B, K, T + 1]
         counts = torch.stack([count_targets(ids[:, :, 1:]) for ids in tokens]).sum(dim=0)
-        counts = self.processes.sum(counts.double())  # [2], words and captions of the step
+        counts = self.processes.sum(counts.double())  # [2], number of words and captions of the step
         optimizer.zero_grad(set_to_none=True)
         sums = self._accumulate_gradients(batches, tokens, counts, log_entropy)
         cross_entropy, loss, entropy = self.processes.sum(sums).tolist()
@@ -261,8 +265,14 @@ class Trainer:
     ) -> Tensor:
         """Compute the gradients of an optimizer step, summed over its batches.
 
+        Args:
+            batches: This process's share of the batches of the step.
+            tokens: Token ids of each batch on the device [B, K, T + 1].
+            counts: Number of words and captions of the step, over all processes [2].
+            log_entropy: Whether to compute the attention entropy.
+
         Returns:
-            Sums over this process's batches, [3]: cross-entropy, share of the step's loss, attention entropy.
+            Sums over this process's batches [3]: cross-entropy, loss, attention entropy.
         """
         self.decoder.train()
         sums = torch.zeros(3, dtype=torch.float64, device=self._device)
@@ -292,20 +302,21 @@ class Trainer:
 
     @torch.no_grad()
     def _sample_inputs(self, grids: Tensor, tokens: Tensor) -> Tensor:
-        """Return the ids to read instead of `tokens` [B, K, T] under scheduled sampling."""
+        """Return the ids [B, K, T] to read instead of `tokens` under scheduled sampling."""
         num_steps = self.params.max_epochs * self._steps_per_epoch
-        sampling_rate = self.params.scheduled_sampling * self.steps_done / num_steps
-        if not sampling_rate or tokens.shape[2] == 1:
+        sampling_probability = self.params.scheduled_sampling * self.global_step / num_steps
+        if not sampling_probability or tokens.shape[2] == 1:
             return tokens
         with self._autocast():
             logits, _ = self.decoder(grids, tokens[:, :, :-1])  # [B, K, T - 1, V]
-        return mix_in_predictions(tokens, logits, sampling_rate)
+        return mix_in_predictions(tokens, logits, sampling_probability)
 
     def end_epoch(self) -> ValidationResult | None:
         """Validate, update the best weights and start the next epoch.
 
         Returns:
-            The result on rank 0, None on all others. Its metrics are the last row of `progress.history` on every rank.
+            The result on rank 0, None on all other ranks. On every rank, its metrics are in the last row of
+            `progress.history`.
 
         Raises:
             UserError: The validation loss is not finite.
@@ -318,13 +329,17 @@ class Trainer:
         if self.processes.is_main:
             result = self._validate()
             progress.history.append({"epoch": progress.epoch, "train_loss": train_loss} | result.metrics)
-            score = result.selection_score(self.params.select_by, progress.epoch)
-            if progress.best_score is None or score > progress.best_score:
-                progress.best_score, progress.best_epoch = score, progress.epoch
-                weights = self.eval_model.state_dict()
-                self._state.best_weights = {name: tensor.detach().clone() for name, tensor in weights.items()}
+            self._update_best(result.selection_score(self.params.select_by, progress.epoch))
         self._state.progress = self.processes.broadcast(progress)
         return result
+
+    def _update_best(self, score: float) -> None:
+        """Keep the weights of the completed epoch if its selection score is the highest so far."""
+        progress = self.progress
+        if progress.best_score is None or score > progress.best_score:
+            progress.best_score, progress.best_epoch = score, progress.epoch
+            weights = self.eval_model.state_dict()
+            self._state.best_weights = {name: tensor.detach().clone() for name, tensor in weights.items()}
 
     def _validate(self) -> ValidationResult:
         try:
@@ -338,7 +353,7 @@ class Trainer:
             )
         except NonFiniteLossError as error:
             lr = self._state.optimizer.param_groups[0]["lr"]
-            raise self._divergence(str(error), self.progress.epoch, self.steps_done, lr) from error
+            raise self._divergence(str(error), self.progress.epoch, self.global_step, lr) from error
 
     def save_checkpoint(self) -> None:
         """Write the checkpoint file. Every process must call this."""
@@ -348,13 +363,13 @@ class Trainer:
 
     def _require_finite(self, name: str, value: float, lr: float) -> None:
         if not math.isfinite(value):
-            raise self._divergence(f"the {name} is {value}", self.progress.epoch + 1, self.steps_done + 1, lr)
+            raise self._divergence(f"the {name} is {value}", self.progress.epoch + 1, self.global_step + 1, lr)
 
-    def _divergence(self, fault: str, epoch: int, step: int, lr: float) -> UserError:
-        saved = (
+    def _divergence(self, problem: str, epoch: int, step: int, lr: float) -> UserError:
+        checkpoint = (
             f"The last checkpoint is {self._checkpoint}." if self._checkpoint.is_file() else "No checkpoint was saved."
         )
         return UserError(
-            f"train: epoch {epoch}, step {step}: {fault} at learning rate {lr:.3g}. Lower train.lr.peak or"
-            f" train.max_grad_norm in params.yaml. {saved}"
+            f"train: epoch {epoch}, step {step}: {problem} at learning rate {lr:.3g}. Lower train.lr.peak or"
+            f" train.max_grad_norm in params.yaml. {checkpoint}"
         )

@@ -41,7 +41,7 @@ class ValidationResult:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The metrics as `history.json` and the live metrics name them."""
+        """The metrics under their names in `history.json` and the live metrics."""
         return {
             "val_loss": self.loss,
             "val_accuracy": self.accuracy,
@@ -50,7 +50,7 @@ class ValidationResult:
         }
 
     def selection_score(self, select_by: SelectBy, epoch: int) -> float:
-        """Return the score by which `train.select_by` chooses an epoch; of `last` it is the epoch's number."""
+        """Return the score by which the best epoch is selected; `last` selects the highest epoch."""
         match select_by:
             case "bleu4":
                 return self.bleu4
@@ -68,14 +68,14 @@ def validate(
     max_length: int,
     device: torch.device,
 ) -> ValidationResult:
-    """Evaluate a decoder, in evaluation mode, on the validation split.
+    """Evaluate a decoder on the validation split.
 
     Args:
-        decoder: The decoder, on `device`.
+        decoder: The decoder, in evaluation mode and on `device`.
         batches: Images and captions of the split.
         references: Captions of each image as words, by image id.
         vocabulary: Vocabulary of the decoder.
-        max_length: Maximum words of a greedy caption.
+        max_length: Maximum length of a greedy caption, in words.
         device: Where to compute.
 
     Raises:
