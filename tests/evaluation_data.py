@@ -52,8 +52,8 @@ def make_data(
         "generated": {
             record.image_id: GeneratedCaptions(image_id=record.image_id, captions=(best,)) for record in records
         },
-        "captions": None,
-        "train_captions": None,
+        "tokens": None,
+        "train_tokens": None,
         "store": FeatureStore(folder / "features"),
         "model": None,
         "history": [{"epoch": 1, "val_loss": 3.0, "val_cider": None}, {"epoch": 2, "val_loss": 2.5, "val_cider": 0.5}],

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.captions.records import AnnotatedObject, Record
-from pipeline.evaluation.scene_scores import GroundedWord, grounded_words, score_scenes
+from pipeline.evaluation.scene_scores import GroundedWord, find_grounded_words, score_scenes
 from pipeline.generation.caption_io import GeneratedCaptions
 from tests.evaluation_data import make_caption
 
@@ -101,12 +101,12 @@ def test_accuracy_of_names_and_relations(text, names, relations):
     ],
 )
 def test_words_that_refer_to_objects_in_the_image(text, kinds):
-    assert {word.position: word.kind for word in grounded_words(text.split(), OBJECTS)} == kinds
+    assert {word.position: word.kind for word in find_grounded_words(text.split(), OBJECTS)} == kinds
 
 
 def test_a_relation_refers_to_the_objects_on_both_sides():
     second_cube = AnnotatedObject(attributes=OBJECTS[0].attributes, box=(0.5, 0.0, 0.25, 0.5))
-    words = grounded_words(["two", "red", "cubes", "stand", "behind", "a", "ball"], (*OBJECTS, second_cube))
+    words = find_grounded_words(["two", "red", "cubes", "stand", "behind", "a", "ball"], (*OBJECTS, second_cube))
     assert words[-1] == GroundedWord(position=4, kind="relation", boxes=(CUBE, BALL, second_cube.box))
     assert words[0].boxes == words[1].boxes == (CUBE, second_cube.box)
 

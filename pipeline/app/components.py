@@ -14,7 +14,7 @@ import streamlit as st
 
 from pipeline.app.uploads import MAX_BYTES, Preview
 from pipeline.generation.caption import Caption
-from pipeline.report.overlay import attention_levels, encode_levels, overlay_css, overlay_js
+from pipeline.report.overlay import attention_levels, encode_levels, jpeg_url, overlay_css, overlay_js
 
 
 def _declare(name: str, shared_css: str = "", shared_js: str = "") -> Callable[..., Any]:
@@ -80,11 +80,6 @@ def pick_image(
 def escape_markdown(text: str) -> str:
     """Escape a text for Streamlit's Markdown: file names may hold any character."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)
-
-
-def jpeg_url(jpeg: bytes) -> str:
-    """Encode a JPEG as a data URL."""
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
 
 def _caption_data(caption: Caption) -> dict[str, Any]:
