@@ -1,4 +1,4 @@
-"""Images of one color, which the tiny captioner was trained to name."""
+"""Images of one color, which the fixture `tiny` was trained to name."""
 
 import io
 

@@ -59,7 +59,7 @@ def write_generated(folder: Path, captions: dict[int, str]) -> None:
 
 @pytest.fixture
 def inputs(tiny: Tiny, tmp_path: Path) -> EvaluateInputs:
-    """Artifacts of the val split, in which every second caption is correct."""
+    """Write artifacts of the val split, in which the captions of even image ids are correct."""
     image_ids = range(0, 40, 5)
     records = [
         Record(

@@ -16,7 +16,7 @@ OBJECTS = (
     AnnotatedObject(attributes={"shape": "sphere", "color": "blue", "size": "small", "texture": "shiny"}, box=BALL),
 )
 CAPTION = "a red cube stands to the left of a shiny ball"
-# Attention of some words; uniform for all others.
+# Attention of some words, [2, 4]; that of the other words is uniform.
 ATTENTION = {
     "red": [[0.5, 0.0, 0.0, 0.0], [0.5, 0.0, 0.0, 0.0]],  # the first of two equal peaks is in the cube
     "cube": [[0.1, 0.1, 0.0, 0.0], [0.8, 0.0, 0.0, 0.0]],  # below the cube
@@ -90,7 +90,7 @@ def test_accuracy_of_names_and_relations(text, names, relations):
     ("text", "kinds"),
     [
         ("a green ring stands to the left of a yellow cone", {}),  # neither object is in the image
-        ("a red cube stands to the left of a green ring", {1: "color", 2: "shape"}),  # one side of the relation is
+        ("a red cube stands to the left of a green ring", {1: "color", 2: "shape"}),  # only one of the two objects is
         ("a red cube stands on the left of the picture", {1: "color", 2: "shape"}),
         (
             "a red cube and a ball are in front of a cube",

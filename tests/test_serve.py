@@ -2,14 +2,14 @@ import socket
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from pipeline.cli import DEFAULT_MODEL, app
+from pipeline.cli import DEFAULT_MODEL
 from pipeline.errors import UserError
 
 pytest.importorskip("streamlit", reason="needs Streamlit: pip install 'gridcap[app]'")
 
 from pipeline.app.serve import serve
+from tests.command_line import gridcap
 
 
 def test_address_in_use_is_rejected_before_a_model_is_loaded(tmp_path: Path) -> None:
@@ -34,6 +34,6 @@ def test_folder_without_a_model_is_rejected_before_the_server_starts(tmp_path: P
 
 @pytest.mark.parametrize("port", ["-1", "65536", "99999"])
 def test_invalid_port_is_rejected(port: str) -> None:
-    result = CliRunner().invoke(app, ["app", "--port", port])
+    result = gridcap("app", "--port", port)
     assert result.exit_code == 2
     assert "--port" in result.output
