@@ -40,6 +40,7 @@ def test_unreadable_epochs_are_ignored(tmp_path: Path, content: str) -> None:
     assert read_epochs(tmp_path / "training.json") == {}
 
 
+@pytest.mark.slow
 def test_scores_are_read_by_subset(tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
     (corpus,) = build_corpora("spacy", {1: ["a red cube"], 2: ["a blue cube"]}, [{1: "a red cube", 2: "a red cube"}])

@@ -53,6 +53,7 @@ def test_scenes_replace_a_missing_dataset(tmp_path: Path, monkeypatch: pytest.Mo
     thumbnails.clear()
 
 
+@pytest.mark.slow
 def test_samples_are_read_from_the_repository(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(repository)
     sample_images.clear()

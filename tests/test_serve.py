@@ -12,6 +12,7 @@ from pipeline.app.serve import serve
 from tests.command_line import gridcap
 
 
+@pytest.mark.slow
 def test_address_in_use_is_rejected_before_a_model_is_loaded(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -26,6 +27,7 @@ def test_address_of_another_machine_is_rejected(tmp_path: Path) -> None:
         serve([tmp_path / "no model"], DEFAULT_MODEL, "192.0.2.1", 0)
 
 
+@pytest.mark.slow
 def test_folder_without_a_model_is_rejected_before_the_server_starts(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         serve([tmp_path], DEFAULT_MODEL, "127.0.0.1", 0)

@@ -11,6 +11,10 @@ from pipeline.app.runs import LiveRun, Series, read_epochs, read_live, read_scor
 from pipeline.report.curve_style import SPLIT_COLORS, curve_label
 
 RESULTS = Path("results")
+"""Results of `train` and `evaluate`, in the folder in which the app was started."""
+_LIVE_METRICS = RESULTS / "live"
+_SCORES = RESULTS / "metrics" / "scores.json"
+_EPOCHS = RESULTS / "plots" / "training.json"
 
 Curves = Mapping[str, Mapping[str, str]]
 """Name of the series of each curve, by metric of the chart, then by split."""
@@ -45,11 +49,11 @@ def page() -> None:
 @st.fragment(run_every=_REFRESH_SECONDS)
 def _show_current_run() -> None:
     st.subheader("Current run", anchor=False)
-    run = read_live(RESULTS / "live")
+    run = read_live(_LIVE_METRICS)
     if run is None:
         st.info(
-            f"There are no metrics in `{RESULTS / 'live'}` of the folder in which the app was started. "
-            "Start a run there with `dvc repro`, and this page follows it."
+            f"There are no metrics in `{_LIVE_METRICS}` of the folder in which the app was started. "
+            "Start a run there with `dvc repro`, and this page will show it."
         )
         return
     _show_status(run)
@@ -75,8 +79,8 @@ def _values(run: LiveRun, metric: str) -> list[float]:
 
 
 def _show_last_run() -> None:
-    scores = read_scores(RESULTS / "metrics" / "scores.json")
-    epochs = read_epochs(RESULTS / "plots" / "training.json")
+    scores = read_scores(_SCORES)
+    epochs = read_epochs(_EPOCHS)
     if not scores and not epochs:
         return
     st.subheader("Last finished run", anchor=False)
@@ -84,7 +88,7 @@ def _show_last_run() -> None:
         metrics = list(dict.fromkeys(metric for table in scores.values() for metric in table))
         columns = {metric: [_format_score(table.get(metric)) for table in scores.values()] for metric in metrics}
         st.table({"images": list(scores)} | columns)
-        st.caption("The protocol of each score is in `results/metrics/scores.json`.")
+        st.caption(f"The protocol of each score is in `{_SCORES}`.")
     _draw_charts(_EPOCH_CURVES, epochs, "epoch")
 
 

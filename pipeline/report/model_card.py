@@ -79,7 +79,7 @@ def _validation_lines(config: ModelConfig, history: Sequence[Mapping[str, float]
     if config.selected_by != "last":
         yield "The epoch was selected on these images, so the scores are slightly optimistic."
     yield "Captions are generated greedily. BLEU-4 (closest reference length, no smoothing) and CIDEr-D are corpus"
-    yield "scores on the tokens of training; `<unk>` never matches.\n"
+    yield "scores on the tokens of `tokenize`; `<unk>` never matches.\n"
     yield "| metric | value |"
     yield "| --- | --- |"
     metrics = history[config.epoch - 1]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 DIMMED_BRIGHTNESS = 0.4
 """Brightness of the gray image where there is no attention, relative to the original."""
 GLOW = (0.40, 0.32, 0.14)
-"""Red, green and blue, 0 to 1, that black has at full attention, so that attention on dark objects is visible."""
+"""Color of black pixels at full attention, as red, green and blue in 0 to 1. Makes attention on dark objects visible."""
 
 
 def attention_levels(attention: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
