@@ -16,7 +16,7 @@ import numpy.typing as npt
 DIMMED_BRIGHTNESS = 0.4
 """Brightness of the gray image where there is no attention, relative to the original."""
 GLOW = (0.40, 0.32, 0.14)
-"""Color of black pixels at full attention, as red, green and blue in 0 to 1. Makes attention on dark objects visible."""
+"""Color of black pixels at full attention (red, green and blue in 0 to 1): attention is visible on dark objects too."""
 
 
 def attention_levels(attention: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
