@@ -1,7 +1,7 @@
-"""How long a visitor of `gridcap app` waits for a caption, in Chromium.
+"""Waiting time for a caption in `gridcap app`, in Chromium.
 
-The app serves a ResNet-50 captioner at 224 px with random weights, so captions have the maximum length. Times include
-the browser: from the click on a sample, or the choice of a file, until the page shows the new image with its captions.
+The app serves a ResNet-50 captioner with random weights, so captions have the maximum length. Times include the
+browser: from the click on a sample, or the choice of a file, until the page shows the new image with its captions.
 """
 
 import re
@@ -23,7 +23,7 @@ from pipeline.decoder.soft_attention import DecoderParams
 from pipeline.features.encoder import load_encoder
 from pipeline.features.encoding import encoder_spec
 
-ROUNDS = 6
+NUM_ROUNDS = 6
 IMAGE_SIZE = 224  # px
 VOCAB_SIZE = 2500
 TIMEOUT = 120_000  # ms
@@ -32,8 +32,8 @@ DECODER = DecoderParams(
 )
 
 
-def main(rounds: int = ROUNDS) -> None:
-    """Print a table of waiting times in milliseconds."""
+def main() -> None:
+    """Print a table of waiting times."""
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium")
@@ -42,7 +42,7 @@ def main(rounds: int = ROUNDS) -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        records, source = write_photographs(folder, rounds)
+        records, source = write_photographs(folder, NUM_ROUNDS)
         files = [folder / record.file for record in records]
         with serve_app(write_model(folder), folder) as url, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, chromium_sandbox=False)
@@ -50,15 +50,15 @@ def main(rounds: int = ROUNDS) -> None:
             start = time.perf_counter()
             page.goto(url)
             page.locator(".caption .word").first.wait_for(timeout=TIMEOUT)
-            first = 1000 * (time.perf_counter() - start)
-            samples = page.locator(".samples button").all()[1 : 1 + rounds]
+            first_time = 1000 * (time.perf_counter() - start)
+            samples = page.locator(".samples button").all()[1 : 1 + NUM_ROUNDS]
             sample_times = [wait_for_image(page, sample.click) for sample in samples]
             file_input = page.locator("input[type=file]").first
             upload_times = [wait_for_image(page, partial(file_input.set_input_files, file)) for file in files]
             browser.close()
-    print(f"app: ResNet-50 at {IMAGE_SIZE} px, {rounds} uploads, {source}")
+    print(f"app: ResNet-50 at {IMAGE_SIZE} px, {NUM_ROUNDS} uploads, {source}")
     print(f"{'waiting for':>18} {'median, ms':>11} {'max, ms':>9}")
-    for label, times in (("page, 1st caption", [first]), ("sample", sample_times), ("upload", upload_times)):
+    for label, times in (("page, 1st caption", [first_time]), ("sample", sample_times), ("upload", upload_times)):
         print(f"{label:>18} {median(times):>11.0f} {max(times):>9.0f}", flush=True)
 
 
@@ -73,7 +73,11 @@ def write_model(folder: Path) -> Path:
 
 @contextmanager
 def serve_app(model: Path, folder: Path) -> Iterator[str]:
-    """Run `gridcap app` in a folder on a free port; gives its URL."""
+    """Run `gridcap app` on a free port, with `folder` as its working directory.
+
+    Yields:
+        The URL of the app.
+    """
     command = [sys.executable, "-W", "ignore", "-c", "from pipeline.cli import main; main()", "app", "--port", "0"]
     with subprocess.Popen([*command, "--model", str(model)], cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -86,7 +90,15 @@ def serve_app(model: Path, folder: Path) -> Iterator[str]:
 
 
 def wait_for_image(page: Any, choose: Callable[[], object]) -> float:
-    """Choose an image and wait until the viewer shows it; gives the milliseconds, as the page itself measures them."""
+    """Choose an image and wait until the viewer shows it.
+
+    Args:
+        page: A page of the app that shows an image.
+        choose: Clicks a sample or chooses a file.
+
+    Returns:
+        Milliseconds, as the page measures them.
+    """
     page.locator(".attention-overlay img").first.evaluate(
         """(image, timeout) => {
             const before = image.src;

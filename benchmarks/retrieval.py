@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.metrics.cider import ORDERS
+from pipeline.metrics.cider import MAX_ORDER
 from pipeline.metrics.corpus import Words
 
 NUM_NEIGHBORS = 20
@@ -69,7 +69,7 @@ def document_frequencies(captions: Sequence[Sequence[Words]]) -> Counter[Ngram]:
         ngram
         for image_captions in captions
         for ngram in {
-            ngram for words in image_captions for order in range(1, ORDERS + 1) for ngram in _ngrams(words, order)
+            ngram for words in image_captions for order in range(1, MAX_ORDER + 1) for ngram in _ngrams(words, order)
         }
     )
 
@@ -86,7 +86,7 @@ def consensus(candidates: Sequence[Words], frequencies: Mapping[Ngram, int], num
         num_images: Number of images in which the frequencies were counted.
     """
     similarity = np.zeros((len(candidates), len(candidates)))
-    for order in range(1, ORDERS + 1):
+    for order in range(1, MAX_ORDER + 1):
         counts = [Counter(_ngrams(words, order)) for words in candidates]
         columns = {
             ngram: column for column, ngram in enumerate(dict.fromkeys(ngram for row in counts for ngram in row))

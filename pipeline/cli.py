@@ -329,7 +329,7 @@ def serve(
     """Serve the web app, which captions images, shows attention and follows training."""
     from pipeline.app.serve import serve
 
-    serve(models or [], host, port)
+    serve(models or [], DEFAULT_MODEL, host, port)
 
 
 @app.command()

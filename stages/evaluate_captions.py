@@ -17,7 +17,7 @@ from pipeline.report.report import build_report, write_report
 
 
 def main(
-    params: Annotated[Path, typer.Option(help="Params file; all sections, which the report shows.")],
+    params: Annotated[Path, typer.Option(help="Params file; the report shows all sections.")],
     prepared: Annotated[Path, typer.Option(help="Records, from prepare.")],
     tokens: Annotated[Path, typer.Option(help="Tokens, from tokenize.")],
     features: Annotated[Path, typer.Option(help="Feature store, from encode.")],
@@ -27,10 +27,12 @@ def main(
     plots: Annotated[Path, typer.Option(help="Output folder of plots.")],
     report: Annotated[Path, typer.Option(help="Output HTML file of the report.")],
     card: Annotated[Path, typer.Option(help="Output Markdown file of the model card.")],
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.", envvar="GRIDCAP_DEVICE")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="Device of the decoder: auto, cpu or cuda.", envvar="GRIDCAP_DEVICE")
+    ] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch under teacher forcing.")] = 64,
 ) -> None:
-    """Score the generated captions of a split, analyze them, draw figures and write the report."""
+    """Score and analyze the generated captions, draw figures, and write the report and the model card."""
     settings, torch_device = load(params, "evaluate", EvaluateParams), setup_device(device)
     split: Split = load_key(params, "generate.split", Split)
     image_dir: Path = load_key(params, "dataset.root", Path) / load_key(params, "dataset.images", str)

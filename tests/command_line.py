@@ -1,4 +1,4 @@
-"""The command `gridcap` in the process of a test."""
+"""Run `gridcap` in the process of the test."""
 
 from typer.testing import CliRunner, Result
 
@@ -6,7 +6,13 @@ from pipeline.cli import app
 
 
 def gridcap(*arguments: object, stdin: bytes | None = None, columns: int = 200) -> Result:
-    """Run a command. An exception that it raises is in `exception` of the result."""
+    """Run a command. A raised error is in `exception` of the result.
+
+    Args:
+        arguments: Command line after `gridcap`.
+        stdin: Standard input.
+        columns: Width of the terminal, in characters.
+    """
     return CliRunner().invoke(
         app, [str(argument) for argument in arguments], input=stdin, env={"COLUMNS": str(columns)}
     )

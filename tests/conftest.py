@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from tests.tiny_captioner import Tiny
 
-# The tests need no network, and neither should the browser's background services.
+# The tests need no network, so the background services of the browser are off.
 CHROMIUM_FLAGS = [
     "--disable-gpu",
     "--disable-quic",
@@ -26,7 +26,7 @@ CHROMIUM_FLAGS = [
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> "Tiny":
-    """A small trained captioner with its dataset; tests must not change it."""
+    """Train a small captioner on a small dataset. Tests must not change it."""
     from tests.tiny_captioner import make_tiny
 
     return make_tiny(tmp_path_factory.mktemp("tiny"))
@@ -34,13 +34,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> "Tiny":
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator["Browser"]:
-    """Headless Chromium with a fresh profile; tests are skipped where Chromium or Playwright is missing."""
+    """Start headless Chromium with a new profile. Tests are skipped if Chromium or Playwright is missing."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install 'gridcap[dev]'")
     path = shutil.which("chromium")
     if path is None:
         pytest.skip("Chromium is not installed. On Debian, run `apt-get install chromium`.")
     with playwright.sync_playwright() as driver:
-        # The sandbox works neither as root nor in most containers, and the tests open only their own pages.
+        # The sandbox does not work as root or in most containers. The tests open only their own pages.
         browser = driver.chromium.launch(executable_path=path, chromium_sandbox=False, args=CHROMIUM_FLAGS)
         yield browser
         browser.close()

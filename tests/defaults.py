@@ -1,4 +1,4 @@
-"""The params.yaml that the project ships, whatever `gridcap use` has set in the working tree."""
+"""Committed files, such as the default params.yaml, which `gridcap use` changes in the working tree."""
 
 import subprocess
 from pathlib import Path
@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def committed(path: str) -> str:
-    """Text of a file in git's last commit, or of the working tree where there is no git history."""
+    """Read a file of the last commit, or of the working tree where there is no git history."""
     command = ["git", "show", f"HEAD:{path}"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return result.stdout if result.returncode == 0 else (ROOT / path).read_text()

@@ -1,4 +1,4 @@
-"""Small evaluation data for the tests of figures and report examples."""
+"""Small evaluation data for the tests of evaluation and report."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ GRID = (4, 6)
 
 
 def peaked_attention(*peaks: tuple[int, int]) -> np.ndarray:
-    """Attention [T, 4, 6] with 0.54 of each word's weight on one region."""
+    """Return attention [T, 4, 6] with weight 0.54 on one region of each word and 0.02 on all others."""
     attention = np.full((len(peaks), *GRID), 0.02)
     for index, (row, column) in enumerate(peaks):
         attention[index, row, column] = 0.54
@@ -24,7 +24,7 @@ def peaked_attention(*peaks: tuple[int, int]) -> np.ndarray:
 
 
 def make_caption(words: tuple[str, ...], attention: np.ndarray) -> Caption:
-    """A caption whose words all have log-probability -1."""
+    """Return a caption whose words all have log-probability -1."""
     return Caption(
         words=words,
         log_probability=-float(len(words)),
@@ -37,7 +37,15 @@ def make_caption(words: tuple[str, ...], attention: np.ndarray) -> Caption:
 def make_data(
     folder: Path, image_dir: Path, records: list[Record], caption: str, view: str = "whole"
 ) -> EvaluationData:
-    """Evaluation data in which every image has the same caption; without tokens and model, which need a training."""
+    """Make evaluation data in which all images have the same caption, without tokens and model.
+
+    Args:
+        folder: Folder for the feature store.
+        image_dir: Folder of the images.
+        records: Records of the split.
+        caption: Generated caption of every image.
+        view: View in the feature store.
+    """
     words = tuple(caption.split())
     best = make_caption(words, peaked_attention(*((index, index) for index in range(len(words)))))
     spec = small_spec(grid_height=GRID[0], grid_width=GRID[1])
@@ -52,8 +60,8 @@ def make_data(
         "generated": {
             record.image_id: GeneratedCaptions(image_id=record.image_id, captions=(best,)) for record in records
         },
-        "captions": None,
-        "train_captions": None,
+        "tokens": None,
+        "train_tokens": None,
         "store": FeatureStore(folder / "features"),
         "model": None,
         "history": [{"epoch": 1, "val_loss": 3.0, "val_cider": None}, {"epoch": 2, "val_loss": 2.5, "val_cider": 0.5}],

@@ -1,4 +1,4 @@
-"""Java in tests: a marker for tests that need it, and scripts that replace it."""
+"""A marker for tests that need Java, and shell scripts in place of `java`."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ import pytest
 
 
 def needs_java(test: Callable[..., Any]) -> Any:
-    """Mark a test that runs Java; skip it if there is none."""
+    """Mark a test that runs Java, and skip it if there is none."""
     skip = pytest.mark.skipif(shutil.which("java") is None, reason="java is not on the PATH")
     return pytest.mark.java(pytest.mark.slow(skip(test)))
 

@@ -1,6 +1,7 @@
 """Model folders with random weights, for tests that need no trained model."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,24 +16,42 @@ SPEC = small_spec(grid_width=3, channels=5)
 """Grids of 2 x 3 regions with 5 channels."""
 
 
+def model_config(**changes: Any) -> ModelConfig:
+    """Return the config of a model of the sizes `SIZES` on grids of `SPEC`, with some fields changed."""
+    encoder: EncoderSpec = changes.get("encoder", SPEC)
+    values: dict[str, Any] = {
+        "fingerprint": "f" * 16,
+        "decoder": SIZES,
+        "vocabulary_digest": "a1b2",
+        "encoder": encoder,
+        "encoder_fingerprint": encoder.fingerprint,
+        "view": "whole",
+        "data": TrainingData(num_images=1, num_captions=5, num_val_images=1),
+        "epoch": 1,
+        "selected_by": "cider",
+        "versions": {},
+    }
+    return ModelConfig(**(values | changes))
+
+
 def make_model(
     folder: Path, seed: int, words: str = "a dog runs fast", spec: EncoderSpec = SPEC, view: str = "whole"
 ) -> Path:
-    """Write a model folder whose fingerprint is `run SEED`."""
+    """Write a model folder with random weights.
+
+    Args:
+        folder: Folder to write.
+        seed: Seed of the weights. The fingerprint of the model is `run SEED`.
+        words: Words of the vocabulary, without special tokens.
+        spec: Encoder of the grids.
+        view: View that the model captions.
+
+    Returns:
+        The folder.
+    """
     vocabulary = Vocabulary((*SPECIALS, *words.split()))
     torch.manual_seed(seed)
     decoder = SoftAttentionDecoder(SIZES, spec.grid, spec.channels, len(vocabulary))
-    config = ModelConfig(
-        fingerprint=f"run {seed}",
-        decoder=SIZES,
-        vocabulary_digest=vocabulary.digest,
-        encoder=spec,
-        encoder_fingerprint=spec.fingerprint,
-        view=view,
-        data=TrainingData(num_images=1, num_captions=5, num_val_images=1),
-        epoch=1,
-        selected_by="cider",
-        versions={},
-    )
+    config = model_config(fingerprint=f"run {seed}", vocabulary_digest=vocabulary.digest, encoder=spec, view=view)
     write_model(folder, decoder.state_dict(), vocabulary, config)
     return folder

@@ -9,35 +9,18 @@ from pipeline.evaluation.agreement import human_agreement
 from pipeline.metrics.bleu import bleu, bleu_counts
 from pipeline.metrics.bootstrap import Resampling
 from pipeline.metrics.cider import cider
-from pipeline.metrics.corpus import Corpus
-from pipeline.metrics.tokenizers import SPACY
+from tests.caption_corpora import CAPTIONS, REFERENCES, small_corpus
 from tests.java_programs import needs_java
 
 RESAMPLING = Resampling(bootstrap_samples=300, seed=5)
-REFERENCES = {
-    2: ["two children play in water", "kids play in a pool", "two kids in the water"],
-    4: ["a dog runs on grass", "a brown dog runs over the grass", "a dog in a field"],
-    7: ["a plate of food"],
-    9: ["a man rides a red bike", "a man on a bike"],
-}
-CAPTIONS = {2: "two kids play in the water", 4: "a dog on the grass", 7: "a plate", 9: "a man rides a bike"}
-
-
-def make_corpus(references: dict[int, list[str]]) -> Corpus:
-    return Corpus(
-        image_ids=tuple(CAPTIONS),
-        hypotheses=tuple(text.split() for text in CAPTIONS.values()),
-        references=tuple([text.split() for text in references[image_id]] for image_id in CAPTIONS),
-        tokenization=SPACY,
-    )
 
 
 def test_each_reference_is_scored_against_the_others() -> None:
-    scores = human_agreement(make_corpus(REFERENCES), with_meteor=False, resampling=RESAMPLING)
+    scores = human_agreement(small_corpus(), with_meteor=False, resampling=RESAMPLING)
     assert scores["num_images"] == 3  # the plate of food has one reference
-    # By hand: the corpora without the first, the second and the third reference of each image.
+    # By hand: without the first, the second and the third reference of each image.
     words = {image_id: [caption.split() for caption in REFERENCES[image_id]] for image_id in (2, 4, 9)}
-    words[9].append(words[9][0])  # has two references, so its third round is its first again
+    words[9].append(words[9][0])  # has two references, so its third round repeats the first
     counts, cider_d = [], []
     for left_out in range(3):
         hypotheses = [captions[left_out] for captions in words.values()]
@@ -55,7 +38,7 @@ def test_each_reference_is_scored_against_the_others() -> None:
 
 def test_identical_references_score_highest() -> None:
     same = {image_id: [text] * 3 for image_id, text in CAPTIONS.items()}
-    scores = human_agreement(make_corpus(same), with_meteor=False, resampling=RESAMPLING)
+    scores = human_agreement(small_corpus(same), with_meteor=False, resampling=RESAMPLING)
     assert scores["num_images"] == 4
     assert scores["ROUGE-L"]["human"] == scores["ROUGE-L"]["model"] == [1, 1, 1]
     assert scores["BLEU-1"]["model - human"] == [0, 0, 0]
@@ -63,19 +46,21 @@ def test_identical_references_score_highest() -> None:
 
 def test_single_references_have_no_agreement() -> None:
     single = {image_id: captions[:1] for image_id, captions in REFERENCES.items()}
-    scores = human_agreement(make_corpus(single), with_meteor=False, resampling=RESAMPLING)
+    scores = human_agreement(small_corpus(single), with_meteor=False, resampling=RESAMPLING)
     assert scores.keys() == {"num_images", "protocol"}
     assert scores["num_images"] == 0
 
 
 @needs_java
 def test_meteor_of_humans_and_the_model() -> None:
-    meteor = human_agreement(make_corpus(REFERENCES), with_meteor=True, resampling=RESAMPLING)["METEOR"]
+    meteor = human_agreement(small_corpus(), with_meteor=True, resampling=RESAMPLING)["METEOR"]
     assert 0 < meteor["human"][0] < meteor["model"][0]
 
 
-def test_without_java_the_protocol_says_that_meteor_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_java_meteor_is_missing_and_the_protocol_has_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    scores = human_agreement(make_corpus(REFERENCES), with_meteor=True, resampling=RESAMPLING)
+    scores = human_agreement(small_corpus(), with_meteor=True, resampling=RESAMPLING)
     assert "METEOR" not in scores
     assert any(line.startswith("METEOR is missing") and "java" in line for line in scores["protocol"])

@@ -1,4 +1,4 @@
-"""The pages of the app in Chromium, served by `gridcap app` in a process of its own, with models of random weights."""
+"""The pages of the app in Chromium, served by `gridcap app` in a subprocess, with models of random weights."""
 
 import base64
 import os
@@ -21,7 +21,7 @@ import torch
 from PIL import ExifTags, Image
 
 from pipeline.captions.vocabulary import END, SPECIALS, Vocabulary
-from pipeline.decoder.model_io import ModelConfig, TrainingData, write_model
+from pipeline.decoder.model_io import write_model
 from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
 from pipeline.features.encoder import STRIDES, Architecture, GridEncoder, Layer, weights_digest
 from pipeline.features.store import EncoderSpec
@@ -29,6 +29,7 @@ from pipeline.generation.search_settings import write_search_settings
 from pipeline.params import load_key
 from pipeline.prediction.captioner import DEFAULT_SEARCH
 from tests.image_files import encode_image, encode_jpeg, png_bomb, red_blue_image
+from tests.model_folders import model_config
 
 pytest.importorskip("streamlit", reason="needs Streamlit: pip install 'gridcap[app]'")
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ TIMEOUT = 60_000  # ms
 def write_random_model(
     folder: Path, architecture: Architecture, layer: Layer, image_size: int, words: tuple[str, ...]
 ) -> Path:
-    """Write a model folder with its encoder: random weights, but with sharp attention and captions of full length."""
+    """Write a model folder with its encoder, with random weights, sharp attention and captions of full length."""
     torch.manual_seed(1)
     vocabulary = Vocabulary(SPECIALS + words)
     encoder = GridEncoder(architecture, layer).eval()
@@ -67,18 +68,7 @@ def write_random_model(
         decoder.score_weight *= 50
         decoder.output_proj.weight *= 20
         decoder.output_proj.bias[END] = -1000.0
-    config = ModelConfig(
-        fingerprint="random",
-        decoder=params,
-        vocabulary_digest=vocabulary.digest,
-        encoder=spec,
-        encoder_fingerprint=spec.fingerprint,
-        view="whole",
-        data=TrainingData(num_images=0, num_captions=0, num_val_images=0),
-        epoch=1,
-        selected_by="cider",
-        versions={},
-    )
+    config = model_config(fingerprint="random", decoder=params, vocabulary_digest=vocabulary.digest, encoder=spec)
     write_model(folder, decoder.state_dict(), vocabulary, config)
     torch.save(encoder.state_dict(), folder / "encoder.pth")
     return folder
@@ -88,7 +78,7 @@ def write_random_model(
 class Server:
     url: str
     folder: Path
-    """The folder that the app was started in."""
+    """Folder in which the app was started."""
 
 
 def forbid_file_writes() -> None:
@@ -98,7 +88,7 @@ def forbid_file_writes() -> None:
 
 @contextmanager
 def serve_app(folder: Path, *models: Path) -> Iterator[Server]:
-    """Run `gridcap app` outside a repository, without the packages of the stages, and unable to write files."""
+    """Run `gridcap app` in a folder, without the packages of the stages, and unable to write files."""
     program = (
         "import sys; sys.modules.update(dict.fromkeys(['dvc', 'dvclive', 'pycocotools', 'scmrepo', 'spacy']))\n"
         "from pipeline.cli import main; main()"
@@ -143,7 +133,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def open_page(chromium: "Browser", server: Server) -> Iterator[Callable[..., "Page"]]:
-    """Opens a page of the app in a session of its own."""
+    """Return a function that opens a page of the app in a new session."""
     contexts = []
 
     def open_in_new_session(path: str = "", **options: Any) -> "Page":
@@ -168,7 +158,7 @@ def first_caption(page: "Page") -> str:
 
 @contextmanager
 def new_image(page: "Page") -> Iterator[None]:
-    """Wait, after the body, until the viewer shows another image than before."""
+    """Wait, after the body, until the viewer shows a new image."""
     page.locator(".attention-overlay img").first.evaluate(
         """image => {
             const before = image.src;
@@ -201,21 +191,21 @@ def upload(page: "Page", name: str, content: bytes) -> None:
     )
 
 
-def shape_of_image(page: "Page") -> float:
-    """Width divided by height, as shown."""
+def aspect_ratio(page: "Page") -> float:
+    """Return width divided by height of the displayed image."""
     box = page.locator(".attention-overlay").bounding_box()
     assert box is not None
     return box["width"] / box["height"]
 
 
 def measure_glow(page: "Page") -> tuple[float, float, float]:
-    """Fraction of the image that glows, and the center of the glow: x and y as fractions of width and height."""
+    """Return the fraction of the image that glows, and the center of the glow: x and y as fractions of the sides."""
     total, x, y = page.locator(".attention-overlay canvas").first.evaluate(
         """canvas => {
             const { width, height } = canvas;
             const pixels = canvas.getContext("2d").getImageData(0, 0, width, height).data;
             let total = 0, x = 0, y = 0;
-            for (let i = 0; i < width * height; i++) {
+            for (let i = 0; i < width * height; i += 1) {
                 const alpha = pixels[4 * i + 3];
                 total += alpha, x += alpha * (i % width), y += alpha * Math.floor(i / width);
             }
@@ -226,7 +216,7 @@ def measure_glow(page: "Page") -> tuple[float, float, float]:
 
 
 def settled_glow(page: "Page") -> tuple[float, float, float]:
-    """The glow once it stops changing."""
+    """Return the glow once it stops changing."""
     glows = [measure_glow(page)]
 
     def is_settled() -> bool:
@@ -244,10 +234,10 @@ def test_words_of_an_uploaded_image_show_attention_without_the_server(open_page:
     page.on("request", lambda request: requests.append(request.url))
     page.on("websocket", lambda socket: socket.on("framesent", lambda _: requests.append(socket.url)))
     page.reload()
-    assert len(first_caption(page).split()) > 1  # the first sample is captioned at once
+    assert len(first_caption(page).split()) > 1  # the caption of the first sample
     with new_image(page):
         upload(page, "photo.jpg", encode_jpeg(red_blue_image(640, 427)))
-    assert shape_of_image(page) == pytest.approx(640 / 427, rel=0.02)
+    assert aspect_ratio(page) == pytest.approx(640 / 427, rel=0.02)
 
     active = page.locator(".attention-overlay.active")
     assert active.count() == 0
@@ -259,12 +249,12 @@ def test_words_of_an_uploaded_image_show_attention_without_the_server(open_page:
     assert active.count() == 1
     word = words_of(page).nth(0).inner_text()
     assert re.fullmatch(rf"{word} · \d+%", page.locator(".viewer .status").inner_text())
-    centers = {(round(x, 2), round(y, 2))}
+    glow_centers = {(round(x, 2), round(y, 2))}
     for index in range(1, min(6, words_of(page).count())):
         words_of(page).nth(index).hover()
         _, x, y = settled_glow(page)
-        centers.add((round(x, 2), round(y, 2)))
-    assert len(centers) > 2
+        glow_centers.add((round(x, 2), round(y, 2)))
+    assert len(glow_centers) > 2
     page.mouse.move(0, 0)
     active.wait_for(state="detached")
     assert requests == []
@@ -386,7 +376,7 @@ def test_images_of_all_kinds_are_captioned_without_writing_a_file(open_page: Cal
             upload(page, name, content)
         assert page.get_by_test_id("stAlert").count() == 0
         if name == "rotated.jpg":
-            assert shape_of_image(page) < 1
+            assert aspect_ratio(page) < 1
     # The server cannot write files, so any attempt would have shown an error.
 
 
@@ -403,7 +393,7 @@ def test_image_is_pasted_or_chosen_from_the_samples(open_page: Callable[..., "Pa
             }""",
             base64.b64encode(encode_image(red_blue_image(400, 100), "PNG")).decode(),
         )
-    assert shape_of_image(page) == pytest.approx(4, rel=0.02)
+    assert aspect_ratio(page) == pytest.approx(4, rel=0.02)
     samples = page.locator(".samples button")
     assert samples.count() > 3
     with new_image(page):

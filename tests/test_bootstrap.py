@@ -1,4 +1,4 @@
-"""Bootstrap intervals, against the known intervals of means."""
+"""Bootstrap intervals, compared with the analytic intervals of means."""
 
 import numpy as np
 import pytest

@@ -22,24 +22,12 @@ from pipeline.metrics.corpus import LIBRARY_TAG, Corpus
 from pipeline.metrics.ptb import PTB
 from pipeline.metrics.rouge import rouge_l
 from pipeline.metrics.tokenizers import SPACY
-from tests.caption_corpora import images
+from tests.caption_corpora import images, small_corpus
 from tests.java_programs import needs_java
 
 RESAMPLING = Resampling(bootstrap_samples=300, seed=5)
 
-REFERENCES = {
-    2: ["two children play in water", "kids play in a pool", "two kids in the water"],
-    4: ["a dog runs on grass", "a brown dog runs over the grass", "a dog in a field"],
-    7: ["a plate of food"],
-    9: ["a man rides a red bike", "a man on a bike"],
-}
-CAPTIONS = {2: "two kids play in the water", 4: "a dog on the grass", 7: "a plate", 9: "a man rides a bike"}
-CORPUS = Corpus(
-    image_ids=tuple(CAPTIONS),
-    hypotheses=tuple(text.split() for text in CAPTIONS.values()),
-    references=tuple([text.split() for text in texts] for texts in REFERENCES.values()),
-    tokenization=SPACY,
-)
+CORPUS = small_corpus()
 
 
 def test_scores_equal_those_of_the_metric_modules() -> None:
@@ -70,17 +58,17 @@ def test_every_score_has_a_protocol() -> None:
     assert scores["unavailable"] == {"METEOR": ["disabled"], "SPICE": ["disabled"]}
 
 
-TOK = "|".join(f"{key}:{value}" for key, value in SPACY.signature.items())
+TOKENIZATION = "|".join(f"{key}:{value}" for key, value in SPACY.signature.items())
 
 
 @pytest.mark.parametrize(
     ("metric", "signature"),
     [
-        ("BLEU-1", f"BLEU-1|refs:1-3|{TOK}|smooth:none|brevity:closest|lib:{LIBRARY_TAG}"),
-        ("BLEU-4", f"BLEU-4|refs:1-3|{TOK}|smooth:none|brevity:closest|lib:{LIBRARY_TAG}"),
-        ("ROUGE-L", f"ROUGE-L|refs:1-3|{TOK}|beta:1.2|lib:{LIBRARY_TAG}"),
-        ("CIDEr-D", f"CIDEr-D|refs:1-3|{TOK}|n:4|sigma:6|df:corpus|stem:no|lib:{LIBRARY_TAG}"),
-        ("CIDEr", f"CIDEr|refs:1-3|{TOK}|n:4|df:corpus|stem:no|lib:{LIBRARY_TAG}"),
+        ("BLEU-1", f"BLEU-1|refs:1-3|{TOKENIZATION}|smooth:none|brevity:closest|lib:{LIBRARY_TAG}"),
+        ("BLEU-4", f"BLEU-4|refs:1-3|{TOKENIZATION}|smooth:none|brevity:closest|lib:{LIBRARY_TAG}"),
+        ("ROUGE-L", f"ROUGE-L|refs:1-3|{TOKENIZATION}|beta:1.2|lib:{LIBRARY_TAG}"),
+        ("CIDEr-D", f"CIDEr-D|refs:1-3|{TOKENIZATION}|n:4|sigma:6|df:corpus|stem:no|lib:{LIBRARY_TAG}"),
+        ("CIDEr", f"CIDEr|refs:1-3|{TOKENIZATION}|n:4|df:corpus|stem:no|lib:{LIBRARY_TAG}"),
     ],
 )
 def test_signatures(metric: str, signature: str) -> None:
@@ -148,7 +136,7 @@ def test_scores_of_each_image() -> None:
     ("imports", "absent"),
     [
         ("pipeline.metrics.caption_scores, pipeline.metrics.tokenizers", "pycocoevalcap"),
-        ("pipeline.metrics.bleu, pipeline.metrics.cider", "pipeline.metrics.java"),  # what training imports
+        ("pipeline.metrics.bleu, pipeline.metrics.cider", "pipeline.metrics.java"),  # imported by training
     ],
 )
 def test_metrics_import_without_java_wrappers(imports: str, absent: str) -> None:
@@ -159,7 +147,7 @@ def test_metrics_import_without_java_wrappers(imports: str, absent: str) -> None
 @given(st.lists(images, min_size=1, max_size=4), st.randoms())
 @settings(max_examples=50, deadline=None)
 def test_scores_do_not_depend_on_the_order_of_images(pairs, random) -> None:
-    def scores(order):
+    def score(order):
         corpus = Corpus(
             image_ids=tuple(range(len(order))),
             hypotheses=tuple(pairs[index][0] for index in order),
@@ -170,7 +158,7 @@ def test_scores_do_not_depend_on_the_order_of_images(pairs, random) -> None:
         return {name: metrics.score(name) for name in metrics.tables}
 
     order = list(range(len(pairs)))
-    expected = scores(order)
+    expected = score(order)
     random.shuffle(order)
-    assert scores(order) == pytest.approx(expected)
+    assert score(order) == pytest.approx(expected)
     assert set(expected) < set(CORPUS_SCORES)

@@ -15,10 +15,10 @@ from tests.caption_corpora import flickr8k_corpus, make_corpus, random_corpora, 
     [
         pytest.param([("a b c d", "a b c d"), ("e f g h", "e f g h")], [10, 10], id="identical"),
         pytest.param([("e f g h", "a b c d"), ("a b c d", "e f g h")], [0, 0], id="no match"),
-        pytest.param([("", "a b c d"), ("e", "e")], [0, 10 / 4], id="empty hypothesis; a single word has no 2-grams"),
+        pytest.param([("", "a b c d"), ("e", "e")], [0, 10 / 4], id="empty hypothesis, and one word without 2-grams"),
         pytest.param([("a b c d", "a b c d")], [0], id="a single image has no informative n-grams"),
         pytest.param([("a b", "a b", "c"), ("x", "y")], [10 / 4, 0], id="mean over references and orders"),
-        pytest.param([("a", "a", ""), ("", "x", "y", "z")], [10 / 8, 0], id="different numbers, empty reference"),
+        pytest.param([("a", "a", ""), ("", "x", "y", "z")], [10 / 8, 0], id="varying number of references, one empty"),
     ],
 )
 def test_cider_equals_cider_d_without_repetition_and_with_equal_lengths(images, expected):
@@ -34,7 +34,7 @@ def test_cider_d_penalizes_repetition_and_length():
 
 
 def reference_cider(hypotheses, references):
-    """CIDEr image by image and vector by vector, as in the paper."""
+    """Compute CIDEr image by image and vector by vector, as in the paper."""
 
     def ngrams(words, order):
         return Counter(tuple(words[start : start + order]) for start in range(len(words) - order + 1))

@@ -1,4 +1,4 @@
-"""COCO results and annotations: what is read, and what is rejected with file and place."""
+"""COCO results and annotations: valid files, and errors with file and location."""
 
 import json
 from pathlib import Path
@@ -105,8 +105,8 @@ def test_a_byte_order_mark_and_surrogate_pairs_are_read(tmp_path: Path) -> None:
 def test_images_without_references_are_listed() -> None:
     results = dict.fromkeys(range(8), "a dog")
     paths = Path("r.json"), Path("a.json")
-    with pytest.raises(UserError, match=r"^r\.json: 7 images are not in a\.json: 1, 2, 3, 4, 5, \.\.\."):
+    with pytest.raises(UserError, match=r"^r\.json: .*a\.json \(7\): 1, 2, 3, 4, 5, \.\.\."):
         check_references(results, {0: ["a"]}, *paths)
-    with pytest.raises(UserError, match=r"^a\.json: 1 images of r\.json have no caption: 6\."):
+    with pytest.raises(UserError, match=r"^a\.json: .*r\.json .*\(1\): 6\."):
         check_references(results, {image_id: ["a"] * (image_id != 6) for image_id in range(9)}, *paths)
     check_references(results, {image_id: ["a"] for image_id in range(9)}, *paths)

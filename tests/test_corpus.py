@@ -12,11 +12,11 @@ from pipeline.metrics.tokenizers import SPACY
 
 
 def corpus(*num_references: int) -> Corpus:
-    """A corpus whose images have these numbers of references."""
+    """Build a corpus whose images have these numbers of references."""
     return Corpus(
         image_ids=tuple(range(len(num_references))),
         hypotheses=(["a"],) * len(num_references),
-        references=tuple([["a"]] * number for number in num_references),
+        references=tuple([["a"]] * count for count in num_references),
         tokenization=SPACY,
     )
 

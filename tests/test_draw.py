@@ -26,7 +26,7 @@ def evaluate_params(attention_plots: int, seed: int = 1) -> EvaluateParams:
 
 
 def drawn_files(folder: Path, params: EvaluateParams) -> list[str]:
-    """Draw the attention of three images; return the files."""
+    """Run `draw` on three images and return the paths of its files."""
     records = [
         Record(image_id=image_id, file=f"{image_id}.png", split="test", captions=("A.",)) for image_id in (5, 6, 7)
     ]

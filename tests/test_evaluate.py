@@ -59,7 +59,7 @@ def write_generated(folder: Path, captions: dict[int, str]) -> None:
 
 @pytest.fixture
 def inputs(tiny: Tiny, tmp_path: Path) -> EvaluateInputs:
-    """Artifacts of the val split, in which every second caption is correct."""
+    """Write artifacts of the val split, in which the captions of even image ids are correct."""
     image_ids = range(0, 40, 5)
     records = [
         Record(
@@ -149,8 +149,8 @@ def test_captions_of_other_images_are_rejected(inputs: EvaluateInputs, tmp_path:
         read_inputs(replace(inputs, generated=tmp_path / "other"), "val")
     message = str(error.value)
     assert message.startswith(f"{tmp_path / 'other'}: ")
-    assert "2 images" in message
-    assert "1 are among the 8" in message
+    assert "1 of the 8 images of split val" in message
+    assert "1 other" in message
 
 
 def test_a_damaged_history_is_rejected(inputs: EvaluateInputs, tiny: Tiny, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_seeds_select_different_random_images():
 
 
 def build_example(folder: Path, *objects: AnnotatedObject, view: str = "whole") -> Example:
-    """The example of the image a.png in the folder, with the caption "a cube"."""
+    """Build the example of the image a.png in the folder, with the generated caption "a cube"."""
     record = Record(image_id=3, file="a.png", split="test", captions=("A cube.",), objects=objects)
     corpus = Corpus(image_ids=(3,), hypotheses=(["a", "cube"],), references=([["a", "ball"]],), tokenization=SPACY)
     metrics = compute_metrics(corpus, with_meteor=False, with_spice=False)

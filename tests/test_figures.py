@@ -3,9 +3,11 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
+from pipeline.report.curve_style import SPLIT_COLORS
 from pipeline.report.figures import attention_strip, draw_curves
+from tests.evaluation_data import peaked_attention
 
 ROWS = [
     {"epoch": 1, "train_loss": 4.0, "val_loss": 4.5, "val_bleu4": None, "learning_rate": 0.1},
@@ -20,21 +22,14 @@ def rgb(path) -> np.ndarray:
         return np.asarray(image.convert("RGB")).astype(int)
 
 
-def peaked_attention(*peaks: tuple[int, int]) -> np.ndarray:
-    attention = np.zeros((len(peaks), 4, 6), dtype=np.float32)
-    for index, (row, column) in enumerate(peaks):
-        attention[index, row, column] = 1.0
-    return attention
-
-
-def test_one_figure_per_measured_metric(tmp_path):
+def test_one_figure_per_metric_with_values(tmp_path):
     paths = draw_curves(ROWS, tmp_path, ".png")
     assert paths == [tmp_path / "loss.png", tmp_path / "bleu4.png"]
     assert sorted(tmp_path.iterdir()) == sorted(paths)
     loss, bleu4 = (rgb(path) for path in paths)
-    gray = (0x8A, 0x8F, 0x98)
-    assert (loss == gray).all(axis=-1).any()  # the line of the train split
-    assert not (bleu4 == gray).all(axis=-1).any()
+    train_color = ImageColor.getrgb(SPLIT_COLORS["train"])
+    assert (loss == train_color).all(axis=-1).any()
+    assert not (bleu4 == train_color).all(axis=-1).any()
 
 
 def test_no_rows_give_no_figures(tmp_path):
@@ -79,10 +74,7 @@ def test_a_panel_is_bright_where_attention_is_high(tmp_path):
     height, width = panels[0].shape[:2]
     corners = (
         (slice(height // 4, height // 3), slice(width // 10, width // 6)),
-        (
-            slice(-height // 6, -height // 10),
-            slice(-width // 6, -width // 10),
-        ),
+        (slice(-height // 6, -height // 10), slice(-width // 6, -width // 10)),
     )
     here, there = ([panel[corner].mean() for corner in corners] for panel in panels[1:])
     original = [panels[0][corner].mean() for corner in corners]

@@ -36,7 +36,7 @@ def test_meteor_without_java_is_unavailable(monkeypatch: pytest.MonkeyPatch, tmp
         meteor_counts([["a"]], [[["a"]]])
 
 
-@pytest.mark.parametrize("output", ["", "1 2 3", "what?"])
+@pytest.mark.parametrize("output", ["", "1 2 3", "error"])
 def test_unexpected_output_is_unavailable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, output: str) -> None:
     install_as_java(monkeypatch, tmp_path, f"cat > {tmp_path}/input; echo '{output}'")
     with pytest.raises(UnavailableError, match="METEOR returned 1 lines for 2 captions"):

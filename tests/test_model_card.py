@@ -1,4 +1,4 @@
-"""The model card of a small configuration."""
+"""The model card of a small config."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,22 +7,14 @@ from typing import Any
 import pytest
 
 from pipeline.decoder.model_io import ModelConfig, TrainingData
-from pipeline.decoder.soft_attention import DecoderParams
 from pipeline.report.model_card import write_model_card
 from tests.factories import small_spec
+from tests.model_folders import model_config
 
-CONFIG = ModelConfig(
-    fingerprint="f" * 16,
-    decoder=DecoderParams(
-        embedding_size=8, hidden_size=16, attention_size=8, dropout=0.0, region_dropout=0.0, word_dropout=0.0
-    ),
-    vocabulary_digest="a1b2",
+CONFIG = model_config(
     encoder=small_spec(),
-    encoder_fingerprint="e" * 16,
-    view="whole",
     data=TrainingData(num_images=1200, num_captions=6000, num_val_images=30),
     epoch=2,
-    selected_by="cider",
     versions={"torch": "2.11.0"},
     dataset="data/flickr8k",
     encoder_weights="data/weights/resnet18.pth",

@@ -2,7 +2,7 @@ import base64
 
 import numpy as np
 
-from pipeline.report.overlay import DIMMED_BRIGHTNESS, GLOW, attention_levels, encode_levels, overlay_js
+from pipeline.report.overlay import DIMMED_BRIGHTNESS, GLOW, attention_levels, encode_levels, jpeg_url, overlay_js
 
 
 def test_the_most_attended_region_of_each_word_is_at_level_255() -> None:
@@ -25,6 +25,13 @@ def test_float16_attention_gives_the_levels_of_float32() -> None:
 def test_levels_are_encoded_in_row_major_order() -> None:
     levels = np.array([[1, 2, 3], [4, 5, 255]], dtype=np.uint8)
     assert list(base64.b64decode(encode_levels(levels))) == [1, 2, 3, 4, 5, 255]
+
+
+def test_jpeg_url_holds_the_bytes() -> None:
+    content = bytes(range(256))
+    prefix, encoded = jpeg_url(content).split(",")
+    assert prefix == "data:image/jpeg;base64"
+    assert base64.b64decode(encoded) == content
 
 
 def test_script_starts_with_the_constants() -> None:

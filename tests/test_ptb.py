@@ -4,7 +4,7 @@ import pytest
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from pipeline.metrics.java import UnavailableError
-from pipeline.metrics.ptb import ptb_words
+from pipeline.metrics.ptb import tokenize_ptb
 from tests.caption_corpora import coco_captions
 from tests.java_programs import install_as_java, needs_java
 
@@ -19,7 +19,7 @@ def test_words_equal_those_of_coco_caption() -> None:
         ".",
         "a café <unk> 1 1/2",
     ]
-    assert ptb_words(captions) == [
+    assert tokenize_ptb(captions) == [
         # Brackets stay, since coco-caption drops `-LRB-` only after lowercasing.
         ["a", "man", "'s", "dog", "a", "big", "one", "ca", "n't", "run", "-lrb-", "far", "-rrb-"],
         [],
@@ -32,25 +32,25 @@ def test_words_equal_those_of_coco_caption() -> None:
 
 def test_no_captions_need_no_java(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert ptb_words([]) == []
+    assert tokenize_ptb([]) == []
     with pytest.raises(UnavailableError, match="java"):
-        ptb_words(["a"])
+        tokenize_ptb(["a"])
 
 
 @needs_java
 def test_a_caption_with_an_unusual_line_end_stays_one_caption() -> None:
     ends = ["\r", "\x0b", "\x0c", "\x85", "\u2028", "\u2029"]
-    assert ptb_words([f"a{end}b" for end in ends]) == [["a", "b"]] * len(ends)
+    assert tokenize_ptb([f"a{end}b" for end in ends]) == [["a", "b"]] * len(ends)
 
 
 @needs_java
 def test_words_of_real_captions_equal_those_of_pycocoevalcap() -> None:
     captions = coco_captions(400)
     expected = PTBTokenizer().tokenize({index: [{"caption": caption}] for index, caption in enumerate(captions)})
-    assert ptb_words(captions) == [expected[index][0].split() for index in range(len(captions))]
+    assert tokenize_ptb(captions) == [expected[index][0].split() for index in range(len(captions))]
 
 
 def test_a_wrong_number_of_lines_is_unavailable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     install_as_java(monkeypatch, tmp_path, f"cat > {tmp_path}/input; echo a")
     with pytest.raises(UnavailableError, match="1 lines for 2 captions"):
-        ptb_words(["a", "b"])
+        tokenize_ptb(["a", "b"])

@@ -22,7 +22,7 @@ from pipeline.report.examples import Example, build_examples
 from pipeline.report.report import Report, write_report
 from tests.evaluation_data import GRID, make_data, peaked_attention
 
-PHOTOGRAPHS = Path(__file__).parents[2] / "shared/real/coco/images"
+PHOTO_DIR = Path(__file__).parents[2] / "shared/real/coco/images"
 # Row and column of each word's region with the most attention.
 PEAKS = {"a": (0, 0), "red": (3, 1), "</script><b>ball": (1, 4)}
 REFERENCE = 'A <ball> & "more" </script><img src=x onerror=alert(1)>'
@@ -103,7 +103,7 @@ def make_report(**changes: Any) -> Report:
 
 
 class PageParser(HTMLParser):
-    """Tags with their attributes, and the text of the page."""
+    """Collects the tags with their attributes, and the text of the page."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -144,18 +144,19 @@ def page(chromium: Browser, path: Path) -> Iterator[Page]:
 
 
 def pixels(card: Locator) -> np.ndarray:
-    """Screenshot of the card's image without label and boxes, [H, W, 3]."""
+    """Return a screenshot of the image of a card without status and boxes, [H, W, 3]."""
     shot = card.locator(".attention-overlay").screenshot(style=".status, .boxes { visibility: hidden }")
     with Image.open(io.BytesIO(shot)) as image:
         return np.asarray(image.convert("RGB")).astype(float)
 
 
 def brightest_point(screenshot: np.ndarray) -> tuple[float, float]:
-    """Center of the brightest pixels, as fractions of height and width."""
-    light = np.zeros(screenshot.shape[:2])
-    light[INSIDE] = screenshot[INSIDE].mean(axis=-1)
-    rows, columns = np.nonzero(light >= np.quantile(light, 0.995))
-    return float(rows.mean() + 0.5) / light.shape[0], float(columns.mean() + 0.5) / light.shape[1]
+    """Return the center of the brightest pixels, as fractions of height and width."""
+    brightness = np.zeros(screenshot.shape[:2])
+    brightness[INSIDE] = screenshot[INSIDE].mean(axis=-1)
+    rows, columns = np.nonzero(brightness >= np.quantile(brightness, 0.995))
+    height, width = brightness.shape
+    return float(rows.mean() + 0.5) / height, float(columns.mean() + 0.5) / width
 
 
 def assert_highlighted(card: Locator, word: str) -> None:
@@ -171,19 +172,19 @@ def test_the_same_report_gives_the_same_bytes(tmp_path, path):
 
 
 @pytest.mark.slow
-def test_a_page_of_photographs_is_small(tmp_path):
-    photographs = sorted(PHOTOGRAPHS.glob("*.jpg"))[:12]
-    if not photographs:
-        pytest.skip(f"no photographs in {PHOTOGRAPHS}")
+def test_a_page_of_12_photos_is_smaller_than_2_mb(tmp_path):
+    photos = sorted(PHOTO_DIR.glob("*.jpg"))[:12]
+    if not photos:
+        pytest.skip(f"no photos in {PHOTO_DIR}")
     records = [
         Record(image_id=image_id, file=path.name, split="test", captions=("A cube.",))
-        for image_id, path in enumerate(photographs)
+        for image_id, path in enumerate(photos)
     ]
-    data = make_data(tmp_path, PHOTOGRAPHS, records, "a cube")
+    data = make_data(tmp_path, PHOTO_DIR, records, "a cube")
     corpus = Corpus(
         image_ids=tuple(data.generated),
-        hypotheses=(["a", "cube"],) * 12,
-        references=([["a", "cube"]],) * 12,
+        hypotheses=(["a", "cube"],) * len(records),
+        references=([["a", "cube"]],) * len(records),
         tokenization=SPACY,
     )
     metrics = compute_metrics(corpus, with_meteor=False, with_spice=False)
@@ -219,14 +220,14 @@ def test_the_page_shows_scores_with_interval_protocol_and_chance(path):
     assert "BLEU-4 0.400 0.300 to 0.500 0.200 0.100 to 0.300 0.200 0.150 to 0.250" in text
     assert "distinct captions 12 39" in text
     assert "loss (nats per word) train val" in text
-    assert "3.000" in text  # the best epoch's
+    assert "3.000" in text  # loss of the best epoch
     assert "on 100 tokens of the test captions: loss 2.062" in text
     assert "relation 4 0.750 0.125 0.500 0.062" in text
     assert "decoder.hidden_size 256" in text
     assert f"python {sys.version.split()[0]}" in text
 
 
-def test_images_without_known_objects_have_no_attention_table(tmp_path):
+def test_images_without_annotated_objects_have_no_attention_table(tmp_path):
     write_report(tmp_path / "report.html", make_report(scenes={"num_images": 0}, history=[], examples=[]))
     text = (tmp_path / "report.html").read_text()
     assert "by chance" not in text
@@ -259,10 +260,10 @@ def test_hovering_a_word_highlights_its_attention(page: Page) -> None:
 def test_the_highlight_is_smooth(page: Page) -> None:
     card = page.locator(".card").first
     card.get_by_role("button", name="</script><b>ball").hover()
-    light = pixels(card)[INSIDE].mean(axis=-1)
+    brightness = pixels(card)[INSIDE].mean(axis=-1)
     # A region is 40 px or wider, so unsmoothed regions would jump by the full range between two pixels.
-    steps = max(np.abs(np.diff(light, axis=axis)).max() for axis in (0, 1))
-    assert 0 < steps < 0.12 * np.ptp(light)
+    max_step = max(np.abs(np.diff(brightness, axis=axis)).max() for axis in (0, 1))
+    assert 0 < max_step < 0.12 * np.ptp(brightness)
 
 
 @browser
@@ -315,6 +316,6 @@ def test_the_page_follows_the_color_scheme(chromium: Browser, path: Path, scheme
         page = context.new_page()
         page.goto(path.as_uri())
         styles = page.evaluate("[getComputedStyle(document.body).color, getComputedStyle(document.body).background]")
-        ink, paper = (list(map(int, re.findall(r"\d+", style)[:3])) for style in styles)
-        assert (sum(ink) < sum(paper)) == (scheme == "light")
-        assert abs(sum(ink) - sum(paper)) > 3 * 150
+        text_color, background = (list(map(int, re.findall(r"\d+", style)[:3])) for style in styles)
+        assert (sum(text_color) < sum(background)) == (scheme == "light")
+        assert abs(sum(text_color) - sum(background)) > 3 * 150

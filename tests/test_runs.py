@@ -40,6 +40,7 @@ def test_unreadable_epochs_are_ignored(tmp_path: Path, content: str) -> None:
     assert read_epochs(tmp_path / "training.json") == {}
 
 
+@pytest.mark.slow
 def test_scores_are_read_by_subset(tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
     (corpus,) = build_corpora("spacy", {1: ["a red cube"], 2: ["a blue cube"]}, [{1: "a red cube", 2: "a red cube"}])
@@ -50,5 +51,5 @@ def test_scores_are_read_by_subset(tmp_path: Path) -> None:
     assert list(scores["all"]) == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "CIDEr"]
     assert scores["all"]["ROUGE-L"] == pytest.approx(5 / 6, abs=1e-6)
     assert scores["seen"]["ROUGE-L"] == 1
-    path.write_text('{"images": 3, "BLEU-4"')
+    path.write_text('{"num_images": 3, "BLEU-4"')
     assert read_scores(path) == {}

@@ -14,7 +14,7 @@ from tests.image_files import encode_jpeg, red_blue_image
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A folder with params, and a dataset whose 20 images with even ids are in the test split."""
+    """Make a folder with params and a dataset of 40 images, of which those with even ids are the test split."""
     (tmp_path / "params.yaml").write_text(f"dataset:\n  root: {tmp_path / 'dataset'}\n  images: images\n")
     (tmp_path / "dataset" / "images").mkdir(parents=True)
     records = []
@@ -53,7 +53,8 @@ def test_scenes_replace_a_missing_dataset(tmp_path: Path, monkeypatch: pytest.Mo
     thumbnails.clear()
 
 
-def test_samples_come_from_the_repository(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_samples_are_read_from_the_repository(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(repository)
     sample_images.clear()
     assert [sample.name for sample in sample_images()][:2] == ["0.jpg", "4.jpg"]

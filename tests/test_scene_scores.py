@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.captions.records import AnnotatedObject, Record
-from pipeline.evaluation.scene_scores import GroundedWord, grounded_words, score_scenes
+from pipeline.evaluation.scene_scores import GroundedWord, find_grounded_words, score_scenes
 from pipeline.generation.caption_io import GeneratedCaptions
 from tests.evaluation_data import make_caption
 
@@ -16,7 +16,7 @@ OBJECTS = (
     AnnotatedObject(attributes={"shape": "sphere", "color": "blue", "size": "small", "texture": "shiny"}, box=BALL),
 )
 CAPTION = "a red cube stands to the left of a shiny ball"
-# Attention of some words; uniform for all others.
+# Attention of some words, [2, 4]; that of the other words is uniform.
 ATTENTION = {
     "red": [[0.5, 0.0, 0.0, 0.0], [0.5, 0.0, 0.0, 0.0]],  # the first of two equal peaks is in the cube
     "cube": [[0.1, 0.1, 0.0, 0.0], [0.8, 0.0, 0.0, 0.0]],  # below the cube
@@ -90,7 +90,7 @@ def test_accuracy_of_names_and_relations(text, names, relations):
     ("text", "kinds"),
     [
         ("a green ring stands to the left of a yellow cone", {}),  # neither object is in the image
-        ("a red cube stands to the left of a green ring", {1: "color", 2: "shape"}),  # one side of the relation is
+        ("a red cube stands to the left of a green ring", {1: "color", 2: "shape"}),  # only one of the two objects is
         ("a red cube stands on the left of the picture", {1: "color", 2: "shape"}),
         (
             "a red cube and a ball are in front of a cube",
@@ -101,12 +101,12 @@ def test_accuracy_of_names_and_relations(text, names, relations):
     ],
 )
 def test_words_that_refer_to_objects_in_the_image(text, kinds):
-    assert {word.position: word.kind for word in grounded_words(text.split(), OBJECTS)} == kinds
+    assert {word.position: word.kind for word in find_grounded_words(text.split(), OBJECTS)} == kinds
 
 
 def test_a_relation_refers_to_the_objects_on_both_sides():
     second_cube = AnnotatedObject(attributes=OBJECTS[0].attributes, box=(0.5, 0.0, 0.25, 0.5))
-    words = grounded_words(["two", "red", "cubes", "stand", "behind", "a", "ball"], (*OBJECTS, second_cube))
+    words = find_grounded_words(["two", "red", "cubes", "stand", "behind", "a", "ball"], (*OBJECTS, second_cube))
     assert words[-1] == GroundedWord(position=4, kind="relation", boxes=(CUBE, BALL, second_cube.box))
     assert words[0].boxes == words[1].boxes == (CUBE, second_cube.box)
 

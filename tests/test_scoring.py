@@ -1,19 +1,18 @@
-"""`gridcap score` and `gridcap compare`."""
+"""Scores of caption files, by `gridcap score` and `gridcap compare`."""
 
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-from typer.testing import CliRunner
 
-from pipeline.cli import app, main
+from pipeline.cli import main
 from pipeline.errors import UserError
+from tests.command_line import gridcap
 from tests.java_programs import needs_java
 
 pytestmark = pytest.mark.slow  # spaCy is slow to import
@@ -41,8 +40,9 @@ def write_references(path: Path, references: dict[int, list[str]] = REFERENCES) 
     return path
 
 
-def gridcap(*arguments: Any) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+def run(*arguments: object) -> str:
+    """Run `gridcap`; raise its error or return its output."""
+    result = gridcap(*arguments)
     if isinstance(result.exception, UserError):
         raise result.exception
     assert result.exit_code == 0, result.output
@@ -53,7 +53,7 @@ def gridcap(*arguments: Any) -> str:
 def test_scores_equal_those_of_coco_caption(tmp_path: Path) -> None:
     hypotheses = write_results(tmp_path / "results.json", GOOD)
     references = write_references(tmp_path / "annotations.json")
-    scores = json.loads(gridcap("score", hypotheses, references, "--tokenizer", "ptb", "--no-meteor", "--json"))
+    scores = json.loads(run("score", hypotheses, references, "--tokenizer", "ptb", "--no-meteor", "--json"))
     gts = PTBTokenizer().tokenize({image_id: [{"caption": text} for text in REFERENCES[image_id]] for image_id in GOOD})
     res = PTBTokenizer().tokenize({image_id: [{"caption": text}] for image_id, text in GOOD.items()})
     bleu = Bleu(4).compute_score(gts, res, verbose=0)[0]
@@ -69,7 +69,7 @@ def test_the_table_has_scores_intervals_protocol_and_signatures(tmp_path: Path) 
     references = write_references(tmp_path / "annotations.json")
     out = tmp_path / "scores.json"
     flags = ("--no-meteor", "--bootstrap-samples", 200, "--seed", 3, "--out", out)
-    lines = gridcap("score", hypotheses, references, "--tokenizer", "spacy", *flags).splitlines()
+    lines = run("score", hypotheses, references, "--tokenizer", "spacy", *flags).splitlines()
     assert lines[0] == f"hypotheses: {hypotheses}, 3 images"
     assert lines[1] == f"references: {references}, 4 images"
     assert lines[2].startswith("tokenizer: spacy 3.")
@@ -96,7 +96,7 @@ def test_compare_finds_significant_differences(tmp_path: Path) -> None:
 
     def verdicts(first: dict[int, str], second: dict[int, str]) -> dict[str, str]:
         a, b = write_results(tmp_path / "a.json", first), write_results(tmp_path / "b.json", second)
-        output = gridcap("compare", a, b, "--references", references, "--tokenizer", "spacy", "--no-meteor")
+        output = run("compare", a, b, "--references", references, "--tokenizer", "spacy", "--no-meteor")
         rows = [line for line in output.splitlines() if line.startswith(("BLEU", "ROUGE", "CIDEr"))]
         return {row.split()[0]: row.rsplit("  ", 1)[1] for row in rows}
 
@@ -109,7 +109,7 @@ def test_compare_finds_significant_differences(tmp_path: Path) -> None:
 def test_compare_prints_signatures(tmp_path: Path) -> None:
     hypotheses = write_results(tmp_path / "a.json", GOOD)
     references = write_references(tmp_path / "r.json")
-    output = gridcap("compare", hypotheses, hypotheses, "--references", references, "--no-meteor")
+    output = run("compare", hypotheses, hypotheses, "--references", references, "--no-meteor")
     assert "\n  CIDEr-D|refs:2-4|tok:spacy-3." in output
 
 
@@ -117,11 +117,11 @@ def test_compare_leaves_out_and_counts_images_in_only_one_file(tmp_path: Path) -
     references = write_references(tmp_path / "annotations.json")
     first = write_results(tmp_path / "a.json", GOOD)
     second = write_results(tmp_path / "b.json", {1: POOR[1], 2: POOR[2], 4: "food"})
-    output = gridcap("compare", first, second, "--references", references, "--no-meteor")
+    output = run("compare", first, second, "--references", references, "--no-meteor")
     assert "2 images in both files; 2 images in only one file are left out" in output
     write_results(second, {4: "food"})
     with pytest.raises(UserError, match=f"{first}: no image in common with {second}"):
-        gridcap("compare", first, second, "--references", references)
+        run("compare", first, second, "--references", references)
 
 
 @pytest.mark.parametrize("command", ["score", "compare"])
@@ -132,8 +132,8 @@ def test_without_java_ptb_is_an_error_and_meteor_is_unavailable(
     monkeypatch.setenv("PATH", str(tmp_path))
     paths = (hypotheses, references) if command == "score" else (hypotheses, hypotheses, "--references", references)
     with pytest.raises(UserError, match=r"ptb.*java.*spacy"):
-        gridcap(command, *paths, "--tokenizer", "ptb")
-    lines = gridcap(command, *paths, "--tokenizer", "spacy", "--spice").splitlines()
+        run(command, *paths, "--tokenizer", "ptb")
+    lines = run(command, *paths, "--tokenizer", "spacy", "--spice").splitlines()
     assert any(line.startswith("METEOR   java is not on the PATH") for line in lines)
     assert any(line.startswith("SPICE ") and "stanford-corenlp" in line for line in lines)
 
@@ -158,6 +158,6 @@ def test_an_unwritable_file_is_an_error_after_the_scores(
 @pytest.mark.parametrize("command", ["score", "compare"])
 def test_a_negative_seed_is_rejected(tmp_path: Path, command: str) -> None:
     path = write_results(tmp_path / "a.json", GOOD)
-    result = CliRunner().invoke(app, [command, str(path), str(path), "--seed", "-1"])
+    result = gridcap(command, path, path, "--seed", -1)
     assert result.exit_code == 2
     assert "--seed" in result.output

@@ -1,4 +1,4 @@
-"""The search controls, run by Streamlit's own test driver."""
+"""The search controls, run by the test driver of Streamlit."""
 
 import json
 import sys
@@ -23,7 +23,7 @@ SAMPLING = replace(SearchParams.greedy(20), method="sample", temperature=0.7, to
 
 
 def show_controls(defaults: dict[str, object]) -> None:
-    # The test driver runs this function as a script of its own.
+    # The test driver runs this function as a separate script.
     import json
     from dataclasses import asdict
 

@@ -2,38 +2,40 @@ import socket
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from pipeline.cli import app
+from pipeline.cli import DEFAULT_MODEL
 from pipeline.errors import UserError
 
 pytest.importorskip("streamlit", reason="needs Streamlit: pip install 'gridcap[app]'")
 
 from pipeline.app.serve import serve
+from tests.command_line import gridcap
 
 
-def test_address_in_use_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_address_in_use_is_rejected_before_a_model_is_loaded(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        with pytest.raises(UserError) as refusal:
-            serve([tmp_path / "no model"], "127.0.0.1", port)
-    assert f"127.0.0.1:{port}: already in use" in str(refusal.value)
-    assert "--port" in str(refusal.value)
+        with pytest.raises(UserError) as error:
+            serve([tmp_path / "no model"], DEFAULT_MODEL, "127.0.0.1", port)
+    assert f"127.0.0.1:{port}: already in use" in str(error.value)
+    assert "--port" in str(error.value)
 
 
-def test_address_of_another_machine_is_refused(tmp_path: Path) -> None:
+def test_address_of_another_machine_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"192\.0\.2\.1:0: cannot be used"):
-        serve([tmp_path / "no model"], "192.0.2.1", 0)
+        serve([tmp_path / "no model"], DEFAULT_MODEL, "192.0.2.1", 0)
 
 
-def test_folder_without_a_model_is_refused_before_the_server_starts(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as refusal:
-        serve([tmp_path], "127.0.0.1", 0)
-    assert str(tmp_path / "config.json") in str(refusal.value)
+@pytest.mark.slow
+def test_folder_without_a_model_is_rejected_before_the_server_starts(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        serve([tmp_path], DEFAULT_MODEL, "127.0.0.1", 0)
+    assert str(tmp_path / "config.json") in str(error.value)
 
 
 @pytest.mark.parametrize("port", ["-1", "65536", "99999"])
-def test_invalid_port_is_refused(port: str) -> None:
-    result = CliRunner().invoke(app, ["app", "--port", port])
+def test_invalid_port_is_rejected(port: str) -> None:
+    result = gridcap("app", "--port", port)
     assert result.exit_code == 2
     assert "--port" in result.output

@@ -39,7 +39,7 @@ def test_captions_are_sent_and_scores_are_read_by_image(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("output", ["", "[]", '[{"image_id": 0}]', '{"a": 1}'])
 def test_unexpected_output_is_unavailable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, output: str) -> None:
     install_as_java(monkeypatch, tmp_path, SPICE_JAVA.format(folder=tmp_path, output=output))
-    with pytest.raises(UnavailableError, match="SPICE wrote no readable scores"):
+    with pytest.raises(UnavailableError, match=r"SPICE wrote no .*scores"):
         spice([["a"]], [[["a"]]], folder=spice_folder(tmp_path))
 
 

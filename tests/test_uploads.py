@@ -26,11 +26,11 @@ def test_supported_formats_are_accepted(image_format: str) -> None:
     check_image(ImageFile(name="a", content=encode_image(red_blue_image(3, 2), image_format)))
 
 
-def test_large_file_is_refused() -> None:
-    with pytest.raises(UserError) as refusal:
+def test_large_file_is_rejected() -> None:
+    with pytest.raises(UserError) as error:
         check_image(ImageFile(name="a.jpg", content=bytes(MAX_BYTES + 1)))
-    assert str(refusal.value).startswith("a.jpg: ")
-    assert "20 MB" in str(refusal.value)
+    assert str(error.value).startswith("a.jpg: ")
+    assert "20 MB" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -43,18 +43,18 @@ def test_large_file_is_refused() -> None:
     ],
     ids=["ppm", "postscript", "broken", "empty"],
 )
-def test_other_formats_are_refused(content: bytes) -> None:
-    with pytest.raises(UserError) as refusal:
+def test_other_formats_are_rejected(content: bytes) -> None:
+    with pytest.raises(UserError) as error:
         check_image(ImageFile(name="a.jpg", content=content))
-    assert str(refusal.value).startswith("a.jpg: ")
-    assert "JPEG, PNG, WEBP, GIF, BMP or TIFF" in str(refusal.value)
+    assert str(error.value).startswith("a.jpg: ")
+    assert "JPEG, PNG, WEBP, GIF, BMP or TIFF" in str(error.value)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as `gridcap` ignores it
-def test_decompression_bomb_is_refused() -> None:
+def test_decompression_bomb_is_rejected() -> None:
     bomb = ImageFile(name="bomb.png", content=png_bomb(10_000, 10_000))
     check_image(bomb)  # does not decode it
-    with pytest.raises(UserError) as refusal:
+    with pytest.raises(UserError) as error:
         make_preview(bomb)
-    assert str(refusal.value).startswith("bomb.png: ")
-    assert "10000 x 10000" in str(refusal.value)
+    assert str(error.value).startswith("bomb.png: ")
+    assert "10000 x 10000" in str(error.value)

@@ -8,7 +8,7 @@ from pipeline.app.work_queue import WorkQueue
 from pipeline.errors import UserError
 
 
-def test_full_queue_refuses_jobs_until_one_is_done() -> None:
+def test_full_queue_rejects_jobs_until_one_is_done() -> None:
     queue, event = WorkQueue(max_jobs=2), Event()
     futures = [queue.submit(event.wait), queue.submit(lambda: 7)]
     with pytest.raises(UserError, match="too many images"):

@@ -1,7 +1,7 @@
 // An image with its captions. While a word is active, the overlay shows where the decoder attends.
 //
 // data: {image: URL, width, height, grid: [rows, columns], captions: [{confidence, score, words: [{text, probability,
-// map}]}]}, best caption first; `map` is the attention of the word, as `AttentionOverlay.show` reads it.
+// map}]}]}, best caption first. `map` is the attention of the word, as `AttentionOverlay.show` reads it.
 //
 // pipeline/app/components.py puts pipeline/report/page/overlay.js before this script.
 
@@ -99,7 +99,7 @@ function wordButton(word) {
   return button;
 }
 
-// Make `button` activate one word after the other, or stop that.
+// Make the button start and stop playback, which activates one word after the other.
 function playWords(button, words, selection) {
   let timer = null;
   const stop = () => {

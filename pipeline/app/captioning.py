@@ -1,4 +1,4 @@
-"""The captioning page: an image captioned by one model, or by two for comparison."""
+"""The captioning page: one model captions an image, or two models for comparison."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from pipeline.generation.search import SearchParams
 from pipeline.prediction.captioner import Captioner
 
 Job = tuple[Any, ...]
-"""A function and its arguments, all hashable."""
+"""A function, followed by its arguments, all hashable."""
 
 
 def prepare(folders: Sequence[Path]) -> None:
@@ -35,7 +35,7 @@ def prepare(folders: Sequence[Path]) -> None:
 
 
 def page() -> None:
-    """Draw the page. The command line lists the model folders."""
+    """Draw the page. The arguments of the command line are the model folders."""
     with st.sidebar:
         folders = _select_models([Path(argument) for argument in sys.argv[1:]])
     try:
@@ -57,48 +57,61 @@ def page() -> None:
 
 
 def _select_models(folders: list[Path]) -> list[Path]:
+    """Show the widgets that select a model and a second one, and return the selected folders."""
     first = st.selectbox("Model", folders, format_func=str)
-    others = [folder for folder in folders if folder != first]
-    second = st.selectbox("Compare with", others, index=None, format_func=str) if others else None
+    other_folders = [folder for folder in folders if folder != first]
+    second = st.selectbox("Compare with", other_folders, index=None, format_func=str) if other_folders else None
     return [first, second] if second else [first]
 
 
 def _choose_image() -> None:
     """Show the widgets that choose an image: file upload, clipboard and samples."""
     extensions = [extension for extensions in FORMATS.values() for extension in extensions]
-    # A new key clears the widget after each upload, so no visitor has to remove the last file first.
+    # A new key clears the widget after each upload; otherwise visitors would have to remove the last file first.
     key = f"upload {st.session_state.get('num_uploads', 0)}"
     st.file_uploader("Image", extensions, key=key, on_change=_use_upload, args=(key,), label_visibility="collapsed")
     pick_image(thumbnails(), _use_sample, _use_file)
 
 
 def _show_captions(image: ImageFile, captioners: dict[Path, Captioner], search: SearchParams) -> None:
+    """Caption the image with each model, and show the captions side by side.
+
+    Jobs of this session that the page no longer needs are canceled.
+
+    Args:
+        image: The image.
+        captioners: The models by folder.
+        search: Search settings of all models.
+    """
     columns = st.columns(len(captioners))
     viewers = [column.container() for column in columns]  # above the spinners
     jobs: dict[Job, Future[Any]] = {}
     try:
         with columns[0], st.spinner("Captioning …"):
-            preview = _submit(jobs, make_preview, image)
-            captions = [_submit(jobs, captioner.caption, (image.content,), search) for captioner in captioners.values()]
+            preview_future = _submit(jobs, make_preview, image)
+            caption_futures = [
+                _submit(jobs, captioner.caption, (image.content,), search) for captioner in captioners.values()
+            ]
     finally:
         for job, future in st.session_state.get("jobs", {}).items():
             if job not in jobs:
                 future.cancel()
         st.session_state["jobs"] = jobs
-    for folder, column, viewer, caption in zip(captioners, columns, viewers, captions, strict=True):
+    for folder, column, viewer, future in zip(captioners, columns, viewers, caption_futures, strict=True):
         with column, st.spinner("Captioning …"):
-            shown_preview, [shown_caption] = preview.result(), caption.result()
+            preview = preview_future.result()  # first, since its errors name the file
+            [caption] = future.result()
         with viewer:
             if len(captioners) > 1:
                 st.caption(escape_markdown(str(folder)))
-            show_caption(shown_preview, shown_caption, key=f"viewer {folder}")
+            show_caption(preview, caption, key=f"viewer {folder}")
 
 
 def _submit(jobs: dict[Job, Future[Any]], function: Callable[..., Any], *arguments: Any) -> Future[Any]:
     """Queue a job, unless this session queued the same job when its page was last drawn.
 
     Args:
-        jobs: The jobs of this drawing of the page; the job is added.
+        jobs: The jobs of the current draw, to which the job is added.
         function: The function to call.
         arguments: Its arguments.
     """

@@ -1,7 +1,7 @@
 """Custom Streamlit components: the caption viewer and the image picker.
 
-Their scripts run in the browser, so pointing at a word sends nothing to the server. They set text content, never HTML,
-so markup in captions and file names is shown as text.
+Their scripts run in the browser, so pointing at a word sends nothing to the server. They set text, never HTML, so
+markup in captions and file names is not interpreted.
 """
 
 import base64
@@ -14,11 +14,17 @@ import streamlit as st
 
 from pipeline.app.uploads import MAX_BYTES, Preview
 from pipeline.generation.caption import Caption
-from pipeline.report.overlay import attention_levels, encode_levels, overlay_css, overlay_js
+from pipeline.report.overlay import attention_levels, encode_levels, jpeg_url, overlay_css, overlay_js
 
 
 def _declare(name: str, shared_css: str = "", shared_js: str = "") -> Callable[..., Any]:
-    """Declare the component of the files `name`.html, .css and .js; shared code is inserted before theirs."""
+    """Declare a component.
+
+    Args:
+        name: Name of its files in this folder, without the suffixes .html, .css and .js.
+        shared_css: Style sheet to put before that of the component.
+        shared_js: Script to put before that of the component.
+    """
     html, css, js = (
         Path(__file__).with_name(f"{name}.{suffix}").read_text("utf-8") for suffix in ("html", "css", "js")
     )
@@ -30,12 +36,12 @@ _image_picker = _declare("image_picker")
 
 
 def show_caption(preview: Preview, caption: Caption, key: str) -> None:
-    """Show an image with its caption and the alternatives; pointing at a word shows where the decoder attends.
+    """Show an image with its caption and alternatives. Pointing at a word shows where the decoder attends.
 
     Args:
         preview: The image.
-        caption: Its best caption, with the alternatives.
-        key: Streamlit's key of the component, one for each viewer on the page.
+        caption: Its best caption, with alternatives. All of them have attention.
+        key: Key of the component, unique among the viewers of the page.
     """
     assert caption.attention is not None, "a captioner's captions have attention"
     _caption_viewer(
@@ -44,7 +50,7 @@ def show_caption(preview: Preview, caption: Caption, key: str) -> None:
             "width": preview.width,
             "height": preview.height,
             "grid": caption.attention.shape[1:],
-            "captions": [_caption_data(each) for each in (caption, *caption.alternatives)],
+            "captions": [_caption_data(ranked) for ranked in (caption, *caption.alternatives)],
         },
         key=key,
     )
@@ -55,12 +61,12 @@ def pick_image(
 ) -> None:
     """Show sample images to choose from, and accept an image from the clipboard.
 
-    Callbacks run before Streamlit runs the page again.
+    Streamlit runs the callbacks before it runs the page again.
 
     Args:
         thumbnails: The samples, as small JPEGs.
         on_sample: Called with the index of the chosen sample.
-        on_paste: Called with name and content of the pasted image file.
+        on_paste: Called with the name and the content of the pasted image file.
     """
 
     def on_picked() -> None:
@@ -78,13 +84,8 @@ def pick_image(
 
 
 def escape_markdown(text: str) -> str:
-    """Escape a text for Streamlit's Markdown: file names may hold any character."""
+    """Escape a text, such as a file name, for Streamlit's Markdown."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)
-
-
-def jpeg_url(jpeg: bytes) -> str:
-    """Encode a JPEG as a data URL."""
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
 
 def _caption_data(caption: Caption) -> dict[str, Any]:

@@ -16,7 +16,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   const send = (file) => {
     if (file.size > data.max_bytes) {
       const [size, limit] = [file.size, data.max_bytes].map((bytes) => (bytes / 2 ** 20).toFixed(0));
-      status.textContent = `The image has ${size} MB. The limit is ${limit} MB.`;
+      status.textContent = `The image has ${size} MB, the limit is ${limit} MB. Use a smaller image.`;
       return;
     }
     status.textContent = "";
@@ -48,7 +48,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
       }
       status.textContent = NO_IMAGE;
     } catch {
-      status.textContent = "The browser denies access to the clipboard. Press Ctrl+V (⌘V on a Mac).";
+      status.textContent = "The browser denies access to the clipboard. Press Ctrl+V (⌘V on a Mac) instead.";
     }
   };
 

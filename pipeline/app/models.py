@@ -1,4 +1,4 @@
-"""The app's captioners: each is loaded once for all sessions, and again when its model folder changes."""
+"""The captioners of the app. Each is loaded once for all sessions, and again when its model folder changes."""
 
 import os
 from pathlib import Path
@@ -12,11 +12,11 @@ from pipeline.generation.search_settings import GENERATED_FOLDER, SEARCH_FILE
 from pipeline.prediction.captioner import Captioner
 
 MAX_LOADED = 4
-"""Captioners kept in memory; beyond that, the one loaded first is dropped."""
+"""Maximum captioners in memory; loading another drops the one loaded first."""
 
 
 def load_captioner(folder: Path) -> Captioner:
-    """Load the captioner of a model folder, or return it from the cache if model and search settings are unchanged.
+    """Load the captioner of a model folder, or return the cached one if model and search settings are unchanged.
 
     Raises:
         UserError: As `Captioner.load` does.

@@ -1,7 +1,6 @@
 """Read the metrics of training runs for the training page.
 
-A run may be writing these files at the same time, so readers are tolerant: missing and incomplete files and rows are
-skipped.
+A run may be writing these files at the same time, so the readers skip missing and incomplete files and rows.
 """
 
 import csv
@@ -18,7 +17,7 @@ T = TypeVar("T")
 _LIVE_METRICS = Path("plots") / "metrics"
 
 Series = list[tuple[int, float]]
-"""Steps, or epochs, each with the value of a metric after it."""
+"""Values of a metric: pairs of step (or epoch) and the value after it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +27,23 @@ class LiveRun:
     modified: float
     """Time of the last write, in seconds since 1970."""
     series: Mapping[str, Series]
-    """By name of the metric, such as `train/loss` (within epochs) and `val_loss` (at the end of each epoch)."""
+    """Series by name of the metric, such as `train/loss` (within epochs) and `val_loss` (after each epoch)."""
 
     @property
     def step(self) -> int:
-        """The last step that any metric was logged at."""
+        """Last step at which a metric was logged."""
         return max((rows[-1][0] for rows in self.series.values() if rows), default=0)
 
 
 def read_live(folder: Path) -> LiveRun | None:
-    """Read the metrics that a run logs to `folder`; None if there are none."""
+    """Read the metrics that `train` logs.
+
+    Args:
+        folder: `results/live`.
+
+    Returns:
+        The metrics, or None if there are none.
+    """
     root = folder / _LIVE_METRICS
     paths = sorted(root.rglob("*.tsv"))
     if not paths:
@@ -49,7 +55,7 @@ def read_live(folder: Path) -> LiveRun | None:
 
 
 def read_epochs(path: Path) -> Mapping[str, Series]:
-    """Read the metrics of the last finished run by epoch.
+    """Read the metrics of each epoch of the last finished run.
 
     Args:
         path: `results/plots/training.json`.
@@ -73,10 +79,10 @@ def read_scores(path: Path) -> Mapping[str, Mapping[str, float]]:
         path: `results/metrics/scores.json`.
 
     Returns:
-        Scores by image subset (`all` comes first) and metric; empty if there is no readable file.
+        Scores by image subset (`all` is first), then by metric; empty if there is no readable file.
     """
     scores = _read_json_tolerantly(path, dict[str, Any]) or {}
-    # The intervals have a protocol too.
+    # `protocol` also has an entry for the intervals.
     metrics = [name for name in scores.get("protocol", {}) if name != "intervals"]
     subsets = {"all": scores, **scores.get("subsets", {})}
     tables = {subset: {name: table[name] for name in metrics if name in table} for subset, table in subsets.items()}

@@ -1,4 +1,4 @@
-"""Sample images: from the test split of the repository's dataset, or rendered scenes where there is no dataset."""
+"""Sample images: images of the test split of the dataset, or rendered scenes where there is no dataset."""
 
 from pathlib import Path
 
@@ -15,9 +15,9 @@ from pipeline.scenes.scene import sample_scene
 
 NUM_SAMPLES = 8
 THUMBNAIL_SIZE = 112
-"""Side of a sample's square thumbnail, in px."""
+"""Side of the square thumbnail of a sample, px."""
 SCENE_SIZE = 256
-"""Side of a rendered scene, in px."""
+"""Side of a rendered scene, px."""
 
 
 @st.cache_resource(show_spinner=False)
@@ -25,7 +25,7 @@ def sample_images() -> list[ImageFile]:
     """Return the sample images, which all sessions share."""
     try:
         samples = dataset_samples(Path("params.yaml"), Path("data/prepared"))
-    except UserError:  # not a gridcap repository, or `prepare` has not run yet
+    except UserError:  # outside a repository, or before `prepare` has run
         samples = []
     return samples or [_render_scene(seed) for seed in range(NUM_SAMPLES)]
 
@@ -37,16 +37,16 @@ def thumbnails() -> list[bytes]:
 
 
 def dataset_samples(params: Path, prepared: Path) -> list[ImageFile]:
-    """Read up to `NUM_SAMPLES` images, evenly spaced, of the test split.
+    """Read up to `NUM_SAMPLES` evenly spaced images of the test split.
 
     Args:
-        params: The params file, which locates the images.
+        params: The params file, with the image folder.
         prepared: Output folder of `prepare`.
 
     Raises:
         UserError: The params file, the records or an image is missing or invalid.
     """
-    # The dataclass of the section would import the dataset readers and their dependencies.
+    # Single keys, since the dataclass of the section would import the dataset readers and their dependencies.
     image_dir = load_key(params, "dataset.root", Path) / load_key(params, "dataset.images", str)
     records = read_records(prepared, "test")
     step = max(1, len(records) // NUM_SAMPLES)

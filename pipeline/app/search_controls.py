@@ -13,10 +13,10 @@ from pipeline.generation.search import SearchParams
 from pipeline.params import check, to_plain
 
 NUM_SAMPLED_CAPTIONS = 3
-"""Initial number of captions when sampling, unless `n_best` of the defaults is higher."""
+"""Minimum of the initial `n_best` when sampling."""
 
 _MAIN_SETTINGS = ("method", "beam_size", "temperature", "top_p", "length_alpha", "max_length")
-"""Settings shown at the top; the others are below, in an expander."""
+"""Settings that are always visible; the others are in an expander below."""
 _SLIDER_MAX = {
     "beam_size": 10,
     "num_groups": 5,
@@ -28,20 +28,21 @@ _SLIDER_MAX = {
     "no_repeat_ngram_size": 5,
     "n_best": 10,
 }
-"""Upper ends of sliders, for settings whose own limit is higher or missing."""
+"""Maximum of a slider, for settings with a higher limit or none."""
 _SLIDER_STEP = 0.05
+"""Step of the sliders of floats."""
 
 
 def search_controls(defaults: SearchParams) -> SearchParams:
     """Show a control for every setting that has an effect.
 
-    With beam search, all captions of the beam are returned: `n_best` has no control of its own.
+    Beam search returns all captions of the beam, so `n_best` has a control only when sampling.
 
     Args:
         defaults: Initial values of the controls.
 
     Returns:
-        The settings of the controls; if they are inconsistent, a warning is shown and `defaults` are returned.
+        The values of the controls. If they are inconsistent, a warning is shown and `defaults` are returned.
     """
     initial = {**to_plain(defaults), "n_best": max(NUM_SAMPLED_CAPTIONS, defaults.n_best)}
     values = to_plain(SearchParams.greedy(defaults.max_length))
@@ -60,7 +61,12 @@ def search_controls(defaults: SearchParams) -> SearchParams:
 
 
 def _has_effect(name: str, values: Mapping[str, Any]) -> bool:
-    """Whether a setting has an effect, given the values of the settings above it."""
+    """Whether a setting has an effect.
+
+    Args:
+        name: Name of the setting.
+        values: Values of the settings that precede it in `SearchParams`; defaults for the others.
+    """
     match name:
         case "beam_size" | "num_groups":
             return bool(values["method"] == "beam")
@@ -79,8 +85,11 @@ def _control(name: str, field: Mapping[str, Any], value: Any) -> Any:
 
     Args:
         name: Name of the setting.
-        field: Its JSON schema.
+        field: JSON schema of the setting.
         value: Initial value of the control.
+
+    Returns:
+        The current value of the control.
     """
     label, description = name.replace("_", " ").capitalize(), field.get("description")
     limit = _SLIDER_MAX.get(name, field.get("maximum"))
@@ -94,6 +103,6 @@ def _control(name: str, field: Mapping[str, Any], value: Any) -> Any:
         case "integer":
             return st.slider(label, field["minimum"], max(limit, value), value, help=description)
         case "number" if limit is not None:
-            low = float(field.get("minimum", _SLIDER_STEP))  # a setting without a minimum must be positive
+            low = float(field.get("minimum", _SLIDER_STEP))  # settings without `minimum` must be above 0
             return st.slider(label, low, max(float(limit), value), float(value), _SLIDER_STEP, help=description)
     raise AssertionError(f"no control for {name} of type {field['type']}")

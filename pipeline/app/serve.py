@@ -8,26 +8,26 @@ from pathlib import Path
 from pipeline.errors import UserError
 
 _PAGE = Path(__file__).with_name("page.py")
-_DEFAULT_MODEL = Path("data/model")
 _LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 _WILDCARD_HOSTS = ("0.0.0.0", "::")
-"""All addresses of the machine; a browser cannot open them."""
+"""Addresses for all interfaces of the machine; a browser cannot open them."""
 
 
-def serve(models: list[Path], host: str, port: int) -> None:
+def serve(models: list[Path], default_model: Path, host: str, port: int) -> None:
     """Load the models, start the server, print its address, and serve until interrupted.
 
     Args:
-        models: Model folders. If empty, `data/model`, which need not exist yet: the training page can follow the run
-            that writes it.
+        models: Model folders.
+        default_model: Model folder if `models` is empty. It may not exist yet: the training page can follow the run
+            that will write it.
         host: Address to listen on.
         port: Port to listen on; 0 chooses a free port.
 
     Raises:
         UserError: The extra `app` is not installed, a model cannot be loaded, or the address cannot be used.
     """
-    # By default, waiting OpenMP threads spin and starve the server and the browser: with other work on two cores,
-    # ResNet-50 took 20 times as long. PyTorch reads this when it is first imported.
+    # By default, waiting OpenMP threads spin and take cores from the server and the browser. Must be set before PyTorch
+    # is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from starlette.formparsers import MultiPartParser
@@ -40,21 +40,21 @@ def serve(models: list[Path], host: str, port: int) -> None:
             f"gridcap app: the Python package {package} is not installed. Run `pip install 'gridcap[app]'`."
         ) from error
     _check_address(host, port)
-    captioning.prepare(models or [folder for folder in [_DEFAULT_MODEL] if folder.is_dir()])
-    # Larger uploads would be spooled to a file.
+    captioning.prepare(models or [folder for folder in [default_model] if folder.is_dir()])
+    # Starlette spools larger uploads to a file.
     MultiPartParser.spool_max_size = 2 * uploads.MAX_BYTES
     options = {
         "browser.gatherUsageStats": False,
         "browser.serverAddress": socket.gethostname() if host in _WILDCARD_HOSTS else host,
         "client.showErrorDetails": "none",
         "client.toolbarMode": "minimal",
-        # A full garbage collection after each interaction would visit all of PyTorch's objects.
+        # A full garbage collection after each interaction would visit all objects of PyTorch.
         "runner.postScriptGC": False,
         "server.address": host,
         "server.fileWatcherType": "none",
         "server.headless": True,
         "server.maxUploadSize": uploads.MAX_MEGABYTES,
-        # Pasted images arrive as base64 text, a third larger, in a message of the session.
+        # Pasted images arrive as base64, which is a third larger than the file.
         "server.maxWidgetStateSize": 2 * uploads.MAX_MEGABYTES,
         "server.port": port,
         "theme.baseRadius": "large",
@@ -64,12 +64,13 @@ def serve(models: list[Path], host: str, port: int) -> None:
     }
     flags = [f"--{name}={value}" for name, value in options.items()]
     if host in _LOOPBACK_HOSTS:
-        # Against DNS rebinding: a page of another site cannot reach this server under its own host name.
+        # Prevents DNS rebinding: a page of another site could otherwise reach this server under its own host name.
         flags += [f"--server.allowedHosts={name}" for name in _LOOPBACK_HOSTS]
-    cli.main(["run", *flags, str(_PAGE), "--", *map(str, models or [_DEFAULT_MODEL])], prog_name="streamlit")
+    cli.main(["run", *flags, str(_PAGE), "--", *map(str, models or [default_model])], prog_name="streamlit")
 
 
 def _check_address(host: str, port: int) -> None:
+    """Raise `UserError` if the server could not listen on this address."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

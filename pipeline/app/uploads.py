@@ -1,4 +1,4 @@
-"""Images that visitors upload or paste: checked before they are decoded, kept in memory only, shown upright."""
+"""Images that visitors upload or paste. They are checked before they are decoded, and stay in memory."""
 
 import io
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pipeline.features.images import Pixels, read_upright
 
 MAX_MEGABYTES = 20
 MAX_BYTES = MAX_MEGABYTES * 2**20
-"""Size limit of an image file. `pipeline.features.images` limits the number of pixels."""
+"""Maximum size of an image file. `pipeline.features.images` limits the number of pixels."""
 
 FORMATS = {
     "JPEG": ("jpg", "jpeg"),
@@ -20,13 +20,14 @@ FORMATS = {
     "BMP": ("bmp",),
     "TIFF": ("tif", "tiff"),
 }
-"""Allowed formats by Pillow's names, with their file extensions. Pillow's other readers never see uploads: some of them
-start external programs."""
+"""File extensions of the allowed formats, by Pillow's name of the format. Some of Pillow's other readers would start
+external programs on uploads."""
 _FORMAT_NAMES = f"{', '.join(list(FORMATS)[:-1])} or {list(FORMATS)[-1]}"
 
 PREVIEW_SIZE = 1024
-"""Longer side of the image that the page shows, in px."""
+"""Longer side of previews, px."""
 JPEG_QUALITY = 90
+"""Quality of previews and thumbnails, by Pillow's scale of 0 to 95."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,20 +35,21 @@ class ImageFile:
     """An image file in memory: an upload, a pasted image or a sample."""
 
     name: str
-    """File name, for messages."""
+    """File name, for errors."""
     content: bytes
     """Content of the file, as uploaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """An image as the page shows it: upright, `PREVIEW_SIZE` px at its longer side."""
+    """An image for display: upright, with `PREVIEW_SIZE` px at the longer side."""
 
     jpeg: bytes
+    """JPEG file."""
     width: int
-    """In px."""
+    """Width, px."""
     height: int
-    """In px."""
+    """Height, px."""
 
 
 def check_image(image: ImageFile) -> None:
@@ -64,7 +66,7 @@ def check_image(image: ImageFile) -> None:
     try:
         Image.open(io.BytesIO(image.content), formats=list(FORMATS)).close()
     except Image.DecompressionBombError:
-        return  # Decoding reports the number of pixels and the limit.
+        return  # `make_preview` reports it, with the number of pixels.
     except Exception as error:  # Pillow raises errors of many types for broken files.
         raise UserError(f"{image.name}: not a supported image format. Use {_FORMAT_NAMES}.") from error
 

@@ -1,7 +1,7 @@
 """The queue of captioning jobs: one worker thread for all sessions.
 
-Two jobs at once would only compete for the same cores. Each session waits in a thread of its own, so a waiting session
-does not block the page of another.
+Concurrent jobs would only compete for the same cores. Each session waits in its own thread, so a waiting session does
+not block the pages of others.
 """
 
 import threading
@@ -16,14 +16,18 @@ from pipeline.errors import UserError
 T = TypeVar("T")
 
 MAX_JOBS = 16
-"""Jobs of all sessions together that may wait or run."""
+"""Maximum waiting and running jobs of all sessions together."""
 
 
 class WorkQueue:
     """One thread that runs jobs in the order in which they were submitted."""
 
     def __init__(self, max_jobs: int) -> None:
-        """Start with an empty queue that holds up to `max_jobs` waiting or running jobs."""
+        """Make an empty queue.
+
+        Args:
+            max_jobs: Maximum waiting and running jobs.
+        """
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="captions")
         self._slots = threading.BoundedSemaphore(max_jobs)
 
@@ -34,7 +38,7 @@ class WorkQueue:
             UserError: The queue is full.
         """
         if not self._slots.acquire(blocking=False):
-            raise UserError("too many images are waiting for captions. Try again in a moment.")
+            raise UserError("too many images in the queue. Try again in a moment.")
         future = self._executor.submit(job)
         future.add_done_callback(lambda _: self._slots.release())
         return future

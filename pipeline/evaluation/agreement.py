@@ -1,7 +1,7 @@
 """Human agreement: each reference is scored against the other references of its image.
 
-A human caption has one reference fewer than the model's caption, which alone lowers BLEU. So the model's caption is
-also scored against the remaining references each time, and both are compared on the same references.
+A human caption has one reference fewer than the generated caption, and fewer references lower BLEU. So the generated
+caption is also scored against the remaining references in each round, and both are compared on the same references.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,8 +35,9 @@ def human_agreement(corpus: Corpus, with_meteor: bool, resampling: Resampling) -
 
     Returns:
         JSON values. For each metric but SPICE, `{"human": [0.2, 0.1, 0.3], "model": [...], "model - human": [...]}`:
-        value, low and high end of the interval of both scores and of their paired difference. If METEOR is unavailable,
-        the protocol says why. If no image has two references, only `num_images`, 0, and the protocol.
+        value, lower and upper end of the interval of both scores and of their paired difference. If METEOR is
+        unavailable, the protocol has the reason. If no image has two references, only `num_images` (0) and the
+        protocol.
     """
     num_images = sum(len(captions) > 1 for captions in corpus.references)
     if not num_images:
@@ -44,12 +45,12 @@ def human_agreement(corpus: Corpus, with_meteor: bool, resampling: Resampling) -
     human = _leave_one_out(corpus, lambda row, left_out: corpus.references[row][left_out])
     model = _leave_one_out(corpus, lambda row, _: corpus.hypotheses[row])
     human_tables, model_tables = _sum_tables(human), _sum_tables(model)
-    missing = []
+    unavailable = []
     if with_meteor:
         try:
             human_tables["METEOR"], model_tables["METEOR"] = _meteor_tables([human, model])
         except UnavailableError as error:
-            missing.append(f"METEOR is missing: {error}")
+            unavailable.append(f"METEOR is missing: {error}")
     scores = {}
     for metric, score in CORPUS_SCORES.items():
         if metric in human_tables:
@@ -60,7 +61,7 @@ def human_agreement(corpus: Corpus, with_meteor: bool, resampling: Resampling) -
                     model_tables[metric], human_tables[metric], score, resampling
                 ).rounded(),
             }
-    protocol = [*PROTOCOL, *missing, *human[0].protocol, resampling.protocol]
+    protocol = [*PROTOCOL, *unavailable, *human[0].protocol, resampling.protocol]
     return {"num_images": num_images, **scores, "protocol": protocol}
 
 
@@ -69,12 +70,12 @@ def _leave_one_out(corpus: Corpus, hypothesis: Callable[[int, int], Words]) -> l
 
     Args:
         corpus: The corpus; images with a single reference are skipped.
-        hypothesis: Returns the caption to score, given the row of an image and the index of the reference left out.
+        hypothesis: Function from the row of an image and the index of the left-out reference to the caption to score.
     """
     rows = [row for row, captions in enumerate(corpus.references) if len(captions) > 1]
     rounds = []
-    for index in range(max(len(corpus.references[row]) for row in rows)):
-        left_out = {row: index % len(corpus.references[row]) for row in rows}
+    for round_index in range(max(len(corpus.references[row]) for row in rows)):
+        left_out = {row: round_index % len(corpus.references[row]) for row in rows}
         rounds.append(
             Corpus(
                 image_ids=tuple(corpus.image_ids[row] for row in rows),
@@ -89,16 +90,17 @@ def _leave_one_out(corpus: Corpus, hypothesis: Callable[[int, int], Words]) -> l
 
 
 def _sum_tables(rounds: Sequence[Corpus]) -> dict[str, Table]:
-    """Sum the tables of all rounds, by metric without METEOR."""
-    metrics = [compute_metrics(corpus, with_meteor=False, with_spice=False).tables for corpus in rounds]
-    return {name: np.sum([tables[name] for tables in metrics], axis=0) for name in metrics[0]}
+    """Sum the tables of all rounds, by metric, without METEOR."""
+    tables_by_round = [compute_metrics(corpus, with_meteor=False, with_spice=False).tables for corpus in rounds]
+    return {name: np.sum([tables[name] for tables in tables_by_round], axis=0) for name in tables_by_round[0]}
 
 
 def _meteor_tables(systems: Sequence[Sequence[Corpus]]) -> list[Table]:
-    """Sum METEOR's tables over the rounds of each system, with a single run of Java."""
+    """Compute the METEOR table of each system, summed over its rounds, with a single run of Java."""
     corpora = [corpus for rounds in systems for corpus in rounds]
     hypotheses = [words for corpus in corpora for words in corpus.hypotheses]
     references = [captions for corpus in corpora for captions in corpus.references]
     counts = meteor_counts(hypotheses, references)
+    # [systems, rounds, N, D], summed over rounds
     tables: Table = counts.reshape(len(systems), len(systems[0]), -1, counts.shape[1]).sum(axis=1)
     return list(tables)

@@ -30,11 +30,14 @@ class _Annotations(TypedDict):
 
 
 def read_results(path: Path) -> dict[int, str]:
-    """Read captions by image id from a COCO results file.
+    """Read captions from a COCO results file.
 
     Args:
         path: A file `[{"image_id": 1, "caption": "a dog"}, ...]`, whose other keys are ignored, or a folder written by
             `generate`.
+
+    Returns:
+        The caption of each image, by image id.
 
     Raises:
         UserError: The file is missing or malformed, is empty, or has two captions of an image.
@@ -57,11 +60,14 @@ def read_results(path: Path) -> dict[int, str]:
 
 
 def read_references(path: Path) -> dict[int, list[str]]:
-    """Read the references of each image, by image id, from COCO annotations.
+    """Read references from COCO annotations.
 
     Args:
         path: A file `{"annotations": [{"image_id": 1, "caption": "a dog"}, ...]}`, whose other keys are ignored, or a
-            folder written by `prepare`. Images listed under `images` without an annotation have no references.
+            folder written by `prepare`.
+
+    Returns:
+        The references of each image, by image id; empty for images that have no annotation but are listed in `images`.
 
     Raises:
         UserError: The file is missing or malformed.
@@ -81,19 +87,25 @@ def check_references(
 ) -> None:
     """Check that every image with a result has a reference.
 
+    Args:
+        results: Captions by image id.
+        references: References by image id.
+        results_path: File of the results, for errors.
+        references_path: File of the references, for errors.
+
     Raises:
         UserError: An image is not in the annotations, or has no caption there.
     """
     unknown_images = sorted(results.keys() - references.keys())
     if unknown_images:
         raise UserError(
-            f"{results_path}: {len(unknown_images)} images are not in {references_path}: {_list_ids(unknown_images)}. "
-            "Name the annotations of the same images."
+            f"{results_path}: images that are not in {references_path} ({len(unknown_images)}): "
+            f"{_list_ids(unknown_images)}. Name the annotations of the same images."
         )
     uncaptioned_images = sorted(image_id for image_id in results if not references[image_id])
     if uncaptioned_images:
         raise UserError(
-            f"{references_path}: {len(uncaptioned_images)} images of {results_path} have no caption: "
+            f"{references_path}: images of {results_path} without a caption ({len(uncaptioned_images)}): "
             f"{_list_ids(uncaptioned_images)}. Add captions, or remove the images from the results."
         )
 

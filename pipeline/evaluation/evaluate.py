@@ -1,6 +1,6 @@
-"""Stage `evaluate`, first half: `score` and `analyze` the generated captions of a split.
+"""Stage `evaluate`, steps `score` and `analyze`: scores and statistics of the generated captions of a split.
 
-The second half, `draw` and `write_report`, is in `pipeline.report`.
+The steps `draw` and `write_report` are in `pipeline.report`.
 """
 
 import json
@@ -40,11 +40,11 @@ class ReportParams:
     """Images shown in the report."""
 
     best: Annotated[int, Field(ge=0)]
-    """Images with the highest CIDEr-D in the report."""
+    """Number of images with the highest CIDEr-D; 0 omits the group."""
     worst: Annotated[int, Field(ge=0)]
-    """Images with the lowest CIDEr-D in the report."""
+    """Number of images with the lowest CIDEr-D; 0 omits the group."""
     random: Annotated[int, Field(ge=0)]
-    """Random images in the report."""
+    """Number of random images; 0 omits the group."""
 
 
 @params_section
@@ -52,21 +52,21 @@ class EvaluateParams:
     """Settings of the evaluation."""
 
     tokenizer: TokenizerName
-    """Tokenizer of the scores: `spacy`, the tokens of the pipeline, or `ptb`, coco-caption's, which needs Java."""
+    """Tokenizer of the scores: `spacy` (the tokens of the pipeline) or `ptb` (coco-caption's; needs Java)."""
     meteor: bool
-    """Compute METEOR, which needs Java; without it METEOR is unavailable."""
+    """Compute METEOR. Needs Java; without it METEOR is reported as unavailable."""
     spice: bool
-    """Compute SPICE, which needs Java 8 to 14 and Stanford CoreNLP 3.6.0; without them it is unavailable."""
+    """Compute SPICE. Needs Java 8 to 14 and Stanford CoreNLP 3.6.0; without them SPICE is reported as unavailable."""
     human_meteor: bool
-    """Compute METEOR for human agreement too; slow."""
+    """Also compute METEOR of human agreement; slow. Needs `meteor`."""
     bootstrap_samples: Annotated[int, Field(ge=100)]
-    """Bootstrap samples of the 95% intervals."""
+    """Number of bootstrap samples for the 95% intervals."""
     attention_plots: Annotated[int, Field(ge=0)]
-    """Random images whose attention is plotted; 0 disables the plots."""
+    """Number of random images whose attention is plotted; 0 disables the plots."""
     report: ReportParams
     """Images shown in the report."""
     seed: Annotated[int, Field(ge=0)]
-    """Seed of the random images and of the bootstrap."""
+    """Seed of the random images and of the bootstrap samples."""
 
     @property
     def resampling(self) -> Resampling:
@@ -101,15 +101,18 @@ class EvaluationData:
     """Records of the split."""
     generated: Mapping[int, GeneratedCaptions]
     """Generated captions by image id, in the order of the file."""
-    captions: CaptionTokens
+    tokens: CaptionTokens
     """Tokenized references of the split."""
-    train_captions: CaptionTokens
+    train_tokens: CaptionTokens
     """Tokenized captions of the train split."""
     store: FeatureStore
+    """Features of the images."""
     model: TrainedModel
+    """The trained decoder with its vocabulary."""
     history: Sequence[Mapping[str, float]]
     """Training metrics of each epoch."""
     inputs: EvaluateInputs
+    """Paths that the artifacts were read from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +142,10 @@ class Analysis:
 def read_inputs(inputs: EvaluateInputs, split: Split) -> EvaluationData:
     """Read the artifacts of a split.
 
+    Args:
+        inputs: Paths of the artifacts.
+        split: Split that `generate` captioned.
+
     Raises:
         UserError: An artifact is missing or damaged, or the artifacts do not belong together.
     """
@@ -147,8 +154,8 @@ def read_inputs(inputs: EvaluateInputs, split: Split) -> EvaluationData:
         split=split,
         records=read_records(inputs.prepared, split),
         generated={image.image_id: image for image in read_captions(inputs.generated)},
-        captions=read_tokens(inputs.tokens / TOKENS_FILE, split),
-        train_captions=read_tokens(inputs.tokens / TOKENS_FILE, "train"),
+        tokens=read_tokens(inputs.tokens / TOKENS_FILE, split),
+        train_tokens=read_tokens(inputs.tokens / TOKENS_FILE, "train"),
         store=FeatureStore(inputs.features, fingerprint=model.config.encoder_fingerprint),
         model=model,
         history=read_history(inputs.model),
@@ -157,8 +164,8 @@ def read_inputs(inputs: EvaluateInputs, split: Split) -> EvaluationData:
     expected = {record.image_id for record in data.records}
     if expected != data.generated.keys():
         raise UserError(
-            f"{inputs.generated}: has captions of {len(data.generated)} images, of which "
-            f"{len(expected & data.generated.keys())} are among the {len(expected)} images of split {split}. "
+            f"{inputs.generated}: has captions of {len(expected & data.generated.keys())} of the {len(expected)} "
+            f"images of split {split}, and of {len(data.generated.keys() - expected)} other images. "
             "Run `dvc repro generate`."
         )
     return data
@@ -191,7 +198,7 @@ def score(data: EvaluationData, params: EvaluateParams, folder: Path) -> Scores:
 def analyze(
     data: EvaluationData, corpus: Corpus, params: EvaluateParams, folder: Path, device: torch.device, batch_size: int
 ) -> Analysis:
-    """Analyze the captions and the decoder, beyond scores.
+    """Compute statistics of the captions and the decoder, beyond scores.
 
     Writes `captions.json` (diversity and human agreement), `teacher_forcing.json` and `scenes.json`.
 
@@ -208,7 +215,7 @@ def analyze(
         "human_agreement": human_agreement(corpus, params.meteor and params.human_meteor, params.resampling),
     }
     write_json(folder / "captions.json", captions)
-    batches = CaptionBatches(data.captions, data.store, batch_size)
+    batches = CaptionBatches(data.tokens, data.store, batch_size)
     teacher_forcing = _teacher_forcing(data.model, batches, device)
     write_json(folder / "teacher_forcing.json", teacher_forcing)
     scenes = score_scenes(data.records, data.generated)
@@ -218,11 +225,11 @@ def analyze(
 
 def _build_corpus(data: EvaluationData, tokenizer: TokenizerName) -> Corpus:
     if tokenizer == "ptb":
-        texts = {record.image_id: record.captions for record in data.records}
+        untokenized_references = {record.image_id: record.captions for record in data.records}
         hypotheses = {image_id: " ".join(caption.words) for image_id, caption in data.generated.items()}
-        return build_corpora("ptb", texts, [hypotheses])[0]
-    # Captions are generated in the words of tokens.h5, so both sides are tokenized already.
-    tokenized_references = references(data.captions)
+        return build_corpora("ptb", untokenized_references, [hypotheses])[0]
+    # Captions are generated in the words of tokens.h5, so hypotheses and references are already tokenized.
+    tokenized_references = references(data.tokens)
     image_ids = tuple(sorted(data.generated))
     return Corpus(
         image_ids=image_ids,
@@ -242,8 +249,8 @@ def _subsets(records: Sequence[Record]) -> dict[str, list[int]]:
 
 def _diversity(data: EvaluationData) -> dict[str, Any]:
     vocabulary = set(data.model.vocabulary.words[len(SPECIALS) :])
-    train_captions = {tuple(caption.split(" ")) for caption in data.train_captions.captions}
-    first_references = [captions[0] for captions in references(data.captions).values()]
+    train_captions = {tuple(caption.split(" ")) for caption in data.train_tokens.captions}
+    first_references = [captions[0] for captions in references(data.tokens).values()]
     return {
         "generated": diversity([caption.words for caption in data.generated.values()], vocabulary, train_captions),
         "reference": diversity(first_references, vocabulary, train_captions),

@@ -1,4 +1,4 @@
-"""Scores for images whose objects are known: correct names and relations, and attention on the named objects."""
+"""Scores for images with annotated objects: correct names and relations, and attention on the named objects."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -49,14 +49,17 @@ class _GroundingScores:
     """Grounding of one word's attention."""
 
     peak_in_box: float
-    """1 if the peak lies in a box, else 0."""
+    """1 if the center of the most attended region lies in a box, else 0."""
     peak_by_chance: float
+    """`peak_in_box` of a random region, on average."""
     mass_in_box: float
+    """Fraction of the attention in the boxes."""
     mass_by_chance: float
+    """`mass_in_box` of uniform attention."""
 
 
 def score_scenes(records: Sequence[Record], generated: Mapping[int, GeneratedCaptions]) -> dict[str, Any]:
-    """Score the captions of the images whose objects are known.
+    """Score the captions of the images with annotated objects.
 
     Args:
         records: Records of the split.
@@ -64,7 +67,7 @@ def score_scenes(records: Sequence[Record], generated: Mapping[int, GeneratedCap
 
     Returns:
         JSON values: scores of all images and of each subset, with their protocol. If no record has objects, only
-        `num_images`, 0.
+        `num_images` (0).
     """
     annotated = [record for record in records if record.objects]
     if not annotated:
@@ -99,8 +102,13 @@ def _score(records: Sequence[Record], generated: Mapping[int, GeneratedCaptions]
     }
 
 
-def grounded_words(words: Sequence[str], objects: Sequence[AnnotatedObject]) -> list[GroundedWord]:
-    """Find the words of a caption that refer to objects in the image, as `ATTENTION_PROTOCOL` defines it."""
+def find_grounded_words(words: Sequence[str], objects: Sequence[AnnotatedObject]) -> list[GroundedWord]:
+    """Find the words of a caption that refer to objects in the image, as `ATTENTION_PROTOCOL` defines it.
+
+    Args:
+        words: The caption.
+        objects: Annotated objects of the image.
+    """
     grounded = []
     for mention in find_mentions(words):
         if indices := matching_objects(mention, objects):
@@ -109,12 +117,12 @@ def grounded_words(words: Sequence[str], objects: Sequence[AnnotatedObject]) -> 
                 GroundedWord(position=position, kind=kind, boxes=boxes) for kind, position in mention.positions.items()
             ]
     for relation in find_relations(words):
-        sides = [
+        object_indices = [
             {index for mention in side for index in matching_objects(mention, objects)}
             for side in (relation.subjects, relation.landmarks)
         ]
-        if all(sides):
-            boxes = tuple(objects[index].box for index in sorted(set.union(*sides)))
+        if all(object_indices):
+            boxes = tuple(objects[index].box for index in sorted(set.union(*object_indices)))
             grounded.append(GroundedWord(position=relation.position, kind="relation", boxes=boxes))
     return grounded
 
@@ -126,7 +134,7 @@ def _grounding_by_kind(
     scores: dict[str, list[_GroundingScores]] = defaultdict(list)
     for record in records:
         caption = generated[record.image_id]
-        for word in grounded_words(caption.words, record.objects):
+        for word in find_grounded_words(caption.words, record.objects):
             attention = caption.attention[word.position]  # [H, W]
             scores[word.kind].append(
                 _GroundingScores(

@@ -27,15 +27,15 @@ def score(
     bootstrap_samples: int = 1000,
     seed: int = 1,
 ) -> dict[str, Any]:
-    """Score the images of a results file.
+    """Score the captions of a results file.
 
     Args:
         hypotheses: COCO results file, or a folder written by `generate`.
         references: COCO annotations file, or a folder written by `prepare`.
-        tokenizer: Tokenizer of both.
+        tokenizer: Tokenizer of captions and references.
         meteor: Whether to compute METEOR, which needs Java.
         spice: Whether to compute SPICE, which needs Java 8 to 14 and Stanford CoreNLP.
-        bootstrap_samples: Bootstrap samples for 95% intervals.
+        bootstrap_samples: Number of bootstrap samples for the 95% intervals.
         seed: Bootstrap seed.
 
     Returns:
@@ -95,7 +95,7 @@ def compare(
         tokenizer: Tokenizer of captions and references.
         meteor: Whether to compute METEOR, which needs Java.
         spice: Whether to compute SPICE, which needs Java 8 to 14 and Stanford CoreNLP.
-        bootstrap_samples: Bootstrap samples for 95% intervals.
+        bootstrap_samples: Number of bootstrap samples for the 95% intervals.
         seed: Bootstrap seed.
 
     Returns:
@@ -177,7 +177,7 @@ def _verdict(scores: Mapping[str, Any]) -> str:
 
 
 def _common_protocol(protocol: Mapping[str, Sequence[str]]) -> list[str]:
-    """Protocol lines that all scores share: tokenizer, number of references, and intervals."""
+    """Return the protocol lines that all scores share: tokenizer, number of references, and intervals."""
     shared = [line for line in protocol["BLEU-1"] if line.startswith(("tokenizer: ", "references per image: "))]
     return [*shared, *protocol["intervals"]]
 

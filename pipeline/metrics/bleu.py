@@ -14,20 +14,22 @@ import numpy.typing as npt
 
 from pipeline.metrics.corpus import LIBRARY, LIBRARY_TAG, Words, check_corpus
 
-ORDERS = 4
+MAX_ORDER = 4
 """Largest n of the n-grams."""
 # The constants of coco-caption's scorer, which avoid a division by 0 and a logarithm of 0.
 _TINY, _SMALL = 1e-15, 1e-9
 PROTOCOL: dict[str, str | int] = {
     "metric": "BLEU-1 to BLEU-4",
     "library": LIBRARY,
-    "n": ORDERS,
+    "n": MAX_ORDER,
     "average": "corpus",
     "brevity": "closest reference, the shorter one of a tie",
     "smoothing": "none; 1e-15 is added to matches and 1e-9 to n-gram counts, as in coco-caption",
     "reference": "Papineni et al. 2002",
 }
+"""Protocol lines of BLEU, by key."""
 SIGNATURE: dict[str, str] = {"smooth": "none", "brevity": "closest", "lib": LIBRARY_TAG}
+"""Fields of BLEU's signature."""
 
 
 def bleu_counts(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) -> npt.NDArray[np.int64]:
@@ -52,12 +54,12 @@ def bleu_counts(hypotheses: Sequence[Words], references: Sequence[Sequence[Words
 def bleu(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Compute BLEU-1 to BLEU-4, [..., 4] in 0 to 1, from summed counts [..., 9].
 
-    An order without any n-gram in the corpus has precision 1e-6, and an order without a match nearly 0, as in
-    coco-caption.
+    As in coco-caption, the precision of an order is 1e-6 if the corpus has no n-gram of this order, and nearly 0 if
+    none of its n-grams matches.
     """
-    matched, total, closest_length = counts[..., :ORDERS], counts[..., ORDERS:-1], counts[..., -1:]
-    log_precision = np.log((matched + _TINY) / (total + _SMALL))
-    log_mean = np.cumsum(log_precision, axis=-1) / np.arange(1, ORDERS + 1)
+    matched, total, closest_length = counts[..., :MAX_ORDER], counts[..., MAX_ORDER:-1], counts[..., -1:]
+    log_precision = np.log((matched + _TINY) / (total + _SMALL))  # [..., 4]
+    log_mean = np.cumsum(log_precision, axis=-1) / np.arange(1, MAX_ORDER + 1)  # [..., 4]
     length = total[..., :1] + _TINY
     scores: npt.NDArray[np.float64] = np.exp(log_mean + np.minimum(0.0, 1 - (closest_length + _SMALL) / length))
     return scores
@@ -69,15 +71,15 @@ def _image_counts(hypothesis: Words, references: Sequence[Words]) -> list[int]:
     for reference in references:
         for ngram, count in Counter(ngram for ngram in _ngrams(reference) if ngram in counts).items():
             max_counts[ngram] = max(max_counts.get(ngram, 0), count)
-    matched = [0] * ORDERS
+    matched = [0] * MAX_ORDER
     for ngram, max_count in max_counts.items():
         matched[len(ngram) - 1] += min(counts[ngram], max_count)
     length = len(hypothesis)
     lengths = [len(reference) for reference in references]
     closest_length = min(lengths, key=lambda reference_length: (abs(reference_length - length), reference_length))
-    return [*matched, *(max(length - order, 0) for order in range(ORDERS)), closest_length]
+    return [*matched, *(max(length - order, 0) for order in range(MAX_ORDER)), closest_length]
 
 
 def _ngrams(words: Words) -> Iterator[tuple[str, ...]]:
-    for order in range(1, ORDERS + 1):
+    for order in range(1, MAX_ORDER + 1):
         yield from zip(*(words[start:] for start in range(order)), strict=False)

@@ -1,9 +1,9 @@
 """Confidence intervals of scores, and of the difference between two systems on the same images.
 
-A corpus score is a function of sums over images, so a bootstrap sample of the images is scored from its sums: of n-gram
-counts for BLEU, of the images' scores for CIDEr, whose document frequencies stay those of all images. The difference of
-two systems is computed on the same samples (paired bootstrap: Koehn 2004, Statistical Significance Tests for Machine
-Translation Evaluation). The intervals cover the choice of images, not the seed of training.
+A corpus score is a function of sums over images: of n-gram counts for BLEU, of the scores of single images for CIDEr.
+So a bootstrap sample of the images is scored from its sums. CIDEr's document frequencies remain those of all images.
+The difference of two systems is computed on the same samples (paired bootstrap: Koehn 2004, Statistical Significance
+Tests for Machine Translation Evaluation). The intervals cover the choice of images, not the seed of training.
 
 Legend: `N` images, `D` columns of a metric's table, `M` bootstrap samples.
 """
@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 Table = npt.NDArray[Any]
-"""[N, D]: a metric's counts for each image, which are summed over images."""
+"""Counts of a metric for each image, [N, D]."""
 ScoreFunction = Callable[[Table], npt.NDArray[np.float64]]
-"""Computes the scores [...] of corpora from their summed counts [..., D]."""
+"""Function from summed counts [..., D] of corpora to their scores [...]."""
 
 PERCENTILES = (2.5, 97.5)
 """Ends of a 95% interval."""
@@ -44,11 +44,14 @@ class Resampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A score on all images with its 95% interval."""
+    """A score, or a difference of scores, with its 95% interval."""
 
     value: float
+    """Score on all images."""
     low: float
+    """Lower end of the interval."""
     high: float
+    """Upper end of the interval."""
 
     @property
     def includes_zero(self) -> bool:
@@ -57,7 +60,7 @@ class Interval:
 
     def rounded(self) -> list[float]:
         """Return value, low and high, rounded to 6 digits for JSON."""
-        return [round(number, 6) for number in (self.value, self.low, self.high)]
+        return [round(value, 6) for value in (self.value, self.low, self.high)]
 
 
 def score_table(scores: npt.NDArray[np.float64]) -> Table:
@@ -71,12 +74,18 @@ def mean(sums: Table) -> npt.NDArray[np.float64]:
 
 
 def score_interval(table: Table, score: ScoreFunction, resampling: Resampling) -> Interval:
-    """Compute the score of one system with its interval."""
+    """Compute the score of one system with its interval.
+
+    Args:
+        table: Counts of the system, [N, D].
+        score: The metric.
+        resampling: Bootstrap settings.
+    """
     return _interval(score(table.sum(axis=0)), score(_bootstrap_sums(table, resampling)))
 
 
 def paired_difference(table: Table, baseline: Table, score: ScoreFunction, resampling: Resampling) -> Interval:
-    """Compute the difference in score of a system to a baseline, with its interval.
+    """Compute the score of a system minus that of a baseline, with its interval.
 
     Args:
         table: Counts of the system, [N, D].
@@ -100,7 +109,7 @@ def _bootstrap_sums(table: Table, resampling: Resampling) -> Table:
     num_images = len(table)
     generator = np.random.default_rng(resampling.seed)
     sums = np.empty((resampling.bootstrap_samples, table.shape[1]))
-    counts = table.astype(np.float64)  # exact for counts, and much faster to multiply than integers
+    counts = table.astype(np.float64)  # exact for counts; NumPy multiplies floats much faster than integers
     for row in sums:
         row[:] = np.bincount(generator.integers(num_images, size=num_images), minlength=num_images) @ counts
     return sums

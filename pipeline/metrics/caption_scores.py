@@ -1,6 +1,6 @@
 """All metrics of a corpus, with intervals, protocols and signatures.
 
-`compute_metrics` processes each image once. Scores of all images, of a subset or of a bootstrap sample are then
+`compute_metrics` processes each image once. The scores of all images, of a subset and of a bootstrap sample are then
 computed from sums over images.
 
 Legend: `N` images, `D` columns of a metric's table.
@@ -18,59 +18,52 @@ from pipeline.metrics.bootstrap import Resampling, ScoreFunction, Table, mean, s
 from pipeline.metrics.corpus import Corpus
 from pipeline.metrics.java import UnavailableError
 
-_BLEU_NAMES = [f"BLEU-{order}" for order in range(1, bleu.ORDERS + 1)]
+_BLEU_NAMES = [f"BLEU-{order}" for order in range(1, bleu.MAX_ORDER + 1)]
 
 
-def _bleu(index: int) -> ScoreFunction:
-    return lambda sums: bleu.bleu(sums)[..., index]
+@dataclass(frozen=True, kw_only=True)
+class _Metric:
+    score: ScoreFunction
+    protocol: Mapping[str, object]
+    signature: Mapping[str, str]
 
 
-CORPUS_SCORES: dict[str, ScoreFunction] = {
-    **{name: _bleu(index) for index, name in enumerate(_BLEU_NAMES)},
-    "METEOR": meteor.meteor,
-    "ROUGE-L": mean,
-    "CIDEr-D": mean,
-    "CIDEr": mean,
-    "SPICE": mean,
+def _bleu(order: int) -> _Metric:
+    return _Metric(score=lambda sums: bleu.bleu(sums)[..., order - 1], protocol=bleu.PROTOCOL, signature=bleu.SIGNATURE)
+
+
+_METRICS = {
+    **{name: _bleu(order) for order, name in enumerate(_BLEU_NAMES, start=1)},
+    "METEOR": _Metric(score=meteor.meteor, protocol=meteor.PROTOCOL, signature=meteor.SIGNATURE),
+    "ROUGE-L": _Metric(score=mean, protocol=rouge.PROTOCOL, signature=rouge.SIGNATURE),
+    "CIDEr-D": _Metric(score=mean, protocol=cider.PROTOCOL, signature=cider.SIGNATURE_D),
+    "CIDEr": _Metric(score=mean, protocol=cider.PROTOCOL, signature=cider.SIGNATURE),
+    "SPICE": _Metric(score=mean, protocol=spice.PROTOCOL, signature=spice.SIGNATURE),
 }
-"""The score of a corpus from the sums of its table, by metric, in display order."""
+
+CORPUS_SCORES: dict[str, ScoreFunction] = {name: metric.score for name, metric in _METRICS.items()}
+"""Function from the summed table of a corpus to its score, by metric in display order."""
 
 SUBSET_SCORES = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr-D", "CIDEr", "SPICE")
-"""Metrics that are reported for subsets too."""
-
-_PROTOCOLS: dict[str, Mapping[str, object]] = {
-    **dict.fromkeys(_BLEU_NAMES, bleu.PROTOCOL),
-    "METEOR": meteor.PROTOCOL,
-    "ROUGE-L": rouge.PROTOCOL,
-    "CIDEr-D": cider.PROTOCOL,
-    "CIDEr": cider.PROTOCOL,
-    "SPICE": spice.PROTOCOL,
-}
-_SIGNATURES: dict[str, Mapping[str, str]] = {
-    **dict.fromkeys(_BLEU_NAMES, bleu.SIGNATURE),
-    "METEOR": meteor.SIGNATURE,
-    "ROUGE-L": rouge.SIGNATURE,
-    "CIDEr-D": cider.SIGNATURE_D,
-    "CIDEr": cider.SIGNATURE,
-    "SPICE": spice.SIGNATURE,
-}
+"""Metrics that are also reported for subsets."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricTables:
-    """The counts of all metrics for one system's captions of N images. Mappings are by metric."""
+    """The counts of all metrics for the captions of one system. All mappings are by metric."""
 
     image_ids: tuple[int, ...]
+    """N image ids, in the order of all rows."""
     tables: Mapping[str, Table]
-    """Counts [N, D], whose sums `CORPUS_SCORES` takes."""
+    """Counts [N, D], summed over images for `CORPUS_SCORES`."""
     image_scores: Mapping[str, NDArray[np.float64]]
     """Scores of single images [N], of metrics that are defined for one image."""
     protocol: Mapping[str, tuple[str, ...]]
-    """How the score is computed, in lines of `key: value`."""
+    """How the score was computed, as lines `key: value`."""
     signature: Mapping[str, str]
     """The protocol in one line, to quote with the score."""
     unavailable: Mapping[str, str]
-    """Why the metric was not computed."""
+    """Reason why a metric was not computed."""
 
     def score(self, metric: str) -> float:
         """Compute the score of all images."""
@@ -78,7 +71,7 @@ class MetricTables:
 
 
 def compute_metrics(corpus: Corpus, with_meteor: bool, with_spice: bool) -> MetricTables:
-    """Compute the tables of all metrics; those that this machine cannot compute are listed as unavailable.
+    """Compute the tables of all metrics. Metrics that this machine cannot compute are listed as unavailable.
 
     Args:
         corpus: Hypotheses and references.
@@ -123,11 +116,11 @@ def compute_metrics(corpus: Corpus, with_meteor: bool, with_spice: bool) -> Metr
 
 
 def _protocol(metric: str, corpus: Corpus) -> tuple[str, ...]:
-    return (*(f"{key}: {value}" for key, value in _PROTOCOLS[metric].items()), *corpus.protocol)
+    return (*(f"{key}: {value}" for key, value in _METRICS[metric].protocol.items()), *corpus.protocol)
 
 
 def _signature(metric: str, corpus: Corpus) -> str:
-    fields = {**corpus.signature, **_SIGNATURES[metric]}
+    fields = {**corpus.signature, **_METRICS[metric].signature}
     return "|".join([metric, *(f"{key}:{value}" for key, value in fields.items())])
 
 
@@ -147,20 +140,20 @@ def summarize_scores(
     """
     rows = {image_id: row for row, image_id in enumerate(metrics.image_ids)}
     scores, intervals = _scores_and_intervals(metrics, np.arange(len(rows)), tuple(CORPUS_SCORES), resampling)
-    parts = {
+    subset_summaries = {
         subset: _scores_and_intervals(
             metrics, np.array([rows[image_id] for image_id in image_ids]), SUBSET_SCORES, resampling
         )
         for subset, image_ids in subsets.items()
     }
-    if parts:
-        scores["subsets"] = {subset: subset_scores for subset, (subset_scores, _) in parts.items()}
-        intervals["subsets"] = {subset: subset_intervals for subset, (_, subset_intervals) in parts.items()}
+    if subset_summaries:
+        scores["subsets"] = {subset: subset_scores for subset, (subset_scores, _) in subset_summaries.items()}
+        intervals["subsets"] = {subset: subset_intervals for subset, (_, subset_intervals) in subset_summaries.items()}
     return {**scores, "intervals": intervals, **provenance(metrics, resampling)}
 
 
 def provenance(metrics: MetricTables, resampling: Resampling) -> dict[str, dict[str, list[str]]]:
-    """Return the protocol and signature of each score, and why metrics are missing, as JSON values."""
+    """Return protocol and signature of each score, and the reason why a metric is unavailable, as JSON values."""
     protocol = {metric: list(lines) for metric, lines in metrics.protocol.items()}
     return {
         "protocol": {**protocol, "intervals": [resampling.protocol]},

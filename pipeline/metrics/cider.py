@@ -1,6 +1,7 @@
 """CIDEr and CIDEr-D: consensus of a caption with its references, by tf-idf weighted n-grams (Vedantam et al. 2015).
 
-Legend: `N` images, `R` references of all images, `S` = N + R sentences: the hypotheses, then the references.
+Legend: `N` images, `R` references of all images, `S` = N + R sentences (the hypotheses, then the references),
+`G` occurrences of n-grams, `K` distinct pairs of sentence and n-gram.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,10 +13,10 @@ import numpy.typing as npt
 
 from pipeline.metrics.corpus import LIBRARY, LIBRARY_TAG, Words, check_corpus
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
 
-ORDERS = 4
+MAX_ORDER = 4
 """Largest n of the n-grams."""
 SIGMA = 6.0
 """Standard deviation of CIDEr-D's length penalty, in words."""
@@ -24,7 +25,7 @@ SCALE = 10.0
 PROTOCOL: dict[str, str | int | float] = {
     "metric": "CIDEr-D and CIDEr",
     "library": LIBRARY,
-    "n": ORDERS,
+    "n": MAX_ORDER,
     "sigma": SIGMA,
     "scale": SCALE,
     "average": "mean over images",
@@ -33,33 +34,31 @@ PROTOCOL: dict[str, str | int | float] = {
     "smoothing": "none",
     "reference": "Vedantam et al. 2015",
 }
-SIGNATURE: dict[str, str] = {"n": str(ORDERS), "df": "corpus", "stem": "no", "lib": LIBRARY_TAG}
-SIGNATURE_D: dict[str, str] = {
-    "n": str(ORDERS),
-    "sigma": f"{SIGMA:g}",
-    "df": "corpus",
-    "stem": "no",
-    "lib": LIBRARY_TAG,
-}
+"""Protocol lines of both scores, by key."""
+SIGNATURE: dict[str, str] = {"n": str(MAX_ORDER), "df": "corpus", "stem": "no", "lib": LIBRARY_TAG}
+"""Fields of CIDEr's signature."""
+SIGNATURE_D: dict[str, str] = {"n": SIGNATURE["n"], "sigma": f"{SIGMA:g}", **SIGNATURE}
+"""Fields of CIDEr-D's signature."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CiderScores:
     """Scores of each image; the score of a corpus is their mean."""
 
-    cider_d: Floats
-    """CIDEr-D, [N] in 0 to 10. It penalizes repeated words and differences in length; papers report it."""
-    cider: Floats
-    """CIDEr, [N] in 0 to 10: the cosine similarity alone."""
+    cider_d: FloatArray
+    """CIDEr-D, [N] in 0 to `SCALE`. It penalizes repeated words and differences in length. Papers report it."""
+    cider: FloatArray
+    """CIDEr, [N] in 0 to `SCALE`: the cosine similarity alone."""
 
 
 def cider(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) -> CiderScores:
-    """Compute CIDEr-D and CIDEr of each image, both scaled by 10.
+    """Compute CIDEr-D and CIDEr of each image, both times `SCALE`.
 
-    A sentence is a vector of n-gram counts times log(N / number of images with the n-gram in a reference), for n from
-    1 to 4. The score is the cosine of hypothesis and reference, averaged over n and references. CIDEr-D clips the
-    hypothesis to the reference and multiplies by exp(-(difference in length)^2 / (2 * 6^2)). A corpus of one image
-    scores 0, since all document frequencies are 1. Words are not stemmed, unlike in the paper.
+    For each n from 1 to `MAX_ORDER`, the vector of a sentence has a component for each n-gram: its count times
+    log(N / df), where df is the number of images with the n-gram in a reference. The score is the cosine of hypothesis
+    and reference, averaged over n and references. CIDEr-D clips the hypothesis to the reference and multiplies by
+    exp(-(difference in length)^2 / (2 SIGMA^2)). A corpus of one image scores 0, since log(N / df) is 0. Unlike in the
+    paper, words are not stemmed.
 
     Args:
         hypotheses: One tokenized caption for each of N images.
@@ -71,73 +70,89 @@ def cider(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) ->
     check_corpus(hypotheses, references)
     num_images = len(hypotheses)
     num_references = np.array([len(captions) for captions in references])  # [N]
-    image = np.concatenate([np.arange(num_images), np.repeat(np.arange(num_images), num_references)])  # [S]
+    reference_image = np.repeat(np.arange(num_images), num_references)  # [R]: index of the image
+    sentence_image = np.concatenate([np.arange(num_images), reference_image])  # [S]: index of the image
     sentences = [*hypotheses, *chain.from_iterable(references)]
-    length = np.array([len(words) for words in sentences])  # [S]
+    lengths = np.array([len(words) for words in sentences])  # [S]
 
-    cider_sum, cider_d_sum = np.zeros(len(sentences) - num_images), np.zeros(len(sentences) - num_images)  # [R]
-    for sentence, ngram in _ngrams(sentences, length):
-        cosine, clipped_cosine = _cosines(sentence, ngram, image, num_images)
+    cider_sum, cider_d_sum = np.zeros(len(reference_image)), np.zeros(len(reference_image))  # [R]
+    for sentence_index, ngram_id in _ngrams(sentences, lengths):
+        cosine, clipped_cosine = _cosines(sentence_index, ngram_id, sentence_image, num_images)
         cider_sum += cosine
         cider_d_sum += clipped_cosine
-    difference = length[num_images:] - length[image[num_images:]]
-    cider_d_sum *= np.exp(-(difference**2) / (2 * SIGMA**2))
+    length_difference = lengths[num_images:] - lengths[reference_image]  # [R]
+    cider_d_sum *= np.exp(-(length_difference**2) / (2 * SIGMA**2))
 
-    factor = SCALE / (ORDERS * num_references)
+    factor = SCALE / (MAX_ORDER * num_references)  # [N]
     return CiderScores(
-        cider_d=factor * np.bincount(image[num_images:], cider_d_sum),
-        cider=factor * np.bincount(image[num_images:], cider_sum),
+        cider_d=factor * np.bincount(reference_image, cider_d_sum),
+        cider=factor * np.bincount(reference_image, cider_sum),
     )
 
 
-def _ngrams(sentences: Sequence[Words], length: Ints) -> Iterator[tuple[Ints, Ints]]:
-    """For each order, yield of every n-gram occurrence its sentence and an id of its words."""
-    word_ids: dict[str, int] = {}
-    word = np.array([word_ids.setdefault(word, len(word_ids)) for words in sentences for word in words], dtype=np.int64)
-    sentence = np.repeat(np.arange(len(sentences)), length)
-    end = np.cumsum(length)[sentence]
-    start, ngram = np.arange(len(word)), word
-    yield sentence, ngram
-    for order in range(2, ORDERS + 1):
+def _ngrams(sentences: Sequence[Words], lengths: IntArray) -> Iterator[tuple[IntArray, IntArray]]:
+    """Find all n-grams of the sentences.
+
+    Args:
+        sentences: S tokenized sentences.
+        lengths: Their lengths in words, [S].
+
+    Yields:
+        For each order from 1 to `MAX_ORDER`, the index of the sentence and the id of the n-gram of each occurrence,
+        both [G].
+    """
+    vocabulary: dict[str, int] = {}
+    word_id = np.array(
+        [vocabulary.setdefault(word, len(vocabulary)) for words in sentences for word in words], dtype=np.int64
+    )
+    sentence_index = np.repeat(np.arange(len(sentences)), lengths)  # of each word
+    end = np.cumsum(lengths)[sentence_index]  # of each word, the end of its sentence
+    start, ngram_id = np.arange(len(word_id)), word_id  # [G]
+    yield sentence_index, ngram_id
+    for order in range(2, MAX_ORDER + 1):
         fits = start + order <= end[start]
         start = start[fits]
-        longer = ngram[fits] * len(word_ids) + word[start + order - 1]
+        extended_id = ngram_id[fits] * len(vocabulary) + word_id[start + order - 1]
         # New consecutive ids, so that the product stays within int64 at any order.
-        ngram = np.unique(longer, return_inverse=True)[1]
-        yield sentence[start], ngram
+        ngram_id = np.unique(extended_id, return_inverse=True)[1]
+        yield sentence_index[start], ngram_id
 
 
-def _cosines(sentence: Ints, ngram: Ints, image: Ints, num_images: int) -> tuple[Floats, Floats]:
+def _cosines(
+    sentence_index: IntArray, ngram_id: IntArray, sentence_image: IntArray, num_images: int
+) -> tuple[FloatArray, FloatArray]:
     """Compute the cosine of each reference with the hypothesis of its image.
 
     Args:
-        sentence: Sentence of each n-gram occurrence.
-        ngram: Id of each n-gram occurrence.
-        image: Image of each sentence, [S].
+        sentence_index: Sentence of each n-gram occurrence, [G].
+        ngram_id: Id of each n-gram occurrence, [G].
+        sentence_image: Index of the image of each sentence, [S].
         num_images: N.
 
     Returns:
         The cosines of CIDEr and the clipped ones of CIDEr-D, each [R].
     """
-    num_ngrams = int(ngram.max(initial=0)) + 1
-    key, count = np.unique(sentence * num_ngrams + ngram, return_counts=True)
-    sentence, ngram = np.divmod(key, num_ngrams)
-    num_keys = int(np.searchsorted(sentence, num_images))  # keys of hypotheses, which come first
-    # A hypothesis has the index of its image, so image and n-gram of a reference give the key of its hypothesis.
-    hypothesis_key = image[sentence[num_keys:]] * num_ngrams + ngram[num_keys:]
-    document_frequency = np.bincount(np.unique(hypothesis_key) % num_ngrams, minlength=num_ngrams)
-    weight = count * (np.log(num_images) - np.log(np.maximum(document_frequency, 1)))[ngram]
-    norm = np.sqrt(np.bincount(sentence, weight**2, minlength=len(image)))  # [S]
+    num_ngrams = int(ngram_id.max(initial=0)) + 1
+    # One key for each pair of sentence and n-gram.
+    key, count = np.unique(sentence_index * num_ngrams + ngram_id, return_counts=True)  # [K]
+    sentence_index, ngram_id = np.divmod(key, num_ngrams)  # [K]
+    num_keys = int(np.searchsorted(sentence_index, num_images))  # keys of hypotheses, which precede the references
+    # Hypothesis i belongs to image i, so image and n-gram of a reference give the key of the n-gram in the hypothesis.
+    hypothesis_key = sentence_image[sentence_index[num_keys:]] * num_ngrams + ngram_id[num_keys:]
+    document_frequency = np.bincount(np.unique(hypothesis_key) % num_ngrams, minlength=num_ngrams)  # [num_ngrams]
+    weight = count * (np.log(num_images) - np.log(np.maximum(document_frequency, 1)))[ngram_id]  # [K]
+    norm = np.sqrt(np.bincount(sentence_index, weight**2, minlength=len(sentence_image)))  # [S]
 
     index = np.searchsorted(key[:num_keys], hypothesis_key)
+    # Keys of references whose n-gram the hypothesis has too; -1 is never a key.
     shared = np.flatnonzero(np.append(key[:num_keys], -1)[index] == hypothesis_key)
     hypothesis_weight, reference_weight = weight[index[shared]], weight[num_keys + shared]
-    reference = sentence[num_keys + shared] - num_images
-    norms = norm[num_images:] * norm[image[num_images:]]  # [R]
-    norms[norms == 0] = 1.0
+    reference_index = sentence_index[num_keys + shared] - num_images
+    norm_product = norm[num_images:] * norm[sentence_image[num_images:]]  # [R]
+    norm_product[norm_product == 0] = 1.0
 
-    def cosine(products: Floats) -> Floats:
-        cosines: Floats = np.bincount(reference, products, minlength=len(norms)) / norms
+    def cosine(products: FloatArray) -> FloatArray:
+        cosines: FloatArray = np.bincount(reference_index, products, minlength=len(norm_product)) / norm_product
         return cosines
 
     return (

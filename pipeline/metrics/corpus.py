@@ -10,9 +10,9 @@ Words = Sequence[str]
 """A tokenized caption."""
 
 LIBRARY = f"gridcap {__version__}"
-"""The code that computes a score, as protocols name it."""
+"""Name and version of this library in protocols."""
 LIBRARY_TAG = f"gridcap-{__version__}"
-"""The same, as signatures name it."""
+"""Name and version of this library in signatures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,25 +26,25 @@ class Corpus:
     references: tuple[Sequence[Words], ...]
     """The references of each image."""
     tokenization: Tokenization
-    """How hypotheses and references were tokenized."""
+    """Tokenizer of hypotheses and references."""
 
     @property
     def protocol(self) -> tuple[str, str]:
         """Protocol lines that all scores of this corpus share."""
-        fewest, most = self._num_references
-        count = str(fewest) if fewest == most else f"{fewest} to {most}"
-        return f"tokenizer: {self.tokenization.description}", f"references per image: {count}"
+        low, high = self._num_references_range
+        num_references = str(low) if low == high else f"{low} to {high}"
+        return f"tokenizer: {self.tokenization.description}", f"references per image: {num_references}"
 
     @property
     def signature(self) -> dict[str, str]:
         """Signature fields that all scores of this corpus share."""
-        fewest, most = self._num_references
-        return {"refs": str(fewest) if fewest == most else f"{fewest}-{most}", **self.tokenization.signature}
+        low, high = self._num_references_range
+        return {"refs": str(low) if low == high else f"{low}-{high}", **self.tokenization.signature}
 
     @property
-    def _num_references(self) -> tuple[int, int]:
-        counts = [len(captions) for captions in self.references]
-        return min(counts), max(counts)
+    def _num_references_range(self) -> tuple[int, int]:
+        num_references = [len(captions) for captions in self.references]
+        return min(num_references), max(num_references)
 
 
 def check_corpus(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) -> None:

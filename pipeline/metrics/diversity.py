@@ -1,4 +1,4 @@
-"""Diversity of captions, to report with the scores: a single safe caption for all images can score well."""
+"""Diversity of captions. Scores alone do not show it: one generic caption for all images can score well."""
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
@@ -22,7 +22,7 @@ PROTOCOL = (
 def diversity(
     captions: Sequence[Words], vocabulary: AbstractSet[str], train_captions: AbstractSet[tuple[str, ...]]
 ) -> dict[str, int | float]:
-    """Compute diversity statistics.
+    """Compute diversity statistics, as JSON values.
 
     Args:
         captions: Tokenized captions, at least one.
@@ -31,7 +31,7 @@ def diversity(
     """
     texts = [tuple(words) for words in captions]
     lengths = [len(words) for words in texts]
-    words_used = {word for words in texts for word in words}
+    distinct_words = {word for words in texts for word in words}
     bigrams = [bigram for words in texts for bigram in pairwise(words)]
     return {
         "num_captions": len(texts),
@@ -40,8 +40,8 @@ def diversity(
         "max_length": max(lengths),
         "num_distinct_captions": len(set(texts)),
         "distinct_rate": _rate(len(set(texts)), len(texts)),
-        "vocab_size": len(words_used),
-        "vocab_coverage": _rate(len(words_used & vocabulary), len(vocabulary)),
+        "vocab_size": len(distinct_words),
+        "vocab_coverage": _rate(len(distinct_words & vocabulary), len(vocabulary)),
         "distinct_bigram_rate": _rate(len(set(bigrams)), len(bigrams)),
         "verbatim_in_train": _rate(sum(words in train_captions for words in texts), len(texts)),
     }

@@ -1,7 +1,6 @@
-"""Grounding of attention: whether a word's attention lies in the boxes of the objects that it refers to.
+"""Grounding of attention: whether the attention of a word lies in the boxes of the objects that it refers to.
 
-Legend: `H` x `W` grid of regions, row 0 at the top. A box is left, top, width and height, as fractions of the image's
-width and height. A region is a cell of 1/H x 1/W of the image.
+Legend: `H` x `W` grid of regions, row 0 at the top. Each region is a cell of 1/H x 1/W of the image.
 """
 
 from collections.abc import Sequence
@@ -10,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 Box = tuple[float, float, float, float]
+"""Left, top, width and height, as fractions of the width and height of the image."""
 Attention = npt.NDArray[np.floating]
+"""Attention weights of a word, [H, W]."""
 
 PROTOCOL: dict[str, str] = {
     "metric": "attention in the boxes of the objects that a word refers to",
@@ -22,9 +23,14 @@ PROTOCOL: dict[str, str] = {
 
 
 def peak_in_boxes(attention: Attention, boxes: Sequence[Box]) -> bool:
-    """Return whether the center of the region with the most attention, of [H, W], lies in a box.
+    """Return whether the center of the most attended region lies in a box (pointing game, Zhang et al. 2016).
 
-    The first region in reading order wins a tie. Raises `ValueError` as `mass_in_boxes` does.
+    Args:
+        attention: Attention weights [H, W]. The first region in row-major order wins a tie.
+        boxes: Boxes of the objects.
+
+    Raises:
+        ValueError: As `mass_in_boxes`.
     """
     weights = _check_attention(attention)
     peak = np.unravel_index(np.argmax(weights), weights.shape)
@@ -32,7 +38,11 @@ def peak_in_boxes(attention: Attention, boxes: Sequence[Box]) -> bool:
 
 
 def mass_in_boxes(attention: Attention, boxes: Sequence[Box]) -> float:
-    """Compute the fraction of the attention [H, W] that lies in the boxes, counting overlaps once.
+    """Compute the fraction of the attention that lies in the boxes.
+
+    Args:
+        attention: Attention weights [H, W], of any sum above 0.
+        boxes: Boxes of the objects; where they overlap, the attention counts once.
 
     Raises:
         ValueError: The attention is not two-dimensional, has a negative or non-finite value, or sums to 0.
@@ -42,7 +52,12 @@ def mass_in_boxes(attention: Attention, boxes: Sequence[Box]) -> float:
 
 
 def peak_by_chance(boxes: Sequence[Box], grid: tuple[int, ...]) -> float:
-    """Compute the probability that a random region of an H x W grid has its center in a box."""
+    """Compute the probability that a random region has its center in a box.
+
+    Args:
+        boxes: Boxes of the objects.
+        grid: H and W.
+    """
     return float(_centers_in_boxes(boxes, grid).mean())
 
 
@@ -59,7 +74,7 @@ def _check_attention(attention: Attention) -> npt.NDArray[np.float64]:
 
 
 def _centers_in_boxes(boxes: Sequence[Box], grid: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-    """Return which regions have their center in a box, [H, W]."""
+    """Return a mask [H, W] of the regions whose center lies in a box."""
     y, x = ((np.arange(size) + 0.5) / size for size in grid)
     return _points_in_boxes(boxes, y, x)
 
@@ -78,6 +93,10 @@ def _segments(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp], npt.NDArray[np.float64]]:
     """Cut the unit interval at box edges and cell edges, so that each segment lies inside or outside of a box.
 
+    Args:
+        edges: Box edges along one axis.
+        num_cells: Number of cells along this axis.
+
     Returns:
         The middle of each segment, the index of its cell, and its length as a fraction of a cell.
     """
@@ -90,7 +109,10 @@ def _segments(
 def _points_in_boxes(
     boxes: Sequence[Box], y: npt.NDArray[np.float64], x: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.bool_]:
-    """Return which points of the grid y by x lie in a box; left and top edges are inside, right and bottom outside."""
+    """Return a mask of the points that lie in a box, [len(y), len(x)].
+
+    Left and top edges of a box are inside, right and bottom edges outside.
+    """
     inside = np.zeros((len(y), len(x)), dtype=np.bool_)
     for left, top, width, height in boxes:
         inside |= np.logical_and.outer((top <= y) & (y < top + height), (left <= x) & (x < left + width))

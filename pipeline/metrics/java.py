@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 class UnavailableError(Exception):
-    """A metric or tokenizer that this machine cannot run; the message says why and what to do."""
+    """A metric or tokenizer that this machine cannot run. The message gives the reason."""
 
 
 def find_java() -> str:
@@ -32,16 +32,17 @@ def java_version() -> int:
 
 
 def run_java(name: str, arguments: Sequence[str], text: str, timeout: float) -> str:
-    """Run a Java program to its end, and stop it on an error or timeout.
+    """Run a Java program.
 
     Args:
         name: Name of the program for error messages.
         arguments: Arguments of `java`.
         text: Standard input, sent as UTF-8.
-        timeout: Seconds until the program is stopped.
+        timeout: Seconds until the program is stopped. Callers set it far above the usual time, so that it only stops a
+            program that hangs.
 
     Returns:
-        What the program printed, read as UTF-8.
+        Standard output, decoded as UTF-8.
 
     Raises:
         UnavailableError: Java is missing, or the program cannot start, fails or exceeds the timeout.
@@ -57,10 +58,11 @@ def run_java(name: str, arguments: Sequence[str], text: str, timeout: float) -> 
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise UnavailableError(f"{name} did not finish within {timeout:g} s.") from None
+        raise UnavailableError(f"{name} did not finish within {timeout:g} s. Run again on an idle machine.") from None
     except OSError as error:
         raise UnavailableError(f"{name} cannot start: {error}. Check the Java runtime.") from None
     if process.returncode != 0:
         lines = process.stderr.decode(errors="replace").strip().splitlines()
-        raise UnavailableError(f"{name} failed: {lines[0] if lines else f'exit status {process.returncode}'}.")
+        reason = lines[0] if lines else f"exit status {process.returncode}"
+        raise UnavailableError(f"{name} failed: {reason}. Check the Java runtime.")
     return process.stdout.decode(errors="replace")

@@ -15,29 +15,32 @@ PTB = Tokenization(
 )
 
 STARTUP_SECONDS = 60.0
-CAPTIONS_PER_SECOND = 1000
-"""Timeout, far above the usual time, so that it only stops a program that hangs."""
+"""Timeout without captions."""
+SECONDS_PER_CAPTION = 0.001
+"""Additional timeout for each caption."""
 
-# The tokenizer ends a line at each of these, and reads one caption per line.
-LINE_ENDS = str.maketrans(dict.fromkeys("\n\r\v\f\x85\u2028\u2029", " "))
+# The tokenizer reads one caption per line, and ends a line at each of these characters.
+_LINE_ENDS = str.maketrans(dict.fromkeys("\n\r\v\f\x85\u2028\u2029", " "))
 
 
-def ptb_words(captions: Sequence[str]) -> list[list[str]]:
-    """Tokenize captions: lowercased, without the tokens that coco-caption drops as punctuation.
+def tokenize_ptb(captions: Sequence[str]) -> list[list[str]]:
+    """Tokenize captions as coco-caption does: lowercase them and drop punctuation.
 
     Raises:
         UnavailableError: Java is missing or its program fails.
     """
-    # Only this function needs pycocoevalcap, so that metrics without Java import without it.
+    # Imported here, so that the other metrics need no pycocoevalcap.
     from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS, STANFORD_CORENLP_3_4_1_JAR
 
     if not captions:
         return []
-    text = "".join(caption.translate(LINE_ENDS) + "\n" for caption in captions)
+    text = "".join(caption.translate(_LINE_ENDS) + "\n" for caption in captions)
     with as_file(files("pycocoevalcap") / "tokenizer" / STANFORD_CORENLP_3_4_1_JAR) as jar:
         arguments = ["-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
-        timeout = STARTUP_SECONDS + len(captions) / CAPTIONS_PER_SECOND
+        timeout = STARTUP_SECONDS + SECONDS_PER_CAPTION * len(captions)
         lines = run_java("the PTB tokenizer", arguments, text, timeout).split("\n")[:-1]
     if len(lines) != len(captions):
-        raise UnavailableError(f"the PTB tokenizer returned {len(lines)} lines for {len(captions)} captions.")
+        raise UnavailableError(
+            f"the PTB tokenizer returned {len(lines)} lines for {len(captions)} captions. Reinstall pycocoevalcap."
+        )
     return [[word for word in line.split() if word not in PUNCTUATIONS] for line in lines]

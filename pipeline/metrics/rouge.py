@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pipeline.metrics.corpus import LIBRARY, LIBRARY_TAG, Words, check_corpus
 
 BETA = 1.2
+"""Weight of recall relative to precision."""
 PROTOCOL: dict[str, str | float] = {
     "metric": "ROUGE-L",
     "library": LIBRARY,
@@ -20,14 +21,16 @@ PROTOCOL: dict[str, str | float] = {
     "smoothing": "none",
     "reference": "Lin 2004",
 }
+"""Protocol lines of ROUGE-L, by key."""
 SIGNATURE: dict[str, str] = {"beta": str(BETA), "lib": LIBRARY_TAG}
+"""Fields of ROUGE-L's signature."""
 
 
 def rouge_l(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) -> npt.NDArray[np.float64]:
     """Compute ROUGE-L of each image, [N] in 0 to 1; the score of a corpus is their mean.
 
-    Precision P and recall R are the length of the longest common subsequence over the length of the hypothesis and of
-    the reference. The score is (1 + b^2) P R / (R + b^2 P) with b = 1.2. As in coco-caption, P and R are each the best
+    Precision P and recall R are the length of the longest common subsequence divided by the length of the hypothesis
+    and of the reference. The score is (1 + BETA^2) P R / (R + BETA^2 P). As in coco-caption, P and R are each the best
     over all references.
 
     Args:
@@ -53,17 +56,17 @@ def _score(hypothesis: Words, references: Sequence[Words]) -> float:
     return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
 
 
-def _longest_common_subsequence(positions: dict[str, int], length: int, words: Words) -> int:
+def _longest_common_subsequence(positions: dict[str, int], length: int, reference: Words) -> int:
     """Return the length of the longest common subsequence, by the bit-parallel recurrence of Hyyrö (2004).
 
     Args:
-        positions: Bit mask of each word's positions in the other sentence.
-        length: Length of the other sentence.
-        words: The sentence.
+        positions: Bit mask of the positions of each word in the hypothesis.
+        length: Length of the hypothesis, in words.
+        reference: The reference.
     """
-    # Bit i of `row` is 0 where the subsequence grows by one at position i, so the zeros are its length.
+    # Bit i of `row` is 0 where the subsequence grows by one at position i, so the number of zeros is its length.
     row = mask = (1 << length) - 1
-    for word in words:
+    for word in reference:
         matches = row & positions.get(word, 0)
         row = ((row + matches) | (row - matches)) & mask
     return length - row.bit_count()

@@ -1,7 +1,7 @@
 """SPICE: objects, attributes and relations that a caption shares with its references (Anderson et al. 2016).
 
-The authors' Java program is included in pycocoevalcap. Its parser, Stanford CoreNLP 3.6.0, is not: pycocoevalcap
-downloads it on first use; gridcap downloads nothing and expects the files in place.
+The authors' Java program is included in pycocoevalcap. Its parser, Stanford CoreNLP 3.6.0, is not. gridcap downloads
+nothing: the user copies `CORENLP_FILES` into the folder of the program.
 
 Legend: `N` images.
 """
@@ -14,8 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import TypedDict
 
+from pipeline.artifacts import read_json
 from pipeline.captions.tokenization import installed_version
+from pipeline.errors import UserError
 from pipeline.metrics.corpus import Words, check_corpus
 from pipeline.metrics.java import UnavailableError, java_version, run_java
 
@@ -27,14 +30,33 @@ PROTOCOL: dict[str, str] = {
     "smoothing": "none",
     "reference": "Anderson et al. 2016",
 }
+"""Protocol lines of SPICE, by key."""
 SIGNATURE: dict[str, str] = {"parser": "corenlp-3.6.0", "lib": "spice-1.0"}
+"""Fields of SPICE's signature."""
+
 CORENLP_FILES = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 CORENLP_ARCHIVE = "stanford-corenlp-full-2015-12-09.zip"
 MAX_JAVA_VERSION = 14
 
 STARTUP_SECONDS = 600.0
+"""Timeout without captions."""
 SECONDS_PER_CAPTION = 1.0
-"""Timeout, far above the usual time, so that it only stops a program that hangs."""
+"""Additional timeout for each hypothesis and reference."""
+
+
+class _FScore(TypedDict):
+    f: float
+
+
+class _Categories(TypedDict):
+    All: _FScore
+
+
+class _Row(TypedDict):
+    """Scores of one image, as the program writes them."""
+
+    image_id: int
+    scores: _Categories
 
 
 def spice(
@@ -50,8 +72,8 @@ def spice(
     Args:
         hypotheses: One tokenized caption for each of N images.
         references: The tokenized references of each image.
-        folder: Folder of the program with its `lib`; by default that of pycocoevalcap.
-        timeout: Seconds until Java is stopped; by default a limit that grows with the number of captions.
+        folder: Folder of the program, with CoreNLP in `lib`; None for the folder in pycocoevalcap.
+        timeout: Seconds until Java is stopped; None for a limit that grows with the number of captions.
 
     Raises:
         UnavailableError: Java or a file is missing, Java is too new, or the program fails.
@@ -81,11 +103,17 @@ def _run_spice(
     with tempfile.TemporaryDirectory() as work:
         input_path, output_path = Path(work) / "captions.json", Path(work) / "scores.json"
         input_path.write_text(json.dumps(documents), encoding="utf-8")
-        # Without the program's cache of parsed references, which would be written among the installed packages.
+        # No -cache flag: the cache of parsed references would be written among the installed packages.
         jar = str(folder / "spice-1.0.jar")
         run_java("SPICE", ["-Xmx8G", "-jar", jar, str(input_path), "-out", str(output_path), "-silent"], "", timeout)
         try:
-            scores = {row["image_id"]: row["scores"]["All"]["f"] for row in json.loads(output_path.read_bytes())}
-            return np.array([scores[index] for index in range(len(documents))], dtype=np.float64)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UnavailableError(f"SPICE wrote no readable scores: {error!r}.") from None
+            rows = read_json(output_path, list[_Row], remedy="Reinstall pycocoevalcap.")
+        except UserError as error:
+            raise UnavailableError(f"SPICE wrote no readable scores: {error}") from None
+    scores = {row["image_id"]: row["scores"]["All"]["f"] for row in rows}
+    num_missing = len(set(range(len(documents))) - scores.keys())
+    if num_missing:
+        raise UnavailableError(
+            f"SPICE wrote no scores of {num_missing} of {len(documents)} images. Reinstall pycocoevalcap."
+        )
+    return np.array([scores[index] for index in range(len(documents))], dtype=np.float64)

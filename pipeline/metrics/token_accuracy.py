@@ -14,6 +14,7 @@ PROTOCOL: dict[str, str] = {
     "classes": "tokens that occur among the targets",
     "smoothing": "none",
 }
+"""Protocol lines of the scores, by key."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,7 +22,7 @@ class TokenScores:
     """Scores of next-token predictions, in 0 to 1."""
 
     accuracy: float
-    """Rate of correct predictions."""
+    """Fraction of correct predictions."""
     macro_f1: float
     """Unweighted mean F1 of the classes that occur among the targets."""
     weighted_f1: float

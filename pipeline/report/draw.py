@@ -17,7 +17,7 @@ IMAGE_SIZE = 224
 def draw(data: EvaluationData, params: EvaluateParams, folder: Path) -> None:
     """Draw the training curves and the attention of random images.
 
-    Writes `training.json` (the metrics of each epoch), a curve per metric, and `attention/<image id>.png`.
+    Writes `training.json` (metrics of each epoch), `<metric>.png` (curves) and `attention/<image id>.png`.
 
     Args:
         data: Artifacts of the split.

@@ -1,4 +1,4 @@
-"""The example images of the report: the best captions, the worst ones, and random ones."""
+"""The example images of the report: images with the best captions, with the worst captions, and random images."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.evaluation.evaluate import EvaluationData, ReportParams
-from pipeline.evaluation.scene_scores import grounded_words
+from pipeline.evaluation.scene_scores import find_grounded_words
 from pipeline.features.images import Pixels, View, read_views, upright_size
 from pipeline.metrics.caption_scores import MetricTables
 from pipeline.metrics.grounding import Box
@@ -24,7 +24,7 @@ MAX_SIDE = 448
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """An image with its caption."""
+    """An image with its caption, as the report shows it."""
 
     image_id: int
     group: ExampleGroup
@@ -36,24 +36,25 @@ class Example:
     attention: NDArray[np.floating]
     """[T, h, w] attention weights of each word."""
     references: tuple[str, ...]
+    """Untokenized reference captions."""
     scores: Mapping[str, float]
     """Scores of this caption, by metric."""
     boxes: Mapping[int, Sequence[Box]]
-    """Boxes of the objects that a word refers to, by index of the word, where known."""
+    """Boxes of the objects that a word refers to, by index of the word; empty without annotated objects."""
 
 
 def select_images(quality: Mapping[int, float], params: ReportParams, seed: int) -> list[tuple[ExampleGroup, int]]:
     """Select the images of the report, each at most once.
 
-    If there are too few images, later groups get fewer.
+    If there are too few images, later groups have fewer.
 
     Args:
-        quality: Score of each image, by image id; lower ids win ties.
+        quality: Score of each image, by image id. Of equal scores, the lower id is first.
         params: Number of images in each group.
         seed: Seed of the random images.
 
     Returns:
-        Group and image id: the best images, best first, the worst, worst first, then random ones.
+        Group and id of each image: the best images (best first), the worst (worst first), then random images.
     """
     ranked = sorted(quality, key=lambda image_id: (-quality[image_id], image_id))
     best = ranked[: params.best]
@@ -65,13 +66,16 @@ def select_images(quality: Mapping[int, float], params: ReportParams, seed: int)
 
 
 def build_examples(data: EvaluationData, metrics: MetricTables, params: ReportParams, seed: int) -> list[Example]:
-    """Select images by CIDEr-D and collect what the report shows of them.
+    """Select images by CIDEr-D and build their examples.
 
     Args:
         data: Artifacts of the split.
         metrics: Scores of each image.
         params: Number of images in each group.
         seed: Seed of the random images.
+
+    Returns:
+        The examples, in the order of `select_images`.
 
     Raises:
         UserError: An image is unreadable.
@@ -91,14 +95,14 @@ def build_examples(data: EvaluationData, metrics: MetricTables, params: ReportPa
                 attention=caption.attention,
                 references=record.captions,
                 scores={name: float(scores[rows[image_id]]) for name, scores in metrics.image_scores.items()},
-                boxes={word.position: word.boxes for word in grounded_words(caption.words, record.objects)},
+                boxes={word.position: word.boxes for word in find_grounded_words(caption.words, record.objects)},
             )
         )
     return examples
 
 
 def _read_example_image(path: Path, view: str) -> Pixels:
-    """Read the captioned view of an image, in the image's aspect ratio, so that attention regions align with it."""
+    """Read the captioned view, resized to the aspect ratio of the image, so that attention regions align with it."""
     square = read_views(path, MAX_SIDE, (cast(View, view),))[0]
     width, height = upright_size(path)
     scale = min(1.0, MAX_SIDE / max(width, height))

@@ -1,7 +1,7 @@
 """Figures of a run: training curves, and the attention of each word of a caption.
 
-The same data give the same bytes, in PNG and in SVG. Matplotlib is used without pyplot: no window opens, and no figure
-stays in memory.
+The same data give the same bytes, in PNG and in SVG. Figures are drawn without pyplot, so no window opens and no figure
+remains in memory.
 
 Legend: `T` words, `h` x `w` grid of regions, `H` x `W` pixels.
 """
@@ -24,7 +24,7 @@ from pipeline.report.curve_style import SPLIT_COLORS, curve_label
 from pipeline.report.overlay import DIMMED_BRIGHTNESS, GLOW
 
 Point = tuple[float, float]
-"""An epoch and the value after it."""
+"""An epoch, and the value of a metric after it."""
 
 INK = "#30343b"
 STYLE = {
@@ -42,7 +42,7 @@ STYLE = {
 }
 
 MAX_COLUMNS = 6
-"""Panels in a row of an attention strip."""
+"""Maximum panels in a row of an attention strip."""
 PANEL_SIZE = 1.9
 """Longer side of a panel, in inches."""
 PANEL_GAP, TITLE_HEIGHT = 0.08, 0.3
@@ -56,7 +56,8 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], folder: Path, suffix: Literal
 
     Args:
         rows: Metrics of each epoch, such as `{"epoch": 3, "train_loss": 2.5, "val_loss": 2.8, "val_bleu4": 0.12}`. Keys
-            that start with a split are drawn. A missing or None value is skipped, and the line joins its neighbors.
+            that start with a split are drawn. Missing and None values are skipped; the line connects the values around
+            them.
         folder: Output folder.
         suffix: File format.
 
@@ -71,7 +72,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], folder: Path, suffix: Literal
 
 
 def lines_by_metric(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[Point]]]:
-    """Group the metrics of epochs by metric and split."""
+    """Group the metrics of epochs by metric, then by split; `rows` are those of `draw_curves`."""
     lines: dict[str, dict[str, list[Point]]] = {}
     for row in rows:
         for key, value in row.items():
@@ -82,34 +83,35 @@ def lines_by_metric(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, li
 
 
 def best_point(points: Sequence[Point], metric: str) -> Point:
-    """Return the first epoch with the best value: the lowest loss, the highest of any other metric."""
+    """Return the first epoch with the best value: the lowest of `loss`, the highest of any other metric."""
     return (min if metric == "loss" else max)(points, key=lambda point: point[1])
 
 
 def attention_strip(
     image: npt.NDArray[np.uint8],
     words: Sequence[str],
-    maps: npt.NDArray[np.floating],
+    attention: npt.NDArray[np.floating],
     path: Path,
 ) -> None:
-    """Draw an image, and one panel per word with the word's attention highlighted, as in Xu et al. 2015.
+    """Draw an image, then one panel per word with the attention of the word highlighted, as in Xu et al. 2015.
 
-    Each panel is scaled to the word's own maximum, so brightness is not comparable between words.
+    Each panel is scaled to the maximum of its word, so brightness is not comparable between words.
 
     Args:
         image: RGB image, [H, W, 3].
         words: T words.
-        maps: Attention of each word, [T, h, w].
+        attention: Attention weights of each word, [T, h, w].
         path: Output file, PNG or SVG by its suffix.
 
     Raises:
-        ValueError: The number of words and maps differ.
+        ValueError: The numbers of words and attention maps differ.
     """
-    if len(words) != len(maps):
-        raise ValueError(f"{len(words)} words but {len(maps)} attention maps")
+    if len(words) != len(attention):
+        raise ValueError(f"{len(words)} words but {len(attention)} attention maps")
     height, width = image.shape[:2]
     panel_width, panel_height = PANEL_SIZE * width / max(height, width), PANEL_SIZE * height / max(height, width)
-    panels = [("", image), *((word, _highlight(image, attention)) for word, attention in zip(words, maps, strict=True))]
+    highlights = (_highlight(image, weights) for weights in attention)
+    panels = [("", image), *zip(words, highlights, strict=True)]
     num_columns = min(len(panels), MAX_COLUMNS)
     num_rows = math.ceil(len(panels) / num_columns)
     total_width = num_columns * (panel_width + PANEL_GAP) + PANEL_GAP
@@ -169,21 +171,21 @@ def _mark_best(axes: Any, point: Point, label_below: bool) -> None:
 
 
 def _highlight(image: npt.NDArray[np.uint8], attention: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
-    """Highlight attention [h, w] in an image [H, W, 3]: dim and gray without attention, bright with it."""
+    """Highlight attention [h, w] in an image [H, W, 3]: dimmed gray without attention, bright colors with it."""
     height, width = image.shape[:2]
     grid = Image.fromarray(attention.astype(np.float32))
     smooth = np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC))  # [H, W]
     weight = smooth / max(float(smooth.max()), np.finfo(np.float32).tiny)
-    weight = np.clip(weight, 0.0, 1.0)[..., np.newaxis]  # bicubic interpolation overshoots below 0
+    weight = np.clip(weight, 0.0, 1.0)[..., np.newaxis]  # [H, W, 1]; bicubic interpolation overshoots below 0
     pixels = image / 255
-    dim = DIMMED_BRIGHTNESS * pixels.mean(axis=-1, keepdims=True)
+    dim = DIMMED_BRIGHTNESS * pixels.mean(axis=-1, keepdims=True)  # [H, W, 1]
     bright = 1 - (1 - pixels) * (1 - np.array(GLOW))
     highlighted: npt.NDArray[np.uint8] = (255 * (dim + (bright - dim) * weight)).round().astype(np.uint8)
     return highlighted
 
 
 def _save(figure: Figure, path: Path) -> None:
-    # Without dates and versions, so that the bytes are the same on any day and machine.
+    # Dates and versions would make the bytes differ between days and machines.
     metadata: dict[str, dict[str, None]] = {
         ".png": {"Software": None},
         ".svg": {"Date": None, "Creator": None},

@@ -1,4 +1,4 @@
-"""The model card: what a model was trained on, its scores and its licenses, for readers (Mitchell et al. 2019)."""
+"""The model card: training data, encoder, scores and licenses of a model (Mitchell et al. 2019)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,13 +38,13 @@ def write_model_card(
     history: Sequence[Mapping[str, float]],
     scores: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the card of a model. The same model gives the same bytes.
+    """Write the card of a model. The same arguments give the same bytes.
 
     Args:
         path: Output Markdown file.
         config: Configuration of the model.
         history: Training metrics of each epoch.
-        scores: Content of `scores.json`, or of `gridcap score --json`; None leaves evaluation scores out.
+        scores: Content of `scores.json`, or of `gridcap score --json`; None omits evaluation scores.
     """
     write_atomically(path, "\n".join(_lines(config, history, scores)) + "\n")
 
@@ -66,7 +66,7 @@ def _lines(
     yield f"| encoder weights | {_code(config.encoder_weights)}, SHA-256 `{encoder.weights_digest}` |"
     yield f"| vocabulary | digest `{config.vocabulary_digest}` |"
     yield f"| versions | {', '.join(f'{name} {version}' for name, version in config.versions.items())} |"
-    yield f"\n`{CONFIG_FILE}` holds the same for programs.\n"
+    yield f"\n`{CONFIG_FILE}` has the same facts in machine-readable form.\n"
     yield from _validation_lines(config, history)
     if scores is not None:
         yield from _evaluation_lines(scores)
@@ -79,7 +79,7 @@ def _validation_lines(config: ModelConfig, history: Sequence[Mapping[str, float]
     if config.selected_by != "last":
         yield "The epoch was selected on these images, so the scores are slightly optimistic."
     yield "Captions are generated greedily. BLEU-4 (closest reference length, no smoothing) and CIDEr-D are corpus"
-    yield "scores on the tokens of training; `<unk>` never matches.\n"
+    yield "scores on the tokens of `tokenize`; `<unk>` never matches.\n"
     yield "| metric | value |"
     yield "| --- | --- |"
     metrics = history[config.epoch - 1]

@@ -1,9 +1,10 @@
 """Attention overlay: how the report, the app and the plots show where the decoder attends for a word.
 
-There the image keeps its colors and glows; elsewhere it is gray and dimmed. `page/overlay.js` and `page/overlay.css`
-draw the overlay in the browser, for the report and the app; `figures.py` draws it in attention plots.
+Where the decoder attends, the image keeps its colors and glows. Elsewhere it is gray and dimmed. `page/overlay.js` and
+`page/overlay.css` draw the overlay in the browser, for the report and the app. `figures.py` draws it in attention
+plots.
 
-Shapes: `T` words, `H` x `W` regions of the grid.
+Legend: `H` x `W` grid of regions.
 """
 
 import base64
@@ -15,7 +16,7 @@ import numpy.typing as npt
 DIMMED_BRIGHTNESS = 0.4
 """Brightness of the gray image where there is no attention, relative to the original."""
 GLOW = (0.40, 0.32, 0.14)
-"""Red, green and blue, 0 to 1, that full attention adds to black: otherwise attention on dark objects is invisible."""
+"""Color of black pixels at full attention (red, green and blue in 0 to 1): attention is visible on dark objects too."""
 
 
 def attention_levels(attention: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
@@ -34,8 +35,13 @@ def attention_levels(attention: npt.NDArray[np.floating]) -> npt.NDArray[np.uint
 
 
 def encode_levels(levels: npt.NDArray[np.uint8]) -> str:
-    """Encode levels [H, W] as `overlay.js` reads them: base64 of a byte per region, in row-major order."""
+    """Encode levels, uint8 [H, W], for `overlay.js`: base64 of a byte per region, in row-major order."""
     return base64.b64encode(levels.tobytes()).decode()
+
+
+def jpeg_url(jpeg: bytes) -> str:
+    """Encode a JPEG as a data URL."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
 
 def overlay_css() -> str:

@@ -4,7 +4,6 @@ Images, attention maps, curves, style and script are inlined, so the page needs 
 no date, absolute path or host name: the same run gives the same bytes.
 """
 
-import base64
 import io
 import json
 import platform
@@ -27,15 +26,17 @@ from pipeline.evaluation.evaluate import Analysis, EvaluateParams, EvaluationDat
 from pipeline.features.images import Pixels
 from pipeline.metrics.grounding import Box
 from pipeline.report import svg_charts
+from pipeline.report.curve_style import split_colors_css
 from pipeline.report.examples import Example, ExampleGroup, build_examples
-from pipeline.report.overlay import attention_levels, encode_levels, overlay_css, overlay_js, page_file
+from pipeline.report.overlay import attention_levels, encode_levels, jpeg_url, overlay_css, overlay_js, page_file
 
 PACKAGES = ("torch", "torchvision", "numpy")
 """Packages whose versions are shown, since they affect the results."""
 GROUP_TITLES: dict[ExampleGroup, str] = {"best": "Best captions", "worst": "Worst captions", "random": "Random images"}
 PATH_KEYS = {"root", "weights"}
-"""Params that may be paths, of which only the last part is shown."""
+"""Keys of params that are paths; the page shows only their last part."""
 JPEG_QUALITY = 88
+"""Quality of the images in the page, by Pillow's scale of 0 to 95."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,9 @@ class Report:
     """Content of the page."""
 
     split: str
+    """Split of the scored images."""
     examples: Sequence[Example]
+    """Images to show, ordered by group."""
     scores: Mapping[str, Any]
     """Content of `scores.json`."""
     captions: Mapping[str, Any]
@@ -60,15 +63,15 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class _Word:
-    """A word of a caption, for the page's script."""
+    """A word of a caption, for the script of the page."""
 
     text: str
     map: str
-    """Base64 of one byte per region, row by row; 255 is the region with the most attention."""
+    """Attention, as `encode_levels` encodes it."""
     peak: float
-    """Attention weight of that region."""
+    """Attention weight of the most attended region."""
     boxes: str
-    """JSON list of boxes."""
+    """JSON list of the boxes of the objects that the word refers to."""
 
 
 def build_report(
@@ -81,7 +84,7 @@ def build_report(
         scores: Result of `score`.
         analysis: Result of `analyze`.
         params: Settings of the evaluation.
-        all_params: All sections of the params file, to show.
+        all_params: All sections of the params file.
 
     Raises:
         UserError: An example image is unreadable.
@@ -109,7 +112,7 @@ def write_report(path: Path, report: Report) -> None:
     )
     page = environment.from_string(page_file("page.html")).render(
         report=report,
-        style=Markup(overlay_css() + page_file("page.css")),
+        style=Markup(split_colors_css() + overlay_css() + page_file("page.css")),
         script=Markup(overlay_js() + page_file("page.js")),
         groups=[
             (GROUP_TITLES[group], [_example_values(example) for example in examples])
@@ -128,7 +131,7 @@ def _example_values(example: Example) -> dict[str, Any]:
     """Convert an example to the values that the template shows."""
     height, width = example.image.shape[:2]
     return {
-        "image": _data_uri(example.image),
+        "image": _encode_jpeg(example.image),
         "width": width,
         "height": height,
         "grid": example.attention.shape[1:],
@@ -143,10 +146,11 @@ def _example_values(example: Example) -> dict[str, Any]:
     }
 
 
-def _data_uri(image: Pixels) -> str:
+def _encode_jpeg(image: Pixels) -> str:
+    """Encode an image as the data URL of a JPEG."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return jpeg_url(file.getvalue())
 
 
 def _word(text: str, attention: npt.NDArray[np.floating], boxes: Sequence[Box]) -> _Word:
@@ -159,7 +163,7 @@ def _word(text: str, attention: npt.NDArray[np.floating], boxes: Sequence[Box]) 
 
 
 def _score_table(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Arrange scores as a table: columns of images, rows of metrics, and the protocol of each group of metrics."""
+    """Arrange scores as a table: a column per set of images, a row per metric, and each distinct protocol."""
     subsets = scores.get("subsets", {})
     columns = {"all": (scores, scores["intervals"])}
     columns |= {name: (values, scores["intervals"]["subsets"][name]) for name, values in subsets.items()}

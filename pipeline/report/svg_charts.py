@@ -1,4 +1,4 @@
-"""Layout of training curves as SVG coordinates; the report page draws them in its own colors."""
+"""Layout of training curves in SVG coordinates, which the report page draws."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from pipeline.report.figures import best_point, lines_by_metric
 WIDTH, HEIGHT = 320, 190
 """Size of a chart, in SVG units."""
 LEFT, RIGHT, TOP, BOTTOM = 40, WIDTH - 8, 10, HEIGHT - 24
-"""Edges of the plot area; tick labels are left of it and below."""
+"""Edges of the plot area, in SVG units. Tick labels are left of it and below it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +20,11 @@ class Line:
     """The curve of one split."""
 
     split: str
+    """`train`, `val` or `test`."""
     points: tuple[tuple[float, float], ...]
     """x and y of each epoch."""
     best: tuple[float, float, str] | None
-    """x, y and value of the best epoch of `val`; None for other splits."""
+    """x, y and label of the best epoch of `val`; None for other splits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,9 @@ class Chart:
     """One metric over the epochs."""
 
     title: str
+    """Label of the metric."""
     lines: tuple[Line, ...]
+    """A line per split."""
     x_ticks: tuple[tuple[float, str], ...]
     """x and label of each tick."""
     y_ticks: tuple[tuple[float, str], ...]
@@ -39,14 +42,14 @@ class Chart:
 
 
 def layout_charts(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """Lay out one chart per metric, from the metrics of each epoch as `figures.draw_curves` takes them."""
+    """Lay out one chart per metric; `rows` are those of `figures.draw_curves`."""
     return [_layout_chart(metric, lines) for metric, lines in lines_by_metric(rows).items()]
 
 
 def _layout_chart(metric: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> Chart:
     epochs = [epoch for points in lines.values() for epoch, _ in points]
     values = [value for points in lines.values() for _, value in points]
-    # A constant curve has no range to lay out.
+    # A constant curve has no range.
     margin = 0.1 if min(values) == max(values) else 0.0
     # The outermost ticks enclose all values and end the axis.
     ticks = _ticks(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]), min(values) - margin, max(values) + margin)
@@ -78,5 +81,5 @@ def _layout_chart(metric: str, lines: Mapping[str, Sequence[tuple[float, float]]
 
 
 def _ticks(locator: MaxNLocator, low: float, high: float) -> list[float]:
-    # Rounded, since matplotlib's steps add up to 0.30000000000000004.
+    # Matplotlib's steps add up to values such as 0.30000000000000004.
     return [round(float(tick), 9) for tick in locator.tick_values(low, high)]

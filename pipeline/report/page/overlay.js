@@ -18,7 +18,7 @@ class AttentionOverlay {
   #maskPixels;
   #grid;
   #target = null; // [MASK_SIZE * MASK_SIZE], 0 to 1
-  #current = new Float32Array(MASK_SIZE * MASK_SIZE); // as drawn, on the way to the target
+  #current = new Float32Array(MASK_SIZE * MASK_SIZE); // as drawn; moves towards the target
   #frame = 0;
   #previousTime = 0;
 
@@ -50,7 +50,7 @@ class AttentionOverlay {
     this.#draw(this.#previousTime);
   }
 
-  // Show the plain image. The canvas keeps its content while it fades out.
+  // Show the image without attention. The canvas keeps its content while it fades out.
   hide() {
     this.#element.classList.remove("active");
   }
@@ -66,9 +66,9 @@ class AttentionOverlay {
       this.#frame = requestAnimationFrame((next) => this.#draw(next));
       return;
     }
-    const isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    const reducesMotion = matchMedia("(prefers-reduced-motion: reduce)").matches;
     const elapsed = Math.max(0, time - this.#previousTime);
-    const step = isStill ? 1 : 1 - 0.5 ** (elapsed / FADE_HALF_LIFE);
+    const step = reducesMotion ? 1 : 1 - 0.5 ** (elapsed / FADE_HALF_LIFE);
     this.#previousTime = time;
     let distance = 0;
     for (let i = 0; i < this.#current.length; i += 1) {
@@ -133,8 +133,8 @@ function splineWeights(numRegions) {
   });
 }
 
-// Which word of the captions of an image is active. Pointing at a word activates it. Clicking it, tapping it or moving
-// to it with the arrow keys gives it the focus, and the word with the focus stays active. Escape ends that.
+// Tracks which word of the captions of an image is active. Pointing at a word activates it. Clicking it, tapping it or
+// moving to it with the arrow keys focuses it, and the focused word stays active. Escape removes the focus.
 //
 // A caption is a `.caption-words` toolbar of `.word` buttons.
 class WordSelection {
@@ -163,7 +163,7 @@ class WordSelection {
       if (words.includes(word)) this.activate(word);
     });
     listen("pointerleave", () => this.activate(this.#focused));
-    listen("click", (event) => event.target.closest(".word")?.focus()); // which Safari does not do by itself
+    listen("click", (event) => event.target.closest(".word")?.focus()); // Safari does not focus clicked buttons
     listen("focusin", (event) => focus(event.target.closest(".word")));
     listen("focusout", () => focus(null));
     listen("keydown", (event) => {
@@ -194,7 +194,7 @@ class WordSelection {
   }
 }
 
-// Only one word of a caption is a tab stop; the arrow keys lead to the other words.
+// Make one word of a caption the only tab stop. The arrow keys move to the other words.
 function makeTabbable(words, tabStop) {
   for (const word of words) word.tabIndex = word === tabStop ? 0 : -1;
 }
