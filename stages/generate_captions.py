@@ -1,4 +1,4 @@
-"""Stage `generate`: captions of one split, with the attention of each word and the search settings."""
+"""Stage `generate`: caption the images of a split, and record attention and search settings."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,7 @@ import typer
 
 from pipeline.artifacts import fresh_folder, publish
 from pipeline.captions.records import read_records
-from pipeline.device import setup_device
+from pipeline.device import DeviceOption, setup_device
 from pipeline.errors import run
 from pipeline.features.store import FeatureStore
 from pipeline.generation.caption_io import write_captions
@@ -18,13 +18,13 @@ from pipeline.params import load, require_unchanged
 
 
 def main(
-    params: Annotated[Path, typer.Option(help="Params file; section generate.")],
-    prepared: Annotated[Path, typer.Option(help="Records, from prepare.")],
-    features: Annotated[Path, typer.Option(help="Feature store, from encode.")],
-    model: Annotated[Path, typer.Option(help="Model folder, from train.")],
+    params: Annotated[Path, typer.Option(help="Params file with section `generate`.")],
+    prepared: Annotated[Path, typer.Option(help="Folder of records, from `prepare`.")],
+    features: Annotated[Path, typer.Option(help="Feature store, from `encode`.")],
+    model: Annotated[Path, typer.Option(help="Model folder, from `train`.")],
     out: Annotated[Path, typer.Option(help="Output folder of captions, attention and search settings.")],
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.", envvar="GRIDCAP_DEVICE")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images captioned at once.")] = 64,
+    device: DeviceOption = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Batch size, in images.")] = 64,
 ) -> None:
     """Caption the images of a split."""
     settings = load(params, "generate", GenerateParams)

@@ -1,4 +1,4 @@
-"""Stage `tokenize`: token ids of every caption, and the vocabulary of the train split."""
+"""Stage `tokenize`: build the vocabulary and convert every caption to token ids."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,8 +15,8 @@ from pipeline.params import load, require_unchanged, to_plain
 
 
 def main(
-    params: Annotated[Path, typer.Option(help="Params file; section tokenize.")],
-    prepared: Annotated[Path, typer.Option(help="Records, from prepare.")],
+    params: Annotated[Path, typer.Option(help="Params file with section `tokenize`.")],
+    prepared: Annotated[Path, typer.Option(help="Folder of records, from `prepare`.")],
     out: Annotated[Path, typer.Option(help="Output folder of vocabulary.json and tokens.h5.")],
     metrics: Annotated[Path, typer.Option(help="Output JSON file of metrics.")],
 ) -> None:

@@ -123,7 +123,7 @@ def test_the_dataset_section_is_replaced(real_params: Path, name: str) -> None:
     assert load(real_params, "dataset", DatasetParams) == load(preset, "dataset", DatasetParams)
     assert after.split("\n\nevaluate:")[1] == before.split("\n\nevaluate:")[1]
     assert after.split("\n\ndataset:")[0] == before.split("\n\ndataset:")[0]
-    assert "dataset folder; DVC watches it" not in after
+    assert "dataset folder; a DVC dependency" not in after
 
 
 def test_the_last_preset_wins(real_params: Path) -> None:

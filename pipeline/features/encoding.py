@@ -1,7 +1,7 @@
-"""Encode the images of a dataset into a feature store, reusing every row that earlier runs finished.
+"""Encode the images of a dataset into a feature store, reusing all finished rows of earlier runs.
 
-Images are identified by SHA-256. A run first digests all of them and plans shards for the rows that are missing. The
-plan, and so every byte of a shard, is the same whichever process encodes it, of however many.
+Images are identified by SHA-256. A run first digests all images and plans shards for the missing rows. The plan, and so
+every byte of a shard, does not depend on the number of processes.
 
 Shapes: B images of a batch, N views of one image, R rows of a shard, S side of the image in px, P regions of a grid,
 C channels.
@@ -50,14 +50,14 @@ logger = logging.getLogger("gridcap")
 STAGE = "encode"
 RUNS_FILE = "runs.jsonl"
 
-# Bounds the work that a kill can lose. It decides which rows share a file, so it is part of the published bytes.
+# Limits the work that a kill can lose. It determines which rows share a file, and so the published bytes.
 ROWS_PER_SHARD = 128
 
-# Batches encoded at once, each on its share of the cores. When image decoding takes a core from one batch, the threads
-# of that batch wait for each other, but those of the other batch continue.
+# Batches encoded at once, each on its share of the cores. When image decoding takes a core from one batch, its threads
+# wait for each other, but the other batch continues.
 CONCURRENT_BATCHES = 2
 
-# Shards whose images are decoded ahead: the one being encoded and the next.
+# Shards whose images are decoded at once: the shard being encoded and the next.
 _PREFETCHED_SHARDS = 2
 
 _MAX_LISTED_FAULTS = 5
@@ -65,16 +65,16 @@ _MAX_LISTED_FAULTS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeCounts:
-    """What one run did."""
+    """Counts of one run."""
 
     encoded: int
-    """Images encoded."""
+    """Number of encoded images."""
     reused: int
-    """Images whose rows all existed already, from earlier runs or from a file with the same bytes."""
+    """Number of images without missing rows, because of an earlier run or of a file with the same bytes."""
     removed: int
-    """Rows of earlier runs that no image needs any more."""
+    """Number of rows of earlier runs that no image uses any more."""
     failed: int
-    """Images that could not be read."""
+    """Number of images that could not be read."""
 
     def __str__(self) -> str:
         return ", ".join(f"{count} {name}" for name, count in asdict(self).items())
@@ -82,7 +82,7 @@ class EncodeCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeResult:
-    """What one run did and published."""
+    """Counts of one run, and the published store."""
 
     counts: EncodeCounts
     num_images: int
@@ -92,7 +92,7 @@ class EncodeResult:
 
     @property
     def metrics(self) -> dict[str, int]:
-        """Metrics of the store, the same however many runs it took."""
+        """Metrics of the store, independent of the number of runs."""
         num_regions, channels = self.spec.grid_shape
         return {
             "num_images": self.num_images,
@@ -133,25 +133,25 @@ def encode(
     num_threads: int,
     processes: Processes = SINGLE_PROCESS,
 ) -> EncodeResult:
-    """Encode the images of a dataset and publish them as a feature store.
+    """Encode the images of a dataset and publish the feature store.
 
-    Finished shards stay in the work folder and are reused by later runs, also of a changed dataset. A row depends on
-    the bytes of the image file, the view and the encoder spec alone. All `processes` must call this with the same
-    arguments on shared folders; rank 0 publishes.
+    Finished shards stay in the work folder for later runs, even if the dataset changes. A row depends only on the bytes
+    of the image file, the view and the encoder spec. All processes must call this with the same arguments on shared
+    folders; rank 0 publishes.
 
     Args:
         records: Records of the images.
         image_dir: Folder that the records' files are relative to.
         params: Section `encode`.
-        work: Root of the work folders; each run appends a line to `encode/runs.jsonl` in it.
-        out: Folder of the store, replaced at the end.
-        device: Where the encoder runs; int8 runs on the CPU anyway.
+        work: Root of the work folders. Each run appends a line to its file `encode/runs.jsonl`.
+        out: Folder of the store, which is replaced at the end.
+        device: Device of the encoder; int8 always uses the CPU.
         num_threads: Threads that read and decode images ahead of the encoder.
         processes: The processes that share the work.
 
     Raises:
-        UserError: The weights do not match or the disk is full; or, after all other images are encoded, an image is
-            missing or unreadable. `out` is then unchanged.
+        UserError: The weights do not match, the disk is full, or an image is missing or unreadable, which is reported
+            after all other images are encoded. `out` is then unchanged.
     """
     encoder = load_encoder(params)
     spec = encoder_spec(encoder, params)
@@ -209,7 +209,7 @@ class _EncodeJob:
         self._processes = processes
 
     def run(self, records: Sequence[Record], image_dir: Path, out: Path) -> EncodeResult:
-        """Encode the missing rows, and publish the store unless an image failed."""
+        """Encode the missing rows, and publish the store unless an image is unreadable."""
         start = time.monotonic()
         records = sorted(records, key=lambda record: record.image_id)
         shards = self._processes.broadcast(intact_shards(self._folder) if self._processes.is_main else [])
@@ -259,7 +259,7 @@ class _EncodeJob:
     def _plan(
         self, records: Sequence[Record], image_dir: Path, image_digests: Mapping[int, str], stored_keys: Set[RowKey]
     ) -> list[list[_PlannedImage]]:
-        """Assign images with missing rows to new shards, by ascending id; equal files are encoded once."""
+        """Assign images with missing rows to new shards, by ascending id. Equal files are encoded once."""
         plan: list[list[_PlannedImage]] = []
         num_rows = ROWS_PER_SHARD  # of the last shard in the plan
         planned: set[str] = set()
@@ -278,7 +278,7 @@ class _EncodeJob:
         return plan
 
     def _encode_plan(self, plan: Sequence[Sequence[_PlannedImage]]) -> tuple[list[Shard], list[str]]:
-        """Encode all planned shards, each process its share.
+        """Encode the planned shards, divided among the processes.
 
         Returns:
             The shards written by all processes, and a message for each unreadable image.
@@ -301,9 +301,9 @@ class _EncodeJob:
         encoders: ThreadPoolExecutor,
         progress: "tqdm[NoReturn]",
     ) -> tuple[list[Shard], list[str]]:
-        """Encode this process's shards while the images of the next are decoded.
+        """Encode the shards of this process, while the images of the next shard are decoded.
 
-        A shard with an unreadable image is left to the next run, so that its bytes do not depend on the fault.
+        A shard with an unreadable image is not written, so that its bytes never depend on the fault.
         """
 
         def decode(images: Sequence[_PlannedImage]) -> list[Future[_DecodedImage | UserError]]:
@@ -318,7 +318,7 @@ class _EncodeJob:
             shard_faults = [str(result) for result in results if isinstance(result, UserError)]
             faults += shard_faults
             grids = None if shard_faults else self._encode_images(images, encoders, progress)
-            # Decoding goes on while the shard is written.
+            # Decode the next shard while this one is written.
             decoding.extend(decode(images) for images in islice(remaining, 1))
             if grids is not None:
                 shards.append(self._write_shard(images, grids))
@@ -367,7 +367,7 @@ class _EncodeJob:
 
 @contextmanager
 def _batch_executor(num_workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that encode one batch each, with this thread's cores divided among them."""
+    """Make a pool of threads that encode one batch each and share the cores of this thread."""
     num_cores = torch.get_num_threads()
     num_workers = min(num_workers, num_cores)
     cores_per_worker = -(-num_cores // num_workers)
@@ -377,7 +377,7 @@ def _batch_executor(num_workers: int) -> Iterator[ThreadPoolExecutor]:
         ) as executor:
             yield executor
     finally:
-        # New threads start with the number that any thread set last.
+        # set_num_threads also sets the default of new threads.
         torch.set_num_threads(num_cores)
 
 
@@ -392,7 +392,7 @@ def _decode(image: _PlannedImage, size: int) -> _DecodedImage | UserError:
 
 
 def _count_encoded(plan: Sequence[Sequence[_PlannedImage]], shards: Sequence[Shard]) -> int:
-    """Count the planned images all of whose rows are in the new shards."""
+    """Count the planned images whose rows are all in the new shards."""
     keys = {key for shard in shards for key in shard.keys}
     return sum(all((image.sha256, view) in keys for view in image.views) for images in plan for image in images)
 
