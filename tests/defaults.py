@@ -1,13 +1,12 @@
-"""The params.yaml that the project ships, whatever `gridcap use` has set in the working tree."""
+"""Committed files of the project, independent of what `gridcap use` changed in the working tree."""
 
 import subprocess
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests.paths import ROOT
 
 
 def committed(path: str) -> str:
-    """Text of a file in git's last commit, or of the working tree where there is no git history."""
+    """Return the text of a file in git's last commit, or in the working tree if there is no git history."""
     command = ["git", "show", f"HEAD:{path}"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return result.stdout if result.returncode == 0 else (ROOT / path).read_text()

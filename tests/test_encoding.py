@@ -36,9 +36,8 @@ from pipeline.features.quantization.quantized_encoder import supports_int8
 from pipeline.features.store import INDEX_FILE, FeatureStore, intact_shards
 from pipeline.params import to_plain
 from tests.factories import encode_params
+from tests.paths import REAL, ROOT
 
-ROOT = Path(__file__).parents[1]
-REAL = ROOT.parent / "shared" / "real"
 CPU = torch.device("cpu")
 
 
@@ -51,7 +50,7 @@ def write_image(path: Path, seed: int) -> None:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A folder of images, params, and runs of the stage over them."""
+    """A folder of images with params of `encode`."""
 
     folder: Path
     params: EncodeParams
@@ -116,7 +115,7 @@ def make_dataset(folder: Path, weights: Path, num_images: int) -> Dataset:
 
 @pytest.fixture
 def make(tmp_path, weights) -> Callable[[int], Dataset]:
-    """Makes a dataset of some number of images."""
+    """Make a dataset with the given number of images."""
     return lambda num_images: make_dataset(tmp_path, weights, num_images)
 
 
@@ -177,7 +176,7 @@ def test_a_row_does_not_depend_on_batch_order_or_threads(make, precision):
         write_image(dataset.image_dir / f"{image_id}.jpg", 100 + image_id)
     torch.set_num_threads(1)
     try:
-        dataset.encode(work="elsewhere", num_threads=5, precision=precision)
+        dataset.encode(work="other-work", num_threads=5, precision=precision)
     finally:
         torch.set_num_threads(num_threads)
 
@@ -210,7 +209,7 @@ def test_two_runs_publish_the_same_bytes(make):
     dataset = make(ROWS_PER_SHARD + 5)
 
     dataset.encode(out="one")
-    dataset.encode(out="two", work="elsewhere")
+    dataset.encode(out="two", work="other-work")
 
     assert read_files(dataset.folder / "one") == read_files(dataset.folder / "two")
     assert len(list((dataset.folder / "one").glob("shard-*.h5"))) == 2
@@ -366,12 +365,12 @@ def test_resume_after_kills_gives_the_same_bytes(make):
         *(partial(operator.lt, rng.uniform(0.3, 1) * duration) for _ in range(18)),
     ]
     rng.shuffle(conditions)
-    kept: dict[str, int] = {}
+    finished: dict[str, int] = {}
     for condition in conditions:
         kill_when(condition)
-        # Finished shards stay and are not written again.
-        assert kept.items() <= finished_shards().items()
-        kept = finished_shards()
+        # Finished shards remain and are not written again.
+        assert finished.items() <= finished_shards().items()
+        finished = finished_shards()
     shutil.rmtree(dataset.out, ignore_errors=True)
     num_rows = sum(len(shard.keys) for folder in work.glob("*/") for shard in intact_shards(folder))
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -414,7 +413,7 @@ def test_two_processes_give_the_bytes_of_one_and_reuse_shards_of_a_killed_one(ma
 
 
 def find_rank(launcher: int, rank: int) -> int:
-    """Return the process id of a rank that a launcher started, or 0 if there is none yet."""
+    """Return the process id of a rank that `launcher` started, or 0 if it has not started yet."""
     for process in psutil.Process(launcher).children():
         with contextlib.suppress(psutil.Error):
             if process.environ().get("RANK") == str(rank):
@@ -431,7 +430,7 @@ def find_rank(launcher: int, rank: int) -> int:
     rows_per_shard=st.sampled_from([7, 16, 30]),
 )
 def test_a_row_depends_on_image_bytes_and_spec_alone(thirty, order, runs, num_threads, rows_per_shard):
-    """Images get other ids, batches and shards, over several runs."""
+    """Permute the image ids, and vary batches, shards and the number of runs."""
     reference = FeatureStore(thirty.out).grids(range(30))
     records = [replace(record, image_id=order[record.image_id]) for record in thirty.records()]
     work = Path(tempfile.mkdtemp(dir=thirty.folder))
@@ -468,7 +467,7 @@ def test_views_are_rows_of_the_same_image(make):
 
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Path]:
-    """A file system with space for one and a half shards."""
+    """A file system with space for 1.5 shards."""
     mount = tmp_path / "small"
     mount.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=420k", "tmpfs", mount], capture_output=True).returncode:
@@ -497,7 +496,7 @@ def test_finished_shards_are_kept_when_the_disk_is_full(make, small_disk):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real photographs of ../shared/real are absent")
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs the real photographs in ../shared/real")
 def test_real_photographs_have_different_features(tmp_path):
     (tmp_path / "images").mkdir()
     for image_id, path in enumerate(sorted((REAL / "flickr" / "images").glob("*.jpg"))[:12]):

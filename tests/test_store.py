@@ -185,7 +185,7 @@ def test_another_schema_version_is_an_error_that_names_both(folder):
     other_version = SCHEMA.version + 1
     (folder / INDEX_FILE).write_text(json.dumps(index | {"schema_version": other_version, "images": []}))
 
-    with pytest.raises(UserError, match=rf"version {other_version};.* version {SCHEMA.version}\."):
+    with pytest.raises(UserError, match=rf"version {other_version}, .* version {SCHEMA.version}\."):
         FeatureStore(folder)
 
 

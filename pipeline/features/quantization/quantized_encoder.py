@@ -1,7 +1,7 @@
 """The frozen ResNet in int8, for CPUs.
 
 Activations are uint8, 0 to 255, and weights int8, -127 to 127. Sums of their products are exact, so a grid has the same
-bits at every batch size and number of threads. `python -m benchmarks encoding` compares its speed with other precisions.
+bits at every batch size and number of threads. `python -m benchmarks encoding` measures its speed.
 
 A scale is the real value of one integer step of a channel: value = scale * integer.
 
