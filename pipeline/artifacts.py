@@ -34,6 +34,11 @@ class Schema(NamedTuple):
     name: str
     version: int
 
+    @property
+    def header(self) -> dict[str, str | int]:
+        """Keys of a JSON document, or attributes of an HDF5 file, that record this schema."""
+        return {"schema": self.name, "schema_version": self.version}
+
     def check(self, path: Path, recorded: tuple[object, object], remedy: str) -> None:
         """Check that an artifact records this schema.
 

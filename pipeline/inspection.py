@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.artifacts import read_json
 from pipeline.captions import tokens
-from pipeline.captions.vocabulary import Vocabulary, read_vocabulary
+from pipeline.captions.vocabulary import VOCABULARY_FILE, Vocabulary, read_vocabulary
 from pipeline.errors import UserError
 from pipeline.features import store
 from pipeline.hdf5 import open_artifact
@@ -137,7 +137,7 @@ def _describe_file(path: Path) -> Iterator[str]:
         datasets = _datasets(file)
         yield from _dataset_table(datasets)
         if schema == tokens.SCHEMA.name:
-            vocabulary_path = path.with_name(tokens.VOCABULARY_FILE)
+            vocabulary_path = path.with_name(VOCABULARY_FILE)
             vocabulary = read_vocabulary(vocabulary_path) if vocabulary_path.is_file() else None
             yield from _describe_tokens(file, vocabulary)
         elif schema == store.SCHEMA.name:

@@ -8,8 +8,8 @@ import typer
 from pipeline.artifacts import file_digest, fingerprint, fresh_folder, publish, write_json
 from pipeline.captions.records import RECORDS_FILE, read_records
 from pipeline.captions.tokenizer import TokenizeParams
-from pipeline.captions.tokens import SCHEMA, TOKENS_FILE, VOCABULARY_FILE, tokenize, write_tokens
-from pipeline.captions.vocabulary import write_vocabulary
+from pipeline.captions.tokens import SCHEMA, TOKENS_FILE, tokenize, write_tokens
+from pipeline.captions.vocabulary import VOCABULARY_FILE, write_vocabulary
 from pipeline.errors import run
 from pipeline.params import load, require_unchanged, to_plain
 

@@ -8,7 +8,7 @@ import pytest
 from pipeline.captions import tokens
 from pipeline.captions.records import Record
 from pipeline.captions.tokenizer import TokenizeParams
-from pipeline.captions.vocabulary import write_vocabulary
+from pipeline.captions.vocabulary import VOCABULARY_FILE, write_vocabulary
 from pipeline.errors import UserError
 from pipeline.features import store
 from pipeline.inspection import describe, printable, verify
@@ -31,7 +31,7 @@ def write_token_folder(folder: Path) -> Path:
     params = TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_length=9)
     dataset = tokens.tokenize(records, params, Path("records.jsonl"))
     tokens.write_tokens(folder / tokens.TOKENS_FILE, dataset, params, "0123456789abcdef")
-    write_vocabulary(folder / tokens.VOCABULARY_FILE, dataset.vocabulary)
+    write_vocabulary(folder / VOCABULARY_FILE, dataset.vocabulary)
     return folder
 
 
@@ -73,7 +73,7 @@ def test_tokens_are_shown_as_words(tmp_path: Path) -> None:
 
 def test_tokens_without_a_vocabulary_are_shown_as_ids(tmp_path: Path) -> None:
     folder = write_token_folder(tmp_path / "tokens")
-    (folder / tokens.VOCABULARY_FILE).unlink()
+    (folder / VOCABULARY_FILE).unlink()
     text = describe_as_text(folder / tokens.TOKENS_FILE)
     assert "image 9: 1 4 3 5 2" in text
 

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from pipeline.artifacts import write_json
-from pipeline.captions.vocabulary import SPECIALS, Vocabulary
+from pipeline.captions.vocabulary import SPECIALS, VOCABULARY_FILE, Vocabulary
 from pipeline.decoder.model_io import (
     CONFIG_FILE,
     HISTORY_FILE,
-    VOCABULARY_FILE,
     WEIGHTS_FILE,
     ModelConfig,
     TrainingData,

@@ -15,13 +15,12 @@ from pipeline.artifacts import Schema
 from pipeline.captions.records import SPLITS, Record, Split
 from pipeline.captions.tokenization import Tokenization, installed_version, spacy_tokenization
 from pipeline.captions.tokenizer import TokenizeParams, make_tokenizer
-from pipeline.captions.vocabulary import END, PAD, REMEDY, SPECIALS, START, Vocabulary
+from pipeline.captions.vocabulary import END, PAD, REMEDY, SPECIALS, START, VOCABULARY_FILE, Vocabulary
 from pipeline.errors import UserError
 from pipeline.hdf5 import open_artifact
 
 SCHEMA = Schema("gridcap.tokens", 2)
 TOKENS_FILE = "tokens.h5"
-VOCABULARY_FILE = "vocabulary.json"
 
 _DESCRIPTIONS = {
     "tokens": "ids of <start>, the words, <end>, then <pad> (0); an id is an index into vocabulary.json",
@@ -144,8 +143,7 @@ def write_tokens(path: Path, dataset: TokenizedDataset, params: TokenizeParams, 
     with h5py.File(path, "w") as file:
         file.attrs.update(
             {
-                "schema": SCHEMA.name,
-                "schema_version": SCHEMA.version,
+                **SCHEMA.header,
                 "fingerprint": fingerprint,
                 "vocabulary_digest": dataset.vocabulary.digest,
                 "tokenizer": tokenization.source,
@@ -217,7 +215,7 @@ def read_tokenization(path: Path) -> Tokenization:
         )
 
 
-def references(captions: CaptionTokens) -> dict[int, list[list[str]]]:
+def group_references(captions: CaptionTokens) -> dict[int, list[list[str]]]:
     """Group the captions of a split, as lists of words, by image id, in ascending order."""
     by_image: dict[int, list[list[str]]] = {}
     for image_id, caption in zip(captions.image_id.tolist(), captions.captions, strict=True):

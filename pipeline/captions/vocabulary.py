@@ -11,6 +11,7 @@ from pipeline.artifacts import Schema, fingerprint, read_json, write_json
 from pipeline.errors import UserError
 
 SCHEMA = Schema("gridcap.vocabulary", 1)
+VOCABULARY_FILE = "vocabulary.json"
 REMEDY = "Run `dvc repro -f -s tokenize`."
 """What to do about a missing or damaged output of `tokenize`."""
 PAD, START, END, UNK = range(4)
@@ -76,13 +77,7 @@ class Vocabulary:
 
 def write_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
     """Write `vocabulary.json`; a word's id is its index in `words`."""
-    document = {
-        "schema": SCHEMA.name,
-        "schema_version": SCHEMA.version,
-        "digest": vocabulary.digest,
-        "words": list(vocabulary.words),
-    }
-    write_json(path, document)
+    write_json(path, {**SCHEMA.header, "digest": vocabulary.digest, "words": list(vocabulary.words)})
 
 
 def read_vocabulary(path: Path, remedy: str = REMEDY) -> Vocabulary:

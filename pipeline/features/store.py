@@ -137,8 +137,7 @@ def write_shard(
     with h5py.File("shard.h5", "w", driver="core", backing_store=False) as file:
         file.attrs.update(
             {
-                "schema": SCHEMA.name,
-                "schema_version": SCHEMA.version,
+                **SCHEMA.header,
                 "fingerprint": spec.fingerprint,
                 **asdict(spec),
             }
