@@ -214,7 +214,7 @@ def download(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="An HDF5 file of the pipeline, or a folder of them.")],
+    path: Annotated[Path, typer.Argument(help="HDF5 file of the pipeline, or folder with such files.")],
     verify: Annotated[
         bool, typer.Option("--verify", help="Verify the SHA-256 of every shard of a feature store instead.")
     ] = False,

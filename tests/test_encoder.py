@@ -14,8 +14,8 @@ from pipeline.features.encoder import (
     EncodeParams,
     GridEncoder,
     encode_grids,
-    for_inference,
     load_encoder,
+    optimize_for_inference,
     weights_digest,
 )
 from pipeline.features.quantization.quantized_encoder import supports_int8
@@ -254,7 +254,7 @@ def test_bfloat16_is_close_to_float32(weights):
     images = random_images(2)
 
     float32, bfloat16 = (
-        encode_grids(for_inference(encoder, precision, False, CPU), images).astype(float)
+        encode_grids(optimize_for_inference(encoder, precision, False, CPU), images).astype(float)
         for precision in ("float32", "bfloat16")
     )
 
@@ -272,7 +272,7 @@ def test_folding_batch_norms_keeps_the_grids(weights):
     before = weights_digest(encoder)
     images = random_images(2)
 
-    network = for_inference(encoder, "float32", False, CPU)
+    network = optimize_for_inference(encoder, "float32", False, CPU)
 
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
     np.testing.assert_allclose(
@@ -293,7 +293,7 @@ def test_compiling_keeps_the_grids(weights, precision, tolerance):
     images = random_images(2)
 
     eager, compiled = (
-        encode_grids(for_inference(encoder, precision, compiled, CPU), images).astype(float)
+        encode_grids(optimize_for_inference(encoder, precision, compiled, CPU), images).astype(float)
         for compiled in (False, True)
     )
 
@@ -310,7 +310,7 @@ def test_a_cpu_with_vnni_supports_int8():
 def test_compile_without_a_compiler_is_an_error(weights, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match=r"encode\.compile: .*C\+\+ compiler"):
-        for_inference(load_encoder(params(weights)), "float32", True, CPU)
+        optimize_for_inference(load_encoder(params(weights)), "float32", True, CPU)
 
 
 def test_features_outside_the_range_of_float16_are_an_error(resnet, tmp_path):

@@ -20,7 +20,7 @@ from pipeline.features.encoder import (
     Precision,
     encode_batch,
     encode_grids,
-    for_inference,
+    optimize_for_inference,
     read_encoder,
 )
 from pipeline.features.images import read_image
@@ -65,7 +65,7 @@ def cosine_similarity(grids: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 
 def encode_in(precision: Precision, encoder: GridEncoder, images: np.ndarray) -> np.ndarray:
-    return encode_grids(for_inference(encoder, precision, False, CPU), images)
+    return encode_grids(optimize_for_inference(encoder, precision, False, CPU), images)
 
 
 @pytest.mark.slow
@@ -243,7 +243,7 @@ def test_weights_that_are_not_finite_are_an_error(resnets, value):
     encoder.layer2[0].conv1.weight.data[0, 0, 0, 0] = value
 
     with pytest.raises(UserError, match=r"encode\.weights: .*NaN"):
-        for_inference(encoder, "int8", False, CPU)
+        optimize_for_inference(encoder, "int8", False, CPU)
 
 
 @pytest.mark.slow
@@ -252,7 +252,7 @@ def test_a_negative_variance_is_an_error(resnets):
     encoder.layer2[0].bn1.running_var[3] = -1
 
     with pytest.raises(UserError, match=r"encode\.weights: .*negative running variances"):
-        for_inference(encoder, "int8", False, CPU)
+        optimize_for_inference(encoder, "int8", False, CPU)
 
 
 @pytest.mark.slow
@@ -273,7 +273,7 @@ def test_features_outside_the_range_of_float16_are_an_error(resnets):
     encoder.layer3[1].bn2.bias.data.fill_(1e6)
 
     with pytest.raises(UserError, match="range of float16"):
-        encode_grids(for_inference(encoder, "int8", False, CPU), dead_leaves(1, 64, seed=0))
+        encode_grids(optimize_for_inference(encoder, "int8", False, CPU), dead_leaves(1, 64, seed=0))
 
 
 def encode_with_isa(isa: str, encoder: GridEncoder, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -281,10 +281,10 @@ def encode_with_isa(isa: str, encoder: GridEncoder, folder: Path) -> subprocess.
     save_file(encoder.state_dict(), folder / "resnet18.safetensors")
     program = f"""
 import hashlib, pathlib, torch
-from pipeline.features.encoder import encode_grids, for_inference, read_encoder
+from pipeline.features.encoder import encode_grids, optimize_for_inference, read_encoder
 from pipeline.features.quantization.moments import dead_leaves
 encoder = read_encoder(pathlib.Path({str(folder / "resnet18.safetensors")!r}), "resnet18", "layer3")
-network = for_inference(encoder, "int8", False, torch.device("cpu"))
+network = optimize_for_inference(encoder, "int8", False, torch.device("cpu"))
 print(hashlib.sha256(encode_grids(network, dead_leaves(2, 64, seed=1)).tobytes()).hexdigest())
 """
     return subprocess.run(

@@ -140,7 +140,9 @@ def weights_digest(encoder: GridEncoder) -> str:
     return digest.hexdigest()
 
 
-def for_inference(encoder: GridEncoder, precision: Precision, compiled: bool, device: torch.device) -> nn.Module:
+def optimize_for_inference(
+    encoder: GridEncoder, precision: Precision, compiled: bool, device: torch.device
+) -> nn.Module:
     """Make a faster copy of a frozen encoder, equal to rounding: batch norms are folded into convolutions.
 
     Args:
@@ -168,13 +170,13 @@ def for_inference(encoder: GridEncoder, precision: Precision, compiled: bool, de
 
 
 def runs_on_cpu(precision: Precision, device: torch.device) -> bool:
-    """Whether the network that `for_inference` makes for a device runs on the CPU."""
+    """Whether the network that `optimize_for_inference` makes for a device runs on the CPU."""
     return device.type == "cpu" or precision == "int8"
 
 
 @torch.inference_mode()
 def encode_grids(network: nn.Module, images: Pixels) -> npt.NDArray[np.float16]:
-    """Encode images with a network from `for_inference`.
+    """Encode images with a network from `optimize_for_inference`.
 
     Args:
         network: The network.
@@ -202,7 +204,7 @@ def encode_batch(network: nn.Module, images: Pixels, size: int = IMAGES_PER_BATC
     """Encode images as one batch of fixed size.
 
     Args:
-        network: A network from `for_inference`.
+        network: A network from `optimize_for_inference`.
         images: uint8 [B, S, S, 3], with B at most `size`.
         size: Batch size that the images are padded to.
 

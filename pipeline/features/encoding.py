@@ -37,8 +37,8 @@ from pipeline.features.encoder import (
     EncodeParams,
     GridEncoder,
     encode_batch,
-    for_inference,
     load_encoder,
+    optimize_for_inference,
     runs_on_cpu,
     weights_digest,
 )
@@ -155,7 +155,7 @@ def encode(
     """
     encoder = load_encoder(params)
     spec = encoder_spec(encoder, params)
-    network = for_inference(encoder, params.precision, params.compile, device)
+    network = optimize_for_inference(encoder, params.precision, params.compile, device)
     # A compiled network uses all cores for each batch.
     concurrent_batches = CONCURRENT_BATCHES if runs_on_cpu(params.precision, device) and not params.compile else 1
     try:

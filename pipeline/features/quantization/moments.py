@@ -50,7 +50,7 @@ class Moments:
         return (self.mean + NUM_STDS * self.std).clamp_min(0)
 
 
-def find_moments(encoder: nn.Module) -> dict[nn.BatchNorm2d, Moments]:
+def estimate_moments(encoder: nn.Module) -> dict[nn.BatchNorm2d, Moments]:
     """Estimate the moments of every batch norm's output from the weights alone.
 
     Each channel has two estimates: moments measured on `dead_leaves` images, and moments stored by the batch norm,

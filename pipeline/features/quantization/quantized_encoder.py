@@ -22,7 +22,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from pipeline.errors import UserError
 from pipeline.features.images import MEAN, STANDARD_DEVIATION
-from pipeline.features.quantization.moments import Moments, find_moments
+from pipeline.features.quantization.moments import Moments, estimate_moments
 
 MAX_ACTIVATION, MAX_WEIGHT = 255, 127
 
@@ -49,7 +49,7 @@ class QuantizedEncoder(nn.Module):
                 "encode.precision: int8 needs a CPU with VNNI instructions (Intel servers since 2019, AMD since 2022)"
                 " and a PyTorch build for them. Use another machine, or set encode.precision to bfloat16 or float32."
             )
-        moments = find_moments(encoder)
+        moments = estimate_moments(encoder)
         children = dict(encoder.named_children())
         layers = [child for child in children.values() if isinstance(child, nn.Sequential)]
         blocks = [cast(Block, block) for layer in layers for block in layer]
