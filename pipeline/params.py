@@ -80,14 +80,23 @@ def require_unchanged(path: Path, name: str, values: Any) -> None:
         )
 
 
+def parse_yaml(text: str) -> Any:
+    """Parse YAML 1.2, in which `1e-4` is a number, as DVC does.
+
+    Raises:
+        YAMLError: The text is not YAML.
+    """
+    return YAML(typ="safe", pure=True).load(text)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML 1.2 file that holds a mapping. As in DVC, `1e-4` is a number.
+    """Read a YAML file that holds a mapping.
 
     Raises:
         UserError: The file is missing, not YAML, or not a mapping.
     """
     try:
-        document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        document = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file. Name an existing params file.") from error
     except (YAMLError, UnicodeDecodeError) as error:

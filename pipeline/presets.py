@@ -16,7 +16,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from pipeline.artifacts import write_atomically
 from pipeline.errors import UserError
-from pipeline.params import check, read_yaml
+from pipeline.params import check, parse_yaml, read_yaml
 
 # This section is replaced, not merged: a mix of the keys of two datasets is never valid.
 _REPLACED_SECTION = "dataset"
@@ -96,7 +96,7 @@ def _parse_assignment(assignment: str) -> tuple[_Key, Any, str]:
     if not equals or not key:
         raise UserError(f"'{assignment}': not an assignment. Write KEY=VALUE, such as train.seed=3.")
     try:
-        return tuple(key.split(".")), YAML(typ="safe", pure=True).load(value), f"'{assignment}'"
+        return tuple(key.split(".")), parse_yaml(value), f"'{assignment}'"
     except YAMLError as error:
         raise UserError(
             f"'{assignment}': the value is not valid YAML ({' '.join(str(error).split())}). Fix the value."
@@ -112,7 +112,7 @@ def _leaves(overlay: dict[str, Any], prefix: _Key = ()) -> Iterator[tuple[_Key, 
 
 
 def _check_sections(text: str, sections: set[str], params: Path) -> None:
-    values = YAML(typ="safe", pure=True).load(text)
+    values = parse_yaml(text)
     for name in sorted(sections & SECTIONS.keys()):
         check(values[name], name, section_class(name), f"{params} (left unchanged)")
 
@@ -171,7 +171,7 @@ def _to_flow(value: Any) -> str:
             return "{" + ", ".join(f"{_to_flow(key)}: {_to_flow(item)}" for key, item in value.items()) + "}"
         case list():
             return "[" + ", ".join(map(_to_flow, value)) + "]"
-        case str() if _PLAIN_SCALAR.fullmatch(value) and YAML(typ="safe", pure=True).load(value) == value:
+        case str() if _PLAIN_SCALAR.fullmatch(value) and parse_yaml(value) == value:
             return value
         case _:
             return json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -120,7 +120,7 @@ def make(tmp_path, weights) -> Callable[[int], Dataset]:
 
 
 @pytest.fixture(scope="module")
-def thirty(tmp_path_factory, weights) -> Dataset:
+def encoded_dataset(tmp_path_factory, weights) -> Dataset:
     """Thirty encoded images."""
     dataset = make_dataset(tmp_path_factory.mktemp("thirty"), weights, 30)
     dataset.encode()
@@ -429,15 +429,17 @@ def find_rank(launcher: int, rank: int) -> int:
     num_threads=st.integers(1, 4),
     rows_per_shard=st.sampled_from([7, 16, 30]),
 )
-def test_a_row_depends_on_image_bytes_and_spec_alone(thirty, order, runs, num_threads, rows_per_shard):
+def test_a_row_depends_on_image_bytes_and_spec_alone(encoded_dataset, order, runs, num_threads, rows_per_shard):
     """Permute the image ids, and vary batches, shards and the number of runs."""
-    reference = FeatureStore(thirty.out).grids(range(30))
-    records = [replace(record, image_id=order[record.image_id]) for record in thirty.records()]
-    work = Path(tempfile.mkdtemp(dir=thirty.folder))
+    reference = FeatureStore(encoded_dataset.out).grids(range(30))
+    records = [replace(record, image_id=order[record.image_id]) for record in encoded_dataset.records()]
+    work = Path(tempfile.mkdtemp(dir=encoded_dataset.folder))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoding, "ROWS_PER_SHARD", rows_per_shard)
         for count in [*runs, 30]:
-            encode(records[:count], thirty.image_dir, thirty.params, work, work / "out", CPU, num_threads)
+            encode(
+                records[:count], encoded_dataset.image_dir, encoded_dataset.params, work, work / "out", CPU, num_threads
+            )
 
     grids = FeatureStore(work / "out").grids([order[image_id] for image_id in range(30)])
     assert np.array_equal(grids, reference)
