@@ -160,7 +160,15 @@ def encode(
     concurrent_batches = CONCURRENT_BATCHES if runs_on_cpu(params.precision, device) and not params.compile else 1
     try:
         with processes.work_folder(work, STAGE, spec.fingerprint) as folder:
-            job = _EncodeJob(folder, spec, params.views, network, concurrent_batches, num_threads, processes)
+            job = _EncodeJob(
+                folder=folder,
+                spec=spec,
+                views=params.views,
+                network=network,
+                concurrent_batches=concurrent_batches,
+                num_threads=num_threads,
+                processes=processes,
+            )
             return job.run(records, image_dir, out)
     except OSError as error:
         if error.errno not in NO_SPACE:
@@ -187,40 +195,35 @@ def encoder_spec(encoder: GridEncoder, params: EncodeParams) -> EncoderSpec:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
 class _EncodeJob:
     """One run of all processes in the work folder of one encoder spec."""
 
-    def __init__(
-        self,
-        folder: Path,
-        spec: EncoderSpec,
-        views: tuple[View, ...],
-        network: nn.Module,
-        concurrent_batches: int,
-        num_threads: int,
-        processes: Processes,
-    ) -> None:
-        self._folder = folder
-        self._spec = spec
-        self._views = views
-        self._network = network
-        self._concurrent_batches = concurrent_batches
-        self._num_threads = num_threads
-        self._processes = processes
+    folder: Path
+    """Work folder of the spec."""
+    spec: EncoderSpec
+    views: tuple[View, ...]
+    network: nn.Module
+    """Encoder, from `optimize_for_inference`."""
+    concurrent_batches: int
+    """Number of batches encoded at once."""
+    num_threads: int
+    """Number of threads that read and decode images."""
+    processes: Processes
 
     def run(self, records: Sequence[Record], image_dir: Path, out: Path) -> EncodeResult:
         """Encode the missing rows, and publish the store unless an image is unreadable."""
         start = time.monotonic()
         records = sorted(records, key=lambda record: record.image_id)
-        shards = self._processes.broadcast(intact_shards(self._folder) if self._processes.is_main else [])
+        shards = self.processes.broadcast(intact_shards(self.folder) if self.processes.is_main else [])
         stored_keys = {key for shard in shards for key in shard.keys}
         image_digests = self._digest_images(records, image_dir)
         plan = self._plan(records, image_dir, image_digests, stored_keys)
         num_reused = len(records) - sum(map(len, plan))
-        if self._processes.is_main:
+        if self.processes.is_main:
             logger.info("%s: %d of %d images are already encoded", STAGE, num_reused, len(records))
         new_shards, faults = self._encode_plan(plan)
-        needed_keys = {(digest, view) for digest in image_digests.values() for view in self._views}
+        needed_keys = {(digest, view) for digest in image_digests.values() for view in self.views}
         counts = EncodeCounts(
             encoded=_count_encoded(plan, new_shards),
             reused=num_reused,
@@ -229,7 +232,7 @@ class _EncodeJob:
         )
         used_shards = [shard for shard in [*shards, *new_shards] if not needed_keys.isdisjoint(shard.keys)]
         used_shards.sort(key=lambda shard: shard.path.name)
-        if self._processes.is_main:
+        if self.processes.is_main:
             self._append_to_runs(counts, time.monotonic() - start)
             if not faults:
                 self._publish(used_shards, image_digests, out)
@@ -240,21 +243,21 @@ class _EncodeJob:
             counts=counts,
             num_images=len(records),
             num_shards=len(used_shards),
-            views=self._views,
-            spec=self._spec,
+            views=self.views,
+            spec=self.spec,
         )
 
     def _digest_images(self, records: Sequence[Record], image_dir: Path) -> dict[int, str]:
         """Map image ids to the SHA-256 of their files, or to a unique placeholder for an unreadable file."""
-        share = records[self._processes.rank :: self._processes.world_size]
+        share = records[self.processes.rank :: self.processes.world_size]
         paths = [image_dir / record.file for record in share]
-        silent = not self._processes.is_main
-        results = file_digests(paths, f"{STAGE}, digests", "image", self._num_threads, silent=silent)
+        silent = not self.processes.is_main
+        results = file_digests(paths, f"{STAGE}, digests", "image", self.num_threads, silent=silent)
         digests = {
             record.image_id: result if isinstance(result, str) else f"unreadable {record.image_id}"
             for record, result in zip(share, results, strict=True)
         }
-        return {image_id: digest for part in self._processes.gather(digests) for image_id, digest in part.items()}
+        return {image_id: digest for part in self.processes.gather(digests) for image_id, digest in part.items()}
 
     def _plan(
         self, records: Sequence[Record], image_dir: Path, image_digests: Mapping[int, str], stored_keys: Set[RowKey]
@@ -265,7 +268,7 @@ class _EncodeJob:
         planned: set[str] = set()
         for record in records:
             digest = image_digests[record.image_id]
-            views = tuple(view for view in self._views if (digest, view) not in stored_keys)
+            views = tuple(view for view in self.views if (digest, view) not in stored_keys)
             if not views or digest in planned:
                 continue
             planned.add(digest)
@@ -283,15 +286,15 @@ class _EncodeJob:
         Returns:
             The shards written by all processes, and a message for each unreadable image.
         """
-        share = plan[self._processes.rank :: self._processes.world_size]
+        share = plan[self.processes.rank :: self.processes.world_size]
         num_rows = sum(len(image.views) for images in share for image in images)
-        disable = None if self._processes.is_main else True
+        disable = None if self.processes.is_main else True
         with (
-            ThreadPoolExecutor(self._num_threads) as decoders,
-            _batch_executor(self._concurrent_batches if num_rows > IMAGES_PER_BATCH else 1) as encoders,
+            ThreadPoolExecutor(self.num_threads) as decoders,
+            _batch_executor(self.concurrent_batches if num_rows > IMAGES_PER_BATCH else 1) as encoders,
             tqdm(total=num_rows, desc=f"{STAGE}, grids", unit="grid", disable=disable) as progress,
         ):
-            results = self._processes.gather(self._encode_shards(share, decoders, encoders, progress))
+            results = self.processes.gather(self._encode_shards(share, decoders, encoders, progress))
         return [shard for part, _ in results for shard in part], [fault for _, part in results for fault in part]
 
     def _encode_shards(
@@ -307,7 +310,7 @@ class _EncodeJob:
         """
 
         def decode(images: Sequence[_PlannedImage]) -> list[Future[_DecodedImage | UserError]]:
-            return [decoders.submit(_decode, image, self._spec.image_size) for image in images]
+            return [decoders.submit(_decode, image, self.spec.image_size) for image in images]
 
         shards, faults = [], []
         remaining = iter(plan)
@@ -329,11 +332,11 @@ class _EncodeJob:
     ) -> Grids:
         """Encode the views of images: float16 [R, P, C]."""
         pixels = np.concatenate([image.pixels for image in images])  # [R, S, S, 3]
-        grids = np.empty((len(pixels), *self._spec.grid_shape), dtype=np.float16)  # [R, P, C]
+        grids = np.empty((len(pixels), *self.spec.grid_shape), dtype=np.float16)  # [R, P, C]
 
         def encode_from(start: int) -> int:
             batch = pixels[start : start + IMAGES_PER_BATCH]  # [B, S, S, 3]
-            grids[start : start + len(batch)] = encode_batch(self._network, batch)
+            grids[start : start + len(batch)] = encode_batch(self.network, batch)
             return len(batch)
 
         for num_encoded in encoders.map(encode_from, range(0, len(pixels), IMAGES_PER_BATCH)):
@@ -343,25 +346,25 @@ class _EncodeJob:
     def _write_shard(self, images: Sequence[_DecodedImage], grids: Grids) -> Shard:
         rows = [(image.planned, view) for image in images for view in image.planned.views]
         image_ids = [image.image_id for image, _ in rows]
-        return write_shard(self._folder, self._spec, image_ids, [(image.sha256, view) for image, view in rows], grids)
+        return write_shard(self.folder, self.spec, image_ids, [(image.sha256, view) for image, view in rows], grids)
 
     def _publish(self, shards: Sequence[Shard], image_digests: Mapping[int, str], out: Path) -> None:
-        staged = self._folder / "published"
+        staged = self.folder / "published"
         shutil.rmtree(staged, ignore_errors=True)
         for shard in shards:
             publish(shard.path, staged / shard.path.name)
-        write_index(staged, self._spec, self._views, shards, image_digests)
+        write_index(staged, self.spec, self.views, shards, image_digests)
         publish(staged, out)
 
     def _append_to_runs(self, counts: EncodeCounts, seconds: float) -> None:
         line = {
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-            "fingerprint": self._spec.fingerprint,
+            "fingerprint": self.spec.fingerprint,
             **asdict(counts),
             "seconds": round(seconds, 1),
-            "processes": self._processes.world_size,
+            "processes": self.processes.world_size,
         }
-        with (self._folder.parent / RUNS_FILE).open("a") as file:
+        with (self.folder.parent / RUNS_FILE).open("a") as file:
             file.write(json.dumps(line) + "\n")
 
 
