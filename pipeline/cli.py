@@ -26,7 +26,9 @@ EncoderWeights = Annotated[
 Download = Annotated[bool, typer.Option("--download", help="Download torchvision's weights if they are missing.")]
 Ensemble = Annotated[
     Path | None,
-    typer.Option(help="Folder of more models; averages the word probabilities of all models.", show_default="none"),
+    typer.Option(
+        help="Folder of additional models; averages the word probabilities of all models.", show_default="none"
+    ),
 ]
 
 Tokenizer = Annotated[

@@ -28,13 +28,13 @@ def main(
     threads: Annotated[int, typer.Option(min=1, help="Threads that decode images.")] = os.cpu_count() or 1,
 ) -> None:
     """Encode the images of the dataset. Resumes after an interruption. Runs on many processes under torchrun."""
-    settings = load(params, "encode", EncodeParams)
+    encode_params = load(params, "encode", EncodeParams)
     image_dir = load_key(params, "dataset.root", Path) / load_key(params, "dataset.images", str)
     with init_processes() as processes:
         records = read_records(prepared)
-        result = encode(records, image_dir, settings, work, out, setup_device(device), threads, processes)
+        result = encode(records, image_dir, encode_params, work, out, setup_device(device), threads, processes)
         if processes.is_main:
-            require_unchanged(params, "encode", settings)
+            require_unchanged(params, "encode", encode_params)
             write_json(metrics, result.metrics)
 
 

@@ -31,20 +31,20 @@ def main(
     batch_size: Annotated[int, typer.Option(min=1, help="Batch size of teacher forcing, in images.")] = 64,
 ) -> None:
     """Score and analyze the generated captions of a split, and write figures, the report and the model card."""
-    settings, torch_device = load(params, "evaluate", EvaluateParams), setup_device(device)
+    evaluate_params, torch_device = load(params, "evaluate", EvaluateParams), setup_device(device)
     split: Split = load_key(params, "generate.split", Split)
     image_dir: Path = load_key(params, "dataset.root", Path) / load_key(params, "dataset.images", str)
     inputs = EvaluateInputs(
         prepared=prepared, image_dir=image_dir, tokens=tokens, features=features, model=model, generated=generated
     )
     data = read_inputs(inputs, split)
-    scores = score(data, settings, metrics)
-    analysis = analyze(data, scores.corpus, settings, metrics, torch_device, batch_size)
+    scores = score(data, evaluate_params, metrics)
+    analysis = analyze(data, scores.corpus, evaluate_params, metrics, torch_device, batch_size)
     with fresh_folder(plots) as folder:
-        draw(data, settings, folder)
-        write_report(report, build_report(data, scores, analysis, settings, read_yaml(params)))
+        draw(data, evaluate_params, folder)
+        write_report(report, build_report(data, scores, analysis, evaluate_params, read_yaml(params)))
         write_model_card(card, data.model.config, data.history, scores.summary)
-        require_unchanged(params, "evaluate", settings)
+        require_unchanged(params, "evaluate", evaluate_params)
         publish(folder, plots)
 
 

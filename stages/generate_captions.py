@@ -27,16 +27,16 @@ def main(
     batch_size: Annotated[int, typer.Option(min=1, help="Batch size, in images.")] = 64,
 ) -> None:
     """Caption the images of a split."""
-    settings = load(params, "generate", GenerateParams)
-    models = read_models(model, settings.ensemble)
+    generate_params = load(params, "generate", GenerateParams)
+    models = read_models(model, generate_params.ensemble)
     store = FeatureStore(features, fingerprint=models[0].config.encoder_fingerprint)
-    image_ids = [record.image_id for record in read_records(prepared, settings.split)]
-    captions = generate(models, store, image_ids, settings.search, batch_size, setup_device(device))
+    image_ids = [record.image_id for record in read_records(prepared, generate_params.split)]
+    captions = generate(models, store, image_ids, generate_params.search, batch_size, setup_device(device))
     fingerprint = "+".join(model.config.fingerprint for model in models)
     with fresh_folder(out) as folder:
         write_captions(folder, captions, len(image_ids), store.spec.grid, fingerprint)
-        write_search_settings(folder, settings.search, models[0].config.fingerprint)
-        require_unchanged(params, "generate", settings)
+        write_search_settings(folder, generate_params.search, models[0].config.fingerprint)
+        require_unchanged(params, "generate", generate_params)
         publish(folder, out)
 
 

@@ -19,11 +19,11 @@ def main(
     metrics: Annotated[Path, typer.Option(help="Output JSON file of metrics.")],
 ) -> None:
     """Read and check the dataset, and write one record per image."""
-    dataset = load(params, "dataset", DatasetParams)
-    records, counts = prepare(dataset)
+    dataset_params = load(params, "dataset", DatasetParams)
+    records, counts = prepare(dataset_params)
     with fresh_folder(out) as folder:
         write_records(folder, records)
-        require_unchanged(params, "dataset", dataset)
+        require_unchanged(params, "dataset", dataset_params)
         publish(folder, out)
     write_json(metrics, asdict(counts))
 

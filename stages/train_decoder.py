@@ -31,14 +31,14 @@ def main(
     live_steps: Annotated[int, typer.Option(min=1, help="Steps between rows of live metrics.")] = 10,
 ) -> None:
     """Train the decoder. Resumes after an interruption. Runs on many processes under torchrun."""
-    settings = load(params, "train", TrainParams)
+    train_params = load(params, "train", TrainParams)
     paths = TrainPaths(tokens=tokens, features=features, work=work, live=live)
     intervals = Intervals(
         checkpoint_steps=checkpoint_steps, checkpoint_seconds=checkpoint_seconds, live_steps=live_steps
     )
-    with init_processes() as processes, train(settings, paths, setup_device(device), intervals, processes) as model:
+    with init_processes() as processes, train(train_params, paths, setup_device(device), intervals, processes) as model:
         if processes.is_main:
-            require_unchanged(params, "train", settings)
+            require_unchanged(params, "train", train_params)
             dataset, weights = load_key(params, "dataset.root", str), load_key(params, "encode.weights", str)
             record_provenance(model, dataset, weights)
             publish(model, out)
