@@ -445,6 +445,7 @@ def test_a_row_depends_on_image_bytes_and_spec_alone(encoded_dataset, order, run
     assert np.array_equal(grids, reference)
 
 
+@pytest.mark.slow
 def test_views_are_rows_of_the_same_image(make):
     dataset = make(20)
     whole = dataset.encode()

@@ -100,6 +100,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.sampled_from(["rate", "seed", "milestones", "stop", "note"]), VALUES), max_size=4))
 def test_assigned_values_round_trip(tmp_path_factory: pytest.TempPathFactory, values: list[tuple[str, object]]) -> None:
     path = tmp_path_factory.getbasetemp() / "params.yaml"
@@ -124,6 +125,7 @@ def test_the_dataset_section_is_replaced(real_params: Path, name: str) -> None:
     assert "dataset folder; a DVC dependency" not in after
 
 
+@pytest.mark.slow
 def test_the_last_preset_replaces_the_previous_ones(real_params: Path) -> None:
     use(ROOT / "presets" / "scenes.yaml", [], real_params)
     once = real_params.read_text()

@@ -307,7 +307,7 @@ def test_a_cpu_without_vnni_is_an_error(resnets, tmp_path):
 @pytest.mark.slow
 def test_other_vnni_instructions_give_the_same_bits(resnets, tmp_path):
     process = encode_with_isa("AVX2_VNNI", resnets["resnet18"], tmp_path)
-    if "VNNI" in process.stderr:
+    if "encode.precision: " in process.stderr:
         pytest.skip("this CPU has only AVX-512 VNNI")
 
     expected = encode_grids(QuantizedEncoder(resnets["resnet18"]), dead_leaves(2, 64, seed=1))
