@@ -122,7 +122,8 @@ def check(values: Any, name: str, expected_type: type[T], source: str) -> T:
         return TypeAdapter(expected_type).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         faults = [_describe_fault(name, fault) for fault in error.errors()]
-        raise UserError(f"{source}: {summarize(faults, limit=10)}") from None
+        message = summarize(faults, limit=10).removesuffix(".")
+        raise UserError(f"{source}: {message}. Correct the values.") from None
 
 
 def to_plain(values: Any) -> Any:
