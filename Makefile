@@ -25,18 +25,18 @@ lint: $(INSTALLED)
 	ruff format --check .
 	mypy
 
-# The module lists in dvc.yaml, from the imports.
+# Update the module lists in dvc.yaml from the imports.
 deps: $(INSTALLED)
 	python -m pipeline.import_graph
 
-# The pages that are generated from the code.
+# Update the pages that are generated from the code.
 docs: $(INSTALLED)
 	python -m docs.generate
 
 bench: $(INSTALLED)
 	python -m benchmarks
 
-# Train the encoder of the embedded dataset again: about a quarter of an hour.
+# Retrain the encoder of the embedded dataset.
 scene-encoder: $(INSTALLED)
 	python -m stages.train_scene_encoder --params data/scenes/params.yaml \
 		--out data/scenes/encoder.safetensors --metrics data/scenes/encoder.json --work data/.work

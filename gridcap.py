@@ -6,7 +6,7 @@
     for caption in captioner.caption(["photo.jpg"]):
         print(caption.text, caption.confidence)
 
-Names are imported when they are first used, so importing this module loads neither torch nor h5py.
+Names are imported on first use, so importing this module loads neither torch nor h5py.
 """
 
 from importlib import import_module

@@ -47,8 +47,8 @@ from pipeline.artifacts import file_digest, fingerprint, read_json, work_folder,
 from pipeline.captions.records import Record, Split
 from pipeline.captions.sources.dataset import DatasetParams, prepare
 from pipeline.captions.tokenizer import TokenizeParams, make_tokenizer
-from pipeline.captions.tokens import TOKENS_FILE, VOCABULARY_FILE, TokenizedDataset, tokenize, write_tokens
-from pipeline.captions.vocabulary import write_vocabulary
+from pipeline.captions.tokens import TOKENS_FILE, TokenizedDataset, tokenize, write_tokens
+from pipeline.captions.vocabulary import VOCABULARY_FILE, write_vocabulary
 from pipeline.decoder.model_io import read_model
 from pipeline.device import setup_device
 from pipeline.errors import UserError

@@ -56,8 +56,8 @@ from pipeline.features.encoder import (
     Layer,
     Precision,
     encode_grids,
-    for_inference,
     load_encoder,
+    optimize_for_inference,
     read_encoder,
 )
 from pipeline.features.encoding import encode
@@ -103,7 +103,7 @@ class Stage:
         start = time.perf_counter()
         self._params, self._device = params, device
         self._encoder = load_encoder(params)
-        self._network = for_inference(self._encoder, params.precision, params.compile, device)
+        self._network = optimize_for_inference(self._encoder, params.precision, params.compile, device)
         encode_grids(self._network, batch)
         self.start_seconds = time.perf_counter() - start
 
@@ -113,7 +113,7 @@ class Stage:
     def encode(self, records: Sequence[Record], image_dir: Path, folder: Path) -> FeatureStore:
         with (
             patch.object(encoding, "load_encoder", return_value=self._encoder),
-            patch.object(encoding, "for_inference", return_value=self._network),
+            patch.object(encoding, "optimize_for_inference", return_value=self._network),
             open(os.devnull, "w") as devnull,
             contextlib.redirect_stderr(devnull),
         ):

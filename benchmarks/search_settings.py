@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pipeline.captions.records import Split
-from pipeline.captions.tokens import TOKENS_FILE, read_tokens, references
+from pipeline.captions.tokens import TOKENS_FILE, group_references, read_tokens
 from pipeline.decoder.model_io import TrainedModel
 from pipeline.device import setup_device
 from pipeline.errors import UserError
@@ -90,7 +90,7 @@ def table(run: Path, split: Split, rounds: int, device: torch.device) -> Iterato
     ensemble = run / "ensemble"
     models = read_models(run / "model", ensemble if ensemble.is_dir() else None)
     store = FeatureStore(run / "features", fingerprint=models[0].config.encoder_fingerprint)
-    image_references = references(read_tokens(run / "tokens" / TOKENS_FILE, split))
+    image_references = group_references(read_tokens(run / "tokens" / TOKENS_FILE, split))
     rows = measure(models, store, image_references, rounds, device)
     num_words, num_regions = len(models[0].vocabulary), store.grid_shape[0]
     yield f"{len(image_references)} images of {split}, vocabulary of {num_words} words, {num_regions} regions per image"

@@ -1,7 +1,7 @@
 """Take the screenshots of the docs: docs/app.png and docs/report.png.
 
-Start `gridcap app` in one terminal, in a repository whose pipeline has run, and run `python docs/screenshot.py [URL]` there
-in another.
+Start `gridcap app` in one terminal, in a repository whose pipeline has run. Then run `python docs/screenshot.py [URL]`
+there in another.
 """
 
 import shutil

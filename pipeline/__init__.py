@@ -1,3 +1,3 @@
-"""The library that the stages call; `gridcap` is its public face."""
+"""The library behind the stages. `gridcap.py` is its public API."""
 
 __version__ = "0.1.0"

@@ -34,12 +34,26 @@ class Schema(NamedTuple):
     name: str
     version: int
 
-    def check(self, path: Path, found: tuple[object, object], remedy: str) -> None:
-        """Raise `UserError` unless the artifact at `path` records this name and version."""
-        if found != self:
+    @property
+    def header(self) -> dict[str, str | int]:
+        """Keys of a JSON document, or attributes of an HDF5 file, that record this schema."""
+        return {"schema": self.name, "schema_version": self.version}
+
+    def check(self, path: Path, recorded: tuple[object, object], remedy: str) -> None:
+        """Check that an artifact records this schema.
+
+        Args:
+            path: The artifact.
+            recorded: Name and version that it records.
+            remedy: What the user should do about another schema, as a sentence.
+
+        Raises:
+            UserError: The artifact records another name or version.
+        """
+        if recorded != self:
             raise UserError(
-                f"{path}: has schema {found[0]} version {found[1]}; this version of gridcap reads {self.name} version"
-                f" {self.version}. {remedy}"
+                f"{path}: has schema {recorded[0]} version {recorded[1]}, expected {self.name} version {self.version}."
+                f" {remedy}"
             )
 
 
@@ -50,13 +64,13 @@ def fingerprint(**parts: Any) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_digests(
-    paths: Sequence[Path], desc: str, unit: str, threads: int | None = None, silent: bool = False
+    paths: Sequence[Path], desc: str, unit: str, num_threads: int | None = None, silent: bool = False
 ) -> list[str | OSError]:
     """Compute the SHA-256 of many files on several threads.
 
@@ -64,11 +78,11 @@ def file_digests(
         paths: The files.
         desc: Label of the progress bar, which is shown on a terminal only.
         unit: Unit of the progress bar.
-        threads: Number of threads; None lets `ThreadPoolExecutor` choose.
+        num_threads: Number of threads; None uses the default of `ThreadPoolExecutor`.
         silent: Whether to hide the progress bar.
 
     Returns:
-        For each file its digest, as `file_digest` gives it, or the error of a file that cannot be read.
+        For each file, its digest in hexadecimal, or the error if it cannot be read.
     """
 
     def digest(path: Path) -> str | OSError:
@@ -77,7 +91,7 @@ def file_digests(
         except OSError as error:
             return error
 
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(num_threads) as pool:
         digests = pool.map(digest, paths)
         return list(tqdm(digests, desc, len(paths), unit=unit, leave=False, disable=True if silent else None))
 
@@ -94,27 +108,27 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     _sync_folder(path.parent)
 
 
-def read_json(path: Path, form: type[T], remedy: str, schema: Schema | None = None) -> T:
-    """Read a JSON file and check its schema and its form.
+def read_json(path: Path, expected_type: type[T], remedy: str, schema: Schema | None = None) -> T:
+    """Read a JSON file and check its schema and its type.
 
     Args:
         path: The file; a byte-order mark is skipped.
-        form: Type that the document must have: anything pydantic validates. Extra keys of an object are ignored.
+        expected_type: Type of the document: any type that pydantic validates. Unknown keys of an object are ignored.
         remedy: What the user should do about a missing or damaged file, as a sentence.
         schema: Schema that the document must record under `schema` and `schema_version`.
 
     Raises:
-        UserError: The file is missing, unreadable, not JSON, of another schema or of another form.
+        UserError: The file is missing, unreadable, not JSON, of another schema or of another type.
     """
     content = read_bytes(path, remedy)
     if schema is not None:
         header = _validate(path, content, _Header, remedy)
         schema.check(path, (header["schema"], header["schema_version"]), remedy)
-    return _validate(path, content, form, remedy)
+    return _validate(path, content, expected_type, remedy)
 
 
 def read_bytes(path: Path, remedy: str) -> bytes:
-    """Read a whole file without its byte-order mark.
+    """Read a file and strip its byte-order mark.
 
     Raises:
         UserError: The file is missing or unreadable; the message ends with the sentence `remedy`.
@@ -131,21 +145,25 @@ class _Header(TypedDict):
     schema_version: int
 
 
-def _validate(path: Path, content: bytes, form: type[T], remedy: str) -> T:
+def _validate(path: Path, content: bytes, expected_type: type[T], remedy: str) -> T:
     try:
-        return TypeAdapter(form).validate_json(content, strict=True)
+        return TypeAdapter(expected_type).validate_json(content, strict=True)
     except ValidationError as error:
         faults = [f"{_json_location(fault['loc'])}{fault['msg']}" for fault in error.errors(include_url=False)]
         raise UserError(f"{path}: {summarize(faults)}. {remedy}") from error
 
 
-def _json_location(steps: tuple[int | str, ...]) -> str:
-    location = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
+def _json_location(keys: tuple[int | str, ...]) -> str:
+    location = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
     return f"{location.removeprefix('.')}: " if location else ""
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically: the same bytes for the same value. Raises `ValueError` for NaN."""
+    """Write a JSON file atomically. Equal values give equal bytes.
+
+    Raises:
+        ValueError: The value contains NaN or an infinity.
+    """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(path, text + "\n")
 
@@ -154,7 +172,7 @@ def write_json(path: Path, value: Any) -> None:
 def work_folder(root: Path, stage: str, name: str) -> Iterator[Path]:
     """Open the work folder of a stage and fingerprint, and lock it for this process.
 
-    A second process logs which process holds the lock and waits for it: the child of a killed `dvc` may still run.
+    A second process logs the id of the lock's holder and waits: the child of a killed `dvc` may still be running.
 
     Args:
         root: Folder of all work folders.
@@ -162,7 +180,7 @@ def work_folder(root: Path, stage: str, name: str) -> Iterator[Path]:
         name: Fingerprint of the run.
 
     Yields:
-        The folder, `root/stage/name`, with whatever earlier runs left in it.
+        The folder, `root/stage/name`, with all files of earlier runs.
     """
     folder = root / stage / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -183,9 +201,9 @@ def work_folder(root: Path, stage: str, name: str) -> Iterator[Path]:
 
 @contextmanager
 def fresh_folder(target: Path) -> Iterator[Path]:
-    """Make an empty temporary folder next to `target`, for work that is quick to repeat; remove it afterwards.
+    """Make an empty temporary folder next to `target`, and remove it afterwards.
 
-    A folder left by a killed run is removed first.
+    Use it for work that is quick to repeat. The folder of a killed run is removed first.
     """
     folder = target.with_name(f".{target.name}.unfinished")
     _remove(folder)
@@ -197,7 +215,7 @@ def fresh_folder(target: Path) -> Iterator[Path]:
 
 
 def publish(source: Path, target: Path) -> None:
-    """Publish a finished file or folder under its final name with a rename, replacing an older one.
+    """Publish a finished file or folder under its final name with a rename, replacing an older version.
 
     Files are hard-linked, or copied where the file system has no hard links, so `source` remains for a later run.
 

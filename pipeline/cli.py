@@ -1,6 +1,6 @@
 """The command `gridcap`.
 
-Modules that are slow to import are imported inside the commands, so help is instant.
+Modules that are slow to import are imported inside the commands, so that `--help` is fast.
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from pipeline import __version__, errors
+from pipeline.device import DeviceOption
 from pipeline.prediction import search_options
 
 Model = Annotated[Path, typer.Option(help="Model folder, from `train` or `gridcap export`.")]
@@ -19,15 +20,16 @@ EncoderWeights = Annotated[
     Path | None,
     typer.Option(
         help="File with the encoder's weights.",
-        show_default="found in the model folder, where `encode` read them, or in torchvision's cache",
+        show_default="from the model folder, else the file that `encode` read, else torchvision's cache",
     ),
 ]
 Download = Annotated[bool, typer.Option("--download", help="Download torchvision's weights if they are missing.")]
 Ensemble = Annotated[
     Path | None,
-    typer.Option(help="Folder of more model folders, whose word probabilities are averaged with the model's."),
+    typer.Option(
+        help="Folder of additional models; averages the word probabilities of all models.", show_default="none"
+    ),
 ]
-Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda or cuda:N.", envvar="GRIDCAP_DEVICE")]
 
 Tokenizer = Annotated[
     Literal["spacy", "ptb"],
@@ -40,7 +42,7 @@ Spice = Annotated[
 BootstrapSamples = Annotated[int, typer.Option(min=100, help="Bootstrap samples for 95% intervals.")]
 Seed = Annotated[int, typer.Option(min=0, help="Bootstrap seed.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with the protocol of every score.")]
-Out = Annotated[Path | None, typer.Option(help="File to write the same JSON to.")]
+Out = Annotated[Path | None, typer.Option(help="JSON file to write the scores to, as --json prints them.")]
 
 DEFAULT_MODEL = Path("data/model")
 
@@ -49,15 +51,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Image captioning with attention over image regions.",
     epilog="First steps: in a clone, `make repro` trains a captioner in about five minutes. Then run `gridcap predict`"
-    " on any image in data/scenes/rendered/images. `gridcap use flickr8k` switches to photographs.",
+    " on any image in data/scenes/rendered/images. `gridcap use flickr8k` switches to Flickr8k.",
 )
 
 
 def main() -> None:
     """Run the console script `gridcap`."""
-    # As in the stages: threads that decode images share the cores with the encoder's.
+    # Threads that decode images share the cores with those of the encoder, as in stages/__init__.py.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    # Pillow's warnings name lines of its own code; unusable images raise errors.
+    # Pillow's warnings would name lines of Pillow. Unreadable images raise errors.
     warnings.filterwarnings("ignore", module="PIL")
     errors.run(app)
 
@@ -74,7 +76,7 @@ def gridcap(
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Handle options that come before a command."""
+    """Handle options before a command."""
 
 
 @app.command()
@@ -87,13 +89,15 @@ def predict(
     attention: Annotated[
         Path | None,
         typer.Option(
-            help="Draw attention word by word: a folder for one PNG per image, or a .png or .svg file for one image.",
+            help="Plot the attention of each word: to a folder, one PNG per image, or to a .png or .svg file for one"
+            " image.",
+            show_default="none",
         ),
     ] = None,
     ensemble: Ensemble = None,
     encoder_weights: EncoderWeights = None,
     download: Download = False,
-    device: Device = "auto",
+    device: DeviceOption = "auto",
     method: search_options.Method = None,
     beam_size: search_options.BeamSize = None,
     num_groups: search_options.NumGroups = None,
@@ -113,7 +117,7 @@ def predict(
 ) -> None:
     """Caption images. Prints each caption with its confidence.
 
-    Search settings start from those recorded when the model's captions were generated; options override single
+    The default search settings are those recorded by `generate` with the model's captions. Options override single
     settings. Exits with status 1 if an image cannot be read.
     """
     from pipeline.prediction.captioner import Captioner
@@ -174,14 +178,14 @@ def export(
 
 @app.command()
 def use(
-    preset: Annotated[str, typer.Argument(help="Name of a preset in the folder presets, or a YAML file.")],
+    preset: Annotated[str, typer.Argument(help="Name of a preset in the folder presets, or path of a YAML file.")],
     assignments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Single values, such as train.seed=3."),
+        typer.Argument(metavar="KEY=VALUE", help="Values to set after the preset, such as train.seed=3."),
     ] = None,
     params: Annotated[Path, typer.Option(help="Params file to change.")] = Path("params.yaml"),
 ) -> None:
-    """Set params.yaml to a preset."""
+    """Apply a preset to params.yaml."""
     from pipeline import presets
 
     path = presets.find_preset(preset, params.parent / "presets")
@@ -194,11 +198,11 @@ def download(
     weights: Annotated[
         str, typer.Argument(metavar="weights:ARCHITECTURE[/NAME]", help="Weights, such as weights:resnet50.")
     ],
-    root: Annotated[Path, typer.Option(help="Folder for the file.")] = Path("data/weights"),
+    root: Annotated[Path, typer.Option(help="Folder to store the file in.")] = Path("data/weights"),
 ) -> None:
-    """Download torchvision's weights of an encoder.
+    """Download an encoder's pretrained weights from torchvision.
 
-    Without NAME, such as IMAGENET1K_V1, the weights are torchvision's default ones.
+    NAME is a version of the weights, such as IMAGENET1K_V1; the default is torchvision's.
     """
     from pipeline.features.pretrained import download_weights
 
@@ -212,18 +216,18 @@ def download(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="An HDF5 file of the pipeline, or a folder of them.")],
+    path: Annotated[Path, typer.Argument(help="HDF5 file of the pipeline, or folder with such files.")],
     verify: Annotated[
-        bool, typer.Option("--verify", help="Instead, compare every shard of a feature store with its index.")
+        bool, typer.Option("--verify", help="Verify the SHA-256 of every shard of a feature store instead.")
     ] = False,
     image: Annotated[
         int | None,
         typer.Option(
-            metavar="ID",
-            help="Instead, draw an image of a feature store next to its grid; needs --out.",
+            help="Plot the image with this id and its grid, from a feature store, instead; needs --out.",
+            show_default="none",
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="PNG file for --image.")] = None,
+    out: Annotated[Path | None, typer.Option(help="PNG file to write, for --image.")] = None,
     prepared: Annotated[Path, typer.Option(help="Folder with records.jsonl, for --image.")] = Path("data/prepared"),
     params: Annotated[Path, typer.Option(help="Params file with section dataset, for --image.")] = Path("params.yaml"),
 ) -> None:
@@ -231,7 +235,7 @@ def inspect(
     from pipeline import inspection
 
     if (image is None) != (out is None):
-        raise errors.UserError("--image and --out: one is given without the other. Give both.")
+        raise errors.UserError("--image and --out: only one is set. Set both.")
     if verify:
         print(inspection.verify(path))
     if image is not None and out is not None:
@@ -240,7 +244,7 @@ def inspect(
         from pipeline.params import load
 
         dataset = load(params, "dataset", DatasetParams)
-        title = draw_grid(inspection.open_store(path), image, prepared, dataset.root / dataset.images, out)
+        title = draw_grid(inspection.open_store(path), image, prepared, dataset.image_dir, out)
         print(f"{out}: {inspection.printable(title, max_length=1000)}")
     if not verify and image is None:
         for line in inspection.describe(path):
@@ -259,7 +263,7 @@ def score(
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
-    """Score captions against references, for the images that have a caption."""
+    """Score generated captions against references. References of other images are ignored."""
     from pipeline.evaluation import scoring
 
     scores = scoring.score(
@@ -277,7 +281,7 @@ def score(
 @app.command()
 def compare(
     a: Annotated[Path, typer.Argument(help="Captions in COCO's results format, or a folder from `generate`.")],
-    b: Annotated[Path, typer.Argument(help="Other captions of the same images.")],
+    b: Annotated[Path, typer.Argument(help="Captions of the same images, to compare with A.")],
     references: Annotated[Path, typer.Option(help="COCO annotations, or a folder from `prepare`.")] = Path(
         "data/prepared"
     ),
@@ -289,7 +293,7 @@ def compare(
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
-    """Compare the scores of B with those of A, with paired 95% intervals of the differences."""
+    """Compare the scores of two sets of captions: B minus A, with paired 95% intervals."""
     from pipeline.evaluation import scoring
 
     differences = scoring.compare(
@@ -308,7 +312,7 @@ def compare(
 def _print_scores(scores: dict[str, Any], lines: list[str], as_json: bool, out: Path | None) -> None:
     from pipeline.artifacts import write_json
 
-    # Printed first, so that nothing is lost if the file cannot be written.
+    # Print first, so that no score is lost if the file cannot be written.
     print(json.dumps(scores, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
     if out is not None:
         try:
@@ -324,9 +328,9 @@ def serve(
         typer.Option("--model", help="Model folder; repeat for several.", show_default=str(DEFAULT_MODEL)),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 accepts other machines.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free port.")] = 8501,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 chooses a free port.")] = 8501,
 ) -> None:
-    """Serve the web app, which captions images, shows attention and follows training."""
+    """Serve the web app: caption images, explore attention, monitor training."""
     from pipeline.app.serve import serve
 
     serve(models or [], DEFAULT_MODEL, host, port)
@@ -334,10 +338,10 @@ def serve(
 
 @app.command()
 def repair(
-    repository: Annotated[Path, typer.Argument(help="Repository, in which no `dvc` runs.")] = Path(),
+    repository: Annotated[Path, typer.Argument(help="Root of the repository; no `dvc` may be running in it.")] = Path(),
 ) -> None:
     """Repair DVC lock files truncated by a crash. `make repro` runs this first."""
     from pipeline import dvc_repair
 
     for path in dvc_repair.repair(repository):
-        print(f"{path}: repaired. `dvc repro` restores what it recorded.")
+        print(f"{path}: repaired. Run `dvc repro` to restore its entries.")

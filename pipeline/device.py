@@ -1,22 +1,32 @@
-"""The device that tensors are computed on: a command flag, because it must not change results."""
+"""Selection of the device for tensors: a command flag and not a param, because it must not change results."""
 
 import os
+from typing import TYPE_CHECKING, Annotated
 
-import torch
+import typer
 
 from pipeline.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
 
-def setup_device(name: str) -> torch.device:
+DeviceOption = Annotated[str, typer.Option(help="Device: auto, cpu, cuda or cuda:N.", envvar="GRIDCAP_DEVICE")]
+"""The option `--device` of every command that has one."""
+
+
+def setup_device(name: str) -> "torch.device":
     """Select a device and make PyTorch deterministic.
 
     Args:
-        name: `cpu`, `cuda`, `cuda:1`, ... or `auto`: a GPU where there is one (under `torchrun`, the one of this local
-            rank), else the CPU.
+        name: `cpu`, `cuda`, `cuda:1`, ... or `auto`, which selects a GPU if there is one (under `torchrun`, the GPU of
+            this local rank) and the CPU otherwise.
 
     Raises:
         UserError: This machine lacks the device.
     """
+    # Imported here because the help of commands needs only `DeviceOption`.
+    import torch
+
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     # Filling every new tensor with NaN helps to debug reads of uninitialized memory, but takes a third of the time.

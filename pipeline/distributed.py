@@ -1,4 +1,4 @@
-"""Several processes that share one piece of work, on one host or many, as `torchrun` starts them."""
+"""The process group of a run that `torchrun` started, on one or more hosts."""
 
 import gc
 import importlib
@@ -19,16 +19,18 @@ from pipeline.artifacts import work_folder
 
 T = TypeVar("T")
 
-# A process may wait for another one's lock, or for one that reads from a slow disk.
+# Another process may wait for a lock, or read from a slow disk.
 _TIMEOUT = timedelta(days=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """The processes of a run, as seen by the one with this `rank`: 0 to `world_size - 1`."""
+    """The process group of a run, as seen by one process."""
 
     rank: int
+    """Rank of this process, from 0 to `world_size - 1`."""
     world_size: int
+    """Number of processes."""
 
     @property
     def is_main(self) -> bool:
@@ -36,7 +38,7 @@ class Processes:
         return self.rank == 0
 
     def gather(self, value: T) -> list[T]:
-        """Collect a value of every process, by rank. Every process must call this."""
+        """Return the values of all processes, by rank. Every process must call this."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -58,7 +60,7 @@ class Processes:
         return cast(T, values[0])
 
     def work_folder(self, root: Path, stage: str, name: str) -> AbstractContextManager[Path]:
-        """Open the work folder of a stage and fingerprint; rank 0 holds its lock for all processes."""
+        """Open the work folder of a stage and fingerprint. Rank 0 holds its lock for all processes."""
         return work_folder(root, stage, name) if self.is_main else nullcontext(root / stage / name)
 
 

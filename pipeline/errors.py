@@ -13,16 +13,16 @@ NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class UserError(Exception):
-    """An error in files or settings: one message that says where it is, what is wrong and what to do."""
+    """An error in files or settings that the user can fix. Its message has the form `FILE:PLACE: fault. Remedy.`"""
 
     exit_status = 2
 
 
 def run(command: Callable[..., Any]) -> NoReturn:
-    """Run a function or a typer application as the command of this process.
+    """Run a function or a typer application as the command of this process, then exit.
 
-    Exits with status 0 on success and with 2, after a message instead of a traceback, on a `UserError`, an invalid
-    flag, an unusable file, a full disk or a missing package; with 130 when interrupted.
+    The exit status is 0 on success and 130 after an interrupt. A `UserError`, an invalid flag, an inaccessible file, a
+    full disk or a missing package prints a message instead of a traceback and gives status 2.
     """
     if isinstance(command, typer.Typer):
         app = command
@@ -43,7 +43,7 @@ def run(command: Callable[..., Any]) -> NoReturn:
 
 
 class _StderrHandler(logging.Handler):
-    """Writes log lines to standard error, above any progress bar."""
+    """Write log messages to standard error, above any progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
@@ -58,12 +58,12 @@ def _log_to_stderr() -> None:
 
 def summarize(faults: Sequence[str], limit: int = 3) -> str:
     """List the first few faults and count the rest."""
-    rest = len(faults) - limit
-    return "; ".join(faults[:limit]) + (f"; and {rest} more" if rest > 0 else "")
+    num_unlisted = len(faults) - limit
+    return "; ".join(faults[:limit]) + (f"; and {num_unlisted} more" if num_unlisted > 0 else "")
 
 
 def _message(error: UserError | ModuleNotFoundError | OSError) -> str | None:
-    """Message for the user, or None for an internal error."""
+    """Return the message for the user, or None for an internal error."""
     if isinstance(error, ModuleNotFoundError):
         if error.name is None or error.name.partition(".")[0] in ("gridcap", "pipeline", "stages"):
             return None
@@ -71,7 +71,7 @@ def _message(error: UserError | ModuleNotFoundError | OSError) -> str | None:
     if isinstance(error, OSError):
         if error.filename is None and error.errno not in NO_SPACE:
             return None
-        found = ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
+        fault = ": ".join(str(part) for part in (error.filename, error.strerror) if part is not None)
         remedy = "Free disk space" if error.errno in NO_SPACE else "Check that it exists and is accessible"
-        return f"{found}. {remedy}, then run again."
+        return f"{fault}. {remedy}, then run again."
     return str(error)

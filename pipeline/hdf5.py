@@ -1,4 +1,4 @@
-"""The reader of HDF5 artifacts: checks schema and version, and turns what h5py raises into errors for users."""
+"""The reader of HDF5 artifacts. It checks schema and version, and converts the errors of h5py to `UserError`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ def open_artifact(path: Path, schema: Schema | None, remedy: str) -> Iterator[h5
         remedy: What the user should do about a missing or damaged file, as a sentence.
 
     Raises:
-        UserError: The file is missing, not HDF5, of another schema, or lacks something that the block reads from it.
+        UserError: The file is missing, not HDF5, of another schema, or lacks data that the `with` block reads.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file. {remedy}")
@@ -30,7 +30,7 @@ def open_artifact(path: Path, schema: Schema | None, remedy: str) -> Iterator[h5
             if schema is not None:
                 schema.check(path, (file.attrs.get("schema"), file.attrs.get("schema_version")), remedy)
             yield file
-    # Truncated data shows up only when it is read, as any of these.
+    # h5py detects damage only when the data is read, and raises any of these.
     except (OSError, LookupError, RuntimeError, ValueError, TypeError) as error:
         name = "HDF5" if schema is None else schema.name
         raise UserError(f"{path}: cannot be read as {name} ({error}). {remedy}") from error

@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 
 from pipeline.artifacts import read_json
 from pipeline.captions import tokens
-from pipeline.captions.vocabulary import Vocabulary, read_vocabulary
+from pipeline.captions.vocabulary import VOCABULARY_FILE, Vocabulary, read_vocabulary
 from pipeline.errors import UserError
 from pipeline.features import store
 from pipeline.hdf5 import open_artifact
 
 _REMEDY = "Restore it with `dvc checkout`, or run its stage again."
 _HDF5_SUFFIXES = (".h5", ".hdf5")
-_SAMPLE_SIZE = 5  # rows or values of a dataset that are printed
-# Feature shards are small, but any file can be inspected, so statistics read only the first rows of a large dataset.
+_SAMPLE_SIZE = 5  # rows or values printed per dataset
+# Statistics read at most this many values of a dataset: a file of any size can be inspected.
 _MAX_VALUES = 2**22
 _SHADES = " .:-=+*#%@"
-# The feature grids of Xu et al. 2015, stored as PyTorch's default dtype: the baseline of the size comparison.
+# Baseline of the size comparison: the feature grids of Xu et al. 2015, in PyTorch's default dtype.
 _BASELINE_SIDE, _BASELINE_DTYPE = 14, np.dtype(np.float32)
 
 
@@ -111,7 +111,7 @@ def _total_size(folder: Path, files: Sequence[Path]) -> str:
 
 
 def _size_per_image(shard: Path) -> str:
-    """Compare the size of an image's grids with the baseline; empty without an index, which gives the views."""
+    """Compare the size of an image's grids with the baseline; empty without an index, which lists the views."""
     index = shard.with_name(store.INDEX_FILE)
     num_views = len(_read_index(index).get("views", ())) if index.is_file() else 0
     if not num_views:
@@ -137,7 +137,7 @@ def _describe_file(path: Path) -> Iterator[str]:
         datasets = _datasets(file)
         yield from _dataset_table(datasets)
         if schema == tokens.SCHEMA.name:
-            vocabulary_path = path.with_name(tokens.VOCABULARY_FILE)
+            vocabulary_path = path.with_name(VOCABULARY_FILE)
             vocabulary = read_vocabulary(vocabulary_path) if vocabulary_path.is_file() else None
             yield from _describe_tokens(file, vocabulary)
         elif schema == store.SCHEMA.name:

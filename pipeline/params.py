@@ -1,4 +1,4 @@
-"""Typed params: one frozen dataclass for each section of `params.yaml`, without defaults, checked when it is read."""
+"""Typed params: one frozen dataclass without defaults for each section of `params.yaml`, validated when it is read."""
 
 import json
 from collections.abc import Mapping
@@ -25,8 +25,13 @@ def params_section(cls: type[T]) -> type[T]:
     return cast(type[T], pydantic_dataclass(cls, frozen=True, kw_only=True, config=config))
 
 
-def load(path: Path, name: str, form: type[T]) -> T:
-    """Read the section `name` of a params file into its dataclass `form`.
+def load(path: Path, name: str, section_type: type[T]) -> T:
+    """Read a section of a params file into its dataclass.
+
+    Args:
+        path: The params file.
+        name: Name of the section.
+        section_type: Dataclass of the section.
 
     Raises:
         UserError: The file is missing or not YAML, or a key is unknown, missing or of the wrong type.
@@ -34,30 +39,40 @@ def load(path: Path, name: str, form: type[T]) -> T:
     document = read_yaml(path)
     if name not in document:
         raise UserError(f"{path}: section {name} is missing. Add it, or restore it from git.")
-    return check(document[name], name, form, str(path))
+    return check(document[name], name, section_type, str(path))
 
 
-def load_key(path: Path, key: str, form: Any) -> Any:
-    """Read one value of a params file by its dotted key, without loading the code that owns its section.
+def load_key(path: Path, key: str, expected_type: Any) -> Any:
+    """Read one value of a params file, without importing the dataclass of its section.
+
+    Args:
+        path: The params file.
+        key: Dotted key, such as `dataset.root`.
+        expected_type: Type of the value.
 
     Raises:
-        UserError: The file is missing or not YAML, or the value is missing or not of type `form`.
+        UserError: The file is missing or not YAML, or the value is missing or of another type.
     """
     value: Any = read_yaml(path)
     for name in key.split("."):
         if not isinstance(value, dict) or name not in value:
             raise UserError(f"{path}: {key} is missing. Add it, or restore it from git.")
         value = value[name]
-    return check(value, key, form, str(path))
+    return check(value, key, expected_type, str(path))
 
 
 def require_unchanged(path: Path, name: str, values: Any) -> None:
-    """Check, at the end of a stage, that a section still holds the `values` read at its beginning.
+    """Check, at the end of a stage, that a section still has the values read at its start.
 
-    DVC records the params that it finds at the end of a stage.
+    DVC records the params as they are at the end of a stage.
+
+    Args:
+        path: The params file.
+        name: Name of the section.
+        values: The section as read at the start.
 
     Raises:
-        UserError: The section was changed meanwhile.
+        UserError: The section was changed while the stage ran.
     """
     if load(path, name, type(values)) != values:
         raise UserError(
@@ -65,44 +80,54 @@ def require_unchanged(path: Path, name: str, values: Any) -> None:
         )
 
 
+def parse_yaml(text: str) -> Any:
+    """Parse YAML 1.2, in which `1e-4` is a number, as DVC does.
+
+    Raises:
+        YAMLError: The text is not YAML.
+    """
+    return YAML(typ="safe", pure=True).load(text)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML 1.2 file that holds a mapping; `1e-4` is a number, as for DVC.
+    """Read a YAML file that holds a mapping.
 
     Raises:
         UserError: The file is missing, not YAML, or not a mapping.
     """
     try:
-        document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        document = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file. Name an existing params file.") from error
     except (YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())}). Fix the file.") from error
     if not isinstance(document, dict):
-        raise UserError(f"{path}: must be a mapping of sections, got {document!r}")
+        raise UserError(f"{path}: must be a mapping of sections, got {document!r}. Fix the file.")
     return document
 
 
-def check(values: Any, name: str, form: type[T], source: str) -> T:
-    """Convert plain values to a section dataclass, or to another type, `form`.
+def check(values: Any, name: str, expected_type: type[T], source: str) -> T:
+    """Validate plain values and convert them to a section dataclass or another type.
 
     Args:
-        values: What the file holds.
-        name: Key of the values, which errors start from.
-        form: Dataclass of the section, or type of the value.
-        source: The file that errors name.
+        values: The values as parsed from YAML.
+        name: Key of the values, as a prefix of the keys in errors.
+        expected_type: Dataclass of the section, or type of the value.
+        source: Name of the file in errors.
 
     Raises:
-        UserError: Names every invalid key.
+        UserError: A key is invalid; the message lists every invalid key.
     """
     try:
-        return TypeAdapter(form).validate_json(json.dumps(values), strict=True)
+        return TypeAdapter(expected_type).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         faults = [_describe_fault(name, fault) for fault in error.errors()]
-        raise UserError(f"{source}: {summarize(faults, limit=10)}") from None
+        message = summarize(faults, limit=10).removesuffix(".")
+        raise UserError(f"{source}: {message}. Correct the values.") from None
 
 
 def to_plain(values: Any) -> Any:
-    """Convert a section back to plain values, as in the file."""
+    """Convert a section back to plain values, as parsed from YAML."""
     return TypeAdapter(type(values)).dump_python(values, mode="json")
 
 
@@ -112,7 +137,7 @@ def _describe_fault(name: str, fault: Mapping[str, Any]) -> str:
         case "missing":
             return f"{key} is missing"
         case "unexpected_keyword_argument":
-            return f"{key} is not a known key"
+            return f"{key} is not a valid key"
         case "value_error":
             return f"{key}: {fault['ctx']['error']}"
         case _:

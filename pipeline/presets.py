@@ -1,6 +1,6 @@
 """Presets: YAML overlays that switch `params.yaml` to another dataset or model.
 
-Edits are made in the text of the file, so comments, order and layout are kept.
+The text of the file is edited in place, so comments, order and layout are kept.
 """
 
 import json
@@ -16,9 +16,9 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from pipeline.artifacts import write_atomically
 from pipeline.errors import UserError
-from pipeline.params import check, read_yaml
+from pipeline.params import check, parse_yaml, read_yaml
 
-# Keys of two datasets must not mix, so this section is replaced, never merged.
+# This section is replaced, not merged: a mix of the keys of two datasets is never valid.
 _REPLACED_SECTION = "dataset"
 
 SECTIONS = {
@@ -55,8 +55,8 @@ def find_preset(name: str, folder: Path) -> Path:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     if not path.is_file():
-        known = sorted(preset.stem for preset in folder.glob("*.yaml"))
-        remedy = f"Name a YAML file or one of {', '.join(known)}." if known else "Run this in a clone of gridcap."
+        names = sorted(preset.stem for preset in folder.glob("*.yaml"))
+        remedy = f"Use a YAML file or one of {', '.join(names)}." if names else "Run this in a clone of gridcap."
         raise UserError(f"{path}: no such preset. {remedy}")
     return path
 
@@ -68,7 +68,7 @@ def use(preset: Path, assignments: Sequence[str], params: Path) -> None:
 
     Args:
         preset: YAML file of the preset.
-        assignments: `KEY=VALUE` texts such as `train.max_epochs=3`; values are YAML.
+        assignments: Strings `KEY=VALUE`, such as `train.max_epochs=3`; values are YAML.
         params: The params file, which is rewritten atomically.
 
     Raises:
@@ -96,9 +96,11 @@ def _parse_assignment(assignment: str) -> tuple[_Key, Any, str]:
     if not equals or not key:
         raise UserError(f"'{assignment}': not an assignment. Write KEY=VALUE, such as train.seed=3.")
     try:
-        return tuple(key.split(".")), YAML(typ="safe", pure=True).load(value), f"'{assignment}'"
+        return tuple(key.split(".")), parse_yaml(value), f"'{assignment}'"
     except YAMLError as error:
-        raise UserError(f"'{assignment}': the value is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"'{assignment}': the value is not valid YAML ({' '.join(str(error).split())}). Fix the value."
+        ) from error
 
 
 def _leaves(overlay: dict[str, Any], prefix: _Key = ()) -> Iterator[tuple[_Key, Any]]:
@@ -110,22 +112,23 @@ def _leaves(overlay: dict[str, Any], prefix: _Key = ()) -> Iterator[tuple[_Key, 
 
 
 def _check_sections(text: str, sections: set[str], params: Path) -> None:
-    values = YAML(typ="safe", pure=True).load(text)
+    values = parse_yaml(text)
     for name in sorted(sections & SECTIONS.keys()):
         check(values[name], name, section_class(name), f"{params} (left unchanged)")
 
 
 def _set(text: str, path: _Key, value: Any, params: Path, source: str) -> str:
-    """Replace the value of a key, in flow style."""
+    """Replace the value of a key with YAML in flow style."""
     key, node = _find(text, path, params, source)
     start, end = _span(text, key, node)
-    # Unlike a block list, a flow value needs a space after the colon and must be indented more than its key.
+    # Unlike a block list, a flow value needs a space after the colon and more indentation than its key.
     separator = " " if start == end or node.start_mark.column <= key.start_mark.column else ""
     try:
         return text[:start] + separator + _to_flow(value) + text[end:]
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"{source}: {'.'.join(path)} must be null, a number, a string, a list or a mapping, got {value}"
+            f"{source}: {'.'.join(path)} must be null, a number, a string, a list or a mapping, got {value}."
+            " Change the value."
         ) from error
 
 
@@ -134,8 +137,8 @@ def _find(text: str, path: _Key, params: Path, source: str) -> tuple[Node, Node]
     for depth, name in enumerate(path):
         children = {child[0].value: child for child in node.value} if isinstance(node, MappingNode) else {}
         if name not in children:
-            known = ", ".join(children) or "none"
-            raise UserError(f"{source}: {params} has no key {'.'.join(path[: depth + 1])}. Known keys: {known}.")
+            valid_keys = ", ".join(children) or "none"
+            raise UserError(f"{source}: {params} has no key {'.'.join(path[: depth + 1])}. Valid keys: {valid_keys}.")
         key, node = children[name]
     return key, node
 
@@ -146,7 +149,7 @@ def _compose(text: str) -> Node:
 
 
 def _span(text: str, key: Node | None, node: Node) -> tuple[int, int]:
-    """Range of a value's text. The end marks of blocks and empty values are past the comments that follow them."""
+    """Return start and end of a value's text, without the comments that the end marks of blocks include."""
     start, end = node.start_mark.index, node.end_mark.index
     match node:
         case MappingNode(flow_style=False):
@@ -159,20 +162,23 @@ def _span(text: str, key: Node | None, node: Node) -> tuple[int, int]:
 
 
 def _to_flow(value: Any) -> str:
-    """Format a value as one line of YAML: JSON with plain words unquoted (ruamel cannot read all that it writes)."""
+    """Format a value as one line of YAML: JSON with plain strings unquoted.
+
+    ruamel.yaml cannot read back everything that it writes itself.
+    """
     match value:
         case dict():
             return "{" + ", ".join(f"{_to_flow(key)}: {_to_flow(item)}" for key, item in value.items()) + "}"
         case list():
             return "[" + ", ".join(map(_to_flow, value)) + "]"
-        case str() if _PLAIN_SCALAR.fullmatch(value) and YAML(typ="safe", pure=True).load(value) == value:
+        case str() if _PLAIN_SCALAR.fullmatch(value) and parse_yaml(value) == value:
             return value
         case _:
             return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def _section_span(text: str, path: Path) -> tuple[int, int]:
-    """Range of the replaced section, from its key to the end of its last line."""
+    """Return start and end of the replaced section, from its key to the end of its last line."""
     for key, node in _compose(text).value:
         if key.value == _REPLACED_SECTION:
             line_end = text.find("\n", _span(text, key, node)[1])

@@ -1,4 +1,4 @@
-"""Stage `encode`: every image through the frozen ResNet, once, into the feature store."""
+"""Stage `encode`: encode every image with the frozen ResNet into the feature store."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 
 from pipeline.artifacts import write_json
 from pipeline.captions.records import read_records
-from pipeline.device import setup_device
+from pipeline.device import DeviceOption, setup_device
 from pipeline.distributed import init_processes
 from pipeline.errors import run
 from pipeline.features.encoder import EncodeParams
@@ -17,22 +17,24 @@ from pipeline.params import load, load_key, require_unchanged
 
 
 def main(
-    params: Annotated[Path, typer.Option(help="Params file; section encode and the image folder.")],
-    prepared: Annotated[Path, typer.Option(help="Records, from prepare.")],
+    params: Annotated[
+        Path, typer.Option(help="Params file with section `encode`, `dataset.root` and `dataset.images`.")
+    ],
+    prepared: Annotated[Path, typer.Option(help="Folder of records, from `prepare`.")],
     out: Annotated[Path, typer.Option(help="Output folder of the feature store.")],
     work: Annotated[Path, typer.Option(help="Folder of finished shards, kept between runs.")],
-    metrics: Annotated[Path, typer.Option(help="Output JSON file of the store's size.")],
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.", envvar="GRIDCAP_DEVICE")] = "auto",
-    threads: Annotated[int, typer.Option(min=1, help="Threads that decode images.")] = os.cpu_count() or 1,
+    metrics: Annotated[Path, typer.Option(help="Output JSON file of metrics.")],
+    device: DeviceOption = "auto",
+    num_threads: Annotated[int, typer.Option(min=1, help="Threads that decode images.")] = os.cpu_count() or 1,
 ) -> None:
-    """Encode the images of the dataset. Resume after an interruption. Share the work under torchrun."""
-    settings = load(params, "encode", EncodeParams)
+    """Encode the images of the dataset. Resumes after an interruption. Runs on many processes under torchrun."""
+    encode_params = load(params, "encode", EncodeParams)
     image_dir = load_key(params, "dataset.root", Path) / load_key(params, "dataset.images", str)
     with init_processes() as processes:
         records = read_records(prepared)
-        result = encode(records, image_dir, settings, work, out, setup_device(device), threads, processes)
+        result = encode(records, image_dir, encode_params, work, out, setup_device(device), num_threads, processes)
         if processes.is_main:
-            require_unchanged(params, "encode", settings)
+            require_unchanged(params, "encode", encode_params)
             write_json(metrics, result.metrics)
 
 

@@ -1,4 +1,4 @@
-"""Stage `evaluate`: scores of the generated captions, figures, the report and the model card."""
+"""Stage `evaluate`: score the generated captions, and write figures, the report and the model card."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,7 @@ import typer
 
 from pipeline.artifacts import fresh_folder, publish
 from pipeline.captions.records import Split
-from pipeline.device import setup_device
+from pipeline.device import DeviceOption, setup_device
 from pipeline.errors import run
 from pipeline.evaluation.evaluate import EvaluateInputs, EvaluateParams, analyze, read_inputs, score
 from pipeline.params import load, load_key, read_yaml, require_unchanged
@@ -18,35 +18,33 @@ from pipeline.report.report import build_report, write_report
 
 def main(
     params: Annotated[Path, typer.Option(help="Params file; the report shows all sections.")],
-    prepared: Annotated[Path, typer.Option(help="Records, from prepare.")],
-    tokens: Annotated[Path, typer.Option(help="Tokens, from tokenize.")],
-    features: Annotated[Path, typer.Option(help="Feature store, from encode.")],
-    model: Annotated[Path, typer.Option(help="Model folder, from train.")],
-    generated: Annotated[Path, typer.Option(help="Captions and attention, from generate.")],
-    metrics: Annotated[Path, typer.Option(help="Output folder of JSON metrics.")],
+    prepared: Annotated[Path, typer.Option(help="Folder of records, from `prepare`.")],
+    tokens: Annotated[Path, typer.Option(help="Folder of tokens and vocabulary, from `tokenize`.")],
+    features: Annotated[Path, typer.Option(help="Feature store, from `encode`.")],
+    model: Annotated[Path, typer.Option(help="Model folder, from `train`.")],
+    generated: Annotated[Path, typer.Option(help="Folder of captions and attention, from `generate`.")],
+    metrics: Annotated[Path, typer.Option(help="Output folder of metrics, as JSON.")],
     plots: Annotated[Path, typer.Option(help="Output folder of plots.")],
     report: Annotated[Path, typer.Option(help="Output HTML file of the report.")],
     card: Annotated[Path, typer.Option(help="Output Markdown file of the model card.")],
-    device: Annotated[
-        str, typer.Option(help="Device of the decoder: auto, cpu or cuda.", envvar="GRIDCAP_DEVICE")
-    ] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch under teacher forcing.")] = 64,
+    device: DeviceOption = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Batch size of teacher forcing, in images.")] = 64,
 ) -> None:
-    """Score and analyze the generated captions, draw figures, and write the report and the model card."""
-    settings, torch_device = load(params, "evaluate", EvaluateParams), setup_device(device)
+    """Score and analyze the generated captions of a split, and write figures, the report and the model card."""
+    evaluate_params, torch_device = load(params, "evaluate", EvaluateParams), setup_device(device)
     split: Split = load_key(params, "generate.split", Split)
     image_dir: Path = load_key(params, "dataset.root", Path) / load_key(params, "dataset.images", str)
     inputs = EvaluateInputs(
         prepared=prepared, image_dir=image_dir, tokens=tokens, features=features, model=model, generated=generated
     )
     data = read_inputs(inputs, split)
-    scores = score(data, settings, metrics)
-    analysis = analyze(data, scores.corpus, settings, metrics, torch_device, batch_size)
+    scores = score(data, evaluate_params, metrics)
+    analysis = analyze(data, scores.corpus, evaluate_params, metrics, torch_device, batch_size)
     with fresh_folder(plots) as folder:
-        draw(data, settings, folder)
-        write_report(report, build_report(data, scores, analysis, settings, read_yaml(params)))
+        draw(data, evaluate_params, folder)
+        write_report(report, build_report(data, scores, analysis, evaluate_params, read_yaml(params)))
         write_model_card(card, data.model.config, data.history, scores.summary)
-        require_unchanged(params, "evaluate", settings)
+        require_unchanged(params, "evaluate", evaluate_params)
         publish(folder, plots)
 
 

@@ -1,4 +1,4 @@
-"""Stage `generate`: caption the images of one split, with the attention of each word."""
+"""Stage `generate`: caption the images of a split, and record attention and search settings."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,7 @@ import typer
 
 from pipeline.artifacts import fresh_folder, publish
 from pipeline.captions.records import read_records
-from pipeline.device import setup_device
+from pipeline.device import DeviceOption, setup_device
 from pipeline.errors import run
 from pipeline.features.store import FeatureStore
 from pipeline.generation.caption_io import write_captions
@@ -18,25 +18,25 @@ from pipeline.params import load, require_unchanged
 
 
 def main(
-    params: Annotated[Path, typer.Option(help="Params file; section generate.")],
-    prepared: Annotated[Path, typer.Option(help="Records, from prepare.")],
-    features: Annotated[Path, typer.Option(help="Feature store, from encode.")],
-    model: Annotated[Path, typer.Option(help="Model folder, from train.")],
+    params: Annotated[Path, typer.Option(help="Params file with section `generate`.")],
+    prepared: Annotated[Path, typer.Option(help="Folder of records, from `prepare`.")],
+    features: Annotated[Path, typer.Option(help="Feature store, from `encode`.")],
+    model: Annotated[Path, typer.Option(help="Model folder, from `train`.")],
     out: Annotated[Path, typer.Option(help="Output folder of captions, attention and search settings.")],
-    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or cuda:N.", envvar="GRIDCAP_DEVICE")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
+    device: DeviceOption = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Batch size, in images.")] = 64,
 ) -> None:
     """Caption the images of a split."""
-    settings = load(params, "generate", GenerateParams)
-    models = read_models(model, settings.ensemble)
+    generate_params = load(params, "generate", GenerateParams)
+    models = read_models(model, generate_params.ensemble)
     store = FeatureStore(features, fingerprint=models[0].config.encoder_fingerprint)
-    image_ids = [record.image_id for record in read_records(prepared, settings.split)]
-    captions = generate(models, store, image_ids, settings.search, batch_size, setup_device(device))
+    image_ids = [record.image_id for record in read_records(prepared, generate_params.split)]
+    captions = generate(models, store, image_ids, generate_params.search, batch_size, setup_device(device))
     fingerprint = "+".join(model.config.fingerprint for model in models)
     with fresh_folder(out) as folder:
         write_captions(folder, captions, len(image_ids), store.spec.grid, fingerprint)
-        write_search_settings(folder, settings.search, models[0].config.fingerprint)
-        require_unchanged(params, "generate", settings)
+        write_search_settings(folder, generate_params.search, models[0].config.fingerprint)
+        require_unchanged(params, "generate", generate_params)
         publish(folder, out)
 
 

@@ -1,4 +1,4 @@
-"""Stage `prepare`: one record per image, whatever the source format."""
+"""Stage `prepare`: convert a dataset of any format to one record per image."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -14,16 +14,16 @@ from pipeline.params import load, require_unchanged
 
 
 def main(
-    params: Annotated[Path, typer.Option(help="Params file; section dataset.")],
+    params: Annotated[Path, typer.Option(help="Params file with section `dataset`.")],
     out: Annotated[Path, typer.Option(help="Output folder of records.jsonl.")],
     metrics: Annotated[Path, typer.Option(help="Output JSON file of metrics.")],
 ) -> None:
-    """Read the dataset, check it and write one record per image."""
-    dataset = load(params, "dataset", DatasetParams)
-    records, counts = prepare(dataset)
+    """Read and check the dataset, and write one record per image."""
+    dataset_params = load(params, "dataset", DatasetParams)
+    records, counts = prepare(dataset_params)
     with fresh_folder(out) as folder:
         write_records(folder, records)
-        require_unchanged(params, "dataset", dataset)
+        require_unchanged(params, "dataset", dataset_params)
         publish(folder, out)
     write_json(metrics, asdict(counts))
 

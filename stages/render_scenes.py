@@ -1,4 +1,4 @@
-"""Stage `render`: the embedded dataset, rendered scenes with captions in COCO's format."""
+"""Stage `render`: render the embedded dataset, with captions in COCO's format."""
 
 import os
 from pathlib import Path
@@ -12,14 +12,14 @@ from pipeline.scenes.dataset import RenderParams, write_dataset
 
 
 def main(
-    params: Annotated[Path, typer.Option(help="Params file; section render.")],
+    params: Annotated[Path, typer.Option(help="Params file with section `render`.")],
     out: Annotated[Path, typer.Option(help="Output folder of the dataset.")],
     work: Annotated[Path, typer.Option(help="Folder of finished images, kept between runs.")],
-    workers: Annotated[int, typer.Option(min=1, help="Number of rendering processes.")] = os.cpu_count() or 1,
+    num_workers: Annotated[int, typer.Option(min=1, help="Number of rendering processes.")] = os.cpu_count() or 1,
 ) -> None:
-    """Render the scenes and write their captions; resume after an interruption."""
+    """Render the scenes and write their captions. Resumes after an interruption."""
     render_params = load(params, "render", RenderParams)
-    write_dataset(render_params, out, work, workers)
+    write_dataset(render_params, out, work, num_workers)
     require_unchanged(params, "render", render_params)
 
 

@@ -1,4 +1,4 @@
-"""Stage `tokenize`: token ids of every caption, and the vocabulary of the train split."""
+"""Stage `tokenize`: build the vocabulary and convert every caption to token ids."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,15 +8,15 @@ import typer
 from pipeline.artifacts import file_digest, fingerprint, fresh_folder, publish, write_json
 from pipeline.captions.records import RECORDS_FILE, read_records
 from pipeline.captions.tokenizer import TokenizeParams
-from pipeline.captions.tokens import SCHEMA, TOKENS_FILE, VOCABULARY_FILE, tokenize, write_tokens
-from pipeline.captions.vocabulary import write_vocabulary
+from pipeline.captions.tokens import SCHEMA, TOKENS_FILE, tokenize, write_tokens
+from pipeline.captions.vocabulary import VOCABULARY_FILE, write_vocabulary
 from pipeline.errors import run
 from pipeline.params import load, require_unchanged, to_plain
 
 
 def main(
-    params: Annotated[Path, typer.Option(help="Params file; section tokenize.")],
-    prepared: Annotated[Path, typer.Option(help="Records, from prepare.")],
+    params: Annotated[Path, typer.Option(help="Params file with section `tokenize`.")],
+    prepared: Annotated[Path, typer.Option(help="Folder of records, from `prepare`.")],
     out: Annotated[Path, typer.Option(help="Output folder of vocabulary.json and tokens.h5.")],
     metrics: Annotated[Path, typer.Option(help="Output JSON file of metrics.")],
 ) -> None:

@@ -1,4 +1,4 @@
-"""Stage `train`: train the decoder on stored grids, or resume an interrupted run."""
+"""Stage `train`: train the decoder on cached grids."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,7 @@ import typer
 
 from pipeline.artifacts import publish
 from pipeline.decoder.model_io import record_provenance
-from pipeline.device import setup_device
+from pipeline.device import DeviceOption, setup_device
 from pipeline.distributed import init_processes
 from pipeline.errors import run
 from pipeline.params import load, load_key, require_unchanged
@@ -17,26 +17,28 @@ from pipeline.training.trainer import TrainParams
 
 
 def main(
-    params: Annotated[Path, typer.Option(help="Params file; section train.")],
-    tokens: Annotated[Path, typer.Option(help="Tokens and vocabulary, from tokenize.")],
-    features: Annotated[Path, typer.Option(help="Feature store, from encode.")],
+    params: Annotated[
+        Path, typer.Option(help="Params file with section `train`, `dataset.root` and `encode.weights`.")
+    ],
+    tokens: Annotated[Path, typer.Option(help="Folder of tokens and vocabulary, from `tokenize`.")],
+    features: Annotated[Path, typer.Option(help="Feature store, from `encode`.")],
     out: Annotated[Path, typer.Option(help="Output folder of the model.")],
     work: Annotated[Path, typer.Option(help="Folder of unfinished runs and their checkpoints.")],
     live: Annotated[Path, typer.Option(help="Output folder of live metrics.")],
-    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or cuda:N.", envvar="GRIDCAP_DEVICE")] = "auto",
+    device: DeviceOption = "auto",
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Maximum seconds between checkpoints.")] = 60.0,
     checkpoint_steps: Annotated[int, typer.Option(min=1, help="Maximum optimizer steps between checkpoints.")] = 1000,
     live_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps between rows of live metrics.")] = 10,
 ) -> None:
-    """Train the decoder, or resume an interrupted run. Under torchrun, all processes share every batch."""
-    settings = load(params, "train", TrainParams)
+    """Train the decoder. Resumes after an interruption. Runs on many processes under torchrun."""
+    train_params = load(params, "train", TrainParams)
     paths = TrainPaths(tokens=tokens, features=features, work=work, live=live)
     intervals = Intervals(
         checkpoint_steps=checkpoint_steps, checkpoint_seconds=checkpoint_seconds, live_steps=live_steps
     )
-    with init_processes() as processes, train(settings, paths, setup_device(device), intervals, processes) as model:
+    with init_processes() as processes, train(train_params, paths, setup_device(device), intervals, processes) as model:
         if processes.is_main:
-            require_unchanged(params, "train", settings)
+            require_unchanged(params, "train", train_params)
             dataset, weights = load_key(params, "dataset.root", str), load_key(params, "encode.weights", str)
             record_provenance(model, dataset, weights)
             publish(model, out)

@@ -1,4 +1,4 @@
-"""Stage `encoder`: the image encoder of the embedded dataset, trained on rendered scenes."""
+"""Stage `encoder`: train the image encoder of the embedded dataset on rendered scenes."""
 
 import os
 from pathlib import Path
@@ -15,16 +15,16 @@ from pipeline.scenes.encoder_training import SceneEncoderParams, train_scene_enc
 
 
 def main(
-    params: Annotated[Path, typer.Option(help="Params file; sections encoder and render.")],
+    params: Annotated[Path, typer.Option(help="Params file with sections `encoder` and `render`.")],
     out: Annotated[Path, typer.Option(help="Output safetensors file of the encoder weights.")],
-    metrics: Annotated[Path, typer.Option(help="Output JSON file of the encoder metrics.")],
+    metrics: Annotated[Path, typer.Option(help="Output JSON file of metrics.")],
     work: Annotated[Path, typer.Option(help="Folder of checkpoints, kept between runs.")],
-    workers: Annotated[int, typer.Option(min=1, help="Number of rendering processes.")] = os.cpu_count() or 1,
+    num_workers: Annotated[int, typer.Option(min=1, help="Number of rendering processes.")] = os.cpu_count() or 1,
 ) -> None:
-    """Train the encoder on rendered scenes; resume after the last complete epoch."""
+    """Train the encoder on rendered scenes. Resumes after the last complete epoch."""
     setup_device("cpu")
     encoder_params, render_params = load(params, "encoder", SceneEncoderParams), load(params, "render", RenderParams)
-    encoder_metrics = train_scene_encoder(encoder_params, render_params, work, out, workers)
+    encoder_metrics = train_scene_encoder(encoder_params, render_params, work, out, num_workers)
     require_unchanged(params, "encoder", encoder_params)
     require_unchanged(params, "render", render_params)
     write_json(metrics, encoder_metrics)

@@ -45,9 +45,9 @@ def touch_four_images(root: Path) -> None:
     touch(root, "a.jpg", "b.jpg", "c.jpg", "d.jpg")
 
 
-def write_numbered_captions(root: Path, numbers: list[int]) -> None:
+def write_numbered_captions(root: Path, indices: list[int]) -> None:
     """Write a caption file of the images `0_a.jpg`, `1_a.jpg` and so on, in this order."""
-    rows = "".join(f"{number}_a.jpg,Caption .\n" for number in numbers)
+    rows = "".join(f"{index}_a.jpg,Caption .\n" for index in indices)
     (root / "captions.txt").write_text("image,caption\n" + rows)
 
 

@@ -1,9 +1,8 @@
 """Committed files, such as the default params.yaml, which `gridcap use` changes in the working tree."""
 
 import subprocess
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests.paths import ROOT
 
 
 def committed(path: str) -> str:

@@ -1,4 +1,4 @@
-"""Image files for tests, made in memory."""
+"""Image files as bytes."""
 
 import io
 import struct
@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 
-def encode_image(image: Image.Image, image_format: str, **options: Any) -> bytes:
+def encode_image(image: Image.Image, image_format: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, image_format, **options)
     return file.getvalue()
@@ -19,14 +19,14 @@ def encode_jpeg(image: Image.Image, **options: Any) -> bytes:
 
 
 def red_blue_image(width: int, height: int) -> Image.Image:
-    """Return an image whose left half is red and whose right half is blue."""
+    """Draw an image whose left half is red and whose right half is blue."""
     image = Image.new("RGB", (width, height), (220, 30, 30))
     image.paste((30, 30, 220), (width // 2, 0, width, height))
     return image
 
 
 def png_bomb(width: int, height: int) -> bytes:
-    """Return a small PNG file whose header claims a large image."""
+    """Make a small PNG file whose header claims a large image."""
     content = bytearray(encode_image(Image.new("1", (8, 8)), "PNG"))
     content[16:24] = struct.pack(">II", width, height)
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))

@@ -25,7 +25,7 @@ ORDER = [
     "prediction",
     "app",
 ]
-# The embedded dataset stands apart: it draws images that the encoder learns from, and knows what they show.
+# The embedded dataset is outside the order: it trains an encoder, and evaluation uses its annotations.
 SCENES_MAY_IMPORT = {"captions", "features"}
 MAY_IMPORT_SCENES = {"evaluation", "report", "app"}
 GROUND_FLOOR = {
@@ -60,11 +60,11 @@ STAGES = stages()
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name.count(".") >= 2])
 def test_imports_follow_the_order_of_the_data(module: str) -> None:
-    own = package(module)
-    if own == "scenes":
+    importer = package(module)
+    if importer == "scenes":
         allowed = SCENES_MAY_IMPORT | {"scenes"}
     else:
-        allowed = {*ORDER[: ORDER.index(own) + 1]} | ({"scenes"} if own in MAY_IMPORT_SCENES else set())
+        allowed = {*ORDER[: ORDER.index(importer) + 1]} | ({"scenes"} if importer in MAY_IMPORT_SCENES else set())
     imported = {name for name in imports(module) - GROUND_FLOOR if name.startswith("pipeline.")}
     assert sorted(name for name in imported if package(name) not in allowed) == []
 
@@ -120,22 +120,24 @@ def test_every_flag_of_a_stage_is_documented(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", STAGE_MODULES)
-def test_every_stage_with_a_device_reads_it_from_the_environment(module: str) -> None:
+def test_every_stage_with_a_device_has_the_shared_option(module: str) -> None:
     source = MODULES[module].read_text()
-    assert ("    device: " in source) == ('envvar="GRIDCAP_DEVICE"' in source)
+    assert ("    device: " in source) == ("    device: DeviceOption" in source)
 
 
 def test_every_module_has_a_test_file_of_its_name() -> None:
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
-    if "app_page" in tests:  # the pages of the app are tested in a browser, together
+    if "app_page" in tests:  # tests all pages of the app in a browser
         tests |= {"captioning", "models", "app_training"}
-    names = {name: name.rpartition(".")[2] for name in MODULES if name.startswith("pipeline.") and name in leaves()}
-    untested = [name for name, leaf in names.items() if leaf not in tests and f"{package(name)}_{leaf}" not in tests]
+    stems = {name: name.rpartition(".")[2] for name in modules_with_code() if name.startswith("pipeline.")}
+    untested = [
+        name for name, stem in sorted(stems.items()) if stem not in tests and f"{package(name)}_{stem}" not in tests
+    ]
     assert untested == []
 
 
-def leaves() -> set[str]:
-    """Modules that are no package and hold more than constants."""
+def modules_with_code() -> set[str]:
+    """Return the modules, other than packages, that define a function or a class."""
     return {
         name
         for name, path in MODULES.items()
@@ -144,7 +146,7 @@ def leaves() -> set[str]:
     }
 
 
-def test_the_command_line_imports_nothing_heavy() -> None:
+def test_the_command_line_imports_no_heavy_package() -> None:
     program = (
         "import sys, gridcap, pipeline.cli\n"
         "heavy = ('torch', 'numpy', 'h5py', 'spacy', 'dvc', 'matplotlib', 'pydantic')\n"

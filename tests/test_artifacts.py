@@ -33,7 +33,7 @@ def test_a_failed_write_leaves_the_old_content(tmp_path: Path) -> None:
     assert path.read_text() == "old"
 
 
-def test_nan_is_refused(tmp_path: Path) -> None:
+def test_writing_nan_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "file.json", {"score": float("nan")})
     assert list(tmp_path.iterdir()) == []
@@ -114,13 +114,13 @@ def test_a_second_process_waits_for_the_lock_holder_and_continues_when_it_is_kil
 def test_a_work_folder_keeps_its_files(tmp_path: Path) -> None:
     with work_folder(tmp_path, "encode", "abc") as folder:
         (folder / "shard").write_text("whole")
-    with work_folder(tmp_path, "encode", "abc") as again:
-        assert (again / "shard").read_text() == "whole"
+    with work_folder(tmp_path, "encode", "abc") as reopened:
+        assert (reopened / "shard").read_text() == "whole"
     with work_folder(tmp_path, "encode", "other") as other:
         assert list(other.iterdir()) == []
 
 
-def test_a_fresh_folder_removes_the_one_of_a_killed_run(tmp_path: Path) -> None:
+def test_a_fresh_folder_replaces_that_of_a_killed_run(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys\nfrom pathlib import Path\nfrom pipeline.artifacts import fresh_folder\n"
         "with fresh_folder(Path(sys.argv[1])) as folder:\n"
@@ -136,7 +136,7 @@ def test_a_fresh_folder_removes_the_one_of_a_killed_run(tmp_path: Path) -> None:
 REMEDY = "Run something."
 
 
-def test_json_is_read_in_the_form_asked_for(tmp_path: Path) -> None:
+def test_a_byte_order_mark_of_json_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     path.write_text('\ufeff{"schema": "gridcap.test", "schema_version": 3, "1": [2]}', encoding="utf-8")
     assert read_json(path, dict[str, object], REMEDY, Schema("gridcap.test", 3))["1"] == [2]
@@ -157,7 +157,7 @@ def test_json_is_read_in_the_form_asked_for(tmp_path: Path) -> None:
         (b'{"schema": "gridcap.test", "schema_version": 1, "values": [1, true]}', ["values[1]", "integer"]),
     ],
 )
-def test_an_unusable_json_file_is_an_error_with_place_and_remedy(
+def test_an_invalid_json_file_is_an_error_with_location_and_remedy(
     tmp_path: Path, content: bytes | None, facts: list[str]
 ) -> None:
     path = tmp_path / "file.json"

@@ -13,8 +13,9 @@ from pipeline.captions.sources.dataset import PreparedCounts
 from pipeline.captions.tokenizer import TokenizeParams
 from pipeline.captions.tokens import TokenizedDataset, tokenize, write_tokens
 from pipeline.captions.vocabulary import write_vocabulary
+from tests.paths import ROOT
 
-PAGE = (Path(__file__).parents[1] / "docs" / "artifacts.md").read_text()
+PAGE = (ROOT / "docs" / "artifacts.md").read_text()
 RECORDS = [
     Record(
         image_id=index,

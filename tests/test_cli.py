@@ -1,4 +1,4 @@
-"""The command `gridcap`: help, defaults and the commands that have no test file of their own."""
+"""The command `gridcap`: help, defaults, and commands without a test module."""
 
 import inspect
 import subprocess
@@ -13,12 +13,12 @@ from pipeline.errors import UserError
 from pipeline.evaluation.evaluate import EvaluateParams
 from pipeline.params import load
 from tests.command_line import gridcap
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 COMMANDS = {"predict", "export", "use", "download", "inspect", "score", "compare", "app", "repair"}
 
 
-def test_the_commands() -> None:
+def test_the_list_of_commands() -> None:
     names = {command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback}
     assert names == COMMANDS
 
@@ -71,7 +71,7 @@ def test_score_and_compare_have_the_defaults_of_evaluate() -> None:
         assert {name: parameters[name].default for name in expected} == expected
 
 
-def test_the_version() -> None:
+def test_version_is_printed() -> None:
     result = gridcap("--version")
     assert (result.exit_code, result.stdout) == (0, f"gridcap {__version__}\n")
 

@@ -19,8 +19,8 @@ from tests.dataset_files import (
     write_numbered_captions,
     write_three_coco_files,
 )
+from tests.paths import REAL
 
-REAL = Path(__file__).parents[2] / "shared" / "real"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="needs the real data in ../shared/real")
 
 IMAGE = {"id": 1, "file_name": "1.jpg"}
@@ -158,7 +158,7 @@ def test_only_the_first_of_many_faults_are_listed(tmp_path: Path) -> None:
         ({"root": "nowhere"}, "nowhere: no such folder"),
         ({"images": "Images"}, "Images: no such folder"),
         ({"images": "../x"}, "'../x' must be a path below dataset.root"),
-        ({"captions": []}, "captions must name at least one caption file"),
+        ({"captions": []}, "dataset: captions must list at least one"),
         ({"captions": [{"file": "/x", "folder": ".", "split": None}]}, "'/x' must be a path below dataset.root"),
         ({"captions": [{"file": "x.txt", "folder": ".", "split": None}]}, "x.txt: no such file"),
         ({"splits": SEEDED | {"val": 0.8}}, "val + test must be <= 1, got 0.8 + 0.25"),

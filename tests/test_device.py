@@ -5,13 +5,13 @@ from pipeline.device import setup_device
 from pipeline.errors import UserError
 
 
-def test_auto_is_a_device_of_this_machine() -> None:
+def test_auto_selects_a_gpu_if_there_is_one() -> None:
     assert setup_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert torch.are_deterministic_algorithms_enabled()
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "nonsense"])
-def test_an_absent_device_is_an_error(name: str) -> None:
+def test_a_missing_or_invalid_device_is_an_error(name: str) -> None:
     with pytest.raises(UserError) as caught:
         setup_device(name)
     assert f"--device {name}" in str(caught.value)

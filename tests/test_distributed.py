@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from pipeline.distributed import SINGLE_PROCESS, init_processes
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
-
-# Each rank writes what it computed, and the number of gloo threads that are alive at exit, to a file.
+# Each rank writes its results, and the number of gloo threads that are alive at exit, to a file.
 PROGRAM = """
 import atexit, json, sys
 from pathlib import Path

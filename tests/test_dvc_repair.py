@@ -1,16 +1,11 @@
-"""Repair of truncated lock files; `tests/test_pipeline.py` repairs those of a real run."""
+"""Repair of truncated lock files. `tests/test_pipeline.py` tests it on a real run."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from pipeline.dvc_repair import repair
-
-
-def git(folder: Path, *words: str) -> None:
-    author = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
-    subprocess.run(["git", *author, *words], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+from tests.command_line import git
 
 
 def test_a_truncated_lock_file_is_restored_from_git(tmp_path: Path) -> None:
@@ -29,7 +24,7 @@ def test_a_truncated_lock_file_is_restored_from_git(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "schema: '2.0'\nstages: [", "[]"])
-def test_a_damaged_lock_file_that_git_lacks_is_removed(tmp_path: Path, content: str) -> None:
+def test_a_damaged_lock_file_that_is_not_in_git_is_removed(tmp_path: Path, content: str) -> None:
     git(tmp_path, "init", "--quiet")
     lock = tmp_path / "dvc.lock"
     lock.write_text(content)

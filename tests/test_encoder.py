@@ -14,15 +14,15 @@ from pipeline.features.encoder import (
     EncodeParams,
     GridEncoder,
     encode_grids,
-    for_inference,
     load_encoder,
+    optimize_for_inference,
     weights_digest,
 )
 from pipeline.features.quantization.quantized_encoder import supports_int8
 from pipeline.params import load
 from tests.factories import encode_params
+from tests.paths import REAL
 
-REAL = Path(__file__).parents[2] / "shared" / "real"
 CPU = torch.device("cpu")
 
 
@@ -98,8 +98,8 @@ def test_the_digest_does_not_depend_on_the_file_format(resnet, weights, tmp_path
     state = resnet.state_dict()
     torch.save(state, tmp_path / "plain.pth")
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "nested.pt")
-    kept = {n: t for n, t in state.items() if n.startswith(("conv1", "bn1", "layer1", "layer2"))}
-    without_counters = {name: tensor for name, tensor in kept.items() if not name.endswith("num_batches_tracked")}
+    to_layer2 = {n: t for n, t in state.items() if n.startswith(("conv1", "bn1", "layer1", "layer2"))}
+    without_counters = {name: tensor for name, tensor in to_layer2.items() if not name.endswith("num_batches_tracked")}
     torch.save(without_counters, tmp_path / "minimal.pth")
 
     paths = [weights, tmp_path / "plain.pth", tmp_path / "nested.pt", tmp_path / "minimal.pth"]
@@ -254,7 +254,7 @@ def test_bfloat16_is_close_to_float32(weights):
     images = random_images(2)
 
     float32, bfloat16 = (
-        encode_grids(for_inference(encoder, precision, False, CPU), images).astype(float)
+        encode_grids(optimize_for_inference(encoder, precision, False, CPU), images).astype(float)
         for precision in ("float32", "bfloat16")
     )
 
@@ -263,7 +263,7 @@ def test_bfloat16_is_close_to_float32(weights):
 
 def test_folding_batch_norms_keeps_the_grids(weights):
     encoder = load_encoder(params(weights))
-    # Random statistics, so that each of them matters to the result.
+    # With random statistics, each of them changes the result.
     for norm in (module for module in encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)):
         norm.running_mean.uniform_(-0.1, 0.1)
         norm.running_var.uniform_(0.5, 2)
@@ -272,7 +272,7 @@ def test_folding_batch_norms_keeps_the_grids(weights):
     before = weights_digest(encoder)
     images = random_images(2)
 
-    network = for_inference(encoder, "float32", False, CPU)
+    network = optimize_for_inference(encoder, "float32", False, CPU)
 
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
     np.testing.assert_allclose(
@@ -293,24 +293,24 @@ def test_compiling_keeps_the_grids(weights, precision, tolerance):
     images = random_images(2)
 
     eager, compiled = (
-        encode_grids(for_inference(encoder, precision, compiled, CPU), images).astype(float)
+        encode_grids(optimize_for_inference(encoder, precision, compiled, CPU), images).astype(float)
         for compiled in (False, True)
     )
 
     assert np.abs(compiled - eager).mean() < tolerance * np.abs(eager).mean()
 
 
-@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="only Linux lists CPU instructions here")
+@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="needs /proc/cpuinfo")
 def test_a_cpu_with_vnni_supports_int8():
-    """Tests of int8 are skipped without support, so this one checks that support is detected."""
+    """Tests of int8 are skipped where `supports_int8` is false, so check that it is true with VNNI."""
     if "vnni" in Path("/proc/cpuinfo").read_text():
         assert supports_int8()
 
 
 def test_compile_without_a_compiler_is_an_error(weights, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(UserError, match=r"encode\.compile needs the C\+\+ compiler"):
-        for_inference(load_encoder(params(weights)), "float32", True, CPU)
+    with pytest.raises(UserError, match=r"encode\.compile: .*C\+\+ compiler"):
+        optimize_for_inference(load_encoder(params(weights)), "float32", True, CPU)
 
 
 def test_features_outside_the_range_of_float16_are_an_error(resnet, tmp_path):
@@ -324,7 +324,7 @@ def test_features_outside_the_range_of_float16_are_an_error(resnet, tmp_path):
         encode_grids(encoder, images)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real weights of ../shared/real are absent")
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs the real weights in ../shared/real")
 def test_real_weights_load():
     path = REAL / "weights" / "resnet18-imagenet-to-layer3.pth"
 

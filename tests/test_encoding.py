@@ -36,9 +36,8 @@ from pipeline.features.quantization.quantized_encoder import supports_int8
 from pipeline.features.store import INDEX_FILE, FeatureStore, intact_shards
 from pipeline.params import to_plain
 from tests.factories import encode_params
+from tests.paths import REAL, ROOT
 
-ROOT = Path(__file__).parents[1]
-REAL = ROOT.parent / "shared" / "real"
 CPU = torch.device("cpu")
 
 
@@ -51,7 +50,7 @@ def write_image(path: Path, seed: int) -> None:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A folder of images, params, and runs of the stage over them."""
+    """A folder of images with params of `encode`."""
 
     folder: Path
     params: EncodeParams
@@ -95,7 +94,7 @@ class Dataset:
             "metrics": "metrics.json",
         }
         paths = [f"--{name}={self.folder / path}" for name, path in flags.items()]
-        return [sys.executable, "-m", "stages.encode_images", *paths, "--device=cpu", "--threads=2"]
+        return [sys.executable, "-m", "stages.encode_images", *paths, "--device=cpu", "--num-threads=2"]
 
 
 @pytest.fixture(scope="module")
@@ -116,12 +115,12 @@ def make_dataset(folder: Path, weights: Path, num_images: int) -> Dataset:
 
 @pytest.fixture
 def make(tmp_path, weights) -> Callable[[int], Dataset]:
-    """Makes a dataset of some number of images."""
+    """Make a dataset with the given number of images."""
     return lambda num_images: make_dataset(tmp_path, weights, num_images)
 
 
 @pytest.fixture(scope="module")
-def thirty(tmp_path_factory, weights) -> Dataset:
+def encoded_dataset(tmp_path_factory, weights) -> Dataset:
     """Thirty encoded images."""
     dataset = make_dataset(tmp_path_factory.mktemp("thirty"), weights, 30)
     dataset.encode()
@@ -177,7 +176,7 @@ def test_a_row_does_not_depend_on_batch_order_or_threads(make, precision):
         write_image(dataset.image_dir / f"{image_id}.jpg", 100 + image_id)
     torch.set_num_threads(1)
     try:
-        dataset.encode(work="elsewhere", num_threads=5, precision=precision)
+        dataset.encode(work="other-work", num_threads=5, precision=precision)
     finally:
         torch.set_num_threads(num_threads)
 
@@ -210,7 +209,7 @@ def test_two_runs_publish_the_same_bytes(make):
     dataset = make(ROWS_PER_SHARD + 5)
 
     dataset.encode(out="one")
-    dataset.encode(out="two", work="elsewhere")
+    dataset.encode(out="two", work="other-work")
 
     assert read_files(dataset.folder / "one") == read_files(dataset.folder / "two")
     assert len(list((dataset.folder / "one").glob("shard-*.h5"))) == 2
@@ -366,12 +365,12 @@ def test_resume_after_kills_gives_the_same_bytes(make):
         *(partial(operator.lt, rng.uniform(0.3, 1) * duration) for _ in range(18)),
     ]
     rng.shuffle(conditions)
-    kept: dict[str, int] = {}
+    finished: dict[str, int] = {}
     for condition in conditions:
         kill_when(condition)
-        # Finished shards stay and are not written again.
-        assert kept.items() <= finished_shards().items()
-        kept = finished_shards()
+        # Finished shards remain and are not written again.
+        assert finished.items() <= finished_shards().items()
+        finished = finished_shards()
     shutil.rmtree(dataset.out, ignore_errors=True)
     num_rows = sum(len(shard.keys) for folder in work.glob("*/") for shard in intact_shards(folder))
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -414,7 +413,7 @@ def test_two_processes_give_the_bytes_of_one_and_reuse_shards_of_a_killed_one(ma
 
 
 def find_rank(launcher: int, rank: int) -> int:
-    """Return the process id of a rank that a launcher started, or 0 if there is none yet."""
+    """Return the process id of a rank that `launcher` started, or 0 if it has not started yet."""
     for process in psutil.Process(launcher).children():
         with contextlib.suppress(psutil.Error):
             if process.environ().get("RANK") == str(rank):
@@ -430,20 +429,23 @@ def find_rank(launcher: int, rank: int) -> int:
     num_threads=st.integers(1, 4),
     rows_per_shard=st.sampled_from([7, 16, 30]),
 )
-def test_a_row_depends_on_image_bytes_and_spec_alone(thirty, order, runs, num_threads, rows_per_shard):
-    """Images get other ids, batches and shards, over several runs."""
-    reference = FeatureStore(thirty.out).grids(range(30))
-    records = [replace(record, image_id=order[record.image_id]) for record in thirty.records()]
-    work = Path(tempfile.mkdtemp(dir=thirty.folder))
+def test_a_row_depends_on_image_bytes_and_spec_alone(encoded_dataset, order, runs, num_threads, rows_per_shard):
+    """Permute the image ids, and vary batches, shards and the number of runs."""
+    reference = FeatureStore(encoded_dataset.out).grids(range(30))
+    records = [replace(record, image_id=order[record.image_id]) for record in encoded_dataset.records()]
+    work = Path(tempfile.mkdtemp(dir=encoded_dataset.folder))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoding, "ROWS_PER_SHARD", rows_per_shard)
         for count in [*runs, 30]:
-            encode(records[:count], thirty.image_dir, thirty.params, work, work / "out", CPU, num_threads)
+            encode(
+                records[:count], encoded_dataset.image_dir, encoded_dataset.params, work, work / "out", CPU, num_threads
+            )
 
     grids = FeatureStore(work / "out").grids([order[image_id] for image_id in range(30)])
     assert np.array_equal(grids, reference)
 
 
+@pytest.mark.slow
 def test_views_are_rows_of_the_same_image(make):
     dataset = make(20)
     whole = dataset.encode()
@@ -468,7 +470,7 @@ def test_views_are_rows_of_the_same_image(make):
 
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Path]:
-    """A file system with space for one and a half shards."""
+    """A file system with space for 1.5 shards."""
     mount = tmp_path / "small"
     mount.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=420k", "tmpfs", mount], capture_output=True).returncode:
@@ -497,7 +499,7 @@ def test_finished_shards_are_kept_when_the_disk_is_full(make, small_disk):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real photographs of ../shared/real are absent")
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs the real photographs in ../shared/real")
 def test_real_photographs_have_different_features(tmp_path):
     (tmp_path / "images").mkdir()
     for image_id, path in enumerate(sorted((REAL / "flickr" / "images").glob("*.jpg"))[:12]):

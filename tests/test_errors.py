@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from pipeline.errors import summarize
-from tests.defaults import ROOT
+from tests.paths import ROOT
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ import pytest
 from pipeline.features.images import CROP_SCALE, View
 from pipeline.features.store import INDEX_FILE, SCHEMA, FeatureStore, write_index, write_shard
 from tests.factories import small_spec
+from tests.paths import ROOT
 
-PAGE = (Path(__file__).parents[1] / "docs" / "features.md").read_text()
+PAGE = (ROOT / "docs" / "features.md").read_text()
 SPEC = small_spec(compiled=True, grid_width=3, channels=4)
 VIEWS = ("center_flipped", "whole")
 IMAGE_DIGESTS = {5: "a" * 64, 7: "b" * 64, 1_000_000: "c" * 64}

@@ -1,8 +1,5 @@
 import io
-import struct
-import zlib
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +10,8 @@ from PIL import ExifTags, Image
 
 from pipeline.errors import UserError
 from pipeline.features.images import MAX_PIXELS, normalize, read_image, read_upright, read_views, upright_size
-
-REAL = Path(__file__).parents[2] / "shared" / "real"
+from tests.image_files import encode_image, png_bomb
+from tests.paths import REAL
 
 LOSSLESS = {"PNG": {}, "TIFF": {}, "WEBP": {"lossless": True}}
 
@@ -22,24 +19,17 @@ RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
 def quarters(width: int = 64, height: int = 32) -> Image.Image:
-    """An image with red and green quarters above blue and white ones."""
+    """Draw an image with red and green quarters above blue and white quarters."""
     image = Image.new("RGB", (2, 2))
     for position, color in zip([(0, 0), (1, 0), (0, 1), (1, 1)], [RED, GREEN, BLUE, WHITE], strict=True):
         image.putpixel(position, color)
     return image.resize((width, height), Image.Resampling.NEAREST)
 
 
-def image_file(image: Image.Image, image_format: str = "PNG", **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, image_format, **options)
-    return file.getvalue()
-
-
 def quarter_colors(pixels: np.ndarray) -> list[tuple[int, ...]]:
-    """Color at the center of each quarter."""
-    side = len(pixels)
-    near, far = side // 4, 3 * side // 4
-    return [tuple(pixels[position].tolist()) for position in [(near, near), (near, far), (far, near), (far, far)]]
+    """Return the color at the center of each quarter."""
+    low, high = len(pixels) // 4, 3 * len(pixels) // 4
+    return [tuple(pixels[position].tolist()) for position in [(low, low), (low, high), (high, low), (high, high)]]
 
 
 def test_the_whole_image_fills_the_square(tmp_path):
@@ -53,7 +43,7 @@ def test_the_whole_image_fills_the_square(tmp_path):
 
 
 def test_read_upright_keeps_the_aspect_ratio():
-    pixels = read_upright(image_file(quarters(90, 30)), 60)
+    pixels = read_upright(encode_image(quarters(90, 30)), 60)
 
     assert pixels.shape == (20, 60, 3)
     assert tuple(pixels[5, 15]) == RED
@@ -62,10 +52,10 @@ def test_read_upright_keeps_the_aspect_ratio():
 
 def test_views_are_crops_and_flips():
     stripes = np.zeros((64, 64, 3), dtype=np.uint8)
-    stripes[:, :8] = 255  # the leftmost eighth, which crops at the right do not have
+    stripes[:, :8] = 255  # the leftmost eighth, which is outside the crops at the right
 
     pixels = read_views(
-        image_file(Image.fromarray(stripes)), 56, ("whole_flipped", "top_left", "bottom_right", "center")
+        encode_image(Image.fromarray(stripes)), 56, ("whole_flipped", "top_left", "bottom_right", "center")
     )
 
     assert (pixels[0, :, -4:] == 255).all()
@@ -102,7 +92,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation, expected, image_form
 
 
 def test_broken_exif_is_ignored():
-    content = image_file(quarters(), exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff\xff")
+    content = encode_image(quarters(), exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff\xff")
 
     assert quarter_colors(read_image(content, 32)) == [RED, GREEN, BLUE, WHITE]
 
@@ -115,43 +105,43 @@ def test_transparency_becomes_white():
     palette.putpalette([*BLUE, *RED])
     color_key = Image.new("RGB", (8, 8), RED)
 
-    assert (read_image(image_file(clear), 4) == 255).all()
-    assert (read_image(image_file(half), 4) == 127).all()
-    assert (read_image(image_file(gray), 4) == 255).all()
-    assert (read_image(image_file(palette, transparency=1), 4) == 255).all()
-    assert (read_image(image_file(palette, transparency=b"\xff\x00"), 4) == 255).all()
-    assert (read_image(image_file(palette, transparency=0), 4) == RED).all()
-    assert (read_image(image_file(color_key, transparency=RED), 4) == 255).all()
+    assert (read_image(encode_image(clear), 4) == 255).all()
+    assert (read_image(encode_image(half), 4) == 127).all()
+    assert (read_image(encode_image(gray), 4) == 255).all()
+    assert (read_image(encode_image(palette, transparency=1), 4) == 255).all()
+    assert (read_image(encode_image(palette, transparency=b"\xff\x00"), 4) == 255).all()
+    assert (read_image(encode_image(palette, transparency=0), 4) == RED).all()
+    assert (read_image(encode_image(color_key, transparency=RED), 4) == 255).all()
 
 
 def test_every_color_mode_becomes_rgb():
     palette = Image.new("P", (8, 8), 1)
     palette.putpalette([*RED, *BLUE])
     gray16 = Image.fromarray(np.full((8, 8), 0x8080, dtype=np.uint16))
-    cmyk = image_file(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "TIFF")
+    cmyk = encode_image(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "TIFF")
 
-    assert (read_image(image_file(Image.new("1", (8, 8), 1)), 4) == 255).all()
-    assert (read_image(image_file(Image.new("L", (8, 8), 99)), 4) == 99).all()
-    assert (read_image(image_file(palette), 4) == BLUE).all()
-    assert (read_image(image_file(palette, "GIF"), 4) == BLUE).all()
-    assert (read_image(image_file(gray16), 4) == 128).all()
-    assert (read_image(image_file(gray16, "TIFF"), 4) == 128).all()
+    assert (read_image(encode_image(Image.new("1", (8, 8), 1)), 4) == 255).all()
+    assert (read_image(encode_image(Image.new("L", (8, 8), 99)), 4) == 99).all()
+    assert (read_image(encode_image(palette), 4) == BLUE).all()
+    assert (read_image(encode_image(palette, "GIF"), 4) == BLUE).all()
+    assert (read_image(encode_image(gray16), 4) == 128).all()
+    assert (read_image(encode_image(gray16, "TIFF"), 4) == 128).all()
     assert (read_image(cmyk, 4) == RED).all()
     with pytest.raises(UserError, match=r"float\.tif: .*floating-point"):
-        read_image(image_file(Image.new("F", (8, 8), 0.5), "TIFF"), 4, "float.tif")
+        read_image(encode_image(Image.new("F", (8, 8), 0.5), "TIFF"), 4, "float.tif")
 
 
 def test_only_the_first_frame_of_an_animation_is_read():
     frames = [Image.new("RGB", (8, 8), color) for color in (RED, BLUE)]
 
-    assert (read_image(image_file(frames[0], "GIF", save_all=True, append_images=frames[1:]), 4) == RED).all()
+    assert (read_image(encode_image(frames[0], "GIF", save_all=True, append_images=frames[1:]), 4) == RED).all()
 
 
 def test_a_large_jpeg_decoded_at_reduced_resolution_looks_the_same():
     ramp = np.linspace(0, 255, 512)
     waves = 127 + 120 * np.sin(np.arange(512) / 9)
     scene = np.stack([np.add.outer(ramp, waves) / 2, np.add.outer(waves, ramp) / 2, np.outer(ramp, ramp) / 255], -1)
-    content = image_file(Image.fromarray(scene.astype(np.uint8)), "JPEG", quality=95)
+    content = encode_image(Image.fromarray(scene.astype(np.uint8)), "JPEG", quality=95)
     full = Image.open(io.BytesIO(content)).resize((64, 64), Image.Resampling.BICUBIC)
 
     difference = np.abs(read_image(content, 64).astype(int) - np.asarray(full).astype(int))
@@ -163,12 +153,12 @@ def test_a_large_jpeg_decoded_at_reduced_resolution_looks_the_same():
 def test_downscaling_averages_pixels():
     checkerboard = np.indices((64, 64)).sum(0) % 2 * 255
 
-    pixels = read_image(image_file(Image.fromarray(checkerboard.astype(np.uint8))), 8)
+    pixels = read_image(encode_image(Image.fromarray(checkerboard.astype(np.uint8))), 8)
 
     assert np.abs(pixels.astype(int) - 127).max() <= 3
 
 
-@pytest.mark.parametrize("content", [b"", b"GIF89a", b"<html>not found</html>", image_file(quarters())[:60]])
+@pytest.mark.parametrize("content", [b"", b"GIF89a", b"<html>not found</html>", encode_image(quarters())[:60]])
 def test_a_file_that_is_not_an_image_is_an_error(tmp_path, content):
     path = tmp_path / "7.jpg"
     path.write_bytes(content)
@@ -187,22 +177,17 @@ def test_a_missing_file_is_an_error(tmp_path):
 
 def test_a_truncated_photograph_is_an_error():
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    content = image_file(Image.fromarray(noise), "JPEG")
+    content = encode_image(Image.fromarray(noise), "JPEG")
 
     with pytest.raises(UserError, match=r"cut\.jpg: .*truncated"):
         read_image(content[: len(content) // 2], 32, "cut.jpg")
 
 
 def test_a_decompression_bomb_is_an_error():
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
     side = int(MAX_PIXELS**0.5) + 1
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
     with pytest.raises(UserError, match=r"bomb\.png: .*80 million"):
-        read_image(bomb, 32, "bomb.png")
+        read_image(png_bomb(side, side), 32, "bomb.png")
 
 
 @settings(max_examples=150, deadline=None)
@@ -213,7 +198,7 @@ def test_a_decompression_bomb_is_an_error():
 )
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 def test_a_damaged_file_is_read_or_is_a_user_error(image_format, edits, kept_fraction):
-    content = bytearray(image_file(quarters(16, 16), image_format))
+    content = bytearray(encode_image(quarters(16, 16), image_format))
     for position, value in edits:
         content[int(position * len(content))] = value
     with suppress(UserError):
@@ -233,7 +218,7 @@ def test_normalize_matches_imagenet_statistics():
     torch.testing.assert_close(normalized[1, :, 3, 3], torch.tensor([2.2489, 2.4286, 2.6400]), rtol=0, atol=1e-4)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real photographs of ../shared/real are absent")
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs the real photographs in ../shared/real")
 def test_real_photographs_are_read():
     files = [
         *sorted((REAL / "coco" / "images").glob("*.jpg"))[:8],

@@ -1,24 +1,19 @@
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from pipeline.captions import tokens
 from pipeline.captions.records import Record
 from pipeline.captions.tokenizer import TokenizeParams
-from pipeline.captions.vocabulary import write_vocabulary
-from pipeline.cli import app
+from pipeline.captions.vocabulary import VOCABULARY_FILE, write_vocabulary
 from pipeline.errors import UserError
 from pipeline.features import store
 from pipeline.inspection import describe, printable, verify
+from tests.command_line import gridcap, gridcap_process
 from tests.factories import small_spec
-
-REPOSITORY = Path(__file__).parents[1]
 
 SPEC = small_spec(grid_width=3, channels=4)
 
@@ -36,7 +31,7 @@ def write_token_folder(folder: Path) -> Path:
     params = TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_length=9)
     dataset = tokens.tokenize(records, params, Path("records.jsonl"))
     tokens.write_tokens(folder / tokens.TOKENS_FILE, dataset, params, "0123456789abcdef")
-    write_vocabulary(folder / tokens.VOCABULARY_FILE, dataset.vocabulary)
+    write_vocabulary(folder / VOCABULARY_FILE, dataset.vocabulary)
     return folder
 
 
@@ -78,7 +73,7 @@ def test_tokens_are_shown_as_words(tmp_path: Path) -> None:
 
 def test_tokens_without_a_vocabulary_are_shown_as_ids(tmp_path: Path) -> None:
     folder = write_token_folder(tmp_path / "tokens")
-    (folder / tokens.VOCABULARY_FILE).unlink()
+    (folder / VOCABULARY_FILE).unlink()
     text = describe_as_text(folder / tokens.TOKENS_FILE)
     assert "image 9: 1 4 3 5 2" in text
 
@@ -125,7 +120,7 @@ def test_size_per_image_is_compared_with_14_x_14_float32_grids(tmp_path: Path) -
     assert "; 96 bytes per image (as 14 x 14 x 4 float32 grids: 6,272 bytes, 65.3x)" in describe_as_text(tmp_path)
 
 
-def test_folder_is_described_in_order_without_hidden_and_foreign_files(tmp_path: Path) -> None:
+def test_folder_is_described_in_order_without_hidden_and_unrelated_files(tmp_path: Path) -> None:
     write_token_folder(tmp_path / "tokens")
     write_features(tmp_path / "features")
     (tmp_path / ".work").mkdir()
@@ -137,7 +132,7 @@ def test_folder_is_described_in_order_without_hidden_and_foreign_files(tmp_path:
     assert text.index("gridcap.vocabulary") < text.index("L2 norm") < text.index("image 8: ")
 
 
-def test_file_without_a_view_of_its_own_is_described_by_statistics(tmp_path: Path) -> None:
+def test_file_of_another_schema_is_described_by_statistics(tmp_path: Path) -> None:
     path = tmp_path / "attention.h5"
     with create_hdf5(path, schema="gridcap.attention", schema_version=3, note="a\x1b[31m" + "b" * 200) as file:
         maps = file.create_dataset("8/maps", data=np.array([[0.25, 0.75], [0, 1]], dtype=np.float32))
@@ -243,7 +238,7 @@ def test_malformed_index_is_an_error(tmp_path: Path) -> None:
 def test_verify_ignores_files_that_are_not_in_the_index(tmp_path: Path) -> None:
     folder = write_features(tmp_path / "features")
     (folder / "shard-of-another-run.h5").touch()
-    result = CliRunner().invoke(app, ["inspect", str(folder), "--verify"])
+    result = gridcap("inspect", folder, "--verify")
     assert result.exit_code == 0, result.output
     assert result.output == f"{folder}: all shards match index.json (2)\n"
 
@@ -256,7 +251,7 @@ def test_verify_names_altered_and_missing_shards_and_exits_with_2(tmp_path: Path
     content[-1] ^= 1
     altered.write_bytes(content)
     missing.unlink()
-    result = run_command("inspect", str(folder), "--verify")
+    result = gridcap_process("inspect", folder, "--verify")
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr.startswith("error: ")
@@ -280,7 +275,7 @@ def test_verify_rejects_an_index_of_another_schema(tmp_path: Path) -> None:
 
 
 def test_command_prints_the_description(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["inspect", str(write_token_folder(tmp_path / "tokens"))])
+    result = gridcap("inspect", write_token_folder(tmp_path / "tokens"))
     assert result.exit_code == 0, result.output
     assert "a cube and a cone" in result.output
 
@@ -288,12 +283,7 @@ def test_command_prints_the_description(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_command_exits_with_2_on_an_error(tmp_path: Path) -> None:
     text_file(tmp_path / "x.h5")
-    result = run_command("inspect", str(tmp_path / "x.h5"))
+    result = gridcap_process("inspect", tmp_path / "x.h5")
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert "Traceback" not in result.stderr
-
-
-def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from pipeline.cli import main; main()", *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.captions.vocabulary import SPECIALS, Vocabulary
+from pipeline.captions.vocabulary import SPECIALS, VOCABULARY_FILE, Vocabulary
 from pipeline.decoder.model_io import (
     CONFIG_FILE,
     HISTORY_FILE,
-    VOCABULARY_FILE,
     WEIGHTS_FILE,
     ModelConfig,
     TrainingData,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.features.encoder import GridEncoder
-from pipeline.features.quantization.moments import NUM_STDS, Moments, dead_leaves, find_moments
+from pipeline.features.quantization.moments import NUM_STDS, Moments, dead_leaves, estimate_moments
 
 
 @pytest.fixture(scope="module")
@@ -53,17 +53,17 @@ def test_the_upper_bound_is_not_negative():
 @pytest.mark.slow
 def test_larger_moments_of_the_batch_norm_are_used(encoder):
     encoder = copy.deepcopy(encoder)
-    before = find_moments(encoder)[encoder.bn1]
+    before = estimate_moments(encoder)[encoder.bn1]
     encoder.bn1.weight.data[3] *= 100
 
     # A larger weight raises both the measured moments and those stored by the batch norm.
-    after = find_moments(encoder)[encoder.bn1]
+    after = estimate_moments(encoder)[encoder.bn1]
     assert after.std[3] > 50 * before.std[3]
 
     encoder.bn1.weight.data[3] /= 100
     encoder.bn1.bias.data[5] = 40
     encoder.bn1.running_mean[5] += 39 * (encoder.bn1.running_var[5].sqrt() / encoder.bn1.weight[5].abs())
-    shifted = find_moments(encoder)[encoder.bn1]
+    shifted = estimate_moments(encoder)[encoder.bn1]
     assert shifted.mean[5] == 40
     assert shifted.upper_bound()[5] == pytest.approx(40 + NUM_STDS * encoder.bn1.weight[5].abs().item())
 
@@ -74,7 +74,7 @@ def test_untrained_batch_norms_are_measured():
         torch.manual_seed(0)
         encoder = GridEncoder("resnet18", "layer2").eval()
 
-    moments = find_moments(encoder)[encoder.bn1]
+    moments = estimate_moments(encoder)[encoder.bn1]
 
     # The running statistics of an untrained batch norm would give a mean of 0 and a standard deviation of 1.
     assert moments.mean.abs().max() > 0

@@ -1,4 +1,4 @@
-"""The wheel in an environment with its requirements alone: no clone, no DVC, no dataset."""
+"""The wheel in an environment with only its requirements: no clone, no DVC, no dataset."""
 
 import json
 import os
@@ -16,24 +16,27 @@ from packaging.requirements import Requirement
 
 from pipeline.prediction.captioner import Captioner
 from pipeline.prediction.export import export
+from tests.paths import ROOT
 from tests.tiny_captioner import Tiny
 
-ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 
 
-def requirements(package: Distribution, found: dict[str, Distribution]) -> Iterator[Distribution]:
-    """Yield the installed distributions that a package requires, recursively and without extras."""
+def requirements(package: Distribution, visited: dict[str, Distribution]) -> Iterator[Distribution]:
+    """Yield the installed distributions that a package requires, recursively, without extras.
+
+    Distributions are added to `visited`, and those already in it are skipped.
+    """
     for text in package.requires or ():
         requirement = Requirement(text)
-        if requirement.name in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+        if requirement.name in visited or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
             continue
         try:
-            found[requirement.name] = distribution(requirement.name)
+            visited[requirement.name] = distribution(requirement.name)
         except PackageNotFoundError:  # PyTorch's requirements differ between machines.
             continue
-        yield found[requirement.name]
-        yield from requirements(found[requirement.name], found)
+        yield visited[requirement.name]
+        yield from requirements(visited[requirement.name], visited)
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,11 @@ class Installed:
     folder: Path
 
     def run(self, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
+        inherited = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
         return subprocess.run(
             [str(self.python.parent / str(words[0])), *map(str, words[1:])],
             cwd=self.folder,
-            env=kept | {"HOME": str(self.folder)} | environment,
+            env=inherited | {"HOME": str(self.folder)} | environment,
             capture_output=True,
             text=True,
         )
@@ -72,15 +75,15 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     subprocess.run([*pip, "--python", python, "install", "--no-deps", wheel], check=True)
     site = next((folder / "environment").glob("lib/python*/site-packages"))
     [wheel_package] = Distribution.discover(name="gridcap", path=[str(site)])
-    # PyTorch is too large to install for a test: the requirements are linked from this environment.
+    # PyTorch is too large to install for a test, so the requirements are linked from this environment.
     for package in requirements(wheel_package, {}):
         for top in sorted(
             {file.parts[0] for file in package.files or () if file.parts[0] not in ("..", "__pycache__")}
         ):
             if not (site / top).exists():
                 (site / top).symlink_to(package.locate_file(top))
-    (folder / "elsewhere").mkdir()
-    return Installed(python, folder / "elsewhere")
+    (folder / "empty").mkdir()
+    return Installed(python, folder / "empty")
 
 
 @pytest.fixture(scope="module")
@@ -96,29 +99,31 @@ def test_the_wheel_captions_an_image_without_clone_dataset_or_dvc(
 ) -> None:
     image = tiny.images / "00.png"
     for package in ("dvc", "dvclive", "spacy", "pycocoevalcap", "streamlit", "pytest", "benchmarks"):
-        found = installed.run("python", "-c", f"import {package}")
-        assert f"No module named '{package}'" in found.stderr
-    result = installed.run("gridcap", "predict", image, "--model", exported, "--json", "--attention", "strips")
+        result = installed.run("python", "-c", f"import {package}")
+        assert f"No module named '{package}'" in result.stderr
+    result = installed.run("gridcap", "predict", image, "--model", exported, "--json", "--attention", "plots")
     assert result.returncode == 0, result.stderr
     [expected] = Captioner.load(exported, device="cpu").caption([image])
     row = json.loads(result.stdout)
     assert row["caption"] == expected.text
     assert row["log_probability"] == pytest.approx(expected.log_probability, abs=1e-4)
-    assert (installed.folder / "strips" / "00.png").is_file()
+    assert (installed.folder / "plots" / "00.png").is_file()
 
 
-def test_commands_that_need_more_than_the_wheel_say_so(installed: Installed) -> None:
-    used = installed.run("gridcap", "use", "flickr8k")
-    assert used.returncode == 2
-    assert "flickr8k.yaml: no such preset" in used.stderr
-    assert "clone" in used.stderr
-    repaired = installed.run("gridcap", "repair")
-    assert repaired.returncode == 2
-    assert "the Python package dvc is not installed" in repaired.stderr
-    assert "pip install '.[pipeline" in repaired.stderr
-    predicted = installed.run("gridcap", "predict", "a.jpg")
-    assert predicted.returncode == 2
-    assert "data/model/config.json: no such file" in predicted.stderr
+@pytest.mark.parametrize(
+    ("command", "facts"),
+    [
+        (("use", "flickr8k"), ["flickr8k.yaml", "clone"]),
+        (("repair",), ["package dvc", "pip install '.[pipeline"]),
+        (("predict", "a.jpg"), ["data/model/config.json"]),
+    ],
+)
+def test_a_command_that_needs_more_than_the_wheel_is_an_error(
+    installed: Installed, command: tuple[str, ...], facts: list[str]
+) -> None:
+    result = installed.run("gridcap", *command)
+    assert result.returncode == 2
+    assert [fact for fact in facts if fact not in result.stderr] == []
 
 
 def test_the_shell_completes_commands_and_flags(installed: Installed) -> None:
@@ -143,8 +148,8 @@ def test_version_does_not_import_torch(installed: Installed) -> None:
 
 
 def test_help_names_the_first_commands(installed: Installed) -> None:
-    shown = installed.run("gridcap", "--help")
-    assert shown.returncode == 0
-    text = " ".join(shown.stdout.split())
+    result = installed.run("gridcap", "--help")
+    assert result.returncode == 0
+    text = " ".join(result.stdout.split())
     assert "make repro" in text
     assert "gridcap predict" in text

@@ -40,7 +40,7 @@ def test_yaml_1_2_numbers_and_nested_sections_are_read(tmp_path: Path) -> None:
         ("outer: {rate: -1, sizes: [], inner: null}", "outer.rate must be greater than 0, got -1"),
         ("outer: {rate: fast, sizes: [], inner: null}", 'outer.rate must be a valid number, got "fast"'),
         ("outer: {sizes: [], inner: null}", "outer.rate is missing"),
-        ("outer: {rate: 1, sizes: [], inner: null, rates: 2}", "outer.rates is not a known key"),
+        ("outer: {rate: 1, sizes: [], inner: null, rates: 2}", "outer.rates is not a valid key"),
         ("outer: {rate: 1, sizes: [x], inner: null}", 'outer.sizes.0 must be a valid integer, got "x"'),
         ("outer: {rate: 1, sizes: [1], inner: {kind: c}}", "outer.inner.kind must be 'a' or 'b', got \"c\""),
         ("other: {}", "section outer is missing"),

@@ -19,7 +19,8 @@ from pipeline.dvc_repair import repair
 from pipeline.params import read_yaml
 from pipeline.prediction.captioner import Captioner
 from pipeline.presets import use
-from tests.defaults import ROOT
+from tests.command_line import git
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -28,11 +29,6 @@ SOURCES += [".dvcignore", ".dvc/config"]
 SOURCES += [f"data/scenes/{name}" for name in ("dvc.yaml", "params.yaml", "encoder.json")]
 SOURCES += ["data/scenes/encoder.safetensors"]
 STAGES = ["data/scenes/dvc.yaml:render", "prepare", "tokenize", "encode", "train", "generate", "evaluate"]
-
-
-def git(folder: Path, *words: str) -> None:
-    author = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
-    subprocess.run(["git", *author, *words], cwd=folder, check=True, stdout=subprocess.DEVNULL)
 
 
 class Repository:
@@ -47,7 +43,7 @@ class Repository:
                 shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(source, target)
-        # The working tree may be set to another dataset.
+        # params.yaml of the working tree may select another dataset.
         use(ROOT / "presets/scenes.yaml", [], folder / "params.yaml")
         self.edit("data/scenes/params.yaml", render={"num_train": 24, "num_val": 6, "num_test": 9})
         decoder = {"embedding_size": 16, "hidden_size": 16, "attention_size": 16, "dropout": 0.1}
@@ -112,7 +108,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     return repository
 
 
-def test_every_output_exists_and_describes_itself(repository: Repository) -> None:
+def test_every_stage_writes_its_outputs(repository: Repository) -> None:
     data = repository.folder / "data"
     captions = json.loads((data / "generated" / "captions.json").read_text())
     assert len(captions) == 9
@@ -126,9 +122,9 @@ def test_every_output_exists_and_describes_itself(repository: Repository) -> Non
     assert any("closest" in line for line in scores["protocol"]["BLEU-4"])
     assert scores["unavailable"]["METEOR"] == ["disabled"]
     assert sum(part["num_images"] for part in scores["subsets"].values()) == scores["num_images"] == 9
-    about = json.loads((repository.folder / "results/metrics/captions.json").read_text())
-    assert about["diversity"]["generated"]["num_captions"] == about["diversity"]["reference"]["num_captions"] == 9
-    assert about["human_agreement"]["num_images"] == 9
+    metrics = json.loads((repository.folder / "results/metrics/captions.json").read_text())
+    assert metrics["diversity"]["generated"]["num_captions"] == metrics["diversity"]["reference"]["num_captions"] == 9
+    assert metrics["human_agreement"]["num_images"] == 9
     rows = [json.loads(line) for line in (repository.folder / "results/metrics/images.jsonl").read_text().splitlines()]
     assert [{name: row[name] for name in captions[0]} for row in rows] == captions
     plots = repository.folder / "results/plots"
@@ -144,7 +140,7 @@ def test_predict_gives_the_captions_of_generate(repository: Repository) -> None:
     data = repository.folder / "data"
     records = read_records(data / "prepared", "test")
     images = data / "scenes" / "rendered" / "images"
-    # The encoder weights are found relative to the folders above the model.
+    # The path of the encoder weights is relative to a folder above the model.
     captions = Captioner.load(data / "model", device="cpu").caption([images / record.file for record in records])
     generated = json.loads((data / "generated" / "captions.json").read_text())
     assert [caption.text for caption in captions] == [row["caption"] for row in generated]
@@ -259,7 +255,7 @@ def test_a_model_in_the_ensemble_folder_is_used(repository: Repository) -> None:
 
 
 def test_a_run_killed_in_every_stage_gives_the_same_bytes(repository: Repository, tmp_path: Path) -> None:
-    """SIGKILL to all processes, and in `train` to `dvc` alone: its child continues and meets the next run."""
+    """Kill all processes, but in `train` only `dvc`, so that its child still runs when the next run starts."""
     killed = Repository(tmp_path)
     killed_in = []
     for stage in STAGES:
@@ -299,7 +295,7 @@ def test_truncated_lock_files_are_repaired_and_no_stage_runs_again(repository: R
             (folder / name).write_text(text)
 
 
-def test_an_invalid_param_is_one_error_and_loses_nothing(repository: Repository) -> None:
+def test_an_invalid_param_is_an_error_and_keeps_the_outputs(repository: Repository) -> None:
     before = (repository.folder / "params.yaml").read_bytes()
     repository.edit("params.yaml", train={"max_grad_norm": -1})
     try:

@@ -8,21 +8,20 @@ import pytest
 
 from pipeline.captions.records import read_records
 from tests.dataset_files import FOUR_CAPTIONS, dataset_section, touch, touch_four_images, write_numbered_captions
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.slow
-
-REPOSITORY = Path(__file__).parents[1]
 
 
 def run_stage(folder: Path, params: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "stages.prepare_captions", "--params", str(params)]
     command += ["--out", str(folder / "prepared"), "--metrics", str(folder / "prepare.json")]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_output_bytes_do_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
     data = tmp_path / "data"
-    touch(data, *(f"{number}_a.jpg" for number in range(12)))
+    touch(data, *(f"{index}_a.jpg" for index in range(12)))
     params = tmp_path / "params.yaml"
     params.write_text(json.dumps({"dataset": dataset_section(data)}))
     outputs = []

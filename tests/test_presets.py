@@ -1,25 +1,23 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner, Result
 
 from pipeline.captions.sources.dataset import DatasetParams
-from pipeline.cli import app
 from pipeline.errors import UserError
 from pipeline.params import load, read_yaml
 from pipeline.presets import find_preset, use
-from tests.defaults import ROOT, committed
+from tests.command_line import gridcap, gridcap_process
+from tests.defaults import committed
+from tests.paths import ROOT
 
 PARAMS = """\
 # Settings
 dataset:  # input
   format: coco
-  root: data/scenes/rendered   # watched by DVC
+  root: data/scenes/rendered   # dataset folder
   images: images
   captions:
     - {file: captions_train.json, folder: ".", split: train}
@@ -102,8 +100,9 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.sampled_from(["rate", "seed", "milestones", "stop", "note"]), VALUES), max_size=4))
-def test_assigned_values_read_back(tmp_path_factory: pytest.TempPathFactory, values: list[tuple[str, object]]) -> None:
+def test_assigned_values_round_trip(tmp_path_factory: pytest.TempPathFactory, values: list[tuple[str, object]]) -> None:
     path = tmp_path_factory.getbasetemp() / "params.yaml"
     path.write_text(PARAMS)
     expected = read_yaml(path)
@@ -123,10 +122,11 @@ def test_the_dataset_section_is_replaced(real_params: Path, name: str) -> None:
     assert load(real_params, "dataset", DatasetParams) == load(preset, "dataset", DatasetParams)
     assert after.split("\n\nevaluate:")[1] == before.split("\n\nevaluate:")[1]
     assert after.split("\n\ndataset:")[0] == before.split("\n\ndataset:")[0]
-    assert "dataset folder; DVC watches it" not in after
+    assert "dataset folder; a DVC dependency" not in after
 
 
-def test_the_last_preset_wins(real_params: Path) -> None:
+@pytest.mark.slow
+def test_the_last_preset_replaces_the_previous_ones(real_params: Path) -> None:
     use(ROOT / "presets" / "scenes.yaml", [], real_params)
     once = real_params.read_text()
     use(ROOT / "presets" / "coco.yaml", ["dataset.splits={by: seed, seed: 1, val: 0.1, test: 0.9}"], real_params)
@@ -176,29 +176,17 @@ def test_presets_are_found_by_name_and_by_path(tmp_path: Path) -> None:
     assert "coco, flickr8k, scenes" in str(caught.value)
 
 
-def run_cli(*arguments: str) -> Result:
-    return CliRunner().invoke(app, arguments)
-
-
 def test_the_command_applies_preset_and_assignments(real_params: Path) -> None:
     (real_params.parent / "presets").symlink_to(ROOT / "presets")
-    done = run_cli("use", "flickr8k", "dataset.root=../shared/real/flickr", "--params", str(real_params))
-    assert done.exit_code == 0, done.output
+    result = gridcap("use", "flickr8k", "dataset.root=../shared/real/flickr", "--params", real_params)
+    assert result.exit_code == 0, result.output
     assert read_yaml(real_params)["dataset"]["root"] == "../shared/real/flickr"
-    assert "flickr8k.yaml" in done.output
+    assert "flickr8k.yaml" in result.output
 
 
+@pytest.mark.slow
 def test_the_command_reports_an_error_without_a_traceback(params: Path) -> None:
-    command = [
-        sys.executable,
-        "-c",
-        "from pipeline.cli import main; main()",
-        "use",
-        "nothing",
-        "--params",
-        str(params),
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert "nothing.yaml: no such preset" in done.stderr
+    result = gridcap_process("use", "nothing", "--params", params)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert "nothing.yaml: no such preset" in result.stderr

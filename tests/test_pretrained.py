@@ -15,8 +15,8 @@ from ruamel.yaml import YAML
 from pipeline.errors import UserError
 from pipeline.features import pretrained
 from pipeline.features.pretrained import cached_path, download_weights, fetch, pretrained_url
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 CONTENT = b"not really weights"
 FILE_NAME = f"resnet18-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
 
@@ -28,7 +28,7 @@ class SilentHandler(SimpleHTTPRequestHandler):
 
 @contextmanager
 def http_server(folder: Path) -> Iterator[str]:
-    """Serve a folder on a loopback port; gives the address."""
+    """Serve a folder on a loopback port and yield the address."""
     with HTTPServer(("127.0.0.1", 0), partial(SilentHandler, directory=str(folder))) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
@@ -56,7 +56,7 @@ def remote(tmp_path: Path) -> Path:
 
 
 def use_registry(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """Let torchvision's registry name `url` as the default weights of ResNet-18."""
+    """Make `url` the URL of all weights in torchvision's registry."""
     weights = SimpleNamespace(url=url)
     monkeypatch.setattr(pretrained, "_weights", lambda _name: weights)
 
@@ -144,7 +144,7 @@ def test_damaged_weights_in_the_hub_cache_are_not_used(tmp_path, remote, hub_cac
         ("resnet18", "resnet18-f37072fd.pth"),
     ],
 )
-def test_a_name_without_weights_is_torchvisions_default(tmp_path, name, file_name, monkeypatch):
+def test_the_default_weights_are_those_of_torchvision(tmp_path, name, file_name, monkeypatch):
     urls = []
     monkeypatch.setattr(pretrained, "_download", lambda url, path: urls.append(url) or path)
 
@@ -160,7 +160,7 @@ def test_a_name_without_weights_is_torchvisions_default(tmp_path, name, file_nam
         ("resnet18/IMAGENET1K_V2", ["IMAGENET1K_V2", "resnet18/IMAGENET1K_V1"]),
     ],
 )
-def test_an_unknown_name_is_an_error_that_lists_known_ones(tmp_path, name, expected):
+def test_an_unknown_name_is_an_error_that_lists_valid_names(tmp_path, name, expected):
     with pytest.raises(UserError) as error:
         download_weights(name, tmp_path)
 

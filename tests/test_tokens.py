@@ -9,9 +9,9 @@ from pipeline.captions.records import Record, Split
 from pipeline.captions.tokenizer import TokenizeParams
 from pipeline.captions.tokens import (
     SCHEMA,
+    group_references,
     read_tokenization,
     read_tokens,
-    references,
     require_vocabulary,
     tokenize,
     write_tokens,
@@ -96,7 +96,7 @@ def test_file_round_trip_with_descriptions(tmp_path: Path) -> None:
 
 def test_references_group_captions_by_image() -> None:
     dataset = tokenize(RECORDS, PARAMS, Path("records.jsonl"))
-    assert references(dataset.splits["train"]) == {
+    assert group_references(dataset.splits["train"]) == {
         3: [["a", "dog", "runs"], ["two", "dogs", "run", "over", "the", "wet", "grass"]],
         5: [["a", "cat"]],
     }

@@ -19,8 +19,8 @@ import torch
 
 from pipeline import import_graph
 from pipeline.captions.records import Record
-from pipeline.captions.tokens import TOKENS_FILE, VOCABULARY_FILE
-from pipeline.captions.vocabulary import Vocabulary, read_vocabulary, write_vocabulary
+from pipeline.captions.tokens import TOKENS_FILE
+from pipeline.captions.vocabulary import VOCABULARY_FILE, Vocabulary, read_vocabulary, write_vocabulary
 from pipeline.decoder.model_io import WEIGHTS_FILE
 from pipeline.errors import UserError
 from pipeline.features.encoding import encode

@@ -10,7 +10,7 @@ import torch
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 
-from pipeline.captions.tokens import TOKENS_FILE, CaptionTokens, read_tokens, references
+from pipeline.captions.tokens import TOKENS_FILE, CaptionTokens, group_references, read_tokens
 from pipeline.features.store import FeatureStore
 from pipeline.training.batches import CaptionBatches
 from pipeline.training.teacher_forcing import evaluate_split
@@ -46,7 +46,7 @@ def trainer(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
 
 def run(trainer: Trainer, data: Path, captions: CaptionTokens, batch_size: int = 3) -> ValidationResult:
     batches = CaptionBatches(captions, FeatureStore(data / "features"), batch_size)
-    return validate(trainer.decoder.eval(), batches, references(captions), trainer.vocabulary, 6, CPU)
+    return validate(trainer.decoder.eval(), batches, group_references(captions), trainer.vocabulary, 6, CPU)
 
 
 def test_scores_equal_those_of_pycocoevalcap(trainer: Trainer, data: Path, captions: CaptionTokens) -> None:
@@ -54,7 +54,7 @@ def test_scores_equal_those_of_pycocoevalcap(trainer: Trainer, data: Path, capti
     generated = {image_id: [" ".join(words)] for image_id, words in result.captions.items()}
     expected = {
         image_id: [" ".join(words) for words in image_captions]
-        for image_id, image_captions in references(captions).items()
+        for image_id, image_captions in group_references(captions).items()
     }
     assert len(generated) == NUM_VAL
     assert len({caption for (caption,) in generated.values()}) > 1
@@ -77,7 +77,7 @@ def test_the_batch_size_has_no_effect(trainer: Trainer, data: Path, captions: Ca
 
 def test_captions_are_truncated_at_the_maximum_length(trainer: Trainer, data: Path, captions: CaptionTokens) -> None:
     batches = CaptionBatches(captions, FeatureStore(data / "features"), 8)
-    result = validate(trainer.decoder.eval(), batches, references(captions), trainer.vocabulary, 1, CPU)
+    result = validate(trainer.decoder.eval(), batches, group_references(captions), trainer.vocabulary, 1, CPU)
     assert {len(words) for words in result.captions.values()} == {1}
 
 

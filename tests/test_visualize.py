@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from pipeline.captions.records import Record, write_records
-from pipeline.cli import app
 from pipeline.errors import UserError
 from pipeline.features.images import View
 from pipeline.features.store import EncoderSpec, FeatureStore, Grids, write_index, write_shard
 from pipeline.features.visualize import MAX_SAMPLED_IMAGES, draw_grid, fit_color_map
+from tests.command_line import gridcap
 from tests.factories import small_spec
 
 SPEC = small_spec(image_size=64, grid_width=3, channels=4)
@@ -32,7 +32,7 @@ dataset:
 
 
 def write_store(folder: Path, grids: Grids, spec: EncoderSpec = SPEC, views: Sequence[View] = ("whole",)) -> Path:
-    """Write a store with a row for each image, with ids from 1; further views are all zeros."""
+    """Write a store with a row for each image, with ids from 1. Views after the first are all zeros."""
     image_ids = list(range(1, len(grids) + 1))
     digests = [sha256(image_file(image_id)).hexdigest() for image_id in image_ids]
     shards = [
@@ -85,12 +85,12 @@ def draw(dataset: Path, store: Path, name: str = "grid.png", image_id: int = 1) 
 
 
 def inspect(dataset: Path, *arguments: str) -> Result:
-    paths = ["--prepared", str(dataset / "prepared"), "--params", str(dataset / "params.yaml")]
-    return CliRunner().invoke(app, ["inspect", str(dataset / "features"), *arguments, *paths])
+    paths = ["--prepared", dataset / "prepared", "--params", dataset / "params.yaml"]
+    return gridcap("inspect", dataset / "features", *arguments, *paths)
 
 
 def panels(path: Path) -> list[np.ndarray]:
-    """Cut a plot into the image, the colors and the norms: uint8 RGB, without margins. No panel may contain white."""
+    """Crop the panels image, colors and norms from a plot: uint8 RGB, without margins. No panel may contain white."""
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB"))
     result = []
@@ -103,13 +103,13 @@ def panels(path: Path) -> list[np.ndarray]:
 
 
 def find_runs(mask: np.ndarray) -> list[tuple[int, int]]:
-    """Start and end of each run of True."""
+    """Return start and end of each run of True."""
     changes = np.flatnonzero(np.diff(mask, prepend=False, append=False))
     return [(int(start), int(end)) for start, end in changes.reshape(-1, 2)]
 
 
 def cell_colors(panel: np.ndarray) -> np.ndarray:
-    """Colors [2, 3, 3] of a panel of 2 x 3 cells, each of a single color up to its edges."""
+    """Return the colors [2, 3, 3] of a panel of 2 x 3 cells, each of a single color up to its edges."""
     height, width = len(panel) / 2, panel.shape[1] / 3
     assert abs(2 * height - 3 * width) < 4
     colors = np.empty((2, 3, 3), dtype=np.uint8)
@@ -260,7 +260,7 @@ def test_inspect_writes_the_plot_and_prints_its_title(dataset: Path) -> None:
         (("--image", "1", "--out", "{dataset}/params.yaml/grid.png"), ["{dataset}/params.yaml/grid.png: ", "--out"]),
     ],
 )
-def test_inspect_reports_what_prevents_the_plot(dataset: Path, arguments: tuple[str, ...], facts: list[str]) -> None:
+def test_inspect_reports_why_it_cannot_plot(dataset: Path, arguments: tuple[str, ...], facts: list[str]) -> None:
     write_store(dataset / "features", grids_with_one_odd_region())
     (dataset / "images/3.png").unlink()
     error = inspect(dataset, *(argument.format(dataset=dataset) for argument in arguments)).exception
@@ -290,7 +290,7 @@ def test_a_grid_that_is_not_finite_is_an_error(dataset: Path) -> None:
     grids = grids_with_one_odd_region()
     grids[2, 0, 0] = np.inf
     store = write_store(dataset / "features", grids)
-    with pytest.raises(UserError, match="image 3: its grid has NaN or infinite values"):
+    with pytest.raises(UserError, match=r"image 3: .*NaN"):
         draw(dataset, store)
 
 

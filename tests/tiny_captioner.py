@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from pipeline.artifacts import publish
 from pipeline.captions.records import Record, Split
 from pipeline.captions.tokenizer import TokenizeParams
-from pipeline.captions.tokens import TOKENS_FILE, VOCABULARY_FILE, tokenize, write_tokens
-from pipeline.captions.vocabulary import write_vocabulary
+from pipeline.captions.tokens import TOKENS_FILE, tokenize, write_tokens
+from pipeline.captions.vocabulary import VOCABULARY_FILE, write_vocabulary
 from pipeline.decoder.model_io import record_provenance
 from pipeline.features.encoding import encode
 from pipeline.training.loop import Intervals

@@ -10,8 +10,8 @@ import torch
 
 from pipeline.captions.records import Record, Split
 from pipeline.captions.tokenizer import TokenizeParams
-from pipeline.captions.tokens import TOKENS_FILE, VOCABULARY_FILE, read_tokens, tokenize, write_tokens
-from pipeline.captions.vocabulary import read_vocabulary, write_vocabulary
+from pipeline.captions.tokens import TOKENS_FILE, read_tokens, tokenize, write_tokens
+from pipeline.captions.vocabulary import VOCABULARY_FILE, read_vocabulary, write_vocabulary
 from pipeline.features.store import FeatureStore, write_index, write_shard
 from pipeline.training.loop import Intervals
 from pipeline.training.train import CHECKPOINT_FILE, TrainPaths, train_in

@@ -1,1 +1,1 @@
-"""Caption datasets in any source format, the records made from them, the vocabulary and the token ids."""
+"""Captions: parsers of datasets, records, tokenizer, vocabulary and token ids."""

@@ -1,6 +1,6 @@
-"""Records: one per image, with its split, its captions and any annotated objects.
+"""Records: one per image, with its split, captions and annotated objects, in the same format for every dataset.
 
-`records.jsonl` holds one record per line, sorted by image id, whatever the source format.
+`records.jsonl` holds one record per line, sorted by image id.
 """
 
 import json
@@ -22,7 +22,7 @@ _REMEDY = "Run `dvc repro -f -s prepare`."
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnnotatedObject:
-    """An object in the image, with its attributes and bounding box."""
+    """An annotated object of an image."""
 
     attributes: dict[str, str]
     """Attribute values by name, such as `{"shape": "cube", "color": "red"}`."""
@@ -41,7 +41,7 @@ class Record:
     captions: tuple[str, ...]
     """Captions as in the dataset, stripped of surrounding whitespace; at least one."""
     subset: str | None = None
-    """Part of the split whose scores are also reported separately."""
+    """Part of the split whose scores are also reported separately; None if there is no such part."""
     objects: tuple[AnnotatedObject, ...] = ()
     """Annotated objects; empty if the dataset has no such annotations."""
 

@@ -1,4 +1,4 @@
-"""How captions were tokenized: stored beside every score that is computed on the words."""
+"""How captions were tokenized. Every score that depends on words is stored with this."""
 
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -11,22 +11,24 @@ class Tokenization:
     tokenizer: str
     """Short name, such as `spacy`."""
     version: str
+    """Version of the tokenizer's package."""
     source: str
-    """The rules or the program behind the name, for readers."""
+    """Rules or program of the tokenizer, such as `spacy.blank('en')`."""
     lowercase: bool
+    """Whether captions were lowercased."""
     punctuation: str
     """`drop` or `keep`."""
 
     @property
     def description(self) -> str:
-        """One line for readers."""
+        """Description in one line."""
         case = "lowercased" if self.lowercase else "original case"
         punctuation = "dropped" if self.punctuation == "drop" else "kept"
         return f"{self.tokenizer} {self.version} ({self.source}), {case}, punctuation {punctuation}"
 
     @property
     def signature(self) -> dict[str, str]:
-        """Fields of a score's signature."""
+        """Fields of a score's signature, by name."""
         return {
             "tok": f"{self.tokenizer}-{self.version}",
             "case": "lower" if self.lowercase else "mixed",
@@ -35,7 +37,13 @@ class Tokenization:
 
 
 def spacy_tokenization(lowercase: bool, punctuation: str, spacy_version: str) -> Tokenization:
-    """Describe the tokenizer of `make_tokenizer`."""
+    """Describe the tokenizer of `make_tokenizer`.
+
+    Args:
+        lowercase: Whether captions are lowercased.
+        punctuation: `drop` or `keep`.
+        spacy_version: Version of spaCy.
+    """
     return Tokenization(
         tokenizer="spacy",
         version=spacy_version,

@@ -1,4 +1,4 @@
-"""Token ids of captions, and `tokens.h5`, which only this module reads and writes.
+"""Token ids of captions, and the reader and writer of `tokens.h5`.
 
 Shapes: `N` captions of a split, `T` ids per caption.
 """
@@ -15,14 +15,12 @@ from pipeline.artifacts import Schema
 from pipeline.captions.records import SPLITS, Record, Split
 from pipeline.captions.tokenization import Tokenization, installed_version, spacy_tokenization
 from pipeline.captions.tokenizer import TokenizeParams, make_tokenizer
-from pipeline.captions.vocabulary import END, PAD, SPECIALS, START, Vocabulary
+from pipeline.captions.vocabulary import END, PAD, REMEDY, SPECIALS, START, VOCABULARY_FILE, Vocabulary
 from pipeline.errors import UserError
 from pipeline.hdf5 import open_artifact
 
 SCHEMA = Schema("gridcap.tokens", 2)
-_REMEDY = "Run `dvc repro -f -s tokenize`."
 TOKENS_FILE = "tokens.h5"
-VOCABULARY_FILE = "vocabulary.json"
 
 _DESCRIPTIONS = {
     "tokens": "ids of <start>, the words, <end>, then <pad> (0); an id is an index into vocabulary.json",
@@ -46,7 +44,7 @@ class CaptionTokens:
     image_id: NDArray[np.int64]
     """[N] image of the caption."""
     captions: tuple[str, ...]
-    """N captions, not truncated: words joined by spaces, including words that are not in the vocabulary."""
+    """N captions, not truncated: words joined by spaces, including those that are not in the vocabulary."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +62,10 @@ def tokenize(records: Sequence[Record], params: TokenizeParams, source: Path) ->
     Args:
         records: All records, sorted by image id.
         params: Section `tokenize`.
-        source: File that errors name.
+        source: File of the records, for error messages.
 
     Raises:
-        UserError: All captions of an image are without words, or no word reaches `min_count`.
+        UserError: An image has no caption with a word, or no word occurs `min_count` times.
     """
     split_words = make_tokenizer(params)
     captions: dict[Split, list[_CaptionWords]] = {split: [] for split in SPLITS}
@@ -86,8 +84,8 @@ def tokenize(records: Sequence[Record], params: TokenizeParams, source: Path) ->
         raise UserError(
             f"{source}: no word occurs tokenize.min_count = {params.min_count} times. Lower tokenize.min_count."
         )
-    longest = max(len(words) for split_captions in captions.values() for _, words in split_captions)
-    row_size = 2 + min(longest, params.max_length)  # T: <start>, the words, <end>
+    max_num_words = max(len(words) for split_captions in captions.values() for _, words in split_captions)
+    row_size = 2 + min(max_num_words, params.max_length)  # T: <start>, the words, <end>
     splits = {split: _to_arrays(captions[split], vocabulary, params.max_length, row_size) for split in SPLITS}
     metrics = {
         "vocab_size": len(vocabulary),
@@ -138,20 +136,20 @@ def write_tokens(path: Path, dataset: TokenizedDataset, params: TokenizeParams, 
     Args:
         path: The file.
         dataset: The tokens of every split.
-        params: Params that `dataset` was tokenized with.
+        params: The params of `tokenize` that gave `dataset`.
         fingerprint: Fingerprint of params and records, recorded as an attribute.
     """
+    tokenization = spacy_tokenization(params.lowercase, params.punctuation, installed_version("spacy"))
     with h5py.File(path, "w") as file:
         file.attrs.update(
             {
-                "schema": SCHEMA.name,
-                "schema_version": SCHEMA.version,
+                **SCHEMA.header,
                 "fingerprint": fingerprint,
                 "vocabulary_digest": dataset.vocabulary.digest,
-                "tokenizer": "spacy.blank('en')",
-                "tokenizer_version": installed_version("spacy"),
-                "lowercase": params.lowercase,
-                "punctuation": params.punctuation,
+                "tokenizer": tokenization.source,
+                "tokenizer_version": tokenization.version,
+                "lowercase": tokenization.lowercase,
+                "punctuation": tokenization.punctuation,
             }
         )
         for split, captions in dataset.splits.items():
@@ -167,10 +165,14 @@ def write_tokens(path: Path, dataset: TokenizedDataset, params: TokenizeParams, 
 def read_tokens(path: Path, split: Split) -> CaptionTokens:
     """Read one split of `tokens.h5`.
 
+    Args:
+        path: The file.
+        split: The split to read.
+
     Raises:
         UserError: The file is missing, damaged, or of another schema.
     """
-    with open_artifact(path, SCHEMA, _REMEDY) as file:
+    with open_artifact(path, SCHEMA, REMEDY) as file:
         group = file[split]
         return CaptionTokens(
             tokens=group["tokens"][:],
@@ -181,26 +183,31 @@ def read_tokens(path: Path, split: Split) -> CaptionTokens:
 
 
 def require_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
-    """Check that `tokens.h5` was written with this vocabulary.
+    """Check that `tokens.h5` was written with a vocabulary.
+
+    Args:
+        path: The file.
+        vocabulary: The expected vocabulary.
 
     Raises:
-        UserError: It was written with another vocabulary, or cannot be read.
+        UserError: The file cannot be read, or was written with another vocabulary.
     """
-    with open_artifact(path, SCHEMA, _REMEDY) as file:
+    with open_artifact(path, SCHEMA, REMEDY) as file:
         digest = file.attrs["vocabulary_digest"]
     if digest != vocabulary.digest:
         raise UserError(
-            f"{path}: written with vocabulary {digest}, but {VOCABULARY_FILE} is {vocabulary.digest}. {_REMEDY}"
+            f"{path}: was written with vocabulary {digest}, but {VOCABULARY_FILE} has digest {vocabulary.digest}."
+            f" {REMEDY}"
         )
 
 
 def read_tokenization(path: Path) -> Tokenization:
-    """Read how the captions of a `tokens.h5` were tokenized.
+    """Read from `tokens.h5` how its captions were tokenized.
 
     Raises:
         UserError: The file is missing, damaged, or of another schema.
     """
-    with open_artifact(path, SCHEMA, _REMEDY) as file:
+    with open_artifact(path, SCHEMA, REMEDY) as file:
         return spacy_tokenization(
             lowercase=bool(file.attrs["lowercase"]),
             punctuation=file.attrs["punctuation"],
@@ -208,8 +215,8 @@ def read_tokenization(path: Path) -> Tokenization:
         )
 
 
-def references(captions: CaptionTokens) -> dict[int, list[list[str]]]:
-    """Group the captions by image, each as a list of words, by ascending image id."""
+def group_references(captions: CaptionTokens) -> dict[int, list[list[str]]]:
+    """Group the captions of a split, as lists of words, by image id, in ascending order."""
     by_image: dict[int, list[list[str]]] = {}
     for image_id, caption in zip(captions.image_id.tolist(), captions.captions, strict=True):
         by_image.setdefault(image_id, []).append(caption.split(" "))

@@ -11,7 +11,9 @@ from pipeline.artifacts import Schema, fingerprint, read_json, write_json
 from pipeline.errors import UserError
 
 SCHEMA = Schema("gridcap.vocabulary", 1)
-_REMEDY = "Run `dvc repro -f -s tokenize`."
+VOCABULARY_FILE = "vocabulary.json"
+REMEDY = "Run `dvc repro -f -s tokenize`."
+"""What to do about a missing or damaged output of `tokenize`."""
 PAD, START, END, UNK = range(4)
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
 
@@ -37,7 +39,15 @@ class Vocabulary:
 
     @classmethod
     def build(cls, captions: Iterable[Sequence[str]], min_count: int) -> "Vocabulary":
-        """Build a vocabulary of all words that occur at least `min_count` times, most frequent first, ties by word."""
+        """Build a vocabulary of the words that occur at least `min_count` times.
+
+        Args:
+            captions: Captions as lists of words.
+            min_count: Minimum occurrences of a word.
+
+        Returns:
+            The vocabulary, sorted by descending frequency, then by word.
+        """
         counts = Counter(word for words in captions for word in words)
         frequent = sorted((-count, word) for word, count in counts.items() if count >= min_count)
         return cls(SPECIALS + tuple(word for _, word in frequent if word not in SPECIALS))
@@ -51,11 +61,11 @@ class Vocabulary:
         return fingerprint(words=self.words)
 
     def encode(self, words: Iterable[str]) -> list[int]:
-        """Convert words to ids, unknown words to the id of `<unk>`. Adds no `<start>` or `<end>`."""
+        """Convert words to ids. Unknown words become `<unk>`. No `<start>` or `<end>` is added."""
         return [self._ids.get(word, UNK) for word in words]
 
     def decode(self, ids: Iterable[int]) -> list[str]:
-        """Convert ids to words, up to the first `<end>` and without `<start>` and `<pad>`."""
+        """Convert ids to words, up to the first `<end>`, without `<start>` and `<pad>`."""
         words = []
         for token_id in ids:
             if token_id == END:
@@ -67,16 +77,10 @@ class Vocabulary:
 
 def write_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
     """Write `vocabulary.json`; a word's id is its index in `words`."""
-    document = {
-        "schema": SCHEMA.name,
-        "schema_version": SCHEMA.version,
-        "digest": vocabulary.digest,
-        "words": list(vocabulary.words),
-    }
-    write_json(path, document)
+    write_json(path, {**SCHEMA.header, "digest": vocabulary.digest, "words": list(vocabulary.words)})
 
 
-def read_vocabulary(path: Path, remedy: str = _REMEDY) -> Vocabulary:
+def read_vocabulary(path: Path, remedy: str = REMEDY) -> Vocabulary:
     """Read `vocabulary.json`.
 
     Args:
@@ -84,7 +88,7 @@ def read_vocabulary(path: Path, remedy: str = _REMEDY) -> Vocabulary:
         remedy: What the user should do about a missing or damaged file, as a sentence.
 
     Raises:
-        UserError: The file is missing, malformed, of another schema, or its words do not match its digest.
+        UserError: The file is missing, malformed or of another schema, or its words do not match its digest.
     """
     document = read_json(path, _VocabularyFile, remedy, SCHEMA)
     try:

@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from pipeline.artifacts import Schema, read_bytes, read_json, write_atomically, write_json
-from pipeline.captions.vocabulary import Vocabulary, read_vocabulary, write_vocabulary
+from pipeline.captions.vocabulary import VOCABULARY_FILE, Vocabulary, read_vocabulary, write_vocabulary
 from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
 from pipeline.errors import UserError
 from pipeline.features.store import EncoderSpec
@@ -21,7 +21,6 @@ from pipeline.features.store import EncoderSpec
 SCHEMA = Schema("gridcap.model", 5)
 WEIGHTS_FILE = "decoder.safetensors"
 CONFIG_FILE = "config.json"
-VOCABULARY_FILE = "vocabulary.json"
 HISTORY_FILE = "history.json"
 MODEL_FILES = (WEIGHTS_FILE, CONFIG_FILE, VOCABULARY_FILE, HISTORY_FILE)
 
@@ -171,8 +170,7 @@ def read_history(folder: Path) -> Sequence[Mapping[str, float]]:
 
 def _write_config(folder: Path, config: ModelConfig, weights_digest: str) -> None:
     document = {
-        "schema": SCHEMA.name,
-        "schema_version": SCHEMA.version,
+        **SCHEMA.header,
         "weights_digest": weights_digest,
         **asdict(config),
     }

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from pipeline.artifacts import write_atomically, write_json
 from pipeline.captions.records import Record, Split, read_records
-from pipeline.captions.tokens import TOKENS_FILE, CaptionTokens, read_tokenization, read_tokens, references
+from pipeline.captions.tokens import TOKENS_FILE, CaptionTokens, group_references, read_tokenization, read_tokens
 from pipeline.captions.vocabulary import SPECIALS
 from pipeline.decoder.model_io import TrainedModel, read_history, read_model
 from pipeline.errors import UserError
@@ -229,7 +229,7 @@ def _build_corpus(data: EvaluationData, tokenizer: TokenizerName) -> Corpus:
         hypotheses = {image_id: " ".join(caption.words) for image_id, caption in data.generated.items()}
         return build_corpora("ptb", untokenized_references, [hypotheses])[0]
     # Captions are generated in the words of tokens.h5, so hypotheses and references are already tokenized.
-    tokenized_references = references(data.tokens)
+    tokenized_references = group_references(data.tokens)
     image_ids = tuple(sorted(data.generated))
     return Corpus(
         image_ids=image_ids,
@@ -250,7 +250,7 @@ def _subsets(records: Sequence[Record]) -> dict[str, list[int]]:
 def _diversity(data: EvaluationData) -> dict[str, Any]:
     vocabulary = set(data.model.vocabulary.words[len(SPECIALS) :])
     train_captions = {tuple(caption.split(" ")) for caption in data.train_tokens.captions}
-    first_references = [captions[0] for captions in references(data.tokens).values()]
+    first_references = [captions[0] for captions in group_references(data.tokens).values()]
     return {
         "generated": diversity([caption.words for caption in data.generated.values()], vocabulary, train_captions),
         "reference": diversity(first_references, vocabulary, train_captions),

@@ -31,7 +31,7 @@ Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet1
 Layer = Literal["layer2", "layer3", "layer4"]
 Precision = Literal["float32", "bfloat16", "int8"]
 
-# Fixed, and the last batch is padded: convolutions may round differently at another batch size.
+# Fixed, and smaller batches are padded: convolutions may round differently at another batch size.
 IMAGES_PER_BATCH = 16
 
 STRIDES: dict[Layer, int] = {"layer2": 8, "layer3": 16, "layer4": 32}
@@ -47,7 +47,7 @@ class EncodeParams:
     architecture: Architecture
     """ResNet of torchvision."""
     layer: Layer
-    """Last layer kept. A grid cell covers 8 (layer2), 16 (layer3) or 32 px (layer4)."""
+    """Last layer of the encoder. A grid cell covers 8 (layer2), 16 (layer3) or 32 px (layer4)."""
     weights: Path
     """Weights file (.safetensors, .pth or .pt); `gridcap download weights:resnet50` fetches torchvision's."""
     image_size: int
@@ -75,9 +75,9 @@ class EncodeParams:
 
 
 class GridEncoder(nn.Module):
-    """A ResNet up to and including `layer` (He et al. 2016, Deep Residual Learning for Image Recognition).
+    """A ResNet up to and including one layer (He et al. 2016, Deep Residual Learning for Image Recognition).
 
-    Its parameters have torchvision's names.
+    Its parameters have the names of torchvision.
     """
 
     def __init__(self, architecture: Architecture, layer: Layer) -> None:
@@ -114,12 +114,12 @@ def read_encoder(path: Path, architecture: Architecture, layer: Layer) -> GridEn
     Args:
         path: The weights file; tensors of layers that the encoder lacks are ignored.
         architecture: ResNet of torchvision.
-        layer: Last layer kept.
+        layer: Last layer of the encoder.
 
     Raises:
         UserError: The file is missing or damaged, or its tensors do not match the encoder's.
     """
-    # On the meta device no random initialization is computed only to be replaced.
+    # The meta device skips the random initialization, which would be overwritten.
     with torch.device("meta"):
         encoder = GridEncoder(architecture, layer)
     state_dict = _matching_tensors(read_weights(path), encoder, path, f"{architecture} up to {layer}")
@@ -129,7 +129,10 @@ def read_encoder(path: Path, architecture: Architecture, layer: Layer) -> GridEn
 
 
 def weights_digest(encoder: GridEncoder) -> str:
-    """SHA-256 of the weights' names, shapes and float32 values, in hexadecimal; independent of the file format."""
+    """Return the SHA-256, in hexadecimal, of the weights' names, shapes and float32 values.
+
+    It does not depend on the format of the weights file.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(_weights(encoder).items()):
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
@@ -137,20 +140,22 @@ def weights_digest(encoder: GridEncoder) -> str:
     return digest.hexdigest()
 
 
-def for_inference(encoder: GridEncoder, precision: Precision, compiled: bool, device: torch.device) -> nn.Module:
+def optimize_for_inference(
+    encoder: GridEncoder, precision: Precision, compiled: bool, device: torch.device
+) -> nn.Module:
     """Make a faster copy of a frozen encoder, equal to rounding: batch norms are folded into convolutions.
 
     Args:
         encoder: The encoder, which stays unchanged.
-        precision: Arithmetic of the copy; int8 quantizes it, and it then stays on the CPU.
+        precision: Arithmetic of the copy. With int8 it is quantized and stays on the CPU.
         compiled: Whether to compile the copy.
-        device: Where to put the copy.
+        device: Device of the copy, unless it is int8.
 
     Returns:
         A module for `encode_grids`.
 
     Raises:
-        UserError: This machine cannot compile or cannot multiply in int8.
+        UserError: This machine has no C++ compiler or no int8 instructions.
     """
     if precision == "int8":
         return QuantizedEncoder(encoder)
@@ -160,18 +165,18 @@ def for_inference(encoder: GridEncoder, precision: Precision, compiled: bool, de
     if not compiled:
         return network
     if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
-        raise UserError("encode.compile needs the C++ compiler g++. Install it, or set encode.compile to false.")
+        raise UserError("encode.compile: needs the C++ compiler g++. Install it, or set encode.compile to false.")
     return cast(nn.Module, torch.compile(network, dynamic=False, options={"freezing": device.type == "cpu"}))
 
 
 def runs_on_cpu(precision: Precision, device: torch.device) -> bool:
-    """Whether the network that `for_inference` makes for a device runs on the CPU."""
+    """Whether the network that `optimize_for_inference` makes for a device runs on the CPU."""
     return device.type == "cpu" or precision == "int8"
 
 
 @torch.inference_mode()
 def encode_grids(network: nn.Module, images: Pixels) -> npt.NDArray[np.float16]:
-    """Encode images with a network from `for_inference`.
+    """Encode images with a network from `optimize_for_inference`.
 
     Args:
         network: The network.
@@ -191,12 +196,17 @@ def encode_grids(network: nn.Module, images: Pixels) -> npt.NDArray[np.float16]:
         grids = network(normalize(pixels.to(weight.device)).to(weight.dtype))  # [B, C, H, W]
     regions = grids.flatten(2).transpose(1, 2)  # [B, P, C]
     if not torch.stack(regions.aminmax()).half().isfinite().all():
-        raise UserError("encode.weights give features that are NaN or outside the range of float16. Use other weights.")
+        raise UserError("encode.weights: features are NaN or outside the range of float16. Use other weights.")
     return np.asarray(regions.half().contiguous().cpu().numpy(), dtype=np.float16)
 
 
 def encode_batch(network: nn.Module, images: Pixels, size: int = IMAGES_PER_BATCH) -> npt.NDArray[np.float16]:
-    """Encode up to `size` images, uint8 [B, S, S, 3], as one batch padded to exactly `size` images.
+    """Encode images as one batch of fixed size.
+
+    Args:
+        network: A network from `optimize_for_inference`.
+        images: uint8 [B, S, S, 3], with B at most `size`.
+        size: Batch size that the images are padded to.
 
     Returns:
         Grids, float16 [B, P, C].
@@ -210,10 +220,10 @@ def encode_batch(network: nn.Module, images: Pixels, size: int = IMAGES_PER_BATC
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from a .safetensors, .pth or .pt file, without running code from it.
+    """Read a state dict from a .safetensors, .pth or .pt file. No code in the file is run.
 
     Raises:
-        UserError: The file is missing, damaged, or holds anything but tensors.
+        UserError: The file is missing or damaged, or holds objects other than tensors.
     """
     if not path.is_file():
         raise UserError(
@@ -243,6 +253,12 @@ def _matching_tensors(
 ) -> dict[str, Tensor]:
     """Select the encoder's tensors from a state dict, as float32.
 
+    Args:
+        state_dict: Tensors by name; those that the encoder lacks are ignored.
+        encoder: The encoder.
+        path: File of the state dict, for error messages.
+        description: Name of the encoder, for error messages.
+
     Raises:
         UserError: A tensor is missing or has another shape.
     """
@@ -261,7 +277,7 @@ def _matching_tensors(
             f"{path}: does not match {description}. {' '.join(faults)}"
             " Check encode.weights, encode.architecture and encode.layer in params.yaml."
         )
-    # Only training needs the batch norms' counters, and converters omit them.
+    # Only training uses the counters of the batch norms, and converters omit them.
     counters = {name: torch.zeros((), dtype=torch.long) for name in encoder.state_dict() if name not in expected}
     return {name: state_dict[name].float() for name in expected} | counters
 

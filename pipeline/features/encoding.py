@@ -1,7 +1,7 @@
-"""Encode the images of a dataset into a feature store, reusing every row that earlier runs finished.
+"""Encode the images of a dataset into a feature store, reusing all finished rows of earlier runs.
 
-Images are identified by SHA-256. A run first digests all of them and plans shards for the rows that are missing. The
-plan, and so every byte of a shard, is the same whichever process encodes it, of however many.
+Images are identified by SHA-256. A run first digests all images and plans shards for the missing rows. The plan, and so
+every byte of a shard, does not depend on the number of processes.
 
 Shapes: B images of a batch, N views of one image, R rows of a shard, S side of the image in px, P regions of a grid,
 C channels.
@@ -37,8 +37,8 @@ from pipeline.features.encoder import (
     EncodeParams,
     GridEncoder,
     encode_batch,
-    for_inference,
     load_encoder,
+    optimize_for_inference,
     runs_on_cpu,
     weights_digest,
 )
@@ -50,14 +50,14 @@ logger = logging.getLogger("gridcap")
 STAGE = "encode"
 RUNS_FILE = "runs.jsonl"
 
-# Bounds the work that a kill can lose. It decides which rows share a file, so it is part of the published bytes.
+# Limits the work that a kill can lose. It determines which rows share a file, and so the published bytes.
 ROWS_PER_SHARD = 128
 
-# Batches encoded at once, each on its share of the cores. When image decoding takes a core from one batch, the threads
-# of that batch wait for each other, but those of the other batch continue.
+# Batches encoded at once, each on its share of the cores. When image decoding takes a core from one batch, its threads
+# wait for each other, but the other batch continues.
 CONCURRENT_BATCHES = 2
 
-# Shards whose images are decoded ahead: the one being encoded and the next.
+# Shards whose images are decoded at once: the shard being encoded and the next.
 _PREFETCHED_SHARDS = 2
 
 _MAX_LISTED_FAULTS = 5
@@ -65,16 +65,16 @@ _MAX_LISTED_FAULTS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeCounts:
-    """What one run did."""
+    """Counts of one run."""
 
     encoded: int
-    """Images encoded."""
+    """Number of encoded images."""
     reused: int
-    """Images whose rows all existed already, from earlier runs or from a file with the same bytes."""
+    """Number of images without missing rows, because of an earlier run or of a file with the same bytes."""
     removed: int
-    """Rows of earlier runs that no image needs any more."""
+    """Number of rows of earlier runs that no image uses any more."""
     failed: int
-    """Images that could not be read."""
+    """Number of images that could not be read."""
 
     def __str__(self) -> str:
         return ", ".join(f"{count} {name}" for name, count in asdict(self).items())
@@ -82,7 +82,7 @@ class EncodeCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeResult:
-    """What one run did and published."""
+    """Counts of one run, and the published store."""
 
     counts: EncodeCounts
     num_images: int
@@ -92,7 +92,7 @@ class EncodeResult:
 
     @property
     def metrics(self) -> dict[str, int]:
-        """Metrics of the store, the same however many runs it took."""
+        """Metrics of the store, independent of the number of runs."""
         num_regions, channels = self.spec.grid_shape
         return {
             "num_images": self.num_images,
@@ -133,34 +133,42 @@ def encode(
     num_threads: int,
     processes: Processes = SINGLE_PROCESS,
 ) -> EncodeResult:
-    """Encode the images of a dataset and publish them as a feature store.
+    """Encode the images of a dataset and publish the feature store.
 
-    Finished shards stay in the work folder and are reused by later runs, also of a changed dataset. A row depends on
-    the bytes of the image file, the view and the encoder spec alone. All `processes` must call this with the same
-    arguments on shared folders; rank 0 publishes.
+    Finished shards stay in the work folder for later runs, even if the dataset changes. A row depends only on the bytes
+    of the image file, the view and the encoder spec. All processes must call this with the same arguments on shared
+    folders; rank 0 publishes.
 
     Args:
         records: Records of the images.
         image_dir: Folder that the records' files are relative to.
         params: Section `encode`.
-        work: Root of the work folders; each run appends a line to `encode/runs.jsonl` in it.
-        out: Folder of the store, replaced at the end.
-        device: Where the encoder runs; int8 runs on the CPU anyway.
+        work: Root of the work folders. Each run appends a line to its file `encode/runs.jsonl`.
+        out: Folder of the store, which is replaced at the end.
+        device: Device of the encoder; int8 always uses the CPU.
         num_threads: Threads that read and decode images ahead of the encoder.
         processes: The processes that share the work.
 
     Raises:
-        UserError: The weights do not match or the disk is full; or, after all other images are encoded, an image is
-            missing or unreadable. `out` is then unchanged.
+        UserError: The weights do not match, the disk is full, or an image is missing or unreadable, which is reported
+            after all other images are encoded. `out` is then unchanged.
     """
     encoder = load_encoder(params)
     spec = encoder_spec(encoder, params)
-    network = for_inference(encoder, params.precision, params.compile, device)
+    network = optimize_for_inference(encoder, params.precision, params.compile, device)
     # A compiled network uses all cores for each batch.
     concurrent_batches = CONCURRENT_BATCHES if runs_on_cpu(params.precision, device) and not params.compile else 1
     try:
         with processes.work_folder(work, STAGE, spec.fingerprint) as folder:
-            job = _EncodeJob(folder, spec, params.views, network, concurrent_batches, num_threads, processes)
+            job = _EncodeJob(
+                folder=folder,
+                spec=spec,
+                views=params.views,
+                network=network,
+                concurrent_batches=concurrent_batches,
+                num_threads=num_threads,
+                processes=processes,
+            )
             return job.run(records, image_dir, out)
     except OSError as error:
         if error.errno not in NO_SPACE:
@@ -187,40 +195,35 @@ def encoder_spec(encoder: GridEncoder, params: EncodeParams) -> EncoderSpec:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
 class _EncodeJob:
     """One run of all processes in the work folder of one encoder spec."""
 
-    def __init__(
-        self,
-        folder: Path,
-        spec: EncoderSpec,
-        views: tuple[View, ...],
-        network: nn.Module,
-        concurrent_batches: int,
-        num_threads: int,
-        processes: Processes,
-    ) -> None:
-        self._folder = folder
-        self._spec = spec
-        self._views = views
-        self._network = network
-        self._concurrent_batches = concurrent_batches
-        self._num_threads = num_threads
-        self._processes = processes
+    folder: Path
+    """Work folder of the spec."""
+    spec: EncoderSpec
+    views: tuple[View, ...]
+    network: nn.Module
+    """Encoder, from `optimize_for_inference`."""
+    concurrent_batches: int
+    """Number of batches encoded at once."""
+    num_threads: int
+    """Number of threads that read and decode images."""
+    processes: Processes
 
     def run(self, records: Sequence[Record], image_dir: Path, out: Path) -> EncodeResult:
-        """Encode the missing rows, and publish the store unless an image failed."""
+        """Encode the missing rows, and publish the store unless an image is unreadable."""
         start = time.monotonic()
         records = sorted(records, key=lambda record: record.image_id)
-        shards = self._processes.broadcast(intact_shards(self._folder) if self._processes.is_main else [])
+        shards = self.processes.broadcast(intact_shards(self.folder) if self.processes.is_main else [])
         stored_keys = {key for shard in shards for key in shard.keys}
         image_digests = self._digest_images(records, image_dir)
         plan = self._plan(records, image_dir, image_digests, stored_keys)
         num_reused = len(records) - sum(map(len, plan))
-        if self._processes.is_main:
+        if self.processes.is_main:
             logger.info("%s: %d of %d images are already encoded", STAGE, num_reused, len(records))
         new_shards, faults = self._encode_plan(plan)
-        needed_keys = {(digest, view) for digest in image_digests.values() for view in self._views}
+        needed_keys = {(digest, view) for digest in image_digests.values() for view in self.views}
         counts = EncodeCounts(
             encoded=_count_encoded(plan, new_shards),
             reused=num_reused,
@@ -229,7 +232,7 @@ class _EncodeJob:
         )
         used_shards = [shard for shard in [*shards, *new_shards] if not needed_keys.isdisjoint(shard.keys)]
         used_shards.sort(key=lambda shard: shard.path.name)
-        if self._processes.is_main:
+        if self.processes.is_main:
             self._append_to_runs(counts, time.monotonic() - start)
             if not faults:
                 self._publish(used_shards, image_digests, out)
@@ -240,32 +243,32 @@ class _EncodeJob:
             counts=counts,
             num_images=len(records),
             num_shards=len(used_shards),
-            views=self._views,
-            spec=self._spec,
+            views=self.views,
+            spec=self.spec,
         )
 
     def _digest_images(self, records: Sequence[Record], image_dir: Path) -> dict[int, str]:
         """Map image ids to the SHA-256 of their files, or to a unique placeholder for an unreadable file."""
-        share = records[self._processes.rank :: self._processes.world_size]
+        share = records[self.processes.rank :: self.processes.world_size]
         paths = [image_dir / record.file for record in share]
-        silent = not self._processes.is_main
-        results = file_digests(paths, f"{STAGE}, digests", "image", self._num_threads, silent=silent)
+        silent = not self.processes.is_main
+        results = file_digests(paths, f"{STAGE}, digests", "image", self.num_threads, silent=silent)
         digests = {
             record.image_id: result if isinstance(result, str) else f"unreadable {record.image_id}"
             for record, result in zip(share, results, strict=True)
         }
-        return {image_id: digest for part in self._processes.gather(digests) for image_id, digest in part.items()}
+        return {image_id: digest for part in self.processes.gather(digests) for image_id, digest in part.items()}
 
     def _plan(
         self, records: Sequence[Record], image_dir: Path, image_digests: Mapping[int, str], stored_keys: Set[RowKey]
     ) -> list[list[_PlannedImage]]:
-        """Assign images with missing rows to new shards, by ascending id; equal files are encoded once."""
+        """Assign images with missing rows to new shards, by ascending id. Equal files are encoded once."""
         plan: list[list[_PlannedImage]] = []
         num_rows = ROWS_PER_SHARD  # of the last shard in the plan
         planned: set[str] = set()
         for record in records:
             digest = image_digests[record.image_id]
-            views = tuple(view for view in self._views if (digest, view) not in stored_keys)
+            views = tuple(view for view in self.views if (digest, view) not in stored_keys)
             if not views or digest in planned:
                 continue
             planned.add(digest)
@@ -278,20 +281,20 @@ class _EncodeJob:
         return plan
 
     def _encode_plan(self, plan: Sequence[Sequence[_PlannedImage]]) -> tuple[list[Shard], list[str]]:
-        """Encode all planned shards, each process its share.
+        """Encode the planned shards, divided among the processes.
 
         Returns:
             The shards written by all processes, and a message for each unreadable image.
         """
-        share = plan[self._processes.rank :: self._processes.world_size]
+        share = plan[self.processes.rank :: self.processes.world_size]
         num_rows = sum(len(image.views) for images in share for image in images)
-        disable = None if self._processes.is_main else True
+        disable = None if self.processes.is_main else True
         with (
-            ThreadPoolExecutor(self._num_threads) as decoders,
-            _batch_executor(self._concurrent_batches if num_rows > IMAGES_PER_BATCH else 1) as encoders,
+            ThreadPoolExecutor(self.num_threads) as decoders,
+            _batch_executor(self.concurrent_batches if num_rows > IMAGES_PER_BATCH else 1) as encoders,
             tqdm(total=num_rows, desc=f"{STAGE}, grids", unit="grid", disable=disable) as progress,
         ):
-            results = self._processes.gather(self._encode_shards(share, decoders, encoders, progress))
+            results = self.processes.gather(self._encode_shards(share, decoders, encoders, progress))
         return [shard for part, _ in results for shard in part], [fault for _, part in results for fault in part]
 
     def _encode_shards(
@@ -301,13 +304,13 @@ class _EncodeJob:
         encoders: ThreadPoolExecutor,
         progress: "tqdm[NoReturn]",
     ) -> tuple[list[Shard], list[str]]:
-        """Encode this process's shards while the images of the next are decoded.
+        """Encode the shards of this process, while the images of the next shard are decoded.
 
-        A shard with an unreadable image is left to the next run, so that its bytes do not depend on the fault.
+        A shard with an unreadable image is not written, so that its bytes never depend on the fault.
         """
 
         def decode(images: Sequence[_PlannedImage]) -> list[Future[_DecodedImage | UserError]]:
-            return [decoders.submit(_decode, image, self._spec.image_size) for image in images]
+            return [decoders.submit(_decode, image, self.spec.image_size) for image in images]
 
         shards, faults = [], []
         remaining = iter(plan)
@@ -318,7 +321,7 @@ class _EncodeJob:
             shard_faults = [str(result) for result in results if isinstance(result, UserError)]
             faults += shard_faults
             grids = None if shard_faults else self._encode_images(images, encoders, progress)
-            # Decoding goes on while the shard is written.
+            # Decode the next shard while this one is written.
             decoding.extend(decode(images) for images in islice(remaining, 1))
             if grids is not None:
                 shards.append(self._write_shard(images, grids))
@@ -329,11 +332,11 @@ class _EncodeJob:
     ) -> Grids:
         """Encode the views of images: float16 [R, P, C]."""
         pixels = np.concatenate([image.pixels for image in images])  # [R, S, S, 3]
-        grids = np.empty((len(pixels), *self._spec.grid_shape), dtype=np.float16)  # [R, P, C]
+        grids = np.empty((len(pixels), *self.spec.grid_shape), dtype=np.float16)  # [R, P, C]
 
         def encode_from(start: int) -> int:
             batch = pixels[start : start + IMAGES_PER_BATCH]  # [B, S, S, 3]
-            grids[start : start + len(batch)] = encode_batch(self._network, batch)
+            grids[start : start + len(batch)] = encode_batch(self.network, batch)
             return len(batch)
 
         for num_encoded in encoders.map(encode_from, range(0, len(pixels), IMAGES_PER_BATCH)):
@@ -343,31 +346,31 @@ class _EncodeJob:
     def _write_shard(self, images: Sequence[_DecodedImage], grids: Grids) -> Shard:
         rows = [(image.planned, view) for image in images for view in image.planned.views]
         image_ids = [image.image_id for image, _ in rows]
-        return write_shard(self._folder, self._spec, image_ids, [(image.sha256, view) for image, view in rows], grids)
+        return write_shard(self.folder, self.spec, image_ids, [(image.sha256, view) for image, view in rows], grids)
 
     def _publish(self, shards: Sequence[Shard], image_digests: Mapping[int, str], out: Path) -> None:
-        staged = self._folder / "published"
+        staged = self.folder / "published"
         shutil.rmtree(staged, ignore_errors=True)
         for shard in shards:
             publish(shard.path, staged / shard.path.name)
-        write_index(staged, self._spec, self._views, shards, image_digests)
+        write_index(staged, self.spec, self.views, shards, image_digests)
         publish(staged, out)
 
     def _append_to_runs(self, counts: EncodeCounts, seconds: float) -> None:
         line = {
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-            "fingerprint": self._spec.fingerprint,
+            "fingerprint": self.spec.fingerprint,
             **asdict(counts),
             "seconds": round(seconds, 1),
-            "processes": self._processes.world_size,
+            "processes": self.processes.world_size,
         }
-        with (self._folder.parent / RUNS_FILE).open("a") as file:
+        with (self.folder.parent / RUNS_FILE).open("a") as file:
             file.write(json.dumps(line) + "\n")
 
 
 @contextmanager
 def _batch_executor(num_workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that encode one batch each, with this thread's cores divided among them."""
+    """Make a pool of threads that encode one batch each and share the cores of this thread."""
     num_cores = torch.get_num_threads()
     num_workers = min(num_workers, num_cores)
     cores_per_worker = -(-num_cores // num_workers)
@@ -377,7 +380,7 @@ def _batch_executor(num_workers: int) -> Iterator[ThreadPoolExecutor]:
         ) as executor:
             yield executor
     finally:
-        # New threads start with the number that any thread set last.
+        # set_num_threads also sets the default of new threads.
         torch.set_num_threads(num_cores)
 
 
@@ -392,7 +395,7 @@ def _decode(image: _PlannedImage, size: int) -> _DecodedImage | UserError:
 
 
 def _count_encoded(plan: Sequence[Sequence[_PlannedImage]], shards: Sequence[Shard]) -> int:
-    """Count the planned images all of whose rows are in the new shards."""
+    """Count the planned images whose rows are all in the new shards."""
     keys = {key for shard in shards for key in shard.keys}
     return sum(all((image.sha256, view) in keys for view in image.views) for images in plan for image in images)
 

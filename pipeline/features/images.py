@@ -34,7 +34,7 @@ View = Literal[
     "bottom_right_flipped",
     "center_flipped",
 ]
-"""The whole image or a crop of it; `flipped` is mirrored left to right."""
+"""Whole image or crop; `flipped` views are mirrored left to right."""
 
 CROP_SCALE = 7 / 8
 """Size of a crop, as a fraction of the image's width and height."""
@@ -48,14 +48,14 @@ _CROP_OFFSETS = {
     "center": (0.5, 0.5),
 }
 
-# A decoded image takes three bytes or more per pixel in every thread, and a small file can claim any size.
+# A decoded image takes at least three bytes per pixel in every thread, and a small file can claim any size.
 MAX_PIXELS = 80_000_000
 
 # RGB mean and standard deviation of ImageNet, which torchvision's weights expect.
 MEAN = (0.485, 0.456, 0.406)
 STANDARD_DEVIATION = (0.229, 0.224, 0.225)
 
-# What undoes each EXIF orientation.
+# Transposition that undoes each EXIF orientation.
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -73,7 +73,7 @@ def read_image(source: ImageSource, size: int, name: str = "image") -> Pixels:
     Args:
         source: The image.
         size: Side of the square in px.
-        name: How errors name an image that is not a path.
+        name: Name in errors of an image that is not a path.
 
     Returns:
         uint8 RGB [S, S, 3].
@@ -91,7 +91,7 @@ def read_upright(source: ImageSource, max_side: int, name: str = "image") -> Pix
     Args:
         source: The image.
         max_side: Length of the longer side in px.
-        name: How errors name an image that is not a path.
+        name: Name in errors of an image that is not a path.
 
     Returns:
         uint8 RGB [height, width, 3].
@@ -106,15 +106,15 @@ def read_upright(source: ImageSource, max_side: int, name: str = "image") -> Pix
 
 
 def read_views(source: ImageSource, size: int, views: Sequence[View], name: str = "image") -> Pixels:
-    """Read an image and resize views of it to squares.
+    """Read an image and resize its views to squares.
 
-    The EXIF orientation is applied, transparent pixels become white, and only the first frame of an animation is read.
+    The EXIF orientation is applied, transparent pixels become white, and only the first frame of an animation is used.
 
     Args:
         source: The image.
         size: Side of the squares in px.
         views: The views to make.
-        name: How errors name an image that is not a path.
+        name: Name in errors of an image that is not a path.
 
     Returns:
         uint8 RGB [N, S, S, 3].
@@ -127,7 +127,7 @@ def read_views(source: ImageSource, size: int, views: Sequence[View], name: str 
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """Return width and height in px of an image that `read_image` can read, with the EXIF orientation applied."""
+    """Return width and height, in px, of a readable image file, with the EXIF orientation applied."""
     with Image.open(path) as image:
         if image.format == "TIFF":
             image.load()  # applies the orientation
@@ -156,7 +156,7 @@ def normalize(batch: torch.Tensor) -> torch.Tensor:
 
 
 def _read_rgb(source: ImageSource, size: int, name: str) -> Image.Image:
-    """Read an upright RGB image, at reduced resolution if that still leaves twice `size`."""
+    """Read an upright RGB image, possibly at a reduced resolution of at least twice `size`."""
     if isinstance(source, Path):
         source, name = read_image_file(source), str(source)
     try:
@@ -208,7 +208,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
-        # 16-bit grayscale. Pillow's own conversion clips at 255 instead of scaling.
+        # 16-bit grayscale. Pillow's conversion clips at 255 instead of scaling.
         gray = np.asarray(image).astype(np.int64).clip(0, 0xFFFF)
         return Image.fromarray((gray // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":

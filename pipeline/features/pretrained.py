@@ -19,9 +19,9 @@ _DIGEST = re.compile(r"-([0-9a-f]{8,})\.")
 
 
 def download_weights(name: str, folder: Path) -> Path:
-    """Download weights of a ResNet into a folder, unless they are there already.
+    """Download weights of a ResNet into a folder, unless the folder already has them.
 
-    A copy in PyTorch's hub cache is used instead of the network.
+    If PyTorch's hub cache has the weights, they are copied from there.
 
     Args:
         name: `ARCHITECTURE` or `ARCHITECTURE/NAME`, such as `resnet50/IMAGENET1K_V1`; torchvision's default weights
@@ -49,7 +49,7 @@ def download_weights(name: str, folder: Path) -> Path:
 
 
 def pretrained_url(file_name: str) -> str | None:
-    """Return the URL of torchvision's weights with this file name, or None if no ResNet of torchvision has them."""
+    """Return the URL of the ResNet weights of torchvision with this file name, or None if there are none."""
     for architecture in get_args(Architecture):
         for weights in torchvision.models.get_model_weights(architecture):
             if _file_name(weights.url) == file_name:
@@ -63,7 +63,7 @@ def cached_path(file_name: str) -> Path:
 
 
 def fetch(url: str) -> Path:
-    """Download a weights file into PyTorch's hub cache, unless it is there already.
+    """Download a weights file into PyTorch's hub cache, unless the cache already has it.
 
     Returns:
         The path of the file.
@@ -80,11 +80,11 @@ def _weights(name: str) -> Any:
     architecture, _, weights_name = name.partition("/")
     if architecture not in get_args(Architecture):
         raise UserError(f"{name}: unknown architecture {architecture}. Use one of {', '.join(get_args(Architecture))}.")
-    known = torchvision.models.get_model_weights(architecture)
-    if weights_name not in ("", *known.__members__):
-        names = " or ".join(f"{architecture}/{weights.name}" for weights in known)
+    registered = torchvision.models.get_model_weights(architecture)
+    if weights_name not in ("", *registered.__members__):
+        names = " or ".join(f"{architecture}/{weights.name}" for weights in registered)
         raise UserError(f"{name}: torchvision has no such weights. Use {names}.")
-    return known[weights_name or "DEFAULT"]
+    return registered[weights_name or "DEFAULT"]
 
 
 def _file_name(url: str) -> str:
@@ -97,12 +97,12 @@ def _is_intact(path: Path) -> bool:
 
 
 def _download(url: str, path: Path) -> Path:
-    """Download a file under its final name only once it is complete and matches the digest in its name."""
+    """Download a file and check the digest in its name. A failed download leaves no file."""
     digest = _DIGEST.search(path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), digest and digest[1], progress=sys.stderr.isatty())
-    except Exception as error:  # The network fails with errors of many kinds, and none of them leaves a file.
+    except Exception as error:  # Network errors have many types.
         raise UserError(
             f"{path}: cannot be downloaded from {url} ({error}). Check the connection, or put the file there yourself."
         ) from error

@@ -1,6 +1,6 @@
-"""The feature store: a folder of immutable HDF5 shards and an index. Only this module reads and writes them.
+"""The feature store: a folder of immutable HDF5 shards and an index.
 
-docs/features.md documents the format for readers without gridcap.
+Only this module reads and writes the files. docs/features.md documents their format for other programs.
 
 Shapes: B images, N rows of a shard, P = H * W regions of a grid in row-major order, C channels.
 """
@@ -33,22 +33,22 @@ INDEX_FILE = "index.json"
 
 Grids = npt.NDArray[np.float16]
 RowKey = tuple[str, str]
-"""What identifies a row: the SHA-256 of an image file, in hexadecimal, and the name of a view."""
+"""Key of a row: the SHA-256 of an image file, in hexadecimal, and the name of a view."""
 
 _REMEDY = "Run `dvc repro -f -s encode`."
 
-# All of COCO in shards of 128 rows would come close to the usual limit of 1,024 open files per process.
+# All shards of COCO, with 128 rows each, would nearly reach the usual limit of 1,024 open files per process.
 _MAX_OPEN_SHARDS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
-    """What determines the grid of an image. All rows of a store share one spec."""
+    """Encoder and input size, which determine the grid of an image. All rows of a store have the same spec."""
 
     architecture: str
-    """torchvision's name of the ResNet."""
+    """Name of the ResNet in torchvision."""
     layer: str
-    """Last layer kept."""
+    """Last layer of the encoder."""
     weights_digest: str
     """SHA-256 of the encoder's weights, in hexadecimal."""
     image_size: int
@@ -76,7 +76,7 @@ class EncoderSpec:
 
     @property
     def grid_shape(self) -> tuple[int, int]:
-        """(P, C)."""
+        """Shape of a grid, (P, C)."""
         return self.grid_height * self.grid_width, self.channels
 
 
@@ -112,7 +112,7 @@ class _Index:
 
 @dataclass(frozen=True, kw_only=True)
 class _OpenShard:
-    """An open file and the position of its rows. HDF5 takes longer to locate a row than to read it."""
+    """An open shard and the offset of its rows. HDF5 takes longer to locate a row than to read it."""
 
     descriptor: int
     offset: int
@@ -122,13 +122,13 @@ class _OpenShard:
 def write_shard(
     folder: Path, spec: EncoderSpec, image_ids: Sequence[int], keys: Sequence[RowKey], grids: Grids
 ) -> Shard:
-    """Write a shard atomically, then its digest, without which `intact_shards` discards it.
+    """Write a shard atomically, then its digest. `intact_shards` discards shards without a digest.
 
-    The file's name and bytes depend on the arguments alone.
+    Name and bytes of the file depend only on the arguments.
 
     Args:
-        folder: Where to write the file.
-        spec: What the grids were made with.
+        folder: Folder of the file.
+        spec: Spec of the encoder that made the grids.
         image_ids: Image id of each row at the time of encoding.
         keys: Key of each row.
         grids: float16 [N, P, C].
@@ -137,8 +137,7 @@ def write_shard(
     with h5py.File("shard.h5", "w", driver="core", backing_store=False) as file:
         file.attrs.update(
             {
-                "schema": SCHEMA.name,
-                "schema_version": SCHEMA.version,
+                **SCHEMA.header,
                 "fingerprint": spec.fingerprint,
                 **asdict(spec),
             }
@@ -165,18 +164,18 @@ def write_shard(
         for name, (values, description) in columns.items():
             file.create_dataset(name, data=values).attrs["description"] = description
         file.flush()
-        image = file.id.get_file_image()
+        content = file.id.get_file_image()
     name = sha256("\n".join(f"{digest} {view}" for digest, view in keys).encode()).hexdigest()[:16]
-    shard = Shard(path=folder / f"shard-{name}.h5", sha256=sha256(image).hexdigest(), keys=tuple(keys))
-    write_atomically(shard.path, image)
+    shard = Shard(path=folder / f"shard-{name}.h5", sha256=sha256(content).hexdigest(), keys=tuple(keys))
+    write_atomically(shard.path, content)
     write_atomically(_digest_path(shard.path), shard.sha256 + "\n")
     return shard
 
 
 def intact_shards(folder: Path) -> list[Shard]:
-    """List the shards of a work folder whose bytes match their digests, and delete all others.
+    """List the shards of a work folder whose bytes match their digests, and delete all other shards.
 
-    All shards in the folder must have the same spec.
+    All shards of the folder must have the same spec.
     """
     for partial in folder.glob(".shard-*.partial"):
         partial.unlink()
@@ -186,7 +185,7 @@ def intact_shards(folder: Path) -> list[Shard]:
         if isinstance(digest, OSError):
             raise digest
         if not _digest_path(path).is_file() or _digest_path(path).read_text() != digest + "\n":
-            logger.warning("%s: unfinished or damaged; its images are encoded again", path)
+            logger.warning("%s: unfinished or damaged. Its images are encoded again.", path)
             path.unlink()
             continue
         with open_artifact(path, SCHEMA, "Delete the file.") as file:
@@ -198,12 +197,12 @@ def intact_shards(folder: Path) -> list[Shard]:
 def write_index(
     folder: Path, spec: EncoderSpec, views: Sequence[str], shards: Sequence[Shard], image_digests: Mapping[int, str]
 ) -> None:
-    """Write the index that makes a folder of shards a store.
+    """Write the index, which turns a folder of shards into a store.
 
     Args:
         folder: Folder of the shards.
-        spec: What the grids were made with.
-        views: Views that every image has, in the order of the index.
+        spec: Spec of the encoder that made the grids.
+        views: Views of every image, in the order of the index.
         shards: The shards, which must have a row for every image and view.
         image_digests: Image id to the SHA-256 of its file.
     """
@@ -234,7 +233,7 @@ class FeatureStore:
 
         Args:
             folder: Folder of the store.
-            fingerprint: Fingerprint that the store must have; None accepts any.
+            fingerprint: Expected fingerprint of the store; None accepts any.
 
         Raises:
             UserError: The index is missing, damaged, of another schema version, or has another fingerprint.
@@ -255,7 +254,7 @@ class FeatureStore:
             The number of shards.
 
         Raises:
-            UserError: A shard is missing or altered; the message names each of the first few.
+            UserError: A shard is missing or altered; the message lists the first few.
         """
         shards = self._index.shards
         paths = [self._folder / shard.file for shard in shards]
@@ -271,7 +270,7 @@ class FeatureStore:
 
     @property
     def spec(self) -> EncoderSpec:
-        """What the grids were made with."""
+        """Spec of the encoder that made the grids."""
         return self._index.spec
 
     @property
@@ -281,7 +280,7 @@ class FeatureStore:
 
     @property
     def grid_shape(self) -> tuple[int, int]:
-        """(P, C)."""
+        """Shape of a grid, (P, C)."""
         return self.spec.grid_shape
 
     @property
@@ -296,7 +295,7 @@ class FeatureStore:
 
     @property
     def views(self) -> tuple[str, ...]:
-        """Views that every image has; captions are generated from the first."""
+        """Views of every image; captions are generated from the first."""
         return self._index.views
 
     def grid(self, image_id: int) -> Grids:
@@ -313,13 +312,13 @@ class FeatureStore:
 
         Args:
             image_ids: The images; an id may occur more than once.
-            views: Index into `self.views` for each image; None reads the first view of all.
+            views: Index into `self.views` for each image; None reads the first view of every image.
 
         Returns:
             float16 [B, P, C], in the order of `image_ids`.
 
         Raises:
-            UserError: The index has no such image, or a shard is missing or damaged.
+            UserError: The index lacks an image, or a shard is missing or damaged.
         """
         locations = [self._locations(image_id) for image_id in image_ids]
         view_indices = [0] * len(locations) if views is None else list(views)
@@ -333,7 +332,7 @@ class FeatureStore:
         return grids
 
     def image_digest(self, image_id: int) -> str:
-        """Read the SHA-256, in hexadecimal, of the image file that an image's grids were made from.
+        """Read the SHA-256, in hexadecimal, of the image file that was encoded.
 
         Raises:
             UserError: As `grids`.
@@ -386,7 +385,7 @@ class FeatureStore:
         self._open_shards: OrderedDict[int, _OpenShard] = OrderedDict()
 
     def _reset_after_fork(self) -> None:
-        """Close inherited files and replace the lock, which another thread may have held at the fork."""
+        """Close inherited files and replace the lock, which another thread may have held during the fork."""
         for shard in self._open_shards.values():
             os.close(shard.descriptor)
         self._init_process_state()

@@ -1,6 +1,6 @@
 """Plots of an image's grid: its principal components as colors, and the norms of its regions.
 
-The same store and image file give the same bytes. pyplot is not used: its state is global.
+The same store and image file give the same bytes. pyplot, whose state is global, is not used.
 
 Shapes: B images, P = H * W regions of a grid in row-major order, C channels.
 """
@@ -27,7 +27,7 @@ MAX_SAMPLED_IMAGES = 200
 
 _WIDTH, _HEIGHT = 11.0, 4.2  # inches
 _NUM_COMPONENTS = 3
-# All regions at once would take gigabytes of float64, and one grid at a time is slow.
+# All regions at once would take gigabytes in float64; one grid at a time would be slow.
 _REGIONS_PER_BLOCK = 1024
 # Variances and ranges below this fraction of the largest are rounding errors.
 _EPSILON = 1e-6
@@ -40,15 +40,15 @@ class ColorMap:
     """Three principal components of region features, shown as red, green and blue."""
 
     mean: _Floats
-    """[C]"""
+    """Mean of the sampled regions, [C]."""
     components: _Floats
-    """Unit vectors, [C, 3], by descending variance; each one's largest loading is positive. Absent components are 0."""
+    """Unit vectors, [C, 3], by descending variance, with the largest loading positive. Absent components are 0."""
     explained_variance: _Floats
     """Fraction of the sample's variance that each component explains, [3]."""
     low: _Floats
-    """Value of each component that is shown as 0, [3]."""
+    """Value of each component that maps to 0, [3]."""
     high: _Floats
-    """Value of each component that is shown as 255, [3]."""
+    """Value of each component that maps to 255, [3]."""
 
     def colors(self, grid: Grids) -> Pixels:
         """Map regions, float16 [P, C], to colors, uint8 RGB [P, 3]."""
@@ -86,9 +86,9 @@ def fit_color_map(grids: Grids) -> ColorMap:
 
 
 def draw_grid(store: FeatureStore, image_id: int, prepared: Path, image_dir: Path, out: Path) -> str:
-    """Plot an image's first view, its grid in colors, and the norms of its regions.
+    """Plot the first view of an image, its grid as colors, and the norms of its regions.
 
-    The color map is fitted to at most `MAX_SAMPLED_IMAGES` images of the store, evenly spaced by id.
+    The color map is fitted to at most `MAX_SAMPLED_IMAGES` images of the store, evenly spaced.
 
     Args:
         store: The feature store.
@@ -101,8 +101,8 @@ def draw_grid(store: FeatureStore, image_id: int, prepared: Path, image_dir: Pat
         The title of the plot.
 
     Raises:
-        UserError: `out` is not a PNG file or cannot be written, the records or the store lack the image, the image or a
-            shard cannot be read, or the image file changed since it was encoded.
+        UserError: `out` is not a PNG file or cannot be written, the records or the store lack the image, the image file
+            or a shard cannot be read, or the image file has changed since it was encoded.
     """
     if out.suffix != ".png":
         raise UserError(f"{out}: not a PNG file name. Choose an --out that ends in .png.")
@@ -112,7 +112,7 @@ def draw_grid(store: FeatureStore, image_id: int, prepared: Path, image_dir: Pat
     grids = store.grids(sample_ids)
     for grid_id, values in zip((image_id, *sample_ids), (grid, *grids), strict=True):
         if not np.isfinite(values).all():
-            raise UserError(f"image {grid_id}: its grid has NaN or infinite values. Run `dvc repro -f -s encode`.")
+            raise UserError(f"image {grid_id}: grid has NaN or infinite values. Run `dvc repro -f -s encode`.")
     # Only `encode` writes stores, and its views are of this type.
     view = cast(View, store.views[0])
     path = image_dir / record.file
@@ -128,10 +128,10 @@ def _principal_components(covariance: _Floats) -> tuple[_Floats, _Floats]:
     """Return variances [3] and components [C, 3] of a covariance matrix [C, C]."""
     channels = len(covariance)
     eigenvalues, eigenvectors = np.linalg.eigh(covariance)  # ascending
-    num_found = min(_NUM_COMPONENTS, channels)
+    num_present = min(_NUM_COMPONENTS, channels)
     variances, components = np.zeros(_NUM_COMPONENTS), np.zeros((channels, _NUM_COMPONENTS))
-    variances[:num_found] = eigenvalues[::-1][:num_found]
-    components[:, :num_found] = eigenvectors[:, ::-1][:, :num_found]
+    variances[:num_present] = eigenvalues[::-1][:num_present]
+    components[:, :num_present] = eigenvectors[:, ::-1][:, :num_present]
     negligible = variances <= _EPSILON * variances[0]
     variances[negligible], components[:, negligible] = 0, 0
     # The sign of an eigenvector is arbitrary.
@@ -150,12 +150,12 @@ def _find_record(prepared: Path, image_id: int) -> Record:
 
 
 def _read_encoded_file(path: Path, store: FeatureStore, image_id: int) -> bytes:
-    """Read an image file and check that the image's grid was made from it."""
+    """Read an image file and check that it is the encoded file."""
     content = read_image_file(path)
     actual, encoded = sha256(content).hexdigest(), store.image_digest(image_id)
     if actual != encoded:
         raise UserError(
-            f"{path}: has SHA-256 {actual}, but the grid of image {image_id} was made from a file with {encoded}."
+            f"{path}: has SHA-256 {actual}, but image {image_id} was encoded from a file with SHA-256 {encoded}."
             " Run `dvc repro encode`."
         )
     return content
@@ -193,7 +193,7 @@ def _plot(
     out: Path,
 ) -> None:
     norms = np.linalg.norm(grid.astype(np.float64), axis=1)  # [P]
-    # A user's matplotlib settings would change the bytes.
+    # The user's matplotlib settings would change the bytes.
     with matplotlib.style.context("default"):
         figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
         # A character is about 0.6 of the font size wide, and a point is 1/72 inch.
@@ -205,7 +205,7 @@ def _plot(
             ("L2 norm of each region", norms.reshape(grid_size)),
         )
         for axes, (name, values) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-            # The grid covers the whole square, whatever its number of rows and columns.
+            # The grid fills the square, even if its height and width differ.
             mappable = axes.imshow(values, interpolation="nearest", aspect="auto")
             axes.set_box_aspect(1)
             axes.set_axis_off()

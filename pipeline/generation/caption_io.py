@@ -89,8 +89,7 @@ def write_captions(
     ):
         file.attrs.update(
             {
-                "schema": SCHEMA.name,
-                "schema_version": SCHEMA.version,
+                **SCHEMA.header,
                 "fingerprint": fingerprint,
                 "grid_height": grid[0],
                 "grid_width": grid[1],

@@ -35,7 +35,7 @@ def write_search_settings(folder: Path, search: SearchParams, model_fingerprint:
         model_fingerprint: Fingerprint of the training run of the model.
     """
     recorded = _RecordedSearch(model_fingerprint=model_fingerprint, search=search)
-    write_json(folder / SEARCH_FILE, {"schema": SCHEMA.name, "schema_version": SCHEMA.version, **asdict(recorded)})
+    write_json(folder / SEARCH_FILE, {**SCHEMA.header, **asdict(recorded)})
 
 
 def find_search_settings(model: Path, model_fingerprint: str) -> SearchParams | None:

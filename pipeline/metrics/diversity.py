@@ -10,7 +10,7 @@ from pipeline.metrics.corpus import LIBRARY, Words
 
 PROTOCOL = (
     f"library: {LIBRARY}",
-    "tokenizer: that of the training captions, whatever the tokenizer of the scores",
+    "tokenizer: that of stage tokenize, also when scores use another",
     "num_distinct_captions: captions that differ in at least one word; distinct_rate: over all captions",
     "vocab_size: distinct words; vocab_coverage: fraction of the decoder's vocabulary that occurs",
     "distinct_bigram_rate: distinct bigrams over all bigrams",

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from pipeline.decoder.model_io import CONFIG_FILE, REMEDY, ModelConfig, TrainedModel
 from pipeline.device import setup_device
 from pipeline.errors import UserError
-from pipeline.features.encoder import IMAGES_PER_BATCH, encode_batch, for_inference, runs_on_cpu
+from pipeline.features.encoder import IMAGES_PER_BATCH, encode_batch, optimize_for_inference, runs_on_cpu
 from pipeline.features.images import Pixels, View, read_views
 from pipeline.features.store import Grids
 from pipeline.generation.caption import Caption
@@ -71,7 +71,7 @@ class Captioner:
 
         Args:
             models: One model, or an ensemble from `read_models`.
-            encoder: Encoder of the models, from `for_inference`.
+            encoder: Encoder of the models, from `optimize_for_inference`.
             device: Device to encode and decode on.
             num_threads: Threads that read and decode image files.
             search: Default search settings.
@@ -121,7 +121,7 @@ class Captioner:
         torch_device = setup_device(device)
         return cls(
             models,
-            encoder=for_inference(encoder, config.encoder.precision, False, torch_device),
+            encoder=optimize_for_inference(encoder, config.encoder.precision, False, torch_device),
             device=torch_device,
             num_threads=num_threads or os.cpu_count() or 1,
             search=find_search_settings(folder, config.fingerprint) or DEFAULT_SEARCH,

@@ -12,8 +12,8 @@ import torch
 
 import pipeline
 from pipeline.artifacts import file_digest, fingerprint, fresh_folder, publish
-from pipeline.captions.tokens import TOKENS_FILE, VOCABULARY_FILE, read_tokens, require_vocabulary
-from pipeline.captions.vocabulary import read_vocabulary
+from pipeline.captions.tokens import TOKENS_FILE, read_tokens, require_vocabulary
+from pipeline.captions.vocabulary import VOCABULARY_FILE, read_vocabulary
 from pipeline.decoder.model_io import ModelConfig, TrainingData, read_model, write_history, write_model
 from pipeline.distributed import SINGLE_PROCESS, Processes
 from pipeline.errors import UserError

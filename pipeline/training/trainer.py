@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.captions.tokens import CaptionTokens, references
+from pipeline.captions.tokens import CaptionTokens, group_references
 from pipeline.captions.vocabulary import Vocabulary
 from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
 from pipeline.distributed import SINGLE_PROCESS, Processes
@@ -135,7 +135,7 @@ class Trainer:
         self.processes = processes
         self._train_batches = CaptionBatches(train, store, params.batch_size, params.random_views)
         self._val_batches = CaptionBatches(val, store, params.batch_size)
-        self._val_references = references(val)
+        self._val_references = group_references(val)
         torch.manual_seed(params.seed)
         self.decoder = SoftAttentionDecoder(params.decoder, store.spec.grid, store.channels, len(vocabulary)).to(device)
         self.decoder.compiled = params.compile

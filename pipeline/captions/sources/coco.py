@@ -49,8 +49,8 @@ class _CocoFile(TypedDict):
 def parse(path: Path, folder: str) -> ParsedFile:
     """Parse a COCO caption file.
 
-    Beyond COCO's own keys, an entry of `images` may have `subset` (a string) and `objects`, a list of
-    `{"attributes": {...}, "box": [left, top, width, height]}` with boxes in pixels.
+    In addition to the keys of COCO, an entry of `images` may have `subset`, a string, and `objects`, a list of
+    `{"attributes": {...}, "box": [left, top, width, height]}` with boxes in px.
 
     Args:
         path: The caption file.
@@ -93,7 +93,7 @@ def _parse_image(path: Path, folder: str, image: _Image, annotations: list[_Anno
 def _parse_object(location: str, image: _Image, item: _Object) -> AnnotatedObject:
     width, height = image.get("width", 0), image.get("height", 0)
     if width <= 0 or height <= 0:
-        raise UserError(f"{location}: has boxes, but its size is {width} x {height}. Set width and height in pixels.")
+        raise UserError(f"{location}: has boxes, but its size is {width} x {height}. Set width and height in px.")
     x, y, w, h = item["box"]
     return AnnotatedObject(attributes=item["attributes"], box=(x / width, y / height, w / width, h / height))
 

@@ -38,7 +38,7 @@ class CaptionFile:
     folder: str
     """Folder of the file's images, below dataset.images; `.` for dataset.images itself."""
     split: Split | None
-    """Split of all images of the file; null takes it from the file (karpathy) or from dataset.splits."""
+    """Split of all images of the file; null uses the splits in the file (karpathy) or dataset.splits."""
 
     def __post_init__(self) -> None:
         require_relative(self.file, self.folder)
@@ -57,16 +57,16 @@ class DatasetParams:
     captions: tuple[CaptionFile, ...]
     """Caption files, whose images form one dataset."""
     splits: Splits | None
-    """How to split images whose caption file gives no split; null if every image has one."""
+    """Method to split images whose caption file sets no split; null if every image has a split."""
     missing_images: Policy
-    """Whether a missing image file is an error, or the image is skipped and counted."""
+    """Policy for missing image files: error, or skip the images and count them."""
     bad_captions: Policy
-    """Whether empty captions, captions of unknown images and images without captions are an error, or are skipped and
-    counted."""
+    """Policy for empty captions, captions of unknown images and images without captions: error, or skip and count
+    them."""
 
     def __post_init__(self) -> None:
         if not self.captions:
-            raise ValueError("captions must name at least one caption file")
+            raise ValueError("captions must list at least one caption file")
         require_relative(self.images)
 
     @property
@@ -77,18 +77,20 @@ class DatasetParams:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedCounts:
-    """Numbers of images and captions that were kept, left out and skipped: the metrics of `prepare`."""
+    """Counts of images and captions: the metrics of `prepare`."""
 
     num_images: dict[Split, int]
+    """Number of images by split."""
     num_captions: dict[Split, int]
+    """Number of captions by split."""
     num_unassigned_images: int
-    """Images that are in no split."""
+    """Number of images that are in no split."""
     num_skipped: dict[str, int]
-    """Skipped images or captions, by reason."""
+    """Number of skipped images or captions by reason."""
 
 
 def prepare(params: DatasetParams) -> tuple[list[Record], PreparedCounts]:
-    """Read a dataset, split it and check it. Image files need to exist, but are not opened.
+    """Read a dataset, split it and check it. Image files must exist but are not opened.
 
     Returns:
         The records, unordered, and their counts.
@@ -161,10 +163,10 @@ def _describe(image: ParsedImage) -> str:
     return f"{image.file} ({image.location})"
 
 
-def _sum_by_split(numbers: Iterable[tuple[Split, int]]) -> dict[Split, int]:
+def _sum_by_split(counts: Iterable[tuple[Split, int]]) -> dict[Split, int]:
     total = Counter[Split]()
-    for split, number in numbers:
-        total[split] += number
+    for split, count in counts:
+        total[split] += count
     return {split: total[split] for split in SPLITS}
 
 
@@ -192,7 +194,15 @@ def _check_unique(
 
 
 def _apply_policies(params: DatasetParams, faults: Mapping[str, Sequence[str]]) -> None:
-    """Raise `UserError` for the first kind of fault that the params do not skip; `faults` has locations by kind."""
+    """Raise an error for the first kind of fault that the params do not skip.
+
+    Args:
+        params: Section `dataset`.
+        faults: Locations of the faults, by kind.
+
+    Raises:
+        UserError: There is a fault whose policy is `error`.
+    """
     for fault, locations in faults.items():
         if fault == "missing_images":
             key, policy = "dataset.missing_images", params.missing_images

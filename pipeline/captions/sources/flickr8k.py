@@ -1,6 +1,6 @@
 """Parser of Flickr8k caption files: Kaggle's CSV (`captions.txt`) and the original `Flickr8k.token.txt`.
 
-The CSV form also serves for any other image folder with captions.
+The CSV format also works for any other folder of captioned images.
 """
 
 import csv
@@ -22,7 +22,7 @@ from pipeline.errors import UserError, summarize
 
 _HEADER = ["image", "caption"]
 _TOKEN_LINE = re.compile(r"(?P<name>[^\t]+)#\d+\t(?P<caption>.*)")
-_TOKEN_FORM = "'NAME#0', a tab and the caption"
+_TOKEN_FORMAT = "'NAME#0', a tab and the caption"
 _MAX_SHOWN = 80  # characters of a malformed line in an error message
 
 
@@ -35,14 +35,15 @@ class _Row(NamedTuple):
 def parse(path: Path, folder: str) -> ParsedFile:
     """Parse a Flickr8k caption file.
 
-    The first line decides the form: the header `image,caption` of the CSV, or `NAME#NUMBER`, a tab and a caption.
+    The first line determines the format: CSV starts with the header `image,caption`; every line of the token file is
+    `NAME#INDEX`, a tab and a caption.
 
     Args:
         path: The caption file.
         folder: Folder of its images, relative to the image folder.
 
     Raises:
-        UserError: The file is missing, or a line has neither form.
+        UserError: The file is missing, or a line has neither format.
     """
     text = read_text(path)
     first_line = text.partition("\n")[0].strip()
@@ -52,7 +53,7 @@ def parse(path: Path, folder: str) -> ParsedFile:
         rows = _parse_token_lines(path, text)
     else:
         raise UserError(
-            f"{path}:1: expected the header 'image,caption', or {_TOKEN_FORM}, got {first_line[:_MAX_SHOWN]!r}."
+            f"{path}:1: expected the header 'image,caption', or {_TOKEN_FORMAT}, got {first_line[:_MAX_SHOWN]!r}."
             " Add the header, or change dataset.format."
         )
     rows_by_name: dict[str, list[_Row]] = {}
@@ -79,7 +80,7 @@ def _parse_csv(path: Path, text: str) -> Iterator[_Row]:
     line = 1
     try:
         next(reader)
-        # A quoted caption may contain line breaks, so a row starts one line after the last line of the previous row.
+        # A quoted caption may contain line breaks, so a row starts on the line after the end of the previous row.
         line = reader.line_num + 1
         for columns in reader:
             if len(columns) == len(_HEADER):
@@ -99,6 +100,6 @@ def _parse_token_lines(path: Path, text: str) -> Iterator[_Row]:
         if match := _TOKEN_LINE.fullmatch(line.removesuffix("\r")):
             yield _Row(line_number, match["name"].strip(), match["caption"])
         elif line.strip():
-            faults.append(f"{path}:{line_number}: expected {_TOKEN_FORM}, got {line[:_MAX_SHOWN]!r}")
+            faults.append(f"{path}:{line_number}: expected {_TOKEN_FORMAT}, got {line[:_MAX_SHOWN]!r}")
     if faults:
         raise UserError(f"{summarize(faults)}. Fix these lines.")

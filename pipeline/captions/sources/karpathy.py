@@ -40,8 +40,8 @@ class _KarpathyFile(TypedDict):
 def parse(path: Path, folder: str) -> ParsedFile:
     """Parse a `dataset_*.json` file.
 
-    The split `restval` (COCO validation images that are used for training) becomes `train`. Image ids are COCO's where
-    the file has them, else they are derived from the image paths.
+    The split `restval` (COCO validation images that are used for training) becomes `train`. Image ids are those of COCO
+    if the file has them; otherwise they are derived from the image paths.
 
     Args:
         path: The file.

@@ -1,4 +1,4 @@
-"""The output of every format's parser: the images of one caption file, not yet checked against disk or each other."""
+"""The output of every parser: the images of one caption file, before any check against disk or other files."""
 
 import hashlib
 import re
@@ -21,7 +21,7 @@ _FLICKR_NAME = re.compile(r"(\d{1,18})_[0-9a-f]{10}\.jpe?g", re.ASCII | re.IGNOR
 
 
 class SourceCaption(NamedTuple):
-    """A caption as the caption file has it."""
+    """A caption, unchanged from the caption file."""
 
     text: str
     location: str
@@ -38,11 +38,12 @@ class ParsedImage:
     location: str
     """File and line, or file and entry, for error messages."""
     split: Split | None
-    """Split that the caption file gives, or None."""
+    """Split that the caption file sets, or None."""
     captions: tuple[SourceCaption, ...]
     subset: str | None = None
-    """Part of the split whose scores are also reported separately."""
+    """As `Record.subset`."""
     objects: tuple[AnnotatedObject, ...] = ()
+    """As `Record.objects`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,15 +56,15 @@ class ParsedFile:
 
 
 def join_relative(folder: str, *names: str) -> str:
-    """Join names to a path relative to the image folder; `.` adds nothing."""
+    """Join names to a path relative to the image folder. A name `.` adds nothing."""
     return str(PurePosixPath(folder, *names))
 
 
 def id_from_name(file: str) -> int:
     """Derive an image id from the image's path alone, so that it never depends on other images.
 
-    A Flickr name (`1000268201_693b08cb0e.jpg`) gives its leading digits. Any other path gives the first 48 bits of its
-    SHA-256.
+    For a Flickr name (`1000268201_693b08cb0e.jpg`) the id is the leading digits; for any other path, the first 48 bits
+    of its SHA-256.
 
     Args:
         file: Path relative to the image folder.
@@ -74,13 +75,17 @@ def id_from_name(file: str) -> int:
 
 
 def escapes_root(name: str) -> bool:
-    """Whether a path is absolute or contains `..`, so that it may leave its root folder."""
+    """Whether a path may leave its root folder, because it is absolute or contains `..`."""
     path = PurePosixPath(name)
     return path.is_absolute() or ".." in path.parts
 
 
 def require_relative(*names: str) -> None:
-    """Raise `ValueError` for a path that may leave dataset.root: DVC does not track files outside it."""
+    """Check that paths stay below dataset.root, since DVC does not track files outside it.
+
+    Raises:
+        ValueError: A path may leave dataset.root.
+    """
     for name in names:
         if escapes_root(name):
             raise ValueError(f"{name!r} must be a path below dataset.root, without '..'")

@@ -1,4 +1,4 @@
-"""Assignment of images to train, val and test where the caption files give no split."""
+"""Assignment of images to train, val and test if the caption files set no split."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ class ListedSplits:
     """Splits from text files, such as Flickr8k's official lists, with one image path per line."""
 
     by: Literal["lists"]
-    """`lists`."""
+    """Method: `lists`."""
     train: str
     """Text file below dataset.root with the train images, as paths relative to the image folder."""
     val: str
@@ -37,7 +37,7 @@ class JsonSplits:
     """Splits from one JSON file."""
 
     by: Literal["json"]
-    """`json`."""
+    """Method: `json`."""
     file: str
     """JSON file below dataset.root: `{"train": [...], "val": [...], "test": [...]}`, with paths relative to the image
     folder."""
@@ -51,11 +51,11 @@ class SeededSplits:
     """Random splits, by a hash of the seed and the image id."""
 
     by: Literal["seed"]
-    """`seed`."""
+    """Method: `seed`."""
     seed: int
     """Seed of the random splits."""
     val: Annotated[float, Field(ge=0, le=1)]
-    """Fraction of the images in val; the number of images is rounded."""
+    """Fraction of the images in val; the count is rounded."""
     test: Annotated[float, Field(ge=0, le=1)]
     """Fraction of the images in test; the remaining images are in train."""
 
@@ -72,9 +72,9 @@ class SplitAssignment:
     """The split of every image."""
 
     split_by_file: dict[str, Split]
-    """Split by image path, without the images that are in no split."""
+    """Split by image path; images that are in no split are absent."""
     unknown_images: list[str]
-    """Images that a split file lists but no caption file does, each with its location."""
+    """Images that are in a split file but in no caption file, each with its location."""
 
 
 class _ListedImage(NamedTuple):
@@ -84,12 +84,13 @@ class _ListedImage(NamedTuple):
 
 
 def assign_splits(images: Sequence[ParsedImage], params: Splits | None, root: Path) -> SplitAssignment:
-    """Assign each image to the split that its caption file gives, and the remaining images by `params`.
+    """Assign each image to the split that its caption file sets, and the remaining images by `params`.
+
+    With split files, an image that they do not list is in no split.
 
     Args:
         images: All images of the dataset.
-        params: How to split images without a split; None if there are none. With split files, an image that they do
-            not list is in no split.
+        params: Method for images whose caption file sets no split; None if there are no such images.
         root: Dataset folder, which contains the split files.
 
     Raises:
@@ -114,19 +115,20 @@ def assign_splits(images: Sequence[ParsedImage], params: Splits | None, root: Pa
             from_captions = (_ListedImage(file, split, "its caption file") for file, split in split_by_file.items())
             _check_one_split_each([*from_captions, *listed])
             split_by_file |= {image.file: image.split for image in listed}
-            known_files = {image.file for image in images}
+            captioned_files = {image.file for image in images}
             return SplitAssignment(
-                split_by_file={file: split for file, split in split_by_file.items() if file in known_files},
+                split_by_file={file: split for file, split in split_by_file.items() if file in captioned_files},
                 unknown_images=[
-                    f"{image.file} ({image.location})" for image in listed if image.file not in known_files
+                    f"{image.file} ({image.location})" for image in listed if image.file not in captioned_files
                 ],
             )
 
 
 def _random_splits(images: Sequence[ParsedImage], params: SeededSplits) -> dict[str, Split]:
-    """Sort the images by a hash of seed and id and cut the list, so the counts are exact and input order is irrelevant.
+    """Split images at random, with exact counts, independent of their order.
 
-    Adding or removing one image changes the split of at most two others.
+    The images are sorted by a hash of seed and id, and the list is cut. Adding or removing an image changes the split
+    of at most two other images.
     """
 
     def sort_key(image: ParsedImage) -> tuple[bytes, int]:

@@ -1,7 +1,7 @@
 """Ranges of the activations of a frozen ResNet, estimated without calibration images.
 
-A batch norm stores the mean and the standard deviation of each channel that it was trained to output: Nagel et al.
-2019, Data-Free Quantization through Weight Equalization and Bias Correction.
+The parameters of a batch norm are the mean and the standard deviation of its output in training: Nagel et al. 2019,
+Data-Free Quantization through Weight Equalization and Bias Correction.
 
 Shapes: C channels of a batch norm.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.features.images import Pixels, normalize
 
-# Standard deviations above the mean that activations rarely exceed.
+# Activations rarely exceed their mean by more standard deviations than this.
 NUM_STDS = 6
 
 _NUM_DISCS, _NUM_IMAGES, _IMAGE_SIZE = 1500, 2, 224
@@ -24,10 +24,12 @@ _NUM_DISCS, _NUM_IMAGES, _IMAGE_SIZE = 1500, 2, 224
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
-    """Mean and standard deviation of each channel, float64 [C], of values assumed to be normally distributed."""
+    """Mean and standard deviation of the values of each channel, which are assumed to be normally distributed."""
 
     mean: Tensor
+    """float64 [C]"""
     std: Tensor
+    """float64 [C]"""
 
     def __add__(self, other: "Moments") -> "Moments":
         """Return the moments of the sum of two independent values."""
@@ -44,25 +46,28 @@ class Moments:
         return Moments(mean=mean, std=(mean_square - mean**2).clamp_min(0).sqrt())
 
     def upper_bound(self) -> Tensor:
-        """Return the value that each channel rarely exceeds, at least 0: [C]."""
+        """Return an upper bound, at least 0, that each channel rarely exceeds: [C]."""
         return (self.mean + NUM_STDS * self.std).clamp_min(0)
 
 
-def find_moments(encoder: nn.Module) -> dict[nn.BatchNorm2d, Moments]:
+def estimate_moments(encoder: nn.Module) -> dict[nn.BatchNorm2d, Moments]:
     """Estimate the moments of every batch norm's output from the weights alone.
 
-    For each channel the estimate with the larger upper bound is used: that measured on `dead_leaves` images, or that
-    stored by the batch norm, which is lost in weights whose batch norms were folded into their convolutions.
+    Each channel has two estimates: moments measured on `dead_leaves` images, and moments stored by the batch norm,
+    which are lost if the batch norm was folded into its convolution. The one with the larger upper bound is used.
 
     Args:
         encoder: A ResNet in eval mode.
+
+    Returns:
+        The moments of each batch norm's output.
     """
     measured = _measured_moments(encoder)
     return {norm: _larger_moments(moments, _trained_moments(norm)) for norm, moments in measured.items()}
 
 
 def _measured_moments(encoder: nn.Module) -> dict[nn.BatchNorm2d, Moments]:
-    """Measure moments on `dead_leaves` images, in float64, where rounding differs least between machines."""
+    """Measure moments on `dead_leaves` images, in float64, whose rounding differs least between machines."""
     double_encoder = copy.deepcopy(encoder).double()
     measured: dict[nn.BatchNorm2d, Moments] = {}
 
@@ -78,7 +83,7 @@ def _measured_moments(encoder: nn.Module) -> dict[nn.BatchNorm2d, Moments]:
 
 
 def _trained_moments(norm: nn.BatchNorm2d) -> Moments | None:
-    """Return the moments of a batch norm's output in training, or None if it is untrained or was folded."""
+    """Return the moments of a batch norm's output in training, or None if it is untrained or folded."""
     if not cast(Tensor, norm.running_mean).any():
         return None
     return Moments(mean=norm.bias.double(), std=norm.weight.double().abs())

@@ -1,7 +1,7 @@
-"""The frozen ResNet in int8, for CPUs: twice as fast as bfloat16.
+"""The frozen ResNet in int8, for CPUs.
 
 Activations are uint8, 0 to 255, and weights int8, -127 to 127. Sums of their products are exact, so a grid has the same
-bits at every batch size and number of threads.
+bits at every batch size and number of threads. `python -m benchmarks encoding` measures its speed.
 
 A scale is the real value of one integer step of a channel: value = scale * integer.
 
@@ -22,7 +22,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from pipeline.errors import UserError
 from pipeline.features.images import MEAN, STANDARD_DEVIATION
-from pipeline.features.quantization.moments import Moments, find_moments
+from pipeline.features.quantization.moments import Moments, estimate_moments
 
 MAX_ACTIVATION, MAX_WEIGHT = 255, 127
 
@@ -46,10 +46,10 @@ class QuantizedEncoder(nn.Module):
         super().__init__()
         if not supports_int8():
             raise UserError(
-                "encode.precision int8 needs a CPU with VNNI instructions (Intel servers since 2019, AMD since 2022)"
+                "encode.precision: int8 needs a CPU with VNNI instructions (Intel servers since 2019, AMD since 2022)"
                 " and a PyTorch build for them. Use another machine, or set encode.precision to bfloat16 or float32."
             )
-        moments = find_moments(encoder)
+        moments = estimate_moments(encoder)
         children = dict(encoder.named_children())
         layers = [child for child in children.values() if isinstance(child, nn.Sequential)]
         blocks = [cast(Block, block) for layer in layers for block in layer]
@@ -104,7 +104,7 @@ class Kernel:
         weight, bias = folded.weight.detach(), cast(Tensor, folded.bias).detach()
         if not (weight.isfinite().all() and bias.isfinite().all()):
             raise UserError(
-                "encode.weights hold NaN or infinite values, or negative running variances. Use other weights."
+                "encode.weights: have NaN or infinite values, or negative running variances. Use other weights."
             )
         return cls(weight=weight, bias=bias)
 
@@ -118,8 +118,8 @@ class Kernel:
 class QuantizedConvolution:
     """An int8 convolution with bias and ReLU.
 
-    It uses the oneDNN operators to which PyTorch compiles quantized models. They accept one scale for the input, so the
-    input's scales per channel are multiplied into the weights.
+    It uses the oneDNN operators of PyTorch's quantization. They accept a single input scale, so the scales of the input
+    channels are multiplied into the weights.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class QuantizedConvolution:
             padding: Its padding.
             input_scale: Scale of each input channel, [I].
             output_scale: Scale of each output channel, [O]; None outputs float32.
-            zero_point: Input value that represents 0 in each channel, [I]; None is 0.
+            zero_point: Input value that represents 0 in each channel, [I]; None means 0.
         """
         weight = kernel.weight * input_scale[:, None, None]  # [O, I, k, k]
         max_weight = weight.abs().amax((1, 2, 3))  # [O]
@@ -190,7 +190,7 @@ class QuantizedConvolution:
         )  # fmt: skip
 
     def _packed_weight(self, input_shape: torch.Size) -> Tensor:
-        """Return the weights in oneDNN's layout for this input shape; another layout is converted at every call."""
+        """Return the weights in oneDNN's layout for an input shape; other layouts are converted in every call."""
         if input_shape not in self._packed_weights:
             self._packed_weights[input_shape] = torch.ops.onednn.qconv_prepack(
                 self._weight_int8, self._weight_scale, 1.0, 0, self._stride, self._padding, [1, 1], 1, input_shape
@@ -199,7 +199,7 @@ class QuantizedConvolution:
 
 
 class _QuantizedBlock:
-    """A residual block. The last convolution also computes that of the shortcut, if there is one."""
+    """A residual block. If its shortcut has a convolution, the last convolution computes both."""
 
     def __init__(
         self,
@@ -251,7 +251,7 @@ class _QuantizedBlock:
 
 
 def _convolutions(block: Block) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """List a block's convolutions, without that of the shortcut, each with its batch norm."""
+    """List the convolutions of a block, except the shortcut's, each with its batch norm."""
     children = dict(block.named_children())
     names = [name for name in children if name.startswith("conv")]
     return [
@@ -262,7 +262,7 @@ def _convolutions(block: Block) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
 def _quantize_stem(convolution: nn.Conv2d, norm: nn.BatchNorm2d, output_scale: Tensor) -> QuantizedConvolution:
     """Quantize the first convolution, with the normalization of the image folded in.
 
-    Its input is not normalized, and is padded by `_pad_with_mean` instead of by zeros.
+    Its input must be padded by `_pad_with_mean`.
     """
     input_scale = 1 / (255 * torch.tensor(STANDARD_DEVIATION, dtype=torch.float64))
     zero_point = 255 * torch.tensor(MEAN, dtype=torch.float64)
@@ -282,7 +282,7 @@ def _pad_with_mean(images: Tensor, padding: int) -> Tensor:
 def _scales(upper_bounds: Sequence[Tensor]) -> list[Tensor]:
     """Choose the scales of consecutive residual activations.
 
-    A block adds to its residual in place with one scale ratio, so consecutive scales are proportional to each other.
+    A block adds to its residual in place with a single scale ratio, so consecutive scales must be proportional.
 
     Args:
         upper_bounds: Upper bound of each channel, [O], of each activation.
@@ -300,7 +300,7 @@ def _scales(upper_bounds: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _round_mantissa(values: Tensor) -> Tensor:
-    """Round to 10 binary digits, so that scales do not depend on how a machine rounds sums."""
+    """Round to 10 binary digits, so that scales do not depend on the rounding of sums by a machine."""
     mantissa, exponent = torch.frexp(values)
     return torch.ldexp((mantissa * 1024).round() / 1024, exponent)
 
@@ -308,9 +308,18 @@ def _round_mantissa(values: Tensor) -> Tensor:
 def _block_input_scales(
     stem_moments: Moments, blocks: Sequence[Block], moments: Mapping[nn.BatchNorm2d, Moments]
 ) -> list[Tensor]:
-    """Choose the input scales, [I], of each block."""
+    """Choose the input scales of each block.
+
+    Args:
+        stem_moments: Moments of the stem's output, before its ReLU.
+        blocks: The blocks.
+        moments: Moments of the output of each batch norm.
+
+    Returns:
+        The scale of each input channel, [I], for each block.
+    """
     residual = stem_moments
-    # Each run of residuals that are added to in place; a shortcut convolution starts a new one.
+    # Runs of blocks that share a residual in place; a shortcut convolution starts a new run.
     runs = [[stem_moments.upper_bound()]]
     for block in blocks[:-1]:
         *_, (_, norm) = _convolutions(block)

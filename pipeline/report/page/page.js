@@ -15,7 +15,7 @@ function showAttention(card) {
     status.textContent = "";
     if (word === null) return overlay.hide();
     const percent = Math.round(100 * word.dataset.peak);
-    status.textContent = `${word.textContent}: ${percent}% of attention on the strongest of ${grid[0] * grid[1]} regions`;
+    status.textContent = `${word.textContent}: ${percent}% of attention on one of ${grid[0] * grid[1]} regions`;
     boxes.replaceChildren(...JSON.parse(word.dataset.boxes).map(boxElement));
     overlay.show(word.dataset.map);
   });
