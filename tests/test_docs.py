@@ -117,6 +117,7 @@ def test_flags_of_gridcap_exist() -> None:
         assert flags <= {*valid_flags, "--help"}, line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", sorted(find_in_code(r"-m (stages\.\w+)")))
 def test_flags_of_stages_exist(stage: str) -> None:
     command = [sys.executable, "-m", stage, "--help"]

@@ -34,11 +34,11 @@ def read_files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def start_stage(folder: Path, workers: int) -> subprocess.Popen[bytes]:
+def start_stage(folder: Path, num_workers: int) -> subprocess.Popen[bytes]:
     """Start the stage `render` with its output in `folder / "out"`."""
     params_file = folder / "params.yaml"
     params_file.write_text(json.dumps({"render": PARAMS}))
-    flags = {"params": params_file, "out": folder / "out", "work": folder / "work", "workers": workers}
+    flags = {"params": params_file, "out": folder / "out", "work": folder / "work", "num-workers": num_workers}
     command = [sys.executable, "-m", "stages.render_scenes"]
     for flag, value in flags.items():
         command += [f"--{flag}", str(value)]
@@ -58,7 +58,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_resume_after_a_kill_gives_the_same_bytes(dataset, tmp_path):
-    process = start_stage(tmp_path, workers=1)
+    process = start_stage(tmp_path, num_workers=1)
     finished: dict[Path, int] = {}
     while not finished:
         assert process.poll() is None, "the stage ended before the kill"
@@ -69,7 +69,7 @@ def test_resume_after_a_kill_gives_the_same_bytes(dataset, tmp_path):
     assert not (tmp_path / "out").exists()
     assert len(list(tmp_path.glob("work/render/*/annotations/*.json"))) < 12
 
-    assert start_stage(tmp_path, workers=2).wait() == 0
+    assert start_stage(tmp_path, num_workers=2).wait() == 0
     assert read_files(tmp_path / "out") == read_files(dataset)
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
 
@@ -162,5 +162,5 @@ def test_params_of_the_repository_give_splits_of_sufficient_size():
 
 @pytest.mark.slow
 def test_zero_workers_is_an_error(tmp_path):
-    assert start_stage(tmp_path, workers=0).wait() == 2
+    assert start_stage(tmp_path, num_workers=0).wait() == 2
     assert os.listdir(tmp_path) == ["params.yaml"]
