@@ -18,9 +18,10 @@ from pipeline.generation.caption_io import read_captions
 from pipeline.generation.generate import GenerateParams
 from pipeline.generation.search import SearchParams
 from pipeline.generation.search_settings import write_search_settings
-from pipeline.params import load, read_yaml
+from pipeline.params import check
 from pipeline.prediction.captioner import DEFAULT_SEARCH, Captioner
 from stages import generate_captions
+from tests.defaults import default_section
 from tests.solid_images import png_bytes, solid_image
 from tests.tiny_captioner import COLORS, Tiny
 
@@ -195,12 +196,13 @@ def test_an_unknown_view_is_an_error(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_the_default_search_is_that_of_params_yaml(captioner: Captioner) -> None:
-    assert load(ROOT / "params.yaml", "generate", GenerateParams).search == DEFAULT_SEARCH
+    section = default_section("generate")
+    assert check(section, "generate", GenerateParams, "params.yaml").search == DEFAULT_SEARCH
     assert captioner.search == DEFAULT_SEARCH
 
 
 def write_params(path: Path, **search: object) -> None:
-    values = read_yaml(ROOT / "params.yaml")["generate"]
+    values = default_section("generate")
     lines = [f"  {key}: {value}" for key, value in {"split": "train", "ensemble": str(path.parent / "none")}.items()]
     lines += ["  search:", *(f"    {key}: {value}" for key, value in (values["search"] | search).items())]
     path.write_text("\n".join(["generate:", *lines, ""]).replace("False", "false"))

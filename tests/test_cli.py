@@ -11,8 +11,9 @@ import pytest
 from pipeline import __version__, cli
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluate import EvaluateParams
-from pipeline.params import load
+from pipeline.params import check
 from tests.command_line import gridcap
+from tests.defaults import default_section
 from tests.paths import ROOT
 
 COMMANDS = {"predict", "export", "use", "download", "inspect", "score", "compare", "app", "repair"}
@@ -58,7 +59,7 @@ def test_every_option_is_documented_with_its_default(name: str) -> None:
 
 
 def test_score_and_compare_have_the_defaults_of_evaluate() -> None:
-    params = load(ROOT / "params.yaml", "evaluate", EvaluateParams)
+    params = check(default_section("evaluate"), "evaluate", EvaluateParams, "params.yaml")
     expected = {
         "tokenizer": params.tokenizer,
         "seed": params.seed,

@@ -6,7 +6,6 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +19,8 @@ from pipeline.errors import UserError
 from pipeline.generation.caption import Caption
 from pipeline.generation.ensemble import caption_grids, precompute
 from pipeline.generation.search import SearchParams, search, select_beams
-from pipeline.params import check, read_yaml
+from pipeline.params import check
+from tests.defaults import default_section
 from tests.factories import decoder_params
 from tests.search_reference import Hypothesis, reference_search, score
 
@@ -408,7 +408,7 @@ def test_samples_depend_on_seed_and_image_and_not_on_their_number() -> None:
     ],
 )
 def test_contradictory_settings_are_errors(changes: dict[str, object], facts: list[str]) -> None:
-    values = read_yaml(Path("params.yaml"))["generate"]["search"]
+    values = default_section("generate")["search"]
     with pytest.raises(UserError) as error:
         check(values | changes, "generate.search", SearchParams, "params.yaml")
     for fact in ["params.yaml: generate.search", *facts]:
