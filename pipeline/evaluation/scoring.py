@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.evaluation.coco_files import check_references, read_references, read_results
+from pipeline.evaluation.coco_files import read_references, read_results, select_scored
 from pipeline.metrics.bootstrap import Resampling, paired_difference
 from pipeline.metrics.caption_scores import (
     CORPUS_SCORES,
@@ -45,13 +45,14 @@ def score(
         UserError: A file is malformed, an image has no reference, or the tokenizer is unavailable.
     """
     hypotheses, references = Path(hypotheses), Path(references)
-    captions, references_by_image = read_results(hypotheses), read_references(references)
-    check_references(captions, references_by_image, hypotheses, references)
-    (corpus,) = build_corpora(tokenizer, references_by_image, [captions])
+    annotations = read_references(references)
+    captions = select_scored(read_results(hypotheses), annotations, hypotheses, references)
+    (corpus,) = build_corpora(tokenizer, annotations.captions, [captions])
     return {
         "hypotheses": str(hypotheses),
         "references": str(references),
-        "num_images_with_references": sum(map(bool, references_by_image.values())),
+        "num_images_with_references": sum(map(bool, annotations.captions.values())),
+        "num_references_left_out": annotations.num_left_out,
         **summarize_scores(
             compute_metrics(corpus, with_meteor=meteor, with_spice=spice),
             {},
@@ -62,9 +63,11 @@ def score(
 
 def score_lines(scores: Mapping[str, Any]) -> list[str]:
     """Format the result of `score` as a table."""
+    left_out = scores["num_references_left_out"]
     lines = [
         f"hypotheses: {scores['hypotheses']}, {scores['num_images']} images",
-        f"references: {scores['references']}, {scores['num_images_with_references']} images",
+        f"references: {scores['references']}, {scores['num_images_with_references']} images"
+        + (f"; {left_out} precanned or rejected captions are left out" if left_out else ""),
         *_common_protocol(scores["protocol"]),
         "",
         f"{'':<8} {'score':>8}   95% interval",
@@ -106,16 +109,14 @@ def compare(
             unavailable.
     """
     a, b, references = Path(a), Path(b), Path(references)
-    captions_a, captions_b = read_results(a), read_results(b)
-    references_by_image = read_references(references)
-    check_references(captions_a, references_by_image, a, references)
-    check_references(captions_b, references_by_image, b, references)
+    annotations = read_references(references)
+    captions_a, captions_b = (select_scored(read_results(path), annotations, path, references) for path in (a, b))
     common = captions_a.keys() & captions_b.keys()
     if not common:
         raise UserError(f"{a}: no image in common with {b}. Compare captions of the same images.")
     corpus_a, corpus_b = build_corpora(
         tokenizer,
-        references_by_image,
+        annotations.captions,
         [{image_id: captions[image_id] for image_id in common} for captions in (captions_a, captions_b)],
     )
     metrics_a = compute_metrics(corpus_a, with_meteor=meteor, with_spice=spice)
