@@ -73,8 +73,8 @@ def score_lines(scores: Mapping[str, Any]) -> list[str]:
         f"{'':<8} {'score':>8}   95% interval",
     ]
     for metric in [metric for metric in CORPUS_SCORES if metric in scores]:
-        low, high = scores["intervals"][metric]
-        lines.append(f"{metric:<8} {scores[metric]:>8.4f}   {low:.4f} to {high:.4f}")
+        interval = " to ".join(f"{end:.4f}" for end in scores["intervals"].get(metric, ())) or "none"
+        lines.append(f"{metric:<8} {scores[metric]:>8.4f}   {interval}")
     return [*lines, *_unavailable_lines(scores), *_signature_lines(scores)]
 
 
@@ -102,7 +102,8 @@ def compare(
         seed: Bootstrap seed.
 
     Returns:
-        JSON values; `compare_lines` formats them. A difference is `significant` if its 95% interval excludes 0.
+        JSON values; `compare_lines` formats them. A difference is `significant` if its 95% interval excludes 0;
+        for one image there is no interval.
 
     Raises:
         UserError: A file is malformed, an image has no reference, no image is in both files, or the tokenizer is
@@ -139,12 +140,12 @@ def _differences(metrics_a: MetricTables, metrics_b: MetricTables, resampling: R
         interval = paired_difference(
             metrics_b.tables[metric], metrics_a.tables[metric], CORPUS_SCORES[metric], resampling
         )
-        difference, low, high = interval.rounded()
+        difference, *ends = interval.rounded()
         differences[metric] = {
             "a": round(metrics_a.score(metric), 6),
             "b": round(metrics_b.score(metric), 6),
             "difference": difference,
-            "interval": [low, high],
+            "interval": ends or None,
             "significant": not interval.includes_zero,
         }
     return differences
@@ -163,15 +164,17 @@ def compare_lines(comparison: Mapping[str, Any]) -> list[str]:
         f"{'':<8} {'A':>8} {'B':>8} {'B - A':>9}   95% interval",
     ]
     for metric, scores in comparison["scores"].items():
-        low, high = scores["interval"]
+        interval = " to ".join(f"{end:+.4f}" for end in scores["interval"] or ()) or "none"
         lines.append(
             f"{metric:<8} {scores['a']:>8.4f} {scores['b']:>8.4f} {scores['difference']:>+9.4f}   "
-            f"{low:+.4f} to {high:+.4f}  {_verdict(scores)}"
+            f"{interval}  {_verdict(scores)}"
         )
     return [*lines, *_unavailable_lines(comparison), *_signature_lines(comparison)]
 
 
 def _verdict(scores: Mapping[str, Any]) -> str:
+    if scores["interval"] is None:
+        return "not testable"
     if not scores["significant"]:
         return "not significant"
     return "B is better" if scores["difference"] > 0 else "A is better"
