@@ -108,6 +108,8 @@ def test_both_images_with_the_same_id_are_named(tmp_path: Path) -> None:
         ("image,caption\n/etc/passwd,A\n", "outside this folder: '/etc/passwd' ("),
         ("image,caption\na.jpg, \n" + FOUR_CAPTIONS.removeprefix("image,caption\n"), "empty captions (1): "),
         ("image,caption\na.jpg,A\ne.jpg,B\n", "missing image files (1): e.jpg ("),
+        (f"image,caption\na.jpg,A\n{'e' * 300},B\n", "missing image files (1): eee"),
+        ("image,caption\na.jpg,A\ne\0.jpg,B\n", "missing image files (1): e"),
         ("image,caption\na.jpg,A\nb.jpg,B\n", "no images in val and test"),
         ("image,caption\n", "no images in train and val and test"),
     ],

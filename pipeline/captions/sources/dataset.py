@@ -1,5 +1,6 @@
 """Section `dataset` of the params, and the checks that turn a dataset in any format into records."""
 
+import errno
 import logging
 import os
 import re
@@ -211,7 +212,7 @@ def _locate_files(image_dir: Path, images: Sequence[ParsedImage]) -> tuple[list[
         return names_by_folder[folder].get(unicodedata.normalize("NFC", name), [])
 
     def locate(file: str) -> str | None:
-        if (image_dir / file).is_file():
+        if _is_file(image_dir / file):
             return file
         if file.isascii():
             return None
@@ -221,7 +222,7 @@ def _locate_files(image_dir: Path, images: Sequence[ParsedImage]) -> tuple[list[
             if part not in names and len(names) != 1:
                 return None
             located /= part if part in names else names[0]
-        return str(located) if (image_dir / located).is_file() else None
+        return str(located) if _is_file(image_dir / located) else None
 
     present, missing = [], []
     for image in images:
@@ -231,6 +232,15 @@ def _locate_files(image_dir: Path, images: Sequence[ParsedImage]) -> tuple[list[
         else:
             present.append(image if file == image.file else replace(image, file=file))
     return present, missing
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
 
 
 def _has_unaccepted(image: ParsedImage) -> bool:
