@@ -55,7 +55,7 @@ def read_real_captions() -> list[list[Words]]:
     """Read and tokenize the references of the images that have enough of them."""
     split_words = make_tokenizer(SPACY_PARAMS)
     captions: dict[int, list[Words]] = {}
-    for image_id, references in read_references(REAL_CAPTIONS).items():
+    for image_id, references in read_references(REAL_CAPTIONS).captions.items():
         captions[image_id] = [split_words(caption) for caption in references[:REFERENCES_PER_IMAGE]]
     return [references for references in captions.values() if len(references) == REFERENCES_PER_IMAGE]
 

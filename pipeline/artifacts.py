@@ -6,11 +6,13 @@ its result under the final name once it is complete.
 
 import codecs
 import fcntl
+import gzip
 import hashlib
 import json
 import logging
 import os
 import shutil
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,6 +28,9 @@ from pipeline.errors import UserError, summarize
 T = TypeVar("T")
 
 logger = logging.getLogger("gridcap")
+
+MAX_DECOMPRESSED_SIZE = 2**30
+"""Bytes of the largest content that is read from a compressed file."""
 
 
 class Schema(NamedTuple):
@@ -128,16 +133,29 @@ def read_json(path: Path, expected_type: type[T], remedy: str, schema: Schema | 
 
 
 def read_bytes(path: Path, remedy: str) -> bytes:
-    """Read a file and strip its byte-order mark.
+    """Read a file and strip its byte-order mark. A file named `*.gz` is decompressed.
 
     Raises:
         UserError: The file is missing or unreadable; the message ends with the sentence `remedy`.
     """
     try:
-        return path.read_bytes().removeprefix(codecs.BOM_UTF8)
+        content = _decompress(path) if path.suffix == ".gz" else path.read_bytes()
+        return content.removeprefix(codecs.BOM_UTF8)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: not a complete gzip file. {remedy}") from error
     except OSError as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         raise UserError(f"{path}: {reason}. {remedy}") from error
+
+
+def _decompress(path: Path) -> bytes:
+    with gzip.open(path) as file:
+        content = file.read(MAX_DECOMPRESSED_SIZE + 1)
+    if len(content) > MAX_DECOMPRESSED_SIZE:
+        raise UserError(
+            f"{path}: larger than {MAX_DECOMPRESSED_SIZE >> 30} GiB when decompressed. Decompress it first."
+        )
+    return content
 
 
 class _Header(TypedDict):

@@ -42,6 +42,14 @@ def test_systems_of_different_images_are_rejected() -> None:
         paired_difference(score_table(np.ones(3)), score_table(np.ones(2)), mean, RESAMPLING)
 
 
+def test_one_image_has_no_interval() -> None:
+    one = score_table(np.array([0.25]))
+    assert score_interval(one, mean, RESAMPLING).rounded() == [0.25]
+    difference = paired_difference(one, score_table(np.zeros(1)), mean, RESAMPLING)
+    assert difference.rounded() == [0.25]
+    assert difference.includes_zero
+
+
 def test_the_protocol_gives_samples_and_seed() -> None:
     assert "300 samples, seed 5" in Resampling(bootstrap_samples=300, seed=5).protocol
 

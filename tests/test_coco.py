@@ -48,8 +48,9 @@ def test_captions_of_images_that_the_file_does_not_list_are_reported(tmp_path: P
         ('{"images": [', "Invalid JSON"),
         ("[]", "Input should be"),
         ({"images": [IMAGE]}, "annotations: Field required"),
-        ({"images": [IMAGE], "annotations": [{"id": 0, "image_id": 1}]}, "annotations[0].caption: Field required"),
-        ({"images": [{"id": "1", "file_name": "1.jpg"}], "annotations": []}, "images[0].id: Input should be"),
+        ({"images": [IMAGE], "annotations": [{"id": 0, "image_id": 1}]}, "no annotation has a caption"),
+        ({"images": [{"id": "1a", "file_name": "1.jpg"}], "annotations": []}, "images[0].id: Input should be"),
+        ({"images": [{"id": "9" * 19, "file_name": "1.jpg"}], "annotations": []}, "images[0].id: Input should be"),
         (
             {"images": [IMAGE | {"objects": [{"attributes": {}, "box": [0, 0, 1, 1]}]}], "annotations": [CAPTION]},
             "image 1: has boxes, but its size is 0 x 0",
@@ -63,3 +64,42 @@ def test_malformed_file_is_an_error(tmp_path: Path, content: Any, message: str) 
         parse(path, ".")
     assert str(error.value).startswith(f"{path}: ")
     assert message in str(error.value)
+
+
+def write_document(path: Path, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> Path:
+    path.write_text(json.dumps({"images": images, "annotations": annotations}))
+    return path
+
+
+def test_ids_may_be_digits_in_quotes_and_annotation_ids_may_be_absent(tmp_path: Path) -> None:
+    annotations = [{"image_id": "37777", "caption": "A kitchen."}, {"image_id": 5, "caption": "A cat."}]
+    path = write_document(tmp_path / "c.json", [{"id": "000037777", "file_name": "a.jpg"}], annotations)
+    parsed = parse(path, ".")
+    assert [(image.image_id, image.captions) for image in parsed.images] == [
+        (37777, (("A kitchen.", f"{path}: annotation [0]"),))
+    ]
+    assert parsed.unmatched_captions == [f"{path}: annotation [1] (image 5)"]
+
+
+def test_missing_captions_are_empty(tmp_path: Path) -> None:
+    annotations = [CAPTION, {"id": 1, "image_id": 1, "caption": None}, {"id": 2, "image_id": 1}]
+    (image,) = parse(write_document(tmp_path / "c.json", [IMAGE], annotations), ".").images
+    assert [caption.text for caption in image.captions] == ["A dog.", "", ""]
+
+
+def test_precanned_and_rejected_captions_are_left_out_and_counted(tmp_path: Path) -> None:
+    marks = [(False, False), (True, False), (False, True), (True, True)]
+    annotations = [
+        {"id": i, "image_id": 1, "caption": f"Caption {i}.", "is_precanned": precanned, "is_rejected": rejected}
+        for i, (precanned, rejected) in enumerate(marks)
+    ]
+    (image,) = parse(write_document(tmp_path / "c.json", [IMAGE], annotations), ".").images
+    assert [caption.text for caption in image.captions] == ["Caption 0."]
+    assert (image.num_precanned_captions, image.num_rejected_captions) == (2, 1)
+
+
+def test_domain_is_the_subset_unless_there_is_a_subset(tmp_path: Path) -> None:
+    domains = [{"domain": "near-domain"}, {"domain": "near-domain", "subset": "seen"}, {}]
+    images = [{"id": i, "file_name": f"{i}.jpg"} | domain for i, domain in enumerate(domains)]
+    parsed = parse(write_document(tmp_path / "c.json", images, []), ".")
+    assert [image.subset for image in parsed.images] == ["near-domain", "seen", None]

@@ -1,5 +1,6 @@
 """COCO results and annotations: valid files, and errors with file and location."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 
 from pipeline.captions.records import Record, write_records
 from pipeline.errors import UserError
-from pipeline.evaluation.coco_files import check_references, read_references, read_results
+from pipeline.evaluation.coco_files import References, read_references, read_results, select_scored
 
 
 def write(path: Path, value: Any) -> Path:
@@ -29,10 +30,10 @@ def test_references_are_read_from_annotations_and_from_records(tmp_path: Path) -
         {"id": 3, "image_id": 7, "caption": "dogs"},
     ]
     document = {"info": {}, "images": [{"id": 7}, {"id": 8}], "annotations": annotations}
-    assert read_references(write(tmp_path / "a.json", document)) == {7: ["a dog", "dogs"], 8: [], 9: ["a cat"]}
+    assert read_references(write(tmp_path / "a.json", document)).captions == {7: ["a dog", "dogs"], 8: [], 9: ["a cat"]}
     record = Record(image_id=4, file="4.jpg", split="test", captions=("a dog", "dogs"))
     write_records(tmp_path / "prepared", [record])
-    assert read_references(tmp_path / "prepared") == {4: ["a dog", "dogs"]}
+    assert read_references(tmp_path / "prepared").captions == {4: ["a dog", "dogs"]}
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_references_are_read_from_annotations_and_from_records(tmp_path: Path) -
         pytest.param(["a dog"], ["[0]", "object"], id="not an object"),
         pytest.param([{"caption": "a", "id": 3}], ["[0].image_id", "required"], id="no image id"),
         pytest.param([{"image_id": 1, "caption": "a"}, {"image_id": 2}], ["[1].caption", "required"], id="no caption"),
-        pytest.param([{"image_id": "1", "caption": "a"}], ["[0].image_id", "integer"], id="id is a string"),
+        pytest.param([{"image_id": "1a", "caption": "a"}], ["[0].image_id", "integer"], id="id is a string"),
         pytest.param([{"image_id": True, "caption": "a"}], ["[0].image_id", "integer"], id="id is a Boolean"),
         pytest.param([{"image_id": 1, "caption": None}], ["[0].caption", "string"], id="caption is null"),
         pytest.param(
@@ -74,7 +75,7 @@ def test_invalid_results_are_rejected(tmp_path: Path, content: Any, facts: list[
         pytest.param([], ["annotations file"], id="a list"),
         pytest.param({"annotations": {}}, ["annotations: ", "array"], id="annotations is no list"),
         pytest.param({"images": 3, "annotations": []}, ["images: ", "array"], id="images is no list"),
-        pytest.param({"images": [{"id": 1}, {"id": "2"}], "annotations": []}, ["images[1].id", "integer"], id="id"),
+        pytest.param({"images": [{"id": 1}, {"id": "b"}], "annotations": []}, ["images[1].id", "integer"], id="id"),
         pytest.param(
             {"annotations": [{"image_id": 1, "caption": 2}]}, ["annotations[0].caption", "string"], id="caption"
         ),
@@ -106,7 +107,41 @@ def test_images_without_references_are_listed() -> None:
     results = dict.fromkeys(range(8), "a dog")
     paths = Path("r.json"), Path("a.json")
     with pytest.raises(UserError, match=r"^r\.json: .*a\.json \(7\): 1, 2, 3, 4, 5, \.\.\."):
-        check_references(results, {0: ["a"]}, *paths)
+        select_scored(results, References(captions={0: ["a"]}), *paths)
+    without_caption = References(captions={image_id: ["a"] * (image_id != 6) for image_id in range(9)})
     with pytest.raises(UserError, match=r"^a\.json: .*r\.json .*\(1\): 6\."):
-        check_references(results, {image_id: ["a"] * (image_id != 6) for image_id in range(9)}, *paths)
-    check_references(results, {image_id: ["a"] for image_id in range(9)}, *paths)
+        select_scored(results, without_caption, *paths)
+    references = References(captions={image_id: ["a"] for image_id in range(9)})
+    assert select_scored(results, references, *paths) == results
+
+
+def test_ids_may_be_digits_in_quotes(tmp_path: Path) -> None:
+    results = [{"image_id": "37777", "caption": "a dog"}]
+    assert read_results(write(tmp_path / "results.json", results)) == {37777: "a dog"}
+    document = {"images": [{"id": "37777"}, {"id": "8"}], "annotations": results}
+    assert read_references(write(tmp_path / "a.json", document)).captions == {37777: ["a dog"], 8: []}
+
+
+def test_compressed_files_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "results.json.gz"
+    content = gzip.compress(b'[{"image_id": 1, "caption": "a dog"}]')
+    path.write_bytes(content)
+    assert read_results(path) == {1: "a dog"}
+    for damaged in (content[:-9], b"[]", content[:12] + b"\xff" * 9 + content[21:]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"results\.json\.gz: not a complete gzip file"):
+            read_results(path)
+
+
+def test_precanned_and_rejected_references_are_left_out(tmp_path: Path) -> None:
+    annotations = [
+        {"image_id": 1, "caption": "a can", "is_precanned": False, "is_rejected": False},
+        {"image_id": 1, "caption": "quality issues", "is_precanned": True, "is_rejected": False},
+        {"image_id": 2, "caption": "asdf", "is_precanned": False, "is_rejected": True},
+    ]
+    references = read_references(write(tmp_path / "a.json", {"annotations": annotations, "images": [{"id": 2}]}))
+    assert references == References(captions={1: ["a can"]}, num_left_out=2, unscored_images=frozenset({2}))
+    paths = Path("r.json"), Path("a.json")
+    assert select_scored({1: "a can", 2: "a dog"}, references, *paths) == {1: "a can"}
+    with pytest.raises(UserError, match=r"^a\.json: .*precanned"):
+        select_scored({2: "a dog"}, references, *paths)

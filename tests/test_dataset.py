@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.captions.records import Record
+from pipeline.captions.sources.parsed_file import id_from_path
 from pipeline.errors import UserError
 from tests.dataset_files import (
     FOUR_CAPTIONS,
@@ -78,8 +79,13 @@ def test_skipped_images_and_captions_are_counted_by_reason(tmp_path: Path) -> No
     assert counts.num_skipped == {
         "missing_images": 1,
         "unmatched_captions": 1,
+        "malformed_rows": 0,
         "empty_captions": 2,
+        "control_characters": 0,
         "uncaptioned_images": 1,
+        "precanned_captions": 0,
+        "rejected_captions": 0,
+        "images_without_accepted_captions": 0,
     }
 
 
@@ -102,6 +108,8 @@ def test_both_images_with_the_same_id_are_named(tmp_path: Path) -> None:
         ("image,caption\n/etc/passwd,A\n", "outside this folder: '/etc/passwd' ("),
         ("image,caption\na.jpg, \n" + FOUR_CAPTIONS.removeprefix("image,caption\n"), "empty captions (1): "),
         ("image,caption\na.jpg,A\ne.jpg,B\n", "missing image files (1): e.jpg ("),
+        (f"image,caption\na.jpg,A\n{'e' * 300},B\n", "missing image files (1): eee"),
+        ("image,caption\na.jpg,A\ne\0.jpg,B\n", "missing image files (1): e"),
         ("image,caption\na.jpg,A\nb.jpg,B\n", "no images in val and test"),
         ("image,caption\n", "no images in train and val and test"),
     ],
@@ -170,6 +178,85 @@ def test_invalid_params_are_an_error(tmp_path: Path, changes: dict[str, Any], me
     with pytest.raises(UserError) as error:
         prepare_by_file(tmp_path, **changes)
     assert message in str(error.value)
+
+
+ODD_CAPTIONS = FOUR_CAPTIONS + "a.jpg\na.jpg,A dog\0 runs\nb.jpg,A \x1b]0;title\x07 cat\nb.jpg,nan\n"
+
+
+def test_odd_captions_are_counted_and_nan_is_kept_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch_four_images(tmp_path)
+    path = tmp_path / "captions.txt"
+    path.write_text(ODD_CAPTIONS)
+    records, counts = prepare_by_file(tmp_path, bad_captions="skip")
+    assert records["a.jpg"].captions == ("A dog .",)
+    assert records["b.jpg"].captions == ("A cat .", "nan")
+    assert (counts.num_skipped["empty_captions"], counts.num_skipped["control_characters"]) == (1, 2)
+    assert f"{path}:9 (nan)" in caplog.text
+
+
+def test_control_characters_are_an_error_with_file_and_line(tmp_path: Path) -> None:
+    touch_four_images(tmp_path)
+    (tmp_path / "captions.txt").write_text(FOUR_CAPTIONS + "a.jpg,A dog\0 runs\n")
+    with pytest.raises(UserError) as error:
+        prepare_by_file(tmp_path)
+    assert f"control characters (1): {tmp_path / 'captions.txt'}:6 ('\\x00')" in str(error.value)
+
+
+def test_flickr30k_row_without_its_second_bar_is_named_or_counted(tmp_path: Path) -> None:
+    touch_four_images(tmp_path)
+    path = tmp_path / "results.csv"
+    rows = "".join(f"{name}.jpg| 0| A dog, a big one .\n" for name in "abcd")
+    path.write_text("image_name| comment_number| comment\n" + rows + "a.jpg| 1   A dog runs .\n")
+    with pytest.raises(UserError) as error:
+        prepare_by_file(tmp_path, path.name)
+    assert f"{path}:6 (a.jpg)" in str(error.value)
+    assert "dataset.bad_captions" in str(error.value)
+    records, counts = prepare_by_file(tmp_path, path.name, bad_captions="skip")
+    assert records["a.jpg"].captions == ("A dog, a big one .",)
+    assert counts.num_skipped["malformed_rows"] == 1
+
+
+def test_one_name_in_two_folders_gets_ids_from_the_whole_path(tmp_path: Path) -> None:
+    names = ["x/5_000000000a.jpg", "y/5_000000000a.jpg", "x/6_000000000a.jpg", "y/7_000000000a.jpg"]
+    touch(tmp_path, *names)
+    (tmp_path / "captions.txt").write_text("image,caption\n" + "".join(f"{name},A dog .\n" for name in names))
+    records, _ = prepare_by_file(tmp_path)
+    assert [records[name].image_id for name in names] == [id_from_path(names[0]), id_from_path(names[1]), 6, 7]
+
+
+def test_names_are_matched_to_files_in_any_unicode_normalization(tmp_path: Path) -> None:
+    nfc, nfd = "caf\u00e9", "cafe\u0301"
+    touch(tmp_path, f"{nfd}/{nfd}.jpg", f"{nfc}.png", "c.jpg", "d.jpg")
+    names = [f"{nfc}/{nfc}.jpg", f"{nfd}.png", "c.jpg", "d.jpg"]
+    (tmp_path / "captions.txt").write_text("image,caption\n" + "".join(f"{name},A dog .\n" for name in names))
+    records, _ = prepare_by_file(tmp_path)
+    assert records.keys() == {f"{nfd}/{nfd}.jpg", f"{nfc}.png", "c.jpg", "d.jpg"}
+
+
+def test_image_with_only_precanned_captions_is_left_out_and_counted(tmp_path: Path) -> None:
+    changes = write_three_coco_files(tmp_path)
+    precanned = CAPTION | {"is_precanned": True, "is_rejected": False}
+    content = {
+        "images": [IMAGE, {"id": 9, "file_name": "9.jpg"}],
+        "annotations": [CAPTION, precanned, precanned | {"image_id": 9}],
+    }
+    touch(tmp_path, "train/9.jpg")
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    records, counts = prepare_by_file(tmp_path, **changes)
+    assert "train/9.jpg" not in records
+    assert counts.num_skipped["precanned_captions"] == 2
+    assert counts.num_skipped["images_without_accepted_captions"] == 1
+
+
+def test_unmatched_list_entries_are_named_if_a_split_is_empty(tmp_path: Path) -> None:
+    touch_four_images(tmp_path)
+    (tmp_path / "captions.txt").write_text(FOUR_CAPTIONS)
+    for split, names in (("train", "17\n"), ("val", "b\n"), ("test", "c\n")):
+        (tmp_path / f"{split}.txt").write_text(names)
+    with pytest.raises(UserError, match=r"no images in train .*17 \(.*train\.txt:1\)"):
+        prepare_by_file(tmp_path, splits=LISTS, bad_captions="skip")
 
 
 @needs_real

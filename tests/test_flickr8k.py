@@ -46,7 +46,6 @@ def test_official_token_file_groups_captions_by_name(tmp_path: Path) -> None:
         ("", 1, "'image,caption'"),
         ('image,caption\na.jpg,A\nb.jpg,"A dog\n', 3, "not valid CSV"),
         ("image,caption\na.jpg,A\nb.jpg,A cat, sleeping\n", 3, "got 3"),
-        ("image,caption\na.jpg\n", 2, "got 1"),
         ("a.jpg#0\tA\nb.jpg A cat\n", 2, "'b.jpg A cat'"),
     ],
 )
@@ -61,9 +60,45 @@ def test_malformed_line_is_an_error_with_its_number(tmp_path: Path, content: str
 
 def test_all_rows_with_a_wrong_number_of_columns_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "captions.txt"
-    path.write_text("image,caption\na.jpg,A dog, big\nb.jpg\nc.jpg,A cow\n")
+    path.write_text("image,caption\na.jpg,A dog, big\nb.jpg,A cat, too\nc.jpg,A cow\n")
     with pytest.raises(UserError) as error:
         parse(path, ".")
     assert f"{path}:2: " in str(error.value)
     assert f"{path}:3: " in str(error.value)
     assert f"{path}:4: " not in str(error.value)
+
+
+FLICKR30K = (
+    "image_name| comment_number| comment\r\n"
+    "1.jpg| 0| Two men, one in a red hat, talk .\r\n"
+    "1.jpg| 1| A sign says a|b .\n"
+    "2.jpg| 4   A dog runs .\n"
+    "2.jpg| 1| A cat .\n"
+    "3.jpg\n"
+)
+
+
+def test_flickr30k_table_keeps_commas_and_reports_the_row_without_its_second_bar(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    path.write_text(FLICKR30K, newline="")
+    captions = {name: [text.strip() for text in texts] for name, texts in captions_by_file(path).items()}
+    assert captions == {
+        "1.jpg": ["Two men, one in a red hat, talk .", "A sign says a|b ."],
+        "2.jpg": ["A cat ."],
+        "3.jpg": [""],
+    }
+    assert parse(path, ".").malformed_rows == [f"{path}:4 (2.jpg)"]
+
+
+@pytest.mark.parametrize("content", ["image,caption\na.jpg\n", "a.jpg#0\tA\na.jpg#1\n"])
+def test_row_with_only_a_name_is_an_empty_caption(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "captions.txt"
+    path.write_text(content)
+    (image,) = parse(path, ".").images
+    assert image.captions[-1] == ("", f"{path}:2")
+
+
+def test_caption_without_an_image_name_is_unmatched(tmp_path: Path) -> None:
+    path = tmp_path / "captions.txt"
+    path.write_text("image,caption\n,A dog\na.jpg,A cat\n")
+    assert parse(path, ".").unmatched_captions == [f"{path}:2 (no image name)"]

@@ -34,3 +34,11 @@ def test_unknown_split_is_an_error(tmp_path: Path) -> None:
         parse(path, ".")
     assert str(error.value).startswith(f"{path}: images[0].split: ")
     assert "'restval'" in str(error.value)
+
+
+def test_missing_sentence_is_an_empty_caption(tmp_path: Path) -> None:
+    path = tmp_path / "dataset.json"
+    sentences = [{"raw": None}, {}, {"raw": "A dog."}]
+    path.write_text(json.dumps({"images": [{"filename": "a.jpg", "split": "val", "sentences": sentences}]}))
+    (image,) = parse(path, ".").images
+    assert [caption.text for caption in image.captions] == ["", "", "A dog."]

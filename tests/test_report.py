@@ -212,6 +212,20 @@ def test_the_page_needs_no_other_file_and_shows_no_absolute_path(path):
     assert "someone" not in text
 
 
+def test_the_page_of_one_image_has_scores_without_intervals(tmp_path):
+    scores = {
+        "num_images": 1,
+        "BLEU-4": 0.3125,
+        "intervals": {},
+        "protocol": {"BLEU-4": ["n: 4"], "intervals": ["intervals: not defined for one image"]},
+        "signature": {"BLEU-4": ["BLEU-4|refs:5"]},
+        "unavailable": {"CIDEr-D": ["not defined for one image"]},
+    }
+    write_report(tmp_path / "report.html", make_report(scores=scores))
+    text = " ".join(PageParser((tmp_path / "report.html").read_text()).text.split())
+    assert "BLEU-4 0.312 CIDEr-D not defined for one image" in text
+
+
 def test_the_page_shows_scores_with_interval_protocol_and_chance(path):
     text = " ".join(PageParser(path.read_text()).text.split())
     assert "BLEU-4 0.312 0.290 to 0.333 0.250 0.200 to 0.300" in text

@@ -161,3 +161,18 @@ def test_a_negative_seed_is_rejected(tmp_path: Path, command: str) -> None:
     result = gridcap(command, path, path, "--seed", -1)
     assert result.exit_code == 2
     assert "--seed" in result.output
+
+
+def test_one_image_has_no_cider_and_no_intervals(tmp_path: Path) -> None:
+    hypotheses, references = write_results(tmp_path / "a.json", {1: GOOD[1]}), write_references(tmp_path / "r.json")
+    out = tmp_path / "scores.json"
+    lines = run("score", hypotheses, references, "--no-meteor", "--out", out).splitlines()
+    assert "CIDEr-D  not defined for one image" in lines
+    assert "intervals: not defined for one image" in lines
+    scores = json.loads(out.read_text())
+    assert "CIDEr-D" not in scores
+    assert scores["intervals"] == {}
+    assert 0 < scores["BLEU-4"] < 1
+    lines = run("compare", hypotheses, hypotheses, "--references", references, "--no-meteor").splitlines()
+    assert any(line.startswith("BLEU-4 ") and line.endswith("none  not testable") for line in lines)
+    assert "CIDEr    not defined for one image" in lines

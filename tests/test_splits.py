@@ -1,5 +1,6 @@
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,41 @@ def test_missing_or_malformed_split_file_is_an_error(tmp_path: Path, params: dic
     with pytest.raises(UserError) as error:
         assign_by_files(images(range(4)), params, tmp_path)
     assert str(tmp_path / message) in str(error.value)
+
+
+def named_images(*files: str) -> list[ParsedImage]:
+    return [replace(image(index), file=file) for index, file in enumerate(files)]
+
+
+def test_entries_without_suffix_are_matched_by_stem(tmp_path: Path) -> None:
+    write_lists(tmp_path, "1000000001\n", "sub/b\n", "c.v1\n")
+    parsed = named_images("images/1000000001.jpg", "sub/b.png", "images/c.v1.jpg", "sub/d.png")
+    assignment = assign_by_files(parsed, LISTS, tmp_path)
+    assert assignment.split_by_file == {
+        "images/1000000001.jpg": "train",
+        "sub/b.png": "val",
+        "images/c.v1.jpg": "test",
+    }
+    assert assignment.unknown_images == []
+
+
+def test_json_entries_may_be_numbers(tmp_path: Path) -> None:
+    (tmp_path / "splits.json").write_text(json.dumps({"train": [0], "val": [1], "test": ["2"]}))
+    split = assign_by_files(images(range(3)), {"by": "json", "file": "splits.json"}, tmp_path).split_by_file
+    assert split == {"0.jpg": "train", "1.jpg": "val", "2.jpg": "test"}
+
+
+def test_entry_that_matches_several_images_is_an_error(tmp_path: Path) -> None:
+    write_lists(tmp_path, "b.jpg\na\n")
+    with pytest.raises(UserError) as error:
+        assign_by_files(named_images("x/a.jpg", "y/a.png", "b.jpg"), LISTS, tmp_path)
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path / 'train.txt'}:2: a ")
+    assert "x/a.jpg" in message
+    assert "y/a.png" in message
+
+
+def test_entries_are_matched_in_any_unicode_normalization(tmp_path: Path) -> None:
+    write_lists(tmp_path, "caf\u00e9.jpg\n")
+    split = assign_by_files(named_images("cafe\u0301.jpg", "1.jpg", "2.jpg"), LISTS, tmp_path).split_by_file
+    assert split["cafe\u0301.jpg"] == "train"

@@ -1,6 +1,7 @@
 """Caption files in COCO's formats: results to score, and annotations to score them against."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NotRequired
 
@@ -8,6 +9,7 @@ from typing_extensions import TypedDict
 
 from pipeline.artifacts import read_json
 from pipeline.captions.records import read_records
+from pipeline.captions.sources.parsed_file import IntegerId, is_accepted
 from pipeline.errors import UserError
 from pipeline.generation.caption_io import CAPTIONS_FILE
 
@@ -16,17 +18,36 @@ MAX_IDS = 5
 
 
 class _CaptionEntry(TypedDict):
-    image_id: int
+    image_id: IntegerId
     caption: str
 
 
+class _AnnotationEntry(TypedDict):
+    image_id: IntegerId
+    caption: str
+    is_precanned: NotRequired[bool | None]
+    is_rejected: NotRequired[bool | None]
+
+
 class _ImageEntry(TypedDict):
-    id: int
+    id: IntegerId
 
 
 class _Annotations(TypedDict):
     images: NotRequired[list[_ImageEntry]]
-    annotations: list[_CaptionEntry]
+    annotations: list[_AnnotationEntry]
+
+
+@dataclass(frozen=True, kw_only=True)
+class References:
+    """The references of an annotations file."""
+
+    captions: dict[int, list[str]]
+    """References by image id; empty for images that have no annotation but are listed in `images`."""
+    num_left_out: int = 0
+    """Number of captions that VizWiz marks as precanned or rejected, not in `captions`."""
+    unscored_images: frozenset[int] = frozenset()
+    """Ids of images of which all captions are left out, not in `captions`."""
 
 
 def read_results(path: Path) -> dict[int, str]:
@@ -34,7 +55,7 @@ def read_results(path: Path) -> dict[int, str]:
 
     Args:
         path: A file `[{"image_id": 1, "caption": "a dog"}, ...]`, whose other keys are ignored, or a folder written by
-            `generate`.
+            `generate`. The file may be compressed (`*.gz`).
 
     Returns:
         The caption of each image, by image id.
@@ -59,55 +80,68 @@ def read_results(path: Path) -> dict[int, str]:
     return captions
 
 
-def read_references(path: Path) -> dict[int, list[str]]:
+def read_references(path: Path) -> References:
     """Read references from COCO annotations.
 
     Args:
-        path: A file `{"annotations": [{"image_id": 1, "caption": "a dog"}, ...]}`, whose other keys are ignored, or a
-            folder written by `prepare`.
-
-    Returns:
-        The references of each image, by image id; empty for images that have no annotation but are listed in `images`.
+        path: A file `{"annotations": [{"image_id": 1, "caption": "a dog"}, ...]}`, whose other keys are ignored except
+            `is_precanned` and `is_rejected` of VizWiz, or a folder written by `prepare`. The file may be compressed
+            (`*.gz`).
 
     Raises:
         UserError: The file is missing or malformed.
     """
     if path.is_dir():
-        return {record.image_id: list(record.captions) for record in read_records(path)}
+        return References(captions={record.image_id: list(record.captions) for record in read_records(path)})
     remedy = 'Name a COCO annotations file: {"annotations": [{"image_id": 1, "caption": "a dog"}, ...]}.'
     document = read_json(path, _Annotations, remedy)
-    references: dict[int, list[str]] = {image["id"]: [] for image in document.get("images", [])}
+    captions: dict[int, list[str]] = {image["id"]: [] for image in document.get("images", [])}
+    left_out = [entry["image_id"] for entry in document["annotations"] if not is_accepted(entry)]
     for entry in document["annotations"]:
-        references.setdefault(entry["image_id"], []).append(entry["caption"])
-    return references
+        if is_accepted(entry):
+            captions.setdefault(entry["image_id"], []).append(entry["caption"])
+    unscored_images = frozenset(image_id for image_id in left_out if not captions.get(image_id))
+    for image_id in unscored_images:
+        captions.pop(image_id, None)
+    return References(captions=captions, num_left_out=len(left_out), unscored_images=unscored_images)
 
 
-def check_references(
-    results: Mapping[int, str], references: Mapping[int, list[str]], results_path: Path, references_path: Path
-) -> None:
-    """Check that every image with a result has a reference.
+def select_scored(
+    results: Mapping[int, str], references: References, results_path: Path, references_path: Path
+) -> dict[int, str]:
+    """Select the results to score, and check that each of them has a reference.
 
     Args:
         results: Captions by image id.
-        references: References by image id.
+        references: The references.
         results_path: File of the results, for errors.
         references_path: File of the references, for errors.
 
+    Returns:
+        The results of all images but `references.unscored_images`.
+
     Raises:
-        UserError: An image is not in the annotations, or has no caption there.
+        UserError: An image is not in the annotations, or has no caption there, or no image can be scored.
     """
-    unknown_images = sorted(results.keys() - references.keys())
+    scored = {image_id: caption for image_id, caption in results.items() if image_id not in references.unscored_images}
+    if not scored:
+        raise UserError(
+            f"{references_path}: all captions of the images of {results_path} are precanned or rejected. "
+            "Name annotations with accepted captions."
+        )
+    unknown_images = sorted(scored.keys() - references.captions.keys())
     if unknown_images:
         raise UserError(
             f"{results_path}: images that are not in {references_path} ({len(unknown_images)}): "
             f"{_list_ids(unknown_images)}. Name the annotations of the same images."
         )
-    uncaptioned_images = sorted(image_id for image_id in results if not references[image_id])
+    uncaptioned_images = sorted(image_id for image_id in scored if not references.captions[image_id])
     if uncaptioned_images:
         raise UserError(
             f"{references_path}: images of {results_path} without a caption ({len(uncaptioned_images)}): "
             f"{_list_ids(uncaptioned_images)}. Add captions, or remove the images from the results."
         )
+    return scored
 
 
 def _list_ids(image_ids: Sequence[int]) -> str:

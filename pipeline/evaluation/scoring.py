@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.evaluation.coco_files import check_references, read_references, read_results
+from pipeline.evaluation.coco_files import read_references, read_results, select_scored
 from pipeline.metrics.bootstrap import Resampling, paired_difference
 from pipeline.metrics.caption_scores import (
     CORPUS_SCORES,
@@ -45,13 +45,14 @@ def score(
         UserError: A file is malformed, an image has no reference, or the tokenizer is unavailable.
     """
     hypotheses, references = Path(hypotheses), Path(references)
-    captions, references_by_image = read_results(hypotheses), read_references(references)
-    check_references(captions, references_by_image, hypotheses, references)
-    (corpus,) = build_corpora(tokenizer, references_by_image, [captions])
+    annotations = read_references(references)
+    captions = select_scored(read_results(hypotheses), annotations, hypotheses, references)
+    (corpus,) = build_corpora(tokenizer, annotations.captions, [captions])
     return {
         "hypotheses": str(hypotheses),
         "references": str(references),
-        "num_images_with_references": sum(map(bool, references_by_image.values())),
+        "num_images_with_references": sum(map(bool, annotations.captions.values())),
+        "num_references_left_out": annotations.num_left_out,
         **summarize_scores(
             compute_metrics(corpus, with_meteor=meteor, with_spice=spice),
             {},
@@ -62,16 +63,18 @@ def score(
 
 def score_lines(scores: Mapping[str, Any]) -> list[str]:
     """Format the result of `score` as a table."""
+    left_out = scores["num_references_left_out"]
     lines = [
         f"hypotheses: {scores['hypotheses']}, {scores['num_images']} images",
-        f"references: {scores['references']}, {scores['num_images_with_references']} images",
+        f"references: {scores['references']}, {scores['num_images_with_references']} images"
+        + (f"; {left_out} precanned or rejected captions are left out" if left_out else ""),
         *_common_protocol(scores["protocol"]),
         "",
         f"{'':<8} {'score':>8}   95% interval",
     ]
     for metric in [metric for metric in CORPUS_SCORES if metric in scores]:
-        low, high = scores["intervals"][metric]
-        lines.append(f"{metric:<8} {scores[metric]:>8.4f}   {low:.4f} to {high:.4f}")
+        interval = " to ".join(f"{end:.4f}" for end in scores["intervals"].get(metric, ())) or "none"
+        lines.append(f"{metric:<8} {scores[metric]:>8.4f}   {interval}")
     return [*lines, *_unavailable_lines(scores), *_signature_lines(scores)]
 
 
@@ -99,23 +102,22 @@ def compare(
         seed: Bootstrap seed.
 
     Returns:
-        JSON values; `compare_lines` formats them. A difference is `significant` if its 95% interval excludes 0.
+        JSON values; `compare_lines` formats them. A difference is `significant` if its 95% interval excludes 0;
+        for one image there is no interval.
 
     Raises:
         UserError: A file is malformed, an image has no reference, no image is in both files, or the tokenizer is
             unavailable.
     """
     a, b, references = Path(a), Path(b), Path(references)
-    captions_a, captions_b = read_results(a), read_results(b)
-    references_by_image = read_references(references)
-    check_references(captions_a, references_by_image, a, references)
-    check_references(captions_b, references_by_image, b, references)
+    annotations = read_references(references)
+    captions_a, captions_b = (select_scored(read_results(path), annotations, path, references) for path in (a, b))
     common = captions_a.keys() & captions_b.keys()
     if not common:
         raise UserError(f"{a}: no image in common with {b}. Compare captions of the same images.")
     corpus_a, corpus_b = build_corpora(
         tokenizer,
-        references_by_image,
+        annotations.captions,
         [{image_id: captions[image_id] for image_id in common} for captions in (captions_a, captions_b)],
     )
     metrics_a = compute_metrics(corpus_a, with_meteor=meteor, with_spice=spice)
@@ -138,12 +140,12 @@ def _differences(metrics_a: MetricTables, metrics_b: MetricTables, resampling: R
         interval = paired_difference(
             metrics_b.tables[metric], metrics_a.tables[metric], CORPUS_SCORES[metric], resampling
         )
-        difference, low, high = interval.rounded()
+        difference, *ends = interval.rounded()
         differences[metric] = {
             "a": round(metrics_a.score(metric), 6),
             "b": round(metrics_b.score(metric), 6),
             "difference": difference,
-            "interval": [low, high],
+            "interval": ends or None,
             "significant": not interval.includes_zero,
         }
     return differences
@@ -162,15 +164,17 @@ def compare_lines(comparison: Mapping[str, Any]) -> list[str]:
         f"{'':<8} {'A':>8} {'B':>8} {'B - A':>9}   95% interval",
     ]
     for metric, scores in comparison["scores"].items():
-        low, high = scores["interval"]
+        interval = " to ".join(f"{end:+.4f}" for end in scores["interval"] or ()) or "none"
         lines.append(
             f"{metric:<8} {scores['a']:>8.4f} {scores['b']:>8.4f} {scores['difference']:>+9.4f}   "
-            f"{low:+.4f} to {high:+.4f}  {_verdict(scores)}"
+            f"{interval}  {_verdict(scores)}"
         )
     return [*lines, *_unavailable_lines(comparison), *_signature_lines(comparison)]
 
 
 def _verdict(scores: Mapping[str, Any]) -> str:
+    if scores["interval"] is None:
+        return "not testable"
     if not scores["significant"]:
         return "not significant"
     return "B is better" if scores["difference"] > 0 else "A is better"

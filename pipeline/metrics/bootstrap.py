@@ -8,6 +8,7 @@ Tests for Machine Translation Evaluation). The intervals cover the choice of ima
 Legend: `N` images, `D` columns of a metric's table, `M` bootstrap samples.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -49,18 +50,19 @@ class Interval:
     value: float
     """Score on all images."""
     low: float
-    """Lower end of the interval."""
+    """Lower end of the interval; NaN for one image, which has no interval."""
     high: float
-    """Upper end of the interval."""
+    """Upper end of the interval; NaN for one image."""
 
     @property
     def includes_zero(self) -> bool:
         """Whether a difference with this interval is not significant."""
-        return self.low <= 0 <= self.high
+        return not (self.low > 0 or self.high < 0)
 
     def rounded(self) -> list[float]:
-        """Return value, low and high, rounded to 6 digits for JSON."""
-        return [round(value, 6) for value in (self.value, self.low, self.high)]
+        """Return value, low and high, rounded to 6 digits for JSON; the value alone if there is no interval."""
+        values = (self.value,) if math.isnan(self.low) else (self.value, self.low, self.high)
+        return [round(value, 6) for value in values]
 
 
 def score_table(scores: npt.NDArray[np.float64]) -> Table:
@@ -81,7 +83,8 @@ def score_interval(table: Table, score: ScoreFunction, resampling: Resampling) -
         score: The metric.
         resampling: Bootstrap settings.
     """
-    return _interval(score(table.sum(axis=0)), score(_bootstrap_sums(table, resampling)))
+    value = score(table.sum(axis=0))
+    return _interval(value, score(_bootstrap_sums(table, resampling)) if len(table) > 1 else None)
 
 
 def paired_difference(table: Table, baseline: Table, score: ScoreFunction, resampling: Resampling) -> Interval:
@@ -98,10 +101,10 @@ def paired_difference(table: Table, baseline: Table, score: ScoreFunction, resam
     """
     if len(table) != len(baseline):
         raise ValueError(f"systems must be compared on the same images, got {len(table)} and {len(baseline)}")
-    return _interval(
-        score(table.sum(axis=0)) - score(baseline.sum(axis=0)),
-        score(_bootstrap_sums(table, resampling)) - score(_bootstrap_sums(baseline, resampling)),
-    )
+    value = score(table.sum(axis=0)) - score(baseline.sum(axis=0))
+    if len(table) == 1:
+        return _interval(value, None)
+    return _interval(value, score(_bootstrap_sums(table, resampling)) - score(_bootstrap_sums(baseline, resampling)))
 
 
 def _bootstrap_sums(table: Table, resampling: Resampling) -> Table:
@@ -115,6 +118,6 @@ def _bootstrap_sums(table: Table, resampling: Resampling) -> Table:
     return sums
 
 
-def _interval(value: npt.NDArray[np.float64], samples: npt.NDArray[np.float64]) -> Interval:
-    low, high = np.percentile(samples, PERCENTILES)
+def _interval(value: npt.NDArray[np.float64], samples: npt.NDArray[np.float64] | None) -> Interval:
+    low, high = (math.nan, math.nan) if samples is None else np.percentile(samples, PERCENTILES)
     return Interval(value=float(value), low=float(low), high=float(high))

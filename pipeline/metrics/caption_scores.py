@@ -63,7 +63,7 @@ class MetricTables:
     signature: Mapping[str, str]
     """The protocol in one line, to quote with the score."""
     unavailable: Mapping[str, str]
-    """Reason why a metric was not computed."""
+    """Reason why a metric was not computed; CIDEr is not defined for a corpus of one image."""
 
     def score(self, metric: str) -> float:
         """Compute the score of all images."""
@@ -95,8 +95,11 @@ def compute_metrics(corpus: Corpus, with_meteor: bool, with_spice: bool) -> Metr
         except UnavailableError as error:
             unavailable["METEOR"] = str(error)
     image_scores["ROUGE-L"] = rouge.rouge_l(hypotheses, references)
-    cider_scores = cider.cider(hypotheses, references)
-    image_scores["CIDEr-D"], image_scores["CIDEr"] = cider_scores.cider_d, cider_scores.cider
+    if len(hypotheses) > 1:
+        cider_scores = cider.cider(hypotheses, references)
+        image_scores["CIDEr-D"], image_scores["CIDEr"] = cider_scores.cider_d, cider_scores.cider
+    else:  # Every document frequency is that of all images.
+        unavailable |= dict.fromkeys(("CIDEr-D", "CIDEr"), "not defined for one image")
     if with_spice:
         try:
             image_scores["SPICE"] = spice.spice(hypotheses, references)
@@ -156,7 +159,12 @@ def provenance(metrics: MetricTables, resampling: Resampling) -> dict[str, dict[
     """Return protocol and signature of each score, and the reason why a metric is unavailable, as JSON values."""
     protocol = {metric: list(lines) for metric, lines in metrics.protocol.items()}
     return {
-        "protocol": {**protocol, "intervals": [resampling.protocol]},
+        "protocol": {
+            **protocol,
+            "intervals": [
+                resampling.protocol if len(metrics.image_ids) > 1 else "intervals: not defined for one image"
+            ],
+        },
         "signature": {metric: [signature] for metric, signature in metrics.signature.items()},
         "unavailable": {metric: [reason] for metric, reason in metrics.unavailable.items()},
     }
@@ -170,8 +178,8 @@ def _scores_and_intervals(
         for name in names
         if name in metrics.tables
     }
-    scores = {"num_images": len(rows), **{name: value for name, (value, _, _) in intervals.items()}}
-    return scores, {name: [low, high] for name, (_, low, high) in intervals.items()}
+    scores = {"num_images": len(rows), **{name: value for name, (value, *_) in intervals.items()}}
+    return scores, {name: ends for name, (_, *ends) in intervals.items() if ends}
 
 
 def per_image_scores(metrics: MetricTables) -> list[dict[str, float | int]]:

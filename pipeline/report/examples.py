@@ -82,7 +82,9 @@ def build_examples(data: EvaluationData, metrics: MetricTables, params: ReportPa
     """
     records = {record.image_id: record for record in data.records}
     rows = {image_id: row for row, image_id in enumerate(metrics.image_ids)}
-    quality = {image_id: float(metrics.image_scores["CIDEr-D"][row]) for image_id, row in rows.items()}
+    # CIDEr-D is not defined for one image, whose rank is known without it.
+    scores = metrics.image_scores.get("CIDEr-D", metrics.image_scores["ROUGE-L"])
+    quality = {image_id: float(scores[row]) for image_id, row in rows.items()}
     examples = []
     for group, image_id in select_images(quality, params, seed):
         record, caption = records[image_id], data.generated[image_id]
@@ -94,7 +96,7 @@ def build_examples(data: EvaluationData, metrics: MetricTables, params: ReportPa
                 words=caption.words,
                 attention=caption.attention,
                 references=record.captions,
-                scores={name: float(scores[rows[image_id]]) for name, scores in metrics.image_scores.items()},
+                scores={name: float(values[rows[image_id]]) for name, values in metrics.image_scores.items()},
                 boxes={word.position: word.boxes for word in find_grounded_words(caption.words, record.objects)},
             )
         )

@@ -167,7 +167,7 @@ def _score_table(scores: Mapping[str, Any]) -> dict[str, Any]:
     subsets = scores.get("subsets", {})
     columns = {"all": (scores, scores["intervals"])}
     columns |= {name: (values, scores["intervals"]["subsets"][name]) for name, values in subsets.items()}
-    metrics = [name for name in scores["protocol"] if name in scores["intervals"]]
+    metrics = [name for name in scores["protocol"] if name != "intervals" and name in scores]
     metrics_by_protocol: dict[tuple[str, ...], list[str]] = {}
     for name, lines in scores["protocol"].items():
         metrics_by_protocol.setdefault(tuple(lines), []).append(name)

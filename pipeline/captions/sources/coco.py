@@ -13,9 +13,11 @@ from pipeline.captions.records import AnnotatedObject
 from pipeline.captions.sources.parsed_file import (
     REMEDY,
     ImageId,
+    IntegerId,
     ParsedFile,
     ParsedImage,
     SourceCaption,
+    is_accepted,
     join_relative,
 )
 from pipeline.errors import UserError
@@ -32,13 +34,16 @@ class _Image(TypedDict):
     width: NotRequired[int]
     height: NotRequired[int]
     subset: NotRequired[str | None]
+    domain: NotRequired[str | None]
     objects: NotRequired[list[_Object]]
 
 
 class _Annotation(TypedDict):
-    id: int
-    image_id: int
-    caption: str
+    id: NotRequired[int | str]
+    image_id: IntegerId
+    caption: NotRequired[str | None]
+    is_precanned: NotRequired[bool | None]
+    is_rejected: NotRequired[bool | None]
 
 
 class _CocoFile(TypedDict):
@@ -50,7 +55,8 @@ def parse(path: Path, folder: str) -> ParsedFile:
     """Parse a COCO caption file.
 
     In addition to the keys of COCO, an entry of `images` may have `subset`, a string, and `objects`, a list of
-    `{"attributes": {...}, "box": [left, top, width, height]}` with boxes in px.
+    `{"attributes": {...}, "box": [left, top, width, height]}` with boxes in px. Without `subset`, the `domain` of
+    nocaps is the subset. Captions that VizWiz marks with `is_precanned` or `is_rejected` are counted and left out.
 
     Args:
         path: The caption file.
@@ -60,6 +66,10 @@ def parse(path: Path, folder: str) -> ParsedFile:
         UserError: The file is missing or malformed.
     """
     content = read_json(path, _CocoFile, REMEDY)
+    if content["annotations"] and not any("caption" in annotation for annotation in content["annotations"]):
+        raise UserError(f"{path}: no annotation has a caption. Name a COCO file of captions, such as captions_*.json.")
+    for index, annotation in enumerate(content["annotations"]):
+        annotation.setdefault("id", f"[{index}]")
     index = COCO()
     index.dataset = {"images": content["images"], "annotations": content["annotations"]}
     with open(os.devnull, "w") as devnull, contextlib.redirect_stdout(devnull):
@@ -77,15 +87,20 @@ def parse(path: Path, folder: str) -> ParsedFile:
 
 def _parse_image(path: Path, folder: str, image: _Image, annotations: list[_Annotation]) -> ParsedImage:
     location = f"{path}: image {image['id']}"
+    num_precanned = sum(bool(annotation.get("is_precanned")) for annotation in annotations)
+    accepted = [annotation for annotation in annotations if is_accepted(annotation)]
     return ParsedImage(
         image_id=image["id"],
         file=join_relative(folder, image["file_name"]),
         location=location,
         split=None,
         captions=tuple(
-            SourceCaption(annotation["caption"], _annotation_location(path, annotation)) for annotation in annotations
+            SourceCaption(annotation.get("caption") or "", _annotation_location(path, annotation))
+            for annotation in accepted
         ),
-        subset=image.get("subset"),
+        num_precanned_captions=num_precanned,
+        num_rejected_captions=len(annotations) - len(accepted) - num_precanned,
+        subset=image.get("subset", image.get("domain")),
         objects=tuple(_parse_object(location, image, item) for item in image.get("objects", ())),
     )
 

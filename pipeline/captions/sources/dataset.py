@@ -1,17 +1,31 @@
 """Section `dataset` of the params, and the checks that turn a dataset in any format into records."""
 
+import errno
+import logging
+import os
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from pipeline.captions.records import SPLITS, Record, Split
 from pipeline.captions.sources import coco, flickr8k, karpathy
-from pipeline.captions.sources.parsed_file import ParsedFile, ParsedImage, escapes_root, require_relative
+from pipeline.captions.sources.parsed_file import (
+    ParsedFile,
+    ParsedImage,
+    SourceCaption,
+    escapes_root,
+    id_from_path,
+    require_relative,
+)
 from pipeline.captions.sources.splits import Splits, assign_splits
 from pipeline.errors import UserError, summarize
 from pipeline.params import params_section
+
+logger = logging.getLogger("gridcap")
 
 Format = Literal["coco", "flickr8k", "karpathy"]
 Policy = Literal["error", "skip"]
@@ -24,9 +38,15 @@ _PARSERS: dict[Format, Callable[[Path, str], ParsedFile]] = {
 _SKIPPABLE_FAULTS = {
     "missing_images": "missing image files",
     "unmatched_captions": "captions of unknown images",
+    "malformed_rows": "rows without all columns",
     "empty_captions": "empty captions",
+    "control_characters": "captions with control characters",
     "uncaptioned_images": "images without captions",
 }
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+"""Control characters, except the tab and the line breaks, which a caption may contain."""
+_MISSING_VALUES = frozenset({"nan", "null", "none", "n/a", "#n/a", "<na>"})
+"""What other programs write for a missing caption, in lowercase."""
 
 
 @params_section
@@ -49,7 +69,8 @@ class DatasetParams:
     """Section `dataset`: format and location of images and captions, and how strictly to check them."""
 
     format: Format
-    """Format of the caption files; flickr8k reads both Kaggle's CSV and the original token file."""
+    """Format of the caption files; flickr8k reads Kaggle's files of Flickr8k and Flickr30k and the original token
+    files."""
     root: Path
     """Dataset folder, absolute or relative to params.yaml."""
     images: str
@@ -61,8 +82,8 @@ class DatasetParams:
     missing_images: Policy
     """Policy for missing image files: error, or skip the images and count them."""
     bad_captions: Policy
-    """Policy for empty captions, captions of unknown images and images without captions: error, or skip and count
-    them."""
+    """Policy for empty captions, captions with control characters, rows without all columns, captions of unknown images
+    and images without captions: error, or skip and count them."""
 
     def __post_init__(self) -> None:
         if not self.captions:
@@ -103,50 +124,149 @@ def prepare(params: DatasetParams) -> tuple[list[Record], PreparedCounts]:
             raise UserError(
                 f"{folder}: no such folder. Put the dataset there, or correct dataset.root and dataset.images."
             )
-    images, unmatched_captions = _parse_files(params)
+    images, unmatched_captions, malformed_rows = _parse_files(params)
     _check_paths(params, images)
     _check_unique(params, images, lambda image: image.image_id, "image id")
     _check_unique(params, images, lambda image: image.file, "image path")
     assignment = assign_splits(images, params.splits, params.root)
     assigned = [image for image in images if image.file in assignment.split_by_file]
-    missing_files = {image.file for image in assigned if not (params.image_dir / image.file).is_file()}
-    present = [image for image in assigned if image.file not in missing_files]
-    records = [record for image in present if (record := _make_record(image, assignment.split_by_file[image.file]))]
+    split_by_id = {image.image_id: assignment.split_by_file[image.file] for image in assigned}
+    present, missing = _locate_files(params.image_dir, assigned)
+    _check_unique(params, present, lambda image: image.file, "image path")
+    records = [record for image in present if (record := _make_record(image, split_by_id[image.image_id]))]
     recorded_files = {record.file for record in records}
+    uncaptioned = [image for image in present if image.file not in recorded_files]
+    captions = [caption for image in present for caption in image.captions]
 
     faults = {
-        "missing_images": [_describe(image) for image in assigned if image.file in missing_files],
+        "missing_images": [_describe(image) for image in missing],
         "unmatched_captions": unmatched_captions,
-        "empty_captions": [
-            caption.location for image in present for caption in image.captions if not caption.text.strip()
+        "malformed_rows": malformed_rows,
+        "empty_captions": [caption.location for caption in captions if not caption.text.strip()],
+        "control_characters": [
+            f"{caption.location} ({match[0]!r})"
+            for caption in captions
+            if (match := _CONTROL_CHARACTER.search(caption.text))
         ],
         "uncaptioned_images": [
             *assignment.unknown_images,
-            *(_describe(image) for image in present if image.file not in recorded_files),
+            *(_describe(image) for image in uncaptioned if not _has_unaccepted(image)),
         ],
     }
     _apply_policies(params, faults)
+    _warn_of_missing_values(captions)
     counts = PreparedCounts(
         num_images=_sum_by_split((record.split, 1) for record in records),
         num_captions=_sum_by_split((record.split, len(record.captions)) for record in records),
         num_unassigned_images=len(images) - len(assigned),
-        num_skipped={fault: len(locations) for fault, locations in faults.items()},
+        num_skipped={
+            **{fault: len(locations) for fault, locations in faults.items()},
+            "precanned_captions": sum(image.num_precanned_captions for image in present),
+            "rejected_captions": sum(image.num_rejected_captions for image in present),
+            "images_without_accepted_captions": sum(map(_has_unaccepted, uncaptioned)),
+        },
     )
-    _check_splits_not_empty(params, counts)
+    _check_splits_not_empty(params, counts, assignment.unknown_images)
     return records, counts
 
 
-def _parse_files(params: DatasetParams) -> tuple[list[ParsedImage], list[str]]:
-    images, unmatched_captions = [], []
+def _parse_files(params: DatasetParams) -> tuple[list[ParsedImage], list[str], list[str]]:
+    """Return the images, the unmatched captions and the malformed rows of all caption files."""
+    images, unmatched_captions, malformed_rows = [], [], []
     for caption_file in params.captions:
         parsed = _PARSERS[params.format](params.root / caption_file.file, caption_file.folder)
         images += [replace(image, split=caption_file.split or image.split) for image in parsed.images]
         unmatched_captions += parsed.unmatched_captions
-    return images, unmatched_captions
+        malformed_rows += parsed.malformed_rows
+    return _resolve_name_ids(images), unmatched_captions, malformed_rows
+
+
+def _resolve_name_ids(images: Sequence[ParsedImage]) -> list[ParsedImage]:
+    """Derive ids from whole paths for images that have the same name in several folders."""
+    counts = Counter(PurePosixPath(image.file).name for image in images if image.has_name_id)
+    return [
+        replace(image, image_id=id_from_path(image.file))
+        if image.has_name_id and counts[PurePosixPath(image.file).name] > 1
+        else image
+        for image in images
+    ]
+
+
+def _locate_files(image_dir: Path, images: Sequence[ParsedImage]) -> tuple[list[ParsedImage], list[ParsedImage]]:
+    """Find the image files on disk.
+
+    Args:
+        image_dir: Folder of the image files.
+        images: Images whose `file` may differ from the name on disk in Unicode normalization.
+
+    Returns:
+        The images that exist, with `file` as on disk, and the missing images.
+    """
+    names_by_folder: dict[Path, dict[str, list[str]]] = {}
+
+    def names_on_disk(folder: Path, name: str) -> list[str]:
+        if folder not in names_by_folder:
+            names = names_by_folder[folder] = {}
+            for entry in os.listdir(folder) if folder.is_dir() else ():
+                names.setdefault(unicodedata.normalize("NFC", entry), []).append(entry)
+        return names_by_folder[folder].get(unicodedata.normalize("NFC", name), [])
+
+    def locate(file: str) -> str | None:
+        if _is_file(image_dir / file):
+            return file
+        if file.isascii():
+            return None
+        located = PurePosixPath()
+        for part in PurePosixPath(file).parts:
+            names = names_on_disk(image_dir / located, part)
+            if part not in names and len(names) != 1:
+                return None
+            located /= part if part in names else names[0]
+        return str(located) if _is_file(image_dir / located) else None
+
+    present, missing = [], []
+    for image in images:
+        file = locate(image.file)
+        if file is None:
+            missing.append(image)
+        else:
+            present.append(image if file == image.file else replace(image, file=file))
+    return present, missing
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
+
+
+def _has_unaccepted(image: ParsedImage) -> bool:
+    return image.num_precanned_captions + image.num_rejected_captions > 0
+
+
+def _warn_of_missing_values(captions: Iterable[SourceCaption]) -> None:
+    locations = [
+        f"{caption.location} ({text})"
+        for caption in captions
+        if (text := caption.text.strip()).lower() in _MISSING_VALUES
+    ]
+    if locations:
+        logger.warning(
+            "captions that look like missing values (%d): %s. They are kept as words.",
+            len(locations),
+            summarize(locations),
+        )
 
 
 def _make_record(image: ParsedImage, split: Split) -> Record | None:
-    captions = tuple(text for caption in image.captions if (text := caption.text.strip()))
+    captions = tuple(
+        text
+        for caption in image.captions
+        if (text := caption.text.strip()) and not _CONTROL_CHARACTER.search(caption.text)
+    )
     if not captions:
         return None
     return Record(
@@ -215,11 +335,12 @@ def _apply_policies(params: DatasetParams, faults: Mapping[str, Sequence[str]]) 
             )
 
 
-def _check_splits_not_empty(params: DatasetParams, counts: PreparedCounts) -> None:
+def _check_splits_not_empty(params: DatasetParams, counts: PreparedCounts, unknown_images: Sequence[str]) -> None:
     empty = [split for split in SPLITS if not counts.num_images[split]]
     if empty:
         raise UserError(
             f"{params.root}: no images in {' and '.join(empty)} (images: {counts.num_images}, unassigned: "
             f"{counts.num_unassigned_images}, skipped: {counts.num_skipped}). Assign images to every split with split "
             "in dataset.captions, or with dataset.splits."
+            + (f" Entries of split files that match no image: {summarize(unknown_images)}." if unknown_images else "")
         )

@@ -1,4 +1,5 @@
-"""Parser of Flickr8k caption files: Kaggle's CSV (`captions.txt`) and the original `Flickr8k.token.txt`.
+"""Parser of Flickr caption files: Kaggle's CSV of Flickr8k (`captions.txt`), Kaggle's table of Flickr30k
+(`results.csv`, with columns separated by bars), and the original token files (`Flickr8k.token.txt`).
 
 The CSV format also works for any other folder of captioned images.
 """
@@ -21,7 +22,10 @@ from pipeline.captions.sources.parsed_file import (
 from pipeline.errors import UserError, summarize
 
 _HEADER = ["image", "caption"]
+_BAR_HEADER = ["image_name", "comment_number", "comment"]
+_BAR_LINE = re.compile(r"(?P<name>[^|]+)\|\s*\d+\s*\|(?P<caption>.*)")
 _TOKEN_LINE = re.compile(r"(?P<name>[^\t]+)#\d+\t(?P<caption>.*)")
+_NAME_ONLY_LINE = re.compile(r"(?P<name>[^\t]+)#\d+\s*")
 _TOKEN_FORMAT = "'NAME#0', a tab and the caption"
 _MAX_SHOWN = 80  # characters of a malformed line in an error message
 
@@ -29,14 +33,16 @@ _MAX_SHOWN = 80  # characters of a malformed line in an error message
 class _Row(NamedTuple):
     line: int
     name: str
-    caption: str
+    caption: str | None
+    """None if the row is malformed."""
 
 
 def parse(path: Path, folder: str) -> ParsedFile:
-    """Parse a Flickr8k caption file.
+    """Parse a Flickr8k or Flickr30k caption file.
 
-    The first line determines the format: CSV starts with the header `image,caption`; every line of the token file is
-    `NAME#INDEX`, a tab and a caption.
+    The first line determines the format: CSV starts with the header `image,caption`; Flickr30k's table starts with
+    `image_name| comment_number| comment`; every line of the token file is `NAME#INDEX`, a tab and a caption. A row with
+    only a name is an empty caption.
 
     Args:
         path: The caption file.
@@ -49,28 +55,40 @@ def parse(path: Path, folder: str) -> ParsedFile:
     first_line = text.partition("\n")[0].strip()
     if [column.strip().strip('"') for column in first_line.split(",")] == _HEADER:
         rows = _parse_csv(path, text)
+    elif [column.strip() for column in first_line.split("|")] == _BAR_HEADER:
+        rows = _parse_bar_lines(text)
     elif _TOKEN_LINE.fullmatch(first_line):
         rows = _parse_token_lines(path, text)
     else:
         raise UserError(
-            f"{path}:1: expected the header 'image,caption', or {_TOKEN_FORMAT}, got {first_line[:_MAX_SHOWN]!r}."
-            " Add the header, or change dataset.format."
+            f"{path}:1: expected the header 'image,caption' or '{'| '.join(_BAR_HEADER)}', or {_TOKEN_FORMAT}, got "
+            f"{first_line[:_MAX_SHOWN]!r}. Add the header, or change dataset.format."
         )
     rows_by_name: dict[str, list[_Row]] = {}
     for row in rows:
         rows_by_name.setdefault(row.name, []).append(row)
-    images = [_make_image(path, folder, name, image_rows) for name, image_rows in rows_by_name.items()]
-    return ParsedFile(images=images, unmatched_captions=[])
+    unnamed = rows_by_name.pop("", [])
+    return ParsedFile(
+        images=[_make_image(path, folder, name, image_rows) for name, image_rows in rows_by_name.items()],
+        unmatched_captions=[f"{path}:{row.line} (no image name)" for row in unnamed],
+        malformed_rows=[
+            f"{path}:{row.line} ({row.name})"
+            for image_rows in rows_by_name.values()
+            for row in image_rows
+            if row.caption is None
+        ],
+    )
 
 
 def _make_image(path: Path, folder: str, name: str, rows: list[_Row]) -> ParsedImage:
     file = join_relative(folder, name)
     return ParsedImage(
         image_id=id_from_name(file),
+        has_name_id=True,
         file=file,
         location=f"{path}:{rows[0].line}",
         split=None,
-        captions=tuple(SourceCaption(row.caption, f"{path}:{row.line}") for row in rows),
+        captions=tuple(SourceCaption(row.caption, f"{path}:{row.line}") for row in rows if row.caption is not None),
     )
 
 
@@ -85,6 +103,8 @@ def _parse_csv(path: Path, text: str) -> Iterator[_Row]:
         for columns in reader:
             if len(columns) == len(_HEADER):
                 yield _Row(line, columns[0].strip(), columns[1])
+            elif len(columns) == 1:
+                yield _Row(line, columns[0].strip(), "")
             elif columns:
                 faults.append(f"{path}:{line}: expected 2 columns, got {len(columns)}")
             line = reader.line_num + 1
@@ -94,11 +114,22 @@ def _parse_csv(path: Path, text: str) -> Iterator[_Row]:
         raise UserError(f"{summarize(faults)}. Quote captions that contain a comma.")
 
 
+def _parse_bar_lines(text: str) -> Iterator[_Row]:
+    for line_number, line in enumerate(text.split("\n")[1:], start=2):
+        if match := _BAR_LINE.fullmatch(line.removesuffix("\r")):
+            yield _Row(line_number, match["name"].strip(), match["caption"])
+        elif line.strip():
+            name, _, remainder = line.partition("|")
+            yield _Row(line_number, name.strip(), None if remainder.strip(" |\r") else "")
+
+
 def _parse_token_lines(path: Path, text: str) -> Iterator[_Row]:
     faults = []
     for line_number, line in enumerate(text.split("\n"), start=1):
         if match := _TOKEN_LINE.fullmatch(line.removesuffix("\r")):
             yield _Row(line_number, match["name"].strip(), match["caption"])
+        elif match := _NAME_ONLY_LINE.fullmatch(line):
+            yield _Row(line_number, match["name"].strip(), "")
         elif line.strip():
             faults.append(f"{path}:{line_number}: expected {_TOKEN_FORMAT}, got {line[:_MAX_SHOWN]!r}")
     if faults:

@@ -22,7 +22,7 @@ from pipeline.captions.sources.parsed_file import (
 
 
 class _Sentence(TypedDict):
-    raw: str
+    raw: NotRequired[str | None]
 
 
 class _Image(TypedDict):
@@ -62,11 +62,12 @@ def _parse_image(location: str, folder: str, image: _Image) -> ParsedImage:
     split: Split = "train" if image["split"] == "restval" else image["split"]
     return ParsedImage(
         image_id=image["cocoid"] if "cocoid" in image else id_from_name(file),
+        has_name_id="cocoid" not in image,
         file=file,
         location=location,
         split=split,
         captions=tuple(
-            SourceCaption(sentence["raw"], f"{location}.sentences[{index}]")
+            SourceCaption(sentence.get("raw") or "", f"{location}.sentences[{index}]")
             for index, sentence in enumerate(image["sentences"])
         ),
     )

@@ -2,11 +2,12 @@
 
 import hashlib
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from pipeline.artifacts import read_bytes
 from pipeline.captions.records import AnnotatedObject, Split
@@ -15,7 +16,17 @@ from pipeline.errors import UserError
 REMEDY = "Fix the file, or the paths and dataset.format in params.yaml."
 """What to do about a caption or split file that is missing or malformed."""
 
-ImageId = Annotated[int, Field(ge=0, lt=2**63)]
+_DIGITS = re.compile(r"\d{1,19}", re.ASCII)
+
+
+def _parse_digits(value: object) -> object:
+    return int(value) if isinstance(value, str) and _DIGITS.fullmatch(value) else value
+
+
+IntegerId = Annotated[int, BeforeValidator(_parse_digits)]
+"""An id of a JSON file: an integer, or a string of digits."""
+ImageId = Annotated[IntegerId, Field(ge=0, lt=2**63)]
+"""Id of an image of the dataset."""
 
 _FLICKR_NAME = re.compile(r"(\d{1,18})_[0-9a-f]{10}\.jpe?g", re.ASCII | re.IGNORECASE)
 
@@ -40,6 +51,12 @@ class ParsedImage:
     split: Split | None
     """Split that the caption file sets, or None."""
     captions: tuple[SourceCaption, ...]
+    has_name_id: bool = False
+    """Whether `image_id` is `id_from_name(file)`, since the caption file sets no ids."""
+    num_precanned_captions: int = 0
+    """Number of captions that are a fixed sentence of the annotators' program, not in `captions`."""
+    num_rejected_captions: int = 0
+    """Number of other captions that the dataset's authors rejected, not in `captions`."""
     subset: str | None = None
     """As `Record.subset`."""
     objects: tuple[AnnotatedObject, ...] = ()
@@ -53,6 +70,13 @@ class ParsedFile:
     images: list[ParsedImage]
     unmatched_captions: list[str]
     """Locations of captions whose image the file does not list."""
+    malformed_rows: list[str] = field(default_factory=list)
+    """Locations of rows without a readable caption."""
+
+
+def is_accepted(annotation: Mapping[str, Any]) -> bool:
+    """Whether VizWiz does not mark an annotation as precanned or rejected."""
+    return not (annotation.get("is_precanned") or annotation.get("is_rejected"))
 
 
 def join_relative(folder: str, *names: str) -> str:
@@ -71,6 +95,11 @@ def id_from_name(file: str) -> int:
     """
     if match := _FLICKR_NAME.fullmatch(PurePosixPath(file).name):
         return int(match[1])
+    return id_from_path(file)
+
+
+def id_from_path(file: str) -> int:
+    """Return the first 48 bits of the SHA-256 of an image's path relative to the image folder."""
     return int.from_bytes(hashlib.sha256(file.encode()).digest()[:6])
 
 

@@ -1,9 +1,10 @@
 """Assignment of images to train, val and test if the caption files set no split."""
 
 import hashlib
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
@@ -17,7 +18,7 @@ from pipeline.params import params_section
 
 @params_section
 class ListedSplits:
-    """Splits from text files, such as Flickr8k's official lists, with one image path per line."""
+    """Splits from text files, such as Flickr8k's official lists, with one image path or id per line."""
 
     by: Literal["lists"]
     """Method: `lists`."""
@@ -111,7 +112,7 @@ def assign_splits(images: Sequence[ParsedImage], params: Splits | None, root: Pa
             split_by_file |= _random_splits(without_split, params)
             return SplitAssignment(split_by_file=split_by_file, unknown_images=[])
         case ListedSplits() | JsonSplits():
-            listed = _read_split_files(params, root)
+            listed = _match_listed(images, _read_split_files(params, root))
             from_captions = (_ListedImage(file, split, "its caption file") for file, split in split_by_file.items())
             _check_one_split_each([*from_captions, *listed])
             split_by_file |= {image.file: image.split for image in listed}
@@ -122,6 +123,36 @@ def assign_splits(images: Sequence[ParsedImage], params: Splits | None, root: Pa
                     f"{image.file} ({image.location})" for image in listed if image.file not in captioned_files
                 ],
             )
+
+
+def _match_listed(images: Sequence[ParsedImage], listed: Iterable[_ListedImage]) -> list[_ListedImage]:
+    """Replace each entry of the split files by the path of its image.
+
+    An entry is a path, in any Unicode normalization, or a path or name without its suffix, as in the lists of
+    Flickr30k Entities. Entries that match no image are unchanged.
+
+    Raises:
+        UserError: An entry matches several images.
+    """
+    files = {image.file for image in images}
+    matches: dict[str, set[str]] = {}
+    for file in sorted(files):
+        path = PurePosixPath(_normalize(file))
+        for key in (str(path), str(path.with_suffix("")), path.stem):
+            matches.setdefault(key, set()).add(file)
+    matched, ambiguous = [], []
+    for image in listed:
+        candidates = {image.file} if image.file in files else matches.get(_normalize(image.file), {image.file})
+        if len(candidates) > 1:
+            ambiguous.append(f"{image.location}: {image.file} matches {summarize(sorted(candidates))}")
+        matched.append(image._replace(file=min(candidates)))
+    if ambiguous:
+        raise UserError(f"{summarize(ambiguous)}. Write the paths of the images, relative to the image folder.")
+    return matched
+
+
+def _normalize(file: str) -> str:
+    return unicodedata.normalize("NFC", file)
 
 
 def _random_splits(images: Sequence[ParsedImage], params: SeededSplits) -> dict[str, Split]:
@@ -147,8 +178,8 @@ def _read_split_files(params: ListedSplits | JsonSplits, root: Path) -> list[_Li
     if isinstance(params, JsonSplits):
         path = root / params.file
         return [
-            _ListedImage(file, split, f"{path}: {split}[{index}]")
-            for split, files in read_json(path, dict[Split, list[str]], REMEDY).items()
+            _ListedImage(str(file), split, f"{path}: {split}[{index}]")
+            for split, files in read_json(path, dict[Split, list[str | int]], REMEDY).items()
             for index, file in enumerate(files)
         ]
     paths = [root / name for name in (params.train, params.val, params.test)]
