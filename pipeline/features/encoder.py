@@ -26,17 +26,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from pipeline.errors import UserError, summarize
 from pipeline.features.images import Pixels, View, normalize
 from pipeline.features.quantization.quantized_encoder import QuantizedEncoder
+from pipeline.features.resnets import STRIDES, Architecture, Layer
 from pipeline.params import params_section
 
-Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
-Layer = Literal["layer2", "layer3", "layer4"]
 Precision = Literal["float32", "bfloat16", "int8"]
 
 # Fixed, and smaller batches are padded: convolutions may round differently at another batch size.
 IMAGES_PER_BATCH = 16
-
-STRIDES: dict[Layer, int] = {"layer2": 8, "layer3": 16, "layer4": 32}
-"""Input pixels per grid cell."""
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt")
 
