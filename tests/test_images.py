@@ -305,12 +305,13 @@ def test_formats_that_pillow_cannot_read_are_named(monkeypatch, content, facts):
     assert "not a supported image format" not in str(error.value)
 
 
-def test_heic_is_read_where_pillow_heif_is_installed():
+def test_heic_is_read_where_pillow_heif_is_installed(tmp_path):
     pillow_heif = pytest.importorskip("pillow_heif", reason="needs pillow-heif: pip install 'gridcap[heif]'")
-    file = io.BytesIO()
-    pillow_heif.from_pillow(quarters()).save(file, format="HEIF", quality=-1, chroma=444)
+    path = tmp_path / "IMG_0001.HEIC"
+    pillow_heif.from_pillow(quarters()).save(path, format="HEIF", quality=-1, chroma=444)
 
-    np.testing.assert_allclose(quarter_colors(read_image(file.getvalue(), 32)), [RED, GREEN, BLUE, WHITE], atol=8)
+    assert upright_size(path) == (64, 32)
+    np.testing.assert_allclose(quarter_colors(read_image(path, 32)), [RED, GREEN, BLUE, WHITE], atol=8)
 
 
 def test_memory_is_bounded_before_an_image_is_decoded(monkeypatch):

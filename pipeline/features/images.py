@@ -146,12 +146,12 @@ def read_views(source: ImageSource, size: int, views: Sequence[View], name: str 
 
 def upright_size(path: Path) -> tuple[int, int]:
     """Return width and height, in px, of a readable image file, with the EXIF orientation applied."""
-    with Image.open(path) as image:
-        if image.format == "TIFF":
-            image.load()  # applies the orientation
-        width, height = image.size
-        # Orientations 5 to 8 swap width and height.
-        return (height, width) if _orientation(image) in range(5, 9) else (width, height)
+    image = _open(read_image_file(path), None)
+    if image.format == "TIFF":
+        image.load()  # applies the orientation
+    width, height = image.size
+    # Orientations 5 to 8 swap width and height.
+    return (height, width) if _orientation(image) in range(5, 9) else (width, height)
 
 
 def read_image_file(path: Path) -> bytes:
