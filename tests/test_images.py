@@ -315,18 +315,21 @@ def test_heic_is_read_where_pillow_heif_is_installed(tmp_path):
 
 
 def test_memory_is_bounded_before_an_image_is_decoded(monkeypatch):
-    """Each limit is the number of bytes per pixel of the decoded image and its copies."""
+    """Each limit is the number of bytes per pixel of the decoded image, its copies and the buffers of its decoder."""
     pixels = 8 * 8
-    images = {
-        1: Image.new("L", (8, 8)),
-        2: Image.new("1", (8, 8)),
-        3: Image.fromarray(np.zeros((8, 8), dtype=np.uint16)),
-        4: Image.new("RGB", (8, 8)),
-        5: Image.new("P", (8, 8)),
-        8: Image.new("RGBA", (8, 8)),
+    rotated = Image.Exif()
+    rotated[ExifTags.Base.Orientation] = 6
+    contents = {
+        1: encode_image(Image.new("L", (8, 8))),
+        2: encode_image(Image.new("1", (8, 8))),
+        3: encode_image(Image.fromarray(np.zeros((8, 8), dtype=np.uint16))),
+        4: encode_image(Image.new("RGB", (8, 8))),
+        5: encode_image(Image.new("P", (8, 8))),
+        8: encode_image(Image.new("RGBA", (8, 8))),
+        12: encode_image(Image.new("RGBA", (8, 8)), exif=rotated),
+        16: encode_image(Image.new("RGB", (8, 8)), "WEBP"),
     }
-    for bytes_per_pixel, image in images.items():
-        content = encode_image(image)
+    for bytes_per_pixel, content in contents.items():
         monkeypatch.setattr("pipeline.features.images.MAX_DECODED_BYTES", bytes_per_pixel * pixels)
         assert read_image(content, 4).shape == (4, 4, 3)
         monkeypatch.setattr("pipeline.features.images.MAX_DECODED_BYTES", bytes_per_pixel * pixels - 1)

@@ -50,8 +50,11 @@ _CROP_OFFSETS = {
 
 # A small file can claim any size, and every thread holds a decoded image.
 MAX_PIXELS = 80_000_000
-MAX_DECODED_BYTES = 400_000_000
-"""Maximum memory of a decoded image and its copies in gray or RGB, in bytes."""
+MAX_DECODED_BYTES = 600_000_000
+"""Maximum memory of a decoded image, its copies in gray or RGB and the buffers of its decoder, in bytes."""
+
+_DECODER_BYTES = {"WEBP": 12, "AVIF": 6, "HEIF": 8, "JPEG2000": 16}
+"""Bytes per pixel of the buffers of decoders that hold whole images, by Pillow's name of the format."""
 
 # Images are converted in strips of this many pixels, so that intermediate copies stay small.
 _STRIP_PIXELS = 2**21
@@ -243,7 +246,7 @@ def _missing_support(content: bytes) -> str | None:
     if _brand(content) in _AVIF_BRANDS:
         return f"an AVIF image, damaged or not supported by this Pillow. Run `pip install -U pillow`, or {convert}"
     if content.startswith((b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")):
-        return f"a JPEG XL image, which is not supported. {convert.capitalize().replace('jpeg', 'JPEG')}"
+        return "a JPEG XL image, which is not supported. Convert the image to JPEG."
     return None
 
 
@@ -260,10 +263,10 @@ def _check_memory(image: Image.Image, rotated: bool = False) -> None:
     stored = 1 if mode in ("1", "L", "P") else 2 if mode.startswith("I;16") else 4  # Pillow pads RGB to 4 bytes
     flat = 1 if mode == "1" or mode.startswith("I") or (mode == "L" and not image.has_transparency_data) else 4
     num_copies = (not _is_flat(image)) + rotated
-    num_bytes = num_pixels * (stored + num_copies * flat)
+    num_bytes = num_pixels * (stored + num_copies * flat + _DECODER_BYTES.get(image.format or "", 0))
     if num_bytes > MAX_DECODED_BYTES:
         raise ValueError(
-            f"{image.width} x {image.height} px of mode {mode} take {num_bytes // 10**6} MB, more than"
+            f"{image.width} x {image.height} px of mode {mode} need {num_bytes // 10**6} MB, more than"
             f" {MAX_DECODED_BYTES // 10**6} MB"
         )
 
@@ -278,9 +281,11 @@ def _lacks_only_its_end(jpeg: bytes) -> bool:
 
     Then its pixels do not depend on what follows. Those of a truncated file do, since the decoder reads on.
     """
+    if not _has_all_scans(jpeg):
+        return False
     try:
         digest = _pixel_digest(_with_end(jpeg))
-        return _has_all_scans(jpeg) and all(_pixel_digest(_with_end(jpeg, data)) == digest for data in _JPEG_FILLERS)
+        return all(_pixel_digest(_with_end(jpeg, data)) == digest for data in _JPEG_FILLERS)
     except OSError:
         return False
 
