@@ -51,9 +51,7 @@ from pipeline.errors import UserError
 from pipeline.features import encoding
 from pipeline.features.encoder import (
     IMAGES_PER_BATCH,
-    Architecture,
     EncodeParams,
-    Layer,
     Precision,
     encode_grids,
     load_encoder,
@@ -62,6 +60,7 @@ from pipeline.features.encoder import (
 )
 from pipeline.features.encoding import encode
 from pipeline.features.images import MEAN, STANDARD_DEVIATION, Pixels, read_image
+from pipeline.features.resnets import Architecture, Layer
 from pipeline.features.store import FeatureStore, Grids
 
 SIZE = 224

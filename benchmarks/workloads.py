@@ -16,7 +16,8 @@ from pipeline.captions.records import Record
 from pipeline.captions.vocabulary import SPECIALS, Vocabulary
 from pipeline.decoder.model_io import ModelConfig, TrainingData, write_model
 from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
-from pipeline.features.encoder import Architecture, EncodeParams, Layer, Precision
+from pipeline.features.encoder import EncodeParams, Precision
+from pipeline.features.resnets import Architecture, Layer
 from pipeline.features.store import EncoderSpec
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "real" / "coco" / "images"

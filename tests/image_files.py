@@ -31,3 +31,19 @@ def png_bomb(width: int, height: int) -> bytes:
     content[16:24] = struct.pack(">II", width, height)
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
     return bytes(content)
+
+
+def png(width: int, height: int, bit_depth: int, color_type: int, row: bytes, transparent: bytes = b"") -> bytes:
+    """Make a PNG file of equal rows, with the content of the tRNS chunk if there is one."""
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, color_type, 0, 0, 0)
+    chunks = [
+        (b"IHDR", header),
+        (b"tRNS", transparent),
+        (b"IDAT", zlib.compress((b"\0" + row) * height)),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in chunks
+        if content or name == b"IEND"
+    )

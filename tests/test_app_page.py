@@ -23,7 +23,8 @@ from PIL import ExifTags, Image
 from pipeline.captions.vocabulary import END, SPECIALS, Vocabulary
 from pipeline.decoder.model_io import write_model
 from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
-from pipeline.features.encoder import STRIDES, Architecture, GridEncoder, Layer, weights_digest
+from pipeline.features.encoder import GridEncoder, weights_digest
+from pipeline.features.resnets import STRIDES, Architecture, Layer
 from pipeline.features.store import EncoderSpec
 from pipeline.generation.search_settings import write_search_settings
 from pipeline.params import load_key

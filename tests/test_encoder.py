@@ -193,8 +193,74 @@ def test_a_file_that_holds_no_weights_is_an_error(tmp_path, name, content):
 def test_a_list_of_tensors_is_not_a_state_dict(tmp_path):
     torch.save([torch.zeros(3)], tmp_path / "list.pth")
 
-    with pytest.raises(UserError, match=r"list\.pth: not a state dict"):
+    with pytest.raises(UserError, match=r"list\.pth: not a state dict.*type list"):
         load_encoder(params(tmp_path / "list.pth"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "prefix"),
+    [
+        ([], "module."),
+        ([], "backbone."),
+        ([], "encoder."),
+        ([], "visual.trunk."),
+        (["state_dict"], "module."),
+        (["state_dict"], "model.backbone."),
+        (["model"], ""),
+        (["model"], "_orig_mod."),
+        (["model_state_dict"], "encoder."),
+        (["checkpoint", "model"], "module.backbone."),
+    ],
+)
+def test_weights_in_a_checkpoint_are_found(resnet, weights, tmp_path, keys, prefix):
+    content = {f"{prefix}{name}": tensor for name, tensor in resnet.state_dict().items()} | {"head.bias": torch.ones(3)}
+    for key in keys:
+        content = {key: content, "epoch": 3, "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}, "lr": 0.1}}
+    torch.save(content, tmp_path / "checkpoint.pth")
+
+    encoder = load_encoder(params(tmp_path / "checkpoint.pth"))
+
+    assert weights_digest(encoder) == weights_digest(load_encoder(params(weights)))
+
+
+def test_a_prefix_in_safetensors_is_removed(resnet, weights, tmp_path):
+    save_file({f"backbone.{name}": tensor for name, tensor in resnet.state_dict().items()}, tmp_path / "a.safetensors")
+
+    encoder = load_encoder(params(tmp_path / "a.safetensors"))
+
+    assert weights_digest(encoder) == weights_digest(load_encoder(params(weights)))
+
+
+def test_the_model_of_a_checkpoint_is_preferred_to_its_average(resnet, weights, tmp_path):
+    state = resnet.state_dict()
+    average = {f"module.{name}": tensor + 1 for name, tensor in state.items()}
+    torch.save({"model_ema": average, "model": state}, tmp_path / "checkpoint.pth")
+
+    encoder = load_encoder(params(tmp_path / "checkpoint.pth"))
+
+    assert weights_digest(encoder) == weights_digest(load_encoder(params(weights)))
+
+
+def test_a_file_with_other_content_is_an_error_that_describes_it(resnet, tmp_path):
+    state = {name: tensor for name, tensor in resnet.state_dict().items() if not name.startswith(("layer4", "fc"))}
+    cyclic: dict[str, object] = {}
+    cyclic["a"] = cyclic
+    for content, facts in (
+        ({"epoch": 3, "lr": 0.1}, ["not a state dict", "epoch; lr"]),
+        ({}, ["not a state dict", "empty dict"]),
+        (cyclic, ["not a state dict", "keys a"]),
+        (torch.zeros(3), ["not a state dict", "Tensor"]),
+        ({"vit.patch.weight": torch.zeros(3), "vit.norm": torch.zeros(3)}, ["2 tensors", "vit.patch.weight; vit.norm"]),
+        ({f"{who}.{n}": t for who in ("student", "teacher") for n, t in state.items()}, ["student., teacher."]),
+        ({"conv1.weight": torch.zeros(3, device="meta")}, ["not a state dict", "conv1.weight"]),
+    ):
+        torch.save(content, tmp_path / "a.pth")
+        with pytest.raises(UserError) as error:
+            load_encoder(params(tmp_path / "a.pth"))
+        message = str(error.value)
+        assert message.startswith(f"{tmp_path / 'a.pth'}: ")
+        assert all(fact in message for fact in facts), message
+        assert "\n" not in message
 
 
 def test_a_missing_file_is_an_error(tmp_path):

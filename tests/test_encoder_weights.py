@@ -1,5 +1,6 @@
 """Location and verification of the weights of a model's encoder."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.decoder.model_io import record_provenance
 from pipeline.errors import UserError
+from pipeline.features.store import EncoderSpec
 from pipeline.prediction.captioner import Captioner
 from tests.command_line import gridcap
 from tests.solid_images import solid_image
@@ -102,6 +104,39 @@ def test_weights_in_the_model_folder_must_have_the_recorded_digest(moved: Path, 
     other_weights(tiny, moved / "encoder.safetensors")
     with pytest.raises(UserError, match=r"model/encoder\.safetensors: the weights have digest"):
         Captioner.load(moved)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "facts"),
+    [
+        ('"resnet18"', '"fasterrcnn_resnet50_fpn"', ["encoder.architecture", "'resnet18'"]),
+        ('"resnet18"', '"resnet50"', ["resnet50 up to layer2", "4 x 4 x 512", "4 x 4 x 128"]),
+        ('"image_size": 32', '"image_size": 64', ["encoder"]),
+    ],
+)
+def test_a_config_that_does_not_fit_together_is_an_error_without_network(
+    moved: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch, old: str, new: str, facts: list[str]
+) -> None:
+    path = moved / "config.json"
+    text = path.read_text()
+    assert old in text
+    config = json.loads(text.replace(old, new))
+    spec = EncoderSpec(**config["encoder"])
+    path.write_text(json.dumps(config | {"encoder_fingerprint": spec.fingerprint, "encoder_weights": "a" * 5000}))
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("connects to a network"))
+    result = gridcap("predict", tiny.images / "00.png", "--model", moved)
+    assert isinstance(result.exception, UserError)
+    message = str(result.exception)
+    assert message.startswith(f"{path}: ")
+    assert all(fact in message for fact in facts), message
+    assert "\n" not in message
+
+
+def test_a_recorded_path_that_no_file_can_have_is_searched_for_like_any_other(moved: Path) -> None:
+    for name in ("a" * 5000, "a\0b", ".", "/dev/zero"):
+        record_provenance(moved, "images", name)
+        with pytest.raises(UserError, match="resnet18 up to layer2"):
+            Captioner.load(moved)
 
 
 @pytest.mark.parametrize("name", ["nowhere.safetensors", "."])

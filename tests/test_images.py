@@ -1,4 +1,7 @@
 import io
+import re
+import struct
+import sys
 from contextlib import suppress
 
 import numpy as np
@@ -6,11 +9,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from pipeline.errors import UserError
-from pipeline.features.images import MAX_PIXELS, normalize, read_image, read_upright, read_views, upright_size
-from tests.image_files import encode_image, png_bomb
+from pipeline.features.images import (
+    MAX_DECODED_BYTES,
+    MAX_PIXELS,
+    normalize,
+    read_image,
+    read_upright,
+    read_views,
+    upright_size,
+)
+from tests.image_files import encode_image, png, png_bomb
 from tests.paths import REAL
 
 LOSSLESS = {"PNG": {}, "TIFF": {}, "WEBP": {"lossless": True}}
@@ -131,6 +142,74 @@ def test_every_color_mode_becomes_rgb():
         read_image(encode_image(Image.new("F", (8, 8), 0.5), "TIFF"), 4, "float.tif")
 
 
+def test_transparency_of_every_bit_depth_becomes_white():
+    """Pillow scales pixels of 2, 4 and 16 bits per channel to 8 bits, but not the transparent color."""
+    for content in (
+        png(1, 1, 16, 0, b"\x12\x34", transparent=b"\x12\x34"),
+        png(1, 1, 8, 0, b"\x12", transparent=b"\x00\x12"),
+        png(1, 1, 4, 0, b"\x50", transparent=b"\x00\x05"),
+        png(1, 1, 2, 0, b"\x40", transparent=b"\x00\x01"),
+        png(1, 1, 1, 0, b"\x00", transparent=b"\x00\x00"),
+        png(1, 1, 16, 2, b"\x12\x34\x80\x80\x20\x21", transparent=b"\x12\x34\x80\x80\x20\x21"),
+        png(1, 1, 16, 4, b"\x12\x34\x00\x00"),
+    ):
+        assert (read_image(content, 4) == 255).all()
+    assert (read_image(png(1, 1, 16, 0, b"\x12\x35", transparent=b"\x12\x34"), 4) == 0x12).all()
+    assert (read_image(png(1, 1, 4, 0, b"\x50", transparent=b"\x00\x06"), 4) == 85).all()
+
+
+def test_integer_images_are_scaled_or_refused():
+    """Pillow clips them at 255, so they would be nearly black or white."""
+    little_endian = Image.fromarray(np.full((8, 8), 0x8080, dtype=np.uint16))
+    inverted = encode_image(little_endian, "TIFF", tiffinfo={TiffImagePlugin.PHOTOMETRIC_INTERPRETATION: 0})
+    twelve_bits = bytearray(encode_image(Image.new("L", (8, 12), 0x88), "TIFF"))
+    pgm = b"P5 1 1 1023\n\x02\x01"
+
+    assert (read_image(inverted, 4) == 127).all()
+    assert (read_image(as_12_bits(twelve_bits), 4) == 0x88).all()
+    assert (read_image(pgm, 4) == 127).all()
+    for value in (-1, 0, 200, 70_000, 2**31 - 1):
+        image = Image.fromarray(np.full((8, 8), value, dtype=np.int32))
+        for source in (image, encode_image(image, "TIFF")):
+            with pytest.raises(UserError, match=r"a\.tif: .*32-bit integer"):
+                read_image(source, 4, "a.tif")
+
+
+def as_12_bits(content: bytearray) -> bytes:
+    """Turn an 8-bit TIFF of 8 x 12 pixels into one of 12 bits per pixel and 8 x 8 pixels, with the same bytes."""
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.tag_v2[TiffImagePlugin.ROWSPERSTRIP] == 12
+    [directory] = struct.unpack_from("<I", content, 4)
+    for entry in range(directory + 2, directory + 2 + 12 * content[directory], 12):
+        tag = int.from_bytes(content[entry : entry + 2], "little")
+        new_values = {
+            TiffImagePlugin.IMAGELENGTH: 8,
+            TiffImagePlugin.ROWSPERSTRIP: 8,
+            TiffImagePlugin.BITSPERSAMPLE: 12,
+        }
+        if tag in new_values:
+            content[entry + 8] = new_values[tag]
+    return bytes(content)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "I;16"])
+def test_conversion_in_strips_and_in_gray_equals_that_of_the_whole_rgb_image(monkeypatch, mode):
+    noise = np.random.default_rng(0).integers(0, 256, (37, 23, 4), dtype=np.uint8)
+    image = Image.fromarray(noise, "RGBA" if mode in ("RGBA", "LA") else "CMYK").convert(
+        "RGB" if mode == "P" else mode if mode not in ("1", "I;16") else "L"
+    )
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    elif mode in ("1", "P"):
+        image = image.convert(mode)
+    white = Image.new("RGBA", image.size, "white")
+    rgb = Image.fromarray((np.asarray(image) // 257).astype(np.uint8)) if mode == "I;16" else image
+    rgb = Image.alpha_composite(white, rgb.convert("RGBA")).convert("RGB") if "A" in mode else rgb.convert("RGB")
+    monkeypatch.setattr("pipeline.features.images._STRIP_PIXELS", 50)
+
+    np.testing.assert_array_equal(read_image(image, 16), np.asarray(rgb.resize((16, 16), Image.Resampling.BICUBIC)))
+
+
 def test_only_the_first_frame_of_an_animation_is_read():
     frames = [Image.new("RGB", (8, 8), color) for color in (RED, BLUE)]
 
@@ -181,6 +260,85 @@ def test_a_truncated_photograph_is_an_error():
 
     with pytest.raises(UserError, match=r"cut\.jpg: .*truncated"):
         read_image(content[: len(content) // 2], 32, "cut.jpg")
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"optimize": True}])
+def test_a_jpeg_that_lacks_only_its_end_mark_is_read(options):
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 48, 3), dtype=np.uint8))
+    content = encode_image(image, "JPEG", **options)
+    expected = read_image(content, 32)
+
+    for num_bytes in (1, 2):
+        np.testing.assert_array_equal(read_image(content[:-num_bytes], 32), expected)
+    scans = [match.start() for match in re.finditer(b"\xff\xda", content)]
+    for end in (*scans, *(len(content) - num_bytes for num_bytes in (3, 4, 6, 10, 50, 500))):
+        with pytest.raises(UserError, match="cannot be read as an image"):
+            read_image(content[:end], 32)
+
+
+def test_the_orientation_of_a_jpeg_without_its_end_mark_is_applied():
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+    content = encode_image(quarters(), "JPEG", exif=exif, quality=100, subsampling=0)
+
+    np.testing.assert_allclose(quarter_colors(read_image(content[:-2], 32)), [WHITE, BLUE, GREEN, RED], atol=4)
+
+
+@pytest.mark.parametrize(
+    ("content", "facts"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", ["HEIC", "JPEG"]),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1heic", ["HEIF", "JPEG"]),
+        (b"\0\0\0\x18ftypavif\0\0\0\0mif1avif", ["AVIF", "JPEG"]),
+        (b"\xff\x0a\x00\x00", ["JPEG XL"]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:AVIF support not installed")
+def test_formats_that_pillow_cannot_read_are_named(monkeypatch, content, facts):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+
+    with pytest.raises(UserError) as error:
+        read_image(content, 32, "IMG_0001.HEIC")
+
+    assert str(error.value).startswith("IMG_0001.HEIC: ")
+    assert all(fact in str(error.value) for fact in facts)
+    assert "not a supported image format" not in str(error.value)
+
+
+def test_heic_is_read_where_pillow_heif_is_installed(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif", reason="needs pillow-heif: pip install 'gridcap[heif]'")
+    path = tmp_path / "IMG_0001.HEIC"
+    pillow_heif.from_pillow(quarters()).save(path, format="HEIF", quality=-1, chroma=444)
+
+    assert upright_size(path) == (64, 32)
+    np.testing.assert_allclose(quarter_colors(read_image(path, 32)), [RED, GREEN, BLUE, WHITE], atol=8)
+
+
+def test_memory_is_bounded_before_an_image_is_decoded(monkeypatch):
+    """Each limit is the number of bytes per pixel of the decoded image, its copies and the buffers of its decoder."""
+    pixels = 8 * 8
+    rotated = Image.Exif()
+    rotated[ExifTags.Base.Orientation] = 6
+    contents = {
+        1: encode_image(Image.new("L", (8, 8))),
+        2: encode_image(Image.new("1", (8, 8))),
+        3: encode_image(Image.fromarray(np.zeros((8, 8), dtype=np.uint16))),
+        4: encode_image(Image.new("RGB", (8, 8))),
+        5: encode_image(Image.new("P", (8, 8))),
+        8: encode_image(Image.new("RGBA", (8, 8))),
+        12: encode_image(Image.new("RGBA", (8, 8)), exif=rotated),
+        16: encode_image(Image.new("RGB", (8, 8)), "WEBP"),
+    }
+    for bytes_per_pixel, content in contents.items():
+        monkeypatch.setattr("pipeline.features.images.MAX_DECODED_BYTES", bytes_per_pixel * pixels)
+        assert read_image(content, 4).shape == (4, 4, 3)
+        monkeypatch.setattr("pipeline.features.images.MAX_DECODED_BYTES", bytes_per_pixel * pixels - 1)
+        with pytest.raises(UserError, match=r"large\.png: .*8 x 8 px .*MB"):
+            read_image(content, 4, "large.png")
+
+
+def test_an_rgb_image_of_the_most_pixels_fits_the_memory_bound():
+    assert 4 * MAX_PIXELS <= MAX_DECODED_BYTES
 
 
 def test_a_decompression_bomb_is_an_error():

@@ -22,6 +22,13 @@ def test_a_folder_is_searched_for_images_sorted_by_path(tmp_path: Path) -> None:
     assert [image.source for image in inputs] == [Path(image.name) for image in inputs]
 
 
+def test_images_that_pillow_cannot_read_are_listed(tmp_path: Path) -> None:
+    for name in ("IMG_0001.HEIC", "b.heif", "c.avif", "d.jxl"):
+        (tmp_path / name).touch()
+    names = [Path(image.name).name for image in find_inputs([str(tmp_path)])]
+    assert names == ["IMG_0001.HEIC", "b.heif", "c.avif", "d.jxl"]
+
+
 def test_broken_links_and_unlisted_folders_are_kept_and_pipes_are_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -148,12 +148,15 @@ def test_predictions_equal_those_of_the_captioner(tiny: Tiny, tmp_path: Path) ->
 
 def test_unreadable_images_are_reported_and_the_exit_status_is_1(tiny: Tiny, tmp_path: Path) -> None:
     save_image(tmp_path / "red.png")
+    (tmp_path / "IMG_0001.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     (tmp_path / "text.png").write_text("not an image")
     result = gridcap("predict", tmp_path, tmp_path / "none.jpg", "--model", tiny.model)
     assert result.exit_code == 1
     assert result.stdout.count("\n") == 1
     errors = result.stderr.splitlines()
-    assert [name in line for name, line in zip(("text.png", "none.jpg"), errors, strict=True)] == [True, True]
+    names = ("IMG_0001.HEIC", "text.png", "none.jpg")
+    assert all(f"{tmp_path / name}: " in line for name, line in zip(names, errors, strict=True))
+    assert "HEIC" in errors[0].partition(": a ")[2]
     assert all(line.startswith("error: ") for line in errors)
     result = gridcap("predict", "-", "--model", tiny.model, stdin=b"")
     assert result.exit_code == 1

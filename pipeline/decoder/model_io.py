@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
@@ -140,8 +141,12 @@ def read_model(folder: Path) -> TrainedModel:
     if sha256(content).hexdigest() != weights_digest:
         raise UserError(f"{path}: SHA-256 differs from the one recorded in {CONFIG_FILE}. {REMEDY}")
     try:
-        decoder = SoftAttentionDecoder(config.decoder, config.encoder.grid, config.encoder.channels, len(vocabulary))
-        decoder.load_state_dict(safetensors.torch.load(content))
+        weights = safetensors.torch.load(content)
+        # Sizes in the configuration may be arbitrary. The meta device compares them with the file without memory.
+        with torch.device("meta"):
+            _build_decoder(config, vocabulary).load_state_dict(weights, assign=True)
+        decoder = _build_decoder(config, vocabulary)
+        decoder.load_state_dict(weights)
     except (RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(f"{path}: does not match {CONFIG_FILE}: {' '.join(str(error).split())}. {REMEDY}") from error
     if config.encoder.fingerprint != config.encoder_fingerprint:
@@ -151,6 +156,10 @@ def read_model(folder: Path) -> TrainedModel:
             " Use the version that wrote the model, or train again."
         )
     return TrainedModel(decoder=decoder.eval(), vocabulary=vocabulary, config=config)
+
+
+def _build_decoder(config: ModelConfig, vocabulary: Vocabulary) -> SoftAttentionDecoder:
+    return SoftAttentionDecoder(config.decoder, config.encoder.grid, config.encoder.channels, len(vocabulary))
 
 
 def write_history(folder: Path, history: Sequence[Mapping[str, float]]) -> None:

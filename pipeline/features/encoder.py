@@ -9,6 +9,7 @@ import hashlib
 import os
 import pickle
 import shutil
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, cast
@@ -25,19 +26,23 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from pipeline.errors import UserError, summarize
 from pipeline.features.images import Pixels, View, normalize
 from pipeline.features.quantization.quantized_encoder import QuantizedEncoder
+from pipeline.features.resnets import STRIDES, Architecture, Layer
 from pipeline.params import params_section
 
-Architecture = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
-Layer = Literal["layer2", "layer3", "layer4"]
 Precision = Literal["float32", "bfloat16", "int8"]
 
 # Fixed, and smaller batches are padded: convolutions may round differently at another batch size.
 IMAGES_PER_BATCH = 16
 
-STRIDES: dict[Layer, int] = {"layer2": 8, "layer3": 16, "layer4": 32}
-"""Input pixels per grid cell."""
-
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt")
+
+# Keys and modules that hold the encoder in checkpoints of training frameworks; _orig_mod is torch.compile's.
+_WRAPPERS = frozenset(
+    {"", "state_dict", "model_state_dict", "model", "module", "_orig_mod", "net", "network", "backbone", "encoder"}
+)
+
+_MAX_NESTING = 4
+"""Maximum nesting of dicts in a checkpoint, which may contain itself."""
 
 
 @params_section
@@ -220,32 +225,85 @@ def encode_batch(network: nn.Module, images: Pixels, size: int = IMAGES_PER_BATC
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from a .safetensors, .pth or .pt file. No code in the file is run.
+    """Read the state dict of a ResNet from a .safetensors, .pth or .pt file. No code in the file is run.
+
+    Training checkpoints are searched for the ResNet: it may be nested, as under `state_dict` or `model`, and its names
+    may have a prefix such as `module.` or `backbone.`, which is removed.
 
     Raises:
-        UserError: The file is missing or damaged, or holds objects other than tensors.
+        UserError: The file is missing or damaged, holds objects other than tensors, or holds no or several ResNets.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(
             f"{path}: no such file. Set encode.weights in params.yaml to a weights file, or fetch torchvision's with"
             " `gridcap download weights:ARCHITECTURE`."
         )
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        content = torch.load(path, weights_only=True, map_location="cpu")
+            content = safetensors.torch.load_file(path)
+        else:
+            content = torch.load(path, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: holds objects other than tensors, which could run code, or is damaged. Save a plain state dict as"
             " .safetensors."
         ) from error
-    except (safetensors.SafetensorError, OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
+    except Exception as error:  # torch.load raises errors of every kind for damaged files.
         raise UserError(f"{path}: not a weights file, or damaged. Download it again.") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{path}: not a state dict of names and tensors. Save the encoder's `state_dict()`.")
-    return content
+    tensors = dict(_named_tensors(content))
+    if not tensors:
+        raise UserError(
+            f"{path}: not a state dict of names and tensors, but {_describe(content)}. Save the encoder's"
+            " `state_dict()`."
+        )
+    prefix = _resnet_prefix(tensors, path)
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _named_tensors(content: object, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in nested dicts, with the keys joined by dots as their names."""
+    if not isinstance(content, dict) or depth > _MAX_NESTING:
+        return
+    for key, value in content.items():
+        if not isinstance(value, Tensor):
+            yield from _named_tensors(value, f"{prefix}{key}.", depth + 1)
+        elif value.layout == torch.strided and not value.is_meta:
+            yield f"{prefix}{key}", value
+
+
+def _resnet_prefix(tensors: Mapping[str, Tensor], path: Path) -> str:
+    """Find the prefix of a ResNet's names in a file.
+
+    A prefix of common wrappers is preferred: a checkpoint may also hold averaged weights or a teacher.
+
+    Raises:
+        UserError: The file holds no ResNet, or several of which none is preferred.
+    """
+    stem, block = "conv1.weight", "layer1.0.conv1.weight"
+    prefixes = [name.removesuffix(stem) for name in tensors if name.endswith(stem)]
+    # Without any, the tensors are compared by their full names, which lists those that are missing.
+    prefixes = [prefix for prefix in prefixes if f"{prefix}{block}" in tensors and prefix[-1:] in ("", ".")]
+    common = [prefix for prefix in prefixes if set(prefix.split(".")) <= _WRAPPERS]
+    choices = common or prefixes
+    if len(choices) == 1:
+        return choices[0]
+    if choices:
+        raise UserError(
+            f"{path}: holds several ResNets, with the prefixes {', '.join(choices)}. Save the `state_dict()` of one."
+        )
+    if not any(name.startswith(("conv1.", "bn1.", "layer1.")) for name in tensors):
+        raise UserError(
+            f"{path}: holds no ResNet with torchvision's names, but {len(tensors)} tensors: {summarize(list(tensors))}."
+            " Rename them, or use other weights."
+        )
+    return ""
+
+
+def _describe(content: object) -> str:
+    """Describe what a weights file without named tensors holds."""
+    if isinstance(content, dict):
+        return f"a dict with the keys {summarize([str(key) for key in content])}" if content else "an empty dict"
+    return f"an object of type {type(content).__name__}"
 
 
 def _matching_tensors(

@@ -33,7 +33,6 @@ from pipeline.distributed import SINGLE_PROCESS, Processes
 from pipeline.errors import NO_SPACE, UserError
 from pipeline.features.encoder import (
     IMAGES_PER_BATCH,
-    STRIDES,
     EncodeParams,
     GridEncoder,
     encode_batch,
@@ -43,6 +42,7 @@ from pipeline.features.encoder import (
     weights_digest,
 )
 from pipeline.features.images import Pixels, View, read_image_file, read_views
+from pipeline.features.resnets import STRIDES
 from pipeline.features.store import EncoderSpec, Grids, RowKey, Shard, intact_shards, write_index, write_shard
 
 logger = logging.getLogger("gridcap")

@@ -12,7 +12,7 @@ import torchvision
 
 from pipeline.artifacts import file_digest
 from pipeline.errors import UserError
-from pipeline.features.encoder import Architecture
+from pipeline.features.resnets import Architecture
 
 # torchvision's file names end in the first digits of the file's SHA-256, such as resnet50-11ad3fa6.pth.
 _DIGEST = re.compile(r"-([0-9a-f]{8,})\.")

@@ -14,14 +14,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import h5py
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from pipeline.artifacts import Schema, file_digests, fingerprint, read_json, write_atomically
 from pipeline.errors import UserError, summarize
+from pipeline.features.resnets import Architecture, Layer
 from pipeline.hdf5 import open_artifact
 
 logger = logging.getLogger("gridcap")
@@ -45,23 +47,23 @@ _MAX_OPEN_SHARDS = 512
 class EncoderSpec:
     """Encoder and input size, which determine the grid of an image. All rows of a store have the same spec."""
 
-    architecture: str
+    architecture: Architecture
     """Name of the ResNet in torchvision."""
-    layer: str
+    layer: Layer
     """Last layer of the encoder."""
     weights_digest: str
     """SHA-256 of the encoder's weights, in hexadecimal."""
-    image_size: int
+    image_size: Annotated[int, Field(ge=8, le=2048)]
     """Side of the square that images are resized to, in px."""
     precision: Literal["float32", "bfloat16", "int8"]
     """Arithmetic of the encoder."""
     compiled: bool
     """Whether the encoder was compiled, which changes rounding."""
-    grid_height: int
+    grid_height: Annotated[int, Field(ge=1, le=256)]
     """Rows of the grid; region `r` is in row `r // grid_width`."""
-    grid_width: int
+    grid_width: Annotated[int, Field(ge=1, le=256)]
     """Columns of the grid."""
-    channels: int
+    channels: Annotated[int, Field(ge=1, le=2048)]
     """Features per region."""
 
     @property

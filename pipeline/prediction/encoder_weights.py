@@ -3,12 +3,13 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
-from pipeline.decoder.model_io import ModelConfig
+from pipeline.decoder.model_io import CONFIG_FILE, REMEDY, ModelConfig
 from pipeline.errors import UserError
-from pipeline.features.encoder import Architecture, GridEncoder, Layer, read_encoder, weights_digest
+from pipeline.features.encoder import GridEncoder, read_encoder, weights_digest
 from pipeline.features.pretrained import cached_path, fetch, pretrained_url
+from pipeline.features.resnets import STRIDES, num_channels
+from pipeline.features.store import EncoderSpec
 
 ENCODER_FILES = ("encoder.safetensors", "encoder.pth", "encoder.pt")
 """Names of a weights file in a model folder; `gridcap export --with-encoder` writes the first."""
@@ -31,11 +32,12 @@ def find_encoder(folder: Path, config: ModelConfig, weights: Path | None, downlo
         download: Download torchvision's weights if they are missing.
 
     Raises:
-        UserError: No file has the weights that the model was trained with.
+        UserError: No file has the weights that the model was trained with, or the configuration is inconsistent.
     """
+    _check_sizes(folder, config.encoder)
     if weights and not (os.path.isfile(weights) and os.access(weights, os.R_OK)):
         raise UserError(f"{weights}: cannot be read. Name the encoder's weights with --encoder-weights.")
-    for path in [weights] if weights else [folder / name for name in ENCODER_FILES if (folder / name).is_file()]:
+    for path in [weights] if weights else [folder / name for name in ENCODER_FILES if os.path.isfile(folder / name)]:
         encoder = _read(path, config)
         digest = weights_digest(encoder)
         if digest != config.encoder.weights_digest:
@@ -47,7 +49,7 @@ def find_encoder(folder: Path, config: ModelConfig, weights: Path | None, downlo
     searched = [str(folder / ENCODER_FILES[0])]
     for path in _recorded_files(folder, config, download):
         searched.append(str(path))
-        if path.is_file():
+        if os.path.isfile(path):
             encoder = _read(path, config)
             if weights_digest(encoder) == config.encoder.weights_digest:
                 return encoder
@@ -62,9 +64,23 @@ def find_encoder(folder: Path, config: ModelConfig, weights: Path | None, downlo
 
 
 def _read(path: Path, config: ModelConfig) -> GridEncoder:
-    # The feature store validated these names before `train` wrote them.
-    architecture, layer = cast(Architecture, config.encoder.architecture), cast(Layer, config.encoder.layer)
-    return read_encoder(path, architecture, layer)
+    return read_encoder(path, config.encoder.architecture, config.encoder.layer)
+
+
+def _check_sizes(folder: Path, spec: EncoderSpec) -> None:
+    """Check that the grid that a model records is that of its encoder.
+
+    Raises:
+        UserError: Image size, grid and channels do not fit together.
+    """
+    side = spec.image_size // STRIDES[spec.layer]
+    channels = num_channels(spec.architecture, spec.layer)
+    if (*spec.grid, spec.channels) != (side, side, channels):
+        raise UserError(
+            f"{folder / CONFIG_FILE}: encoder: {spec.architecture} up to {spec.layer} encodes {spec.image_size} px as"
+            f" {side} x {side} x {channels}, but the file records {spec.grid_height} x {spec.grid_width} x"
+            f" {spec.channels}. {REMEDY}"
+        )
 
 
 def _recorded_files(folder: Path, config: ModelConfig, download: bool) -> Iterator[Path]:
@@ -74,7 +90,7 @@ def _recorded_files(folder: Path, config: ModelConfig, download: bool) -> Iterat
     recorded = Path(config.encoder_weights)
     yield recorded
     candidates = dict.fromkeys(parent / recorded for parent in folder.resolve().parents)
-    yield from (path for path in candidates if path.is_file() and path != recorded.resolve())
+    yield from (path for path in candidates if os.path.isfile(path) and path != recorded.resolve())
     url = pretrained_url(recorded.name)
     if url is not None:
         yield fetch(url) if download else cached_path(recorded.name)

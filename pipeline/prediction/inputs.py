@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from pipeline.errors import UserError
+from pipeline.features.images import NAMED_SUFFIXES
 
 STANDARD_INPUT = "-"
 
@@ -30,8 +31,8 @@ class NamedImage:
 def find_inputs(arguments: Sequence[str]) -> list[NamedImage]:
     """Find the images that command-line arguments name, in their order.
 
-    A folder is searched recursively for files with a suffix that Pillow can read, sorted by path. Other arguments and
-    folders that cannot be listed are not checked here; reading them reports the error.
+    A folder is searched recursively for files with a suffix that Pillow can read or that is in `NAMED_SUFFIXES`, sorted
+    by path. Other arguments and folders that cannot be listed are not checked here; reading them reports the error.
 
     Raises:
         UserError: An argument is a URL, an empty string, or a folder without images.
@@ -58,7 +59,7 @@ def _find(argument: str) -> Iterator[NamedImage]:
 
 def _image_files(folder: Path) -> Iterator[Path]:
     """Yield the image files below a folder, and the folders below it that cannot be listed."""
-    suffixes = {
+    suffixes = NAMED_SUFFIXES | {
         suffix
         for suffix, image_format in Image.registered_extensions().items()
         if image_format not in _UNREADABLE_FORMATS

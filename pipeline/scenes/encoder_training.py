@@ -25,16 +25,9 @@ from tqdm import tqdm
 
 from pipeline.artifacts import file_digest, fingerprint, publish, work_folder, write_atomically
 from pipeline.errors import UserError
-from pipeline.features.encoder import (
-    STRIDES,
-    Architecture,
-    EncodeParams,
-    GridEncoder,
-    Layer,
-    encode_grids,
-    load_encoder,
-)
+from pipeline.features.encoder import EncodeParams, GridEncoder, encode_grids, load_encoder
 from pipeline.features.images import normalize
+from pipeline.features.resnets import STRIDES, Architecture, Layer
 from pipeline.import_graph import code_digest
 from pipeline.params import params_section, to_plain
 from pipeline.scenes.dataset import RenderParams
