@@ -121,7 +121,7 @@ def _escape(character: str) -> str:
 def no_space_message(error: OSError, path: Path) -> str:
     """Return the fault of a file that could not be written to a full disk, with the free space."""
     folder = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
-    return f"{path}: cannot be written ({error.strerror}, {shutil.disk_usage(folder).free:,} bytes free)"
+    return f"{path}: cannot be written ({error.strerror}). {shutil.disk_usage(folder).free:,} bytes are free now"
 
 
 def _message(error: UserError | ModuleNotFoundError | OSError) -> list[str] | None:

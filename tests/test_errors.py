@@ -15,7 +15,11 @@ from tests.paths import ROOT
         ("raise UserError('data/x.json: no such file. Run something.')", 2, ["error: data/x.json: no such file."]),
         ("raise FileNotFoundError(2, 'No such file or directory', 'a.jpg')", 2, ["error: a.jpg", "No such file"]),
         ("raise OSError(28, 'No space left on device')", 2, ["No space left on device", "disk space"]),
-        ("raise OSError(28, 'No space left', 'a/b.h5')", 2, ["error: a/b.h5: ", "No space left, ", " bytes free"]),
+        (
+            "raise OSError(28, 'No space left', 'a/b.h5')",
+            2,
+            ["error: a/b.h5: ", "(No space left). ", " bytes are free"],
+        ),
         (
             "raise UserError('a\\x1b]0;t\\x07\\nb: fault', 'second\\u2028line')",
             2,
