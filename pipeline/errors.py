@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import typer
 from tqdm import tqdm
 
-from pipeline import startup
+from pipeline.startup import INTERRUPT_STATUS, handle_interrupts, interruptible, is_interrupted, report_interrupt
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -36,7 +36,7 @@ def run(command: Callable[..., Any]) -> NoReturn:
     The exit status is 0 on success, and 130 after an interrupt, at any moment. A `UserError`, an invalid flag, an
     inaccessible file, a full disk or a missing package prints a message instead of a traceback and gives status 2.
     """
-    startup.handle_interrupts()
+    handle_interrupts()
     if isinstance(command, typer.Typer):
         app = command
     else:
@@ -44,16 +44,16 @@ def run(command: Callable[..., Any]) -> NoReturn:
         app.command()(command)
     _log_to_stderr()
     try:
-        with startup.interruptible():
+        with interruptible():
             status = _run(app)
     except BaseException:
-        if not startup.is_interrupted():
+        if not is_interrupted():
             raise
-        status = startup.EXIT_STATUS
-    if status and startup.is_interrupted():
-        status = startup.EXIT_STATUS
-    if status == startup.EXIT_STATUS:
-        startup.report_interrupt()
+        status = INTERRUPT_STATUS
+    if status and is_interrupted():
+        status = INTERRUPT_STATUS
+    if status == INTERRUPT_STATUS:
+        report_interrupt()
     sys.exit(status)
 
 

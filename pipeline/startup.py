@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-EXIT_STATUS = 130
+INTERRUPT_STATUS = 130
 """Exit status of an interrupted command: 128 plus the number of SIGINT, as shells report it."""
 
 
@@ -101,4 +101,4 @@ def _report_unraisable(unraisable: Any) -> None:
 
 def _exit_at_once() -> None:
     report_interrupt()
-    os._exit(EXIT_STATUS)
+    os._exit(INTERRUPT_STATUS)
