@@ -79,7 +79,7 @@ class SceneEncoderParams:
     """Scenes per optimizer step."""
     max_epochs: Annotated[int, Field(ge=1, le=100_000)]
     """Number of epochs; there is no early stopping."""
-    peak_lr: Annotated[float, Field(gt=0, le=10)]
+    peak_lr: Annotated[float, Field(gt=0)]
     """Peak learning rate of AdamW, after the warm-up and before the cosine decay to 0."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)]
     """Fraction of all steps in the linear warm-up; 0 disables it."""

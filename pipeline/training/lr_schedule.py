@@ -12,7 +12,7 @@ from pipeline.params import params_section
 class LRParams:
     """Learning rate schedule."""
 
-    peak: Annotated[float, Field(gt=0, le=10)]
+    peak: Annotated[float, Field(gt=0)]
     """Learning rate after warm-up."""
     warmup_steps: Annotated[int, Field(ge=0, le=10_000_000)]
     """Optimizer steps of linear warm-up from 0; 0 disables it."""
