@@ -5,6 +5,8 @@ its result under the final name once it is complete.
 """
 
 import codecs
+import ctypes
+import errno
 import fcntl
 import gzip
 import hashlib
@@ -15,7 +17,7 @@ import shutil
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -31,6 +33,13 @@ logger = logging.getLogger("gridcap")
 
 MAX_DECOMPRESSED_SIZE = 2**30
 """Bytes of the largest content that is read from a compressed file."""
+
+_UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""Errors of file systems that have no file locks, such as some network file systems."""
+
+# From linux/fs.h and linux/fcntl.h.
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 
 
 class Schema(NamedTuple):
@@ -103,14 +112,33 @@ def file_digests(
 
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a file such that a crash leaves either the old content or the new content."""
+    content = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with naming(path):
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+    except BaseException:
+        # An error of the removal must not hide the error of the write.
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
     _sync_folder(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Add the name of a file to errors of the operating system that do not name one, such as those of writes."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def read_json(path: Path, expected_type: type[T], remedy: str, schema: Schema | None = None) -> T:
@@ -190,7 +218,8 @@ def write_json(path: Path, value: Any) -> None:
 def work_folder(root: Path, stage: str, name: str) -> Iterator[Path]:
     """Open the work folder of a stage and fingerprint, and lock it for this process.
 
-    A second process logs the id of the lock's holder and waits: the child of a killed `dvc` may still be running.
+    A second process logs the id of the lock's holder and waits: the child of a killed `dvc` may still be running. On a
+    file system without locks, the folder is not locked, and a warning is logged.
 
     Args:
         root: Folder of all work folders.
@@ -204,17 +233,33 @@ def work_folder(root: Path, stage: str, name: str) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder.with_name(f"{name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(lock, 32, 0).decode() or "unknown"
-            logger.info("%s: waiting for process %s, which holds %s", stage, holder, folder)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        with naming(folder):
+            _lock(lock, stage, folder)
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, str(os.getpid()).encode(), 0)
         yield folder
     finally:
         os.close(lock)
+
+
+def _lock(lock: int, stage: str, folder: Path) -> None:
+    """Lock an open file for this process, and wait while another process holds the lock."""
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(lock, 32, 0).decode(errors="replace") or "unknown"
+            logger.info("%s: waiting for process %s, which holds %s", stage, holder, folder)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        logger.warning(
+            "%s: %s cannot be locked (%s). Nothing keeps a second process from writing to it. Run one at a time.",
+            stage,
+            folder,
+            error.strerror,
+        )
 
 
 @contextmanager
@@ -233,9 +278,11 @@ def fresh_folder(target: Path) -> Iterator[Path]:
 
 
 def publish(source: Path, target: Path) -> None:
-    """Publish a finished file or folder under its final name with a rename, replacing an older version.
+    """Publish a finished file or folder under its final name in one step, replacing an older version.
 
-    Files are hard-linked, or copied where the file system has no hard links, so `source` remains for a later run.
+    Files are hard-linked, or copied where the file system has no hard links, so `source` remains for a later run. A
+    folder is exchanged with the older one. Where the system cannot exchange names, the older folder is renamed to
+    `.NAME.retired` first: a kill between the two renames leaves no folder under the final name until the next run.
 
     Args:
         source: The finished file or folder.
@@ -245,13 +292,32 @@ def publish(source: Path, target: Path) -> None:
     staged = target.with_name(f".{target.name}.staged")
     retired = target.with_name(f".{target.name}.retired")
     _remove(staged)
-    _link_tree(source, staged)
+    try:
+        _link_tree(source, staged)
+    except BaseException:
+        with suppress(OSError):
+            _remove(staged)
+        raise
     _remove(retired)
-    if target.is_dir() and not target.is_symlink():
+    if not target.is_dir() or target.is_symlink():
+        os.replace(staged, target)
+    elif _exchange(staged, target):
+        retired = staged
+    else:
         os.replace(target, retired)
-    os.replace(staged, target)
+        os.replace(staged, target)
     _sync_folder(target.parent)
     _remove(retired)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Exchange the names of two files or folders in one step, if system and file system support it."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):  # not Linux, or an old C library
+        return False
+    status: int = renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE)
+    return status == 0
 
 
 def _link_tree(source: Path, target: Path) -> None:
@@ -264,7 +330,8 @@ def _link_tree(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        shutil.copyfile(source, target)
+        with naming(target):
+            shutil.copyfile(source, target)
 
 
 def _remove(path: Path) -> None:
@@ -277,6 +344,11 @@ def _remove(path: Path) -> None:
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        with naming(folder):
+            os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot sync folders.
+        if error.errno not in {*_UNSUPPORTED, errno.EINVAL}:
+            raise
     finally:
         os.close(descriptor)

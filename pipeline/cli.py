@@ -39,7 +39,7 @@ Meteor = Annotated[bool, typer.Option("--meteor/--no-meteor", help="Compute METE
 Spice = Annotated[
     bool, typer.Option("--spice/--no-spice", help="Compute SPICE; needs Java 8 to 14 and Stanford CoreNLP 3.6.0.")
 ]
-BootstrapSamples = Annotated[int, typer.Option(min=100, help="Bootstrap samples for 95% intervals.")]
+BootstrapSamples = Annotated[int, typer.Option(min=100, max=100_000, help="Bootstrap samples for 95% intervals.")]
 Seed = Annotated[int, typer.Option(min=0, help="Bootstrap seed.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with the protocol of every score.")]
 Out = Annotated[Path | None, typer.Option(help="JSON file to write the scores to, as --json prints them.")]
@@ -56,7 +56,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the console script `gridcap`."""
+    """Run the application; `pipeline.console` is the console script."""
     # Threads that decode images share the cores with those of the encoder, as in stages/__init__.py.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # Pillow's warnings would name lines of Pillow. Unreadable images raise errors.
@@ -245,10 +245,10 @@ def inspect(
 
         dataset = load(params, "dataset", DatasetParams)
         title = draw_grid(inspection.open_store(path), image, prepared, dataset.image_dir, out)
-        print(f"{out}: {inspection.printable(title, max_length=1000)}")
+        print(f"{out}: {inspection.format_value(title, max_length=1000)}")
     if not verify and image is None:
         for line in inspection.describe(path):
-            print(line)
+            print(errors.printable(line))
 
 
 @app.command()
@@ -313,7 +313,8 @@ def _print_scores(scores: dict[str, Any], lines: list[str], as_json: bool, out: 
     from pipeline.artifacts import write_json
 
     # Print first, so that no score is lost if the file cannot be written.
-    print(json.dumps(scores, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
+    for line in json.dumps(scores, indent=2, ensure_ascii=False).split("\n") if as_json else lines:
+        print(errors.printable(line))
     if out is not None:
         try:
             write_json(out, scores)
@@ -344,4 +345,4 @@ def repair(
     from pipeline import dvc_repair
 
     for path in dvc_repair.repair(repository):
-        print(f"{path}: repaired. Run `dvc repro` to restore its entries.")
+        print(f"{errors.printable(str(path))}: repaired. Run `dvc repro` to restore its entries.")

@@ -1,13 +1,21 @@
-"""The reader of HDF5 artifacts. It checks schema and version, and converts the errors of h5py to `UserError`."""
+"""The reader and the writer of HDF5 artifacts.
 
+The reader checks schema and version, and converts the errors of h5py to `UserError`. Neither locks files: HDF5 fails on
+file systems without locks, and artifacts are immutable once published.
+"""
+
+import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 
-from pipeline.artifacts import Schema
+from pipeline.artifacts import Schema, naming
 from pipeline.errors import UserError
+from pipeline.startup import defer_interrupts
 
 
 @contextmanager
@@ -34,3 +42,88 @@ def open_artifact(path: Path, schema: Schema | None, remedy: str) -> Iterator[h5
     except (OSError, LookupError, RuntimeError, ValueError, TypeError) as error:
         name = "HDF5" if schema is None else schema.name
         raise UserError(f"{path}: cannot be read as {name} ({error}). {remedy}") from error
+
+
+@contextmanager
+def create_artifact(path: Path, schema: Schema) -> Iterator[h5py.File]:
+    """Create an HDF5 file with the attributes of its schema, without a file lock, and sync it to the disk.
+
+    Write to it inside `defer_interrupts`, since HDF5 can lose an exception that is raised while it calls Python code.
+
+    Args:
+        path: The file.
+        schema: Schema that the file records.
+
+    Raises:
+        OSError: The file cannot be written, for example because the disk is full. The error names the file.
+    """
+    with naming(path), path.open("w+b", buffering=0) as raw:
+        file = _WritableFile(raw)
+        with defer_interrupts():
+            artifact = h5py.File(file, "w")
+            artifact.attrs.update(schema.header)
+        try:
+            yield artifact
+        finally:
+            with defer_interrupts():
+                artifact.close()
+            # Any error of h5py is a consequence of this one.
+            if file.error is not None:
+                raise file.error
+        os.fsync(raw.fileno())
+
+
+class _WritableFile(io.RawIOBase):
+    """A file for HDF5 that continues in memory after a write fails; `error` is the first error.
+
+    HDF5 cannot close a file that it cannot write, and reads back what it has written: it would crash the process.
+    """
+
+    def __init__(self, raw: io.FileIO) -> None:
+        self._file: io.FileIO | io.BytesIO = raw
+        self.error: OSError | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        return self._file.readinto(buffer)
+
+    def write(self, data: Any) -> int:
+        start = self._file.tell()
+        remaining = memoryview(data)
+        size = remaining.nbytes
+        try:
+            while remaining.nbytes:
+                remaining = remaining[self._file.write(remaining) :]
+        except OSError as error:
+            self._continue_in_memory(error)
+            self._file.seek(start)
+            self._file.write(data)
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return self._file.truncate(size)
+        except OSError as error:
+            self._continue_in_memory(error)
+            return self._file.truncate(size)
+
+    def _continue_in_memory(self, error: OSError) -> None:
+        self.error = error
+        position = self._file.tell()
+        self._file.seek(0)
+        self._file = io.BytesIO(self._file.read())
+        self._file.seek(position)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.artifacts import read_json
 from pipeline.captions import tokens
 from pipeline.captions.vocabulary import VOCABULARY_FILE, Vocabulary, read_vocabulary
-from pipeline.errors import UserError
+from pipeline.errors import UserError, printable
 from pipeline.features import store
 from pipeline.hdf5 import open_artifact
 
@@ -133,7 +133,7 @@ def _describe_file(path: Path) -> Iterator[str]:
         yield f"{path}: {schema}, version {attributes.pop('schema_version', 'unknown')}"
         yield f"  fingerprint {attributes.pop('fingerprint', 'unknown')}, {path.stat().st_size:,} bytes"
         for name, value in sorted(attributes.items()):
-            yield f"  {name}: {printable(value)}"
+            yield f"  {name}: {format_value(value)}"
         datasets = _datasets(file)
         yield from _dataset_table(datasets)
         if schema == tokens.SCHEMA.name:
@@ -188,7 +188,7 @@ def _dataset_table(datasets: dict[str, h5py.Dataset]) -> Iterator[str]:
             "string" if h5py.check_string_dtype(dataset.dtype) else str(dataset.dtype),
             _format_shape(dataset.chunks),
             f"{dataset.id.get_storage_size():,}",
-            printable(dataset.attrs.get("description", "-")),
+            format_value(dataset.attrs.get("description", "-")),
         )
         for name, dataset in datasets.items()
     ]
@@ -209,7 +209,7 @@ def _describe_tokens(file: h5py.File, vocabulary: Vocabulary | None) -> Iterator
         for row in range(min(_SAMPLE_SIZE, len(image_ids))):
             ids = group["tokens"][row, : lengths[row]].tolist()
             words = vocabulary.decode(ids) if vocabulary else map(str, ids)
-            yield f"    image {image_ids[row]}: {printable(' '.join(words), max_length=1000)}"
+            yield f"    image {image_ids[row]}: {format_value(' '.join(words), max_length=1000)}"
 
 
 def _describe_grid(file: h5py.File) -> Iterator[str]:
@@ -242,7 +242,7 @@ def _describe_values(datasets: dict[str, h5py.Dataset]) -> Iterator[str]:
             scope = "" if values.size == dataset.size else f" (of the first {len(values):,} rows)"
             yield f"  {name}: {_statistics(values)}{scope}"
         if values.ndim < 2:
-            yield f"  {name}: {', '.join(printable(value) for value in values.ravel()[:_SAMPLE_SIZE])}"
+            yield f"  {name}: {', '.join(format_value(value) for value in values.ravel()[:_SAMPLE_SIZE])}"
 
 
 def _read_first_rows(dataset: h5py.Dataset) -> NDArray[Any]:
@@ -273,22 +273,22 @@ def _is_index(path: Path) -> bool:
 
 def _describe_index(path: Path) -> Iterator[str]:
     document = _read_index(path)
-    yield f"{path}: {printable(document.pop('schema'))}, version {document.pop('schema_version', 'unknown')}"
+    yield f"{path}: {format_value(document.pop('schema'))}, version {document.pop('schema_version', 'unknown')}"
     for name, value in document.items():
         if isinstance(value, dict | list):
-            yield f"  {name}: {len(value):,} entries: {printable(json.dumps(value, ensure_ascii=False))}"
+            yield f"  {name}: {len(value):,} entries: {format_value(json.dumps(value, ensure_ascii=False))}"
         else:
-            yield f"  {name}: {printable(value)}"
+            yield f"  {name}: {format_value(value)}"
 
 
 def _read_index(path: Path) -> dict[str, Any]:
     return read_json(path, dict[str, Any], _REMEDY)
 
 
-def printable(value: object, max_length: int = 120) -> str:
-    """Format a value as one line without control characters, truncated to `max_length` characters."""
+def format_value(value: object, max_length: int = 120) -> str:
+    """Format a value as one line of printable text, truncated to `max_length` characters."""
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-    text = "".join(character if character.isprintable() else " " for character in text)
+    text = printable(text)
     return text if len(text) <= max_length else text[: max_length - 3] + "..."
 
 

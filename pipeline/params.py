@@ -1,7 +1,7 @@
 """Typed params: one frozen dataclass without defaults for each section of `params.yaml`, validated when it is read."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast, dataclass_transform
 
@@ -9,10 +9,19 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent, ScalarEvent
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from pipeline.errors import UserError, summarize
 
 T = TypeVar("T")
+
+MAX_DEPTH = 20
+"""Maximum levels of mappings and lists in a params file."""
+MAX_VALUES = 100_000
+"""Maximum number of values in a params file, with aliases expanded."""
+MAX_INTEGER = 2**63 - 1
+"""Maximum absolute value of an integer in a params file."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -80,29 +89,165 @@ def require_unchanged(path: Path, name: str, values: Any) -> None:
         )
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str, source: str, name: str = "") -> Any:
     """Parse YAML 1.2, in which `1e-4` is a number, as DVC does.
 
+    Args:
+        text: The YAML.
+        source: Name of the file or argument in errors.
+        name: Key of the value, as a prefix of the keys in errors.
+
+    Returns:
+        None, booleans, numbers, strings, and lists and mappings of them.
+
     Raises:
-        YAMLError: The text is not YAML.
+        UserError: The text is not YAML, or has other values, such as dates.
     """
+    try:
+        value = _load(text)
+    except YAMLError as error:
+        raise UserError(f"{source}: not valid YAML ({' '.join(str(error).split())}). Correct it.") from error
+    except RecursionError as error:
+        key = _join(name, _deep_key(text))
+        raise UserError(f"{source}: {key} is nested deeper than {MAX_DEPTH} levels. Change the value.") from error
+    except (ValueError, OverflowError) as error:
+        # A scalar such as 2024-13-45 or an integer of 5,000 digits. The error does not say where it is.
+        key = next((key for key, node in _scalars(_compose(text), name) if not _is_valid(node)), name)
+        raise UserError(f"{source}: {key} is not valid ({error}). Correct the value.") from error
+    _require_plain(value, source, name)
+    return value
+
+
+def _load(text: str) -> Any:
     return YAML(typ="safe", pure=True).load(text)
+
+
+def _compose(text: str) -> Node:
+    node: Node = YAML(typ="safe", pure=True).compose(text)
+    return node
+
+
+def _deep_key(text: str) -> str:
+    """Return the section, or key of the outermost mapping, that is nested deeper than `MAX_DEPTH`."""
+    depth, key = 0, ""
+    for event in YAML(typ="safe", pure=True).parse(text):
+        match event:
+            case CollectionStartEvent():
+                depth += 1
+            case CollectionEndEvent():
+                depth -= 1
+            case ScalarEvent() if depth == 1:
+                key = event.value
+        if depth > MAX_DEPTH:
+            break
+    return key
+
+
+def _scalars(node: Node, key: str) -> Iterator[tuple[str, ScalarNode]]:
+    """Yield the scalars below a node with their keys."""
+    match node:
+        case ScalarNode():
+            yield key, node
+        case MappingNode():
+            for name, child in node.value:
+                yield from _scalars(child, _join(key, name.value))
+        case SequenceNode():
+            for index, child in enumerate(node.value):
+                yield from _scalars(child, _join(key, index))
+
+
+def _is_valid(node: ScalarNode) -> bool:
+    if node.style is not None:  # in quotes
+        return True
+    try:
+        _load(f"{node.value}")
+    except (YAMLError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _join(key: str, name: object) -> str:
+    return ".".join(filter(None, [key, str(name)]))
+
+
+def _require_plain(value: Any, source: str, name: str) -> None:
+    """Check that a value has only the types of JSON, is finite in size, and does not contain itself.
+
+    Raises:
+        UserError: A value is not plain; the message names its key.
+    """
+    num_values = 0
+
+    def visit(value: Any, key: str, parents: tuple[int, ...]) -> None:
+        nonlocal num_values
+        num_values += 1
+        fault = _plain_fault(value, parents)
+        if fault is None and num_values > MAX_VALUES:
+            fault = f"must have at most {MAX_VALUES:,} values, with aliases expanded"
+        if fault is not None:
+            raise UserError(f"{source}: {key or 'the document'} {fault}. Change the value.")
+        children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for child_name, child in children:
+            if isinstance(value, dict) and not isinstance(child_name, str):
+                raise UserError(
+                    f"{source}: {key or 'the document'} must have strings as keys, got {_format(child_name)}."
+                    " Write the key in quotes, or correct it."
+                )
+            visit(child, _join(key, child_name), (*parents, id(value)))
+
+    visit(value, name, ())
+
+
+def _plain_fault(value: Any, parents: tuple[int, ...]) -> str | None:
+    """Describe why a value is not plain, its items aside; None if it is plain."""
+    match value:
+        case None | bool() | float():
+            return None
+        case int() if abs(value) > MAX_INTEGER:
+            return f"must be an integer from -2^63 + 1 to 2^63 - 1, got {_format(value)}"
+        case str() if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in value):
+            return "must be text without NUL and unpaired surrogates"
+        case int() | str():
+            return None
+        case dict() | list() if id(value) in parents:
+            return "must not contain itself"
+        case dict() | list() if len(parents) >= MAX_DEPTH:
+            return f"is nested deeper than {MAX_DEPTH} levels"
+        case dict() | list():
+            return None
+    return f"must be null, a number, a string, a list or a mapping, got the {type(value).__name__} {_format(value)}"
+
+
+def _format(value: Any) -> str:
+    """Format a value for an error."""
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        return shorten(json.dumps(value, ensure_ascii=False))
+    except TypeError:
+        return shorten(str(value))
+
+
+def shorten(text: str) -> str:
+    """Truncate a text for an error to 80 characters."""
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping.
 
     Raises:
-        UserError: The file is missing, not YAML, or not a mapping.
+        UserError: The file is missing, not YAML, not a mapping, or has values such as dates.
     """
     try:
-        document = parse_yaml(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file. Name an existing params file.") from error
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())}). Fix the file.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid YAML ({error}). Save the file as UTF-8.") from error
+    document = parse_yaml(text, str(path))
     if not isinstance(document, dict):
-        raise UserError(f"{path}: must be a mapping of sections, got {document!r}. Fix the file.")
+        raise UserError(f"{path}: must be a mapping of sections, got {_format(document)}. Fix the file.")
     return document
 
 
@@ -142,4 +287,4 @@ def _describe_fault(name: str, fault: Mapping[str, Any]) -> str:
             return f"{key}: {fault['ctx']['error']}"
         case _:
             expected = str(fault["msg"]).replace("Input should be", "must be")
-            return f"{key} {expected}, got {json.dumps(fault['input'])}"
+            return f"{key} {expected}, got {_format(fault['input'])}"

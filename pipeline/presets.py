@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from pipeline.artifacts import write_atomically
 from pipeline.errors import UserError
-from pipeline.params import check, parse_yaml, read_yaml
+from pipeline.params import check, parse_yaml, read_yaml, shorten
 
 # This section is replaced, not merged: a mix of the keys of two datasets is never valid.
 _REPLACED_SECTION = "dataset"
@@ -95,12 +94,8 @@ def _parse_assignment(assignment: str) -> tuple[_Key, Any, str]:
     key, equals, value = assignment.partition("=")
     if not equals or not key:
         raise UserError(f"'{assignment}': not an assignment. Write KEY=VALUE, such as train.seed=3.")
-    try:
-        return tuple(key.split(".")), parse_yaml(value), f"'{assignment}'"
-    except YAMLError as error:
-        raise UserError(
-            f"'{assignment}': the value is not valid YAML ({' '.join(str(error).split())}). Fix the value."
-        ) from error
+    source = f"'{shorten(assignment)}'"
+    return tuple(key.split(".")), parse_yaml(value, source, key), source
 
 
 def _leaves(overlay: dict[str, Any], prefix: _Key = ()) -> Iterator[tuple[_Key, Any]]:
@@ -112,7 +107,7 @@ def _leaves(overlay: dict[str, Any], prefix: _Key = ()) -> Iterator[tuple[_Key, 
 
 
 def _check_sections(text: str, sections: set[str], params: Path) -> None:
-    values = parse_yaml(text)
+    values = parse_yaml(text, f"{params} (left unchanged)")
     for name in sorted(sections & SECTIONS.keys()):
         check(values[name], name, section_class(name), f"{params} (left unchanged)")
 
@@ -171,7 +166,7 @@ def _to_flow(value: Any) -> str:
             return "{" + ", ".join(f"{_to_flow(key)}: {_to_flow(item)}" for key, item in value.items()) + "}"
         case list():
             return "[" + ", ".join(map(_to_flow, value)) + "]"
-        case str() if _PLAIN_SCALAR.fullmatch(value) and parse_yaml(value) == value:
+        case str() if _PLAIN_SCALAR.fullmatch(value) and parse_yaml(value, value) == value:
             return value
         case _:
             return json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -32,7 +32,7 @@ GROUND_FLOOR = {
     "pipeline",
     *(
         f"pipeline.{name}"
-        for name in ("artifacts", "device", "distributed", "errors", "hdf5", "import_graph", "params")
+        for name in ("artifacts", "device", "distributed", "errors", "hdf5", "import_graph", "params", "startup")
     ),
 }
 MODULES = modules()

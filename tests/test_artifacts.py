@@ -1,12 +1,20 @@
+import errno
+import fcntl
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from typing_extensions import TypedDict
 
+from pipeline import artifacts
 from pipeline.artifacts import (
     Schema,
     fingerprint,
@@ -170,3 +178,103 @@ def test_an_invalid_json_file_is_an_error_with_location_and_remedy(
 
 class Numbers(TypedDict):
     values: list[int]
+
+
+def failing(number: int) -> Callable[..., NoReturn]:
+    """Return a function of the system that fails without the name of a file."""
+
+    def fail(*_: object) -> NoReturn:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_a_work_folder_without_file_locks_is_used_with_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", failing(number))
+    with caplog.at_level(logging.WARNING), work_folder(tmp_path, "encode", "abc") as folder:
+        (folder / "shard").write_text("whole")
+    [message] = [record.getMessage() for record in caplog.records]
+    assert [fact for fact in ["encode", str(folder), "second process"] if fact not in message] == []
+
+
+def test_another_error_of_a_lock_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "flock", failing(errno.EIO))
+    with pytest.raises(OSError, match="abc") as caught, work_folder(tmp_path, "encode", "abc"):
+        pass
+    assert caught.value.errno == errno.EIO
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_a_failed_sync_names_the_file_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(os, "fsync", failing(number))
+    with pytest.raises(OSError, match=r"file\.json") as caught:
+        write_atomically(tmp_path / "file.json", "text")
+    assert caught.value.errno == number
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_that_cannot_sync_folders_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync = os.fsync
+
+    def fail_for_folders(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            failing(errno.EINVAL)()
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail_for_folders)
+    write_atomically(tmp_path / "file", "text")
+    assert (tmp_path / "file").read_text() == "text"
+
+
+def make_version(folder: Path, version: int) -> Path:
+    folder.mkdir(exist_ok=True)
+    write_atomically(folder / "version", str(version))
+    return folder
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux exchanges folders in one step")
+def test_a_published_folder_exists_at_every_instant(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    publish(make_version(tmp_path / "work", 0), target)
+    if not artifacts._exchange(target, tmp_path / "work"):
+        pytest.skip("this file system cannot exchange folders")
+    absences = []
+    finished = threading.Event()
+
+    def watch() -> None:
+        while not finished.is_set():
+            if not target.is_dir():
+                absences.append(target)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for version in range(1, 50):
+        publish(make_version(tmp_path / "work", version), target)
+        assert (target / "version").read_text() == str(version)
+    finished.set()
+    watcher.join()
+    assert absences == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "work"]
+
+
+def test_a_folder_is_published_where_names_cannot_be_exchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts, "_exchange", lambda a, b: False)
+    for version in range(2):
+        publish(make_version(tmp_path / "work", version), tmp_path / "out")
+        assert (tmp_path / "out" / "version").read_text() == str(version)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "work"]
+
+
+def test_a_failed_copy_leaves_the_old_version_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(make_version(tmp_path / "work", 0), tmp_path / "out")
+    monkeypatch.setattr(os, "link", failing(errno.ENOTSUP))
+    monkeypatch.setattr(shutil, "copyfile", failing(errno.ENOSPC))
+    with pytest.raises(OSError, match="version"):
+        publish(make_version(tmp_path / "work", 1), tmp_path / "out")
+    assert (tmp_path / "out" / "version").read_text() == "0"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "work"]

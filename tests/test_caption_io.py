@@ -1,6 +1,8 @@
 """Files of generated captions: round trips, layout, equal bytes, and damaged files."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.generation.caption import Caption
 from pipeline.generation.caption_io import GeneratedCaptions, read_captions, write_captions
+from tests.paths import ROOT
 
 GRID = (2, 3)
 
@@ -127,3 +130,30 @@ def test_errors_about_unusable_files_name_file_and_remedy(
         read_captions(tmp_path)
     for fact in [str(tmp_path), *facts, "dvc repro -f -s generate"]:
         assert fact in str(error.value)
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from pipeline.artifacts import fresh_folder
+from pipeline.errors import run
+from pipeline.generation.caption_io import write_captions
+from tests.test_caption_io import GENERATED, GRID
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop()), resource.RLIM_INFINITY))
+def main(out: Path) -> None:
+    with fresh_folder(out) as folder:
+        write_captions(folder, GENERATED, len(GENERATED), GRID, "abc")
+run(main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [0, 1000, 8192, 20_000])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, size: int) -> None:
+    command = [sys.executable, "-c", FULL_DISK, tmp_path / "out", str(size)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith(f"error: {tmp_path}")
+    assert "bytes are free" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -1,9 +1,10 @@
+import json
 import subprocess
 import sys
 
 import pytest
 
-from pipeline.errors import summarize
+from pipeline.errors import UserError, printable, summarize
 from tests.paths import ROOT
 
 
@@ -14,10 +15,20 @@ from tests.paths import ROOT
         ("raise UserError('data/x.json: no such file. Run something.')", 2, ["error: data/x.json: no such file."]),
         ("raise FileNotFoundError(2, 'No such file or directory', 'a.jpg')", 2, ["error: a.jpg", "No such file"]),
         ("raise OSError(28, 'No space left on device')", 2, ["No space left on device", "disk space"]),
+        (
+            "raise OSError(28, 'No space left', 'a/b.h5')",
+            2,
+            ["error: a/b.h5: ", "(No space left). ", " bytes are free"],
+        ),
+        (
+            "raise UserError('a\\x1b]0;t\\x07\\nb: fault', 'second\\u2028line')",
+            2,
+            [r"a\u001b]0;t\u0007\u000ab", r"d\u2028l"],
+        ),
         ("import missing_package", 2, ["missing_package", "pip install"]),
         ("raise OSError('internal')", 1, ["Traceback", "internal"]),
         ("import pipeline.missing", 1, ["Traceback", "pipeline.missing"]),
-        ("raise KeyboardInterrupt", 130, []),
+        ("raise KeyboardInterrupt", 130, ["interrupted"]),
     ],
 )
 def test_exit_status_and_message_of_a_command(body: str, status: int, facts: list[str]) -> None:
@@ -35,6 +46,36 @@ def test_log_messages_go_to_standard_error() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert (result.stdout, result.stderr) == ("output\n", "epoch 3\n")
+
+
+def test_log_messages_are_printable() -> None:
+    program = (
+        "import logging\nfrom pipeline.errors import run\n"
+        "def main() -> None:\n    logging.getLogger('gridcap').info('%s', 'a\\x1b[2J\\nb')\nrun(main)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stderr == "a\\u001b[2J\\u000ab\n"
+
+
+def test_a_full_standard_output_is_one_sentence() -> None:
+    program = "from pipeline.errors import run\ndef main() -> None:\n    print('x' * 10)\nrun(main)\n"
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: No space left on device")
+    assert result.stderr.count("\n") == 1
+
+
+def test_printable_text_has_the_escapes_of_json() -> None:
+    text = "Mädchen 犬\x00\x1b\x9b\r\n\u202e\u2028\udc80\U000e0001"
+    assert printable(text) == r"Mädchen 犬\u0000\u001b\u009b\u000d\u000a\u202e\u2028\udc80\udb40\udc01"
+    assert json.loads(f'"{printable(text)}"') == text
+
+
+def test_an_error_may_have_several_lines() -> None:
+    assert str(UserError("first", "second")) == "first\nsecond"
 
 
 def test_many_faults_are_summarized() -> None:

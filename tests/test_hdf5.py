@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -5,7 +7,8 @@ import pytest
 
 from pipeline.artifacts import Schema
 from pipeline.errors import UserError
-from pipeline.hdf5 import open_artifact
+from pipeline.hdf5 import create_artifact, open_artifact
+from tests.paths import ROOT
 
 SCHEMA = Schema("gridcap.test", 2)
 REMEDY = "Run something."
@@ -49,3 +52,46 @@ def test_a_missing_damaged_or_incomplete_file_is_an_error(tmp_path: Path) -> Non
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"file\.h5"), open_artifact(path, SCHEMA, REMEDY):
         pass
+
+
+def test_a_created_file_has_schema_and_data(tmp_path: Path) -> None:
+    path = tmp_path / "file.h5"
+    with create_artifact(path, SCHEMA) as file:
+        file["values"] = [1, 2, 3]
+        file["words"] = ["a", "Mädchen"]
+    with open_artifact(path, SCHEMA, REMEDY) as file:
+        assert file["values"][:].tolist() == [1, 2, 3]
+        assert file["words"].asstr()[:].tolist() == ["a", "Mädchen"]
+
+
+# A limit of the file size fails like a full disk, and needs no mount.
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from pipeline.artifacts import Schema
+from pipeline.errors import run
+from pipeline.hdf5 import create_artifact
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop()), resource.RLIM_INFINITY))
+def main(path: Path) -> None:
+    with create_artifact(path, Schema("gridcap.test", 2)) as file:
+        values = file.create_dataset("values", shape=(64, 0), maxshape=(64, None), chunks=(1, 512), dtype=np.float32)
+        for size in range(512, 4096, 512):
+            values.resize(size, axis=1)
+            values[:, size - 512 :] = size
+            # HDF5 reads the heap of strings back.
+            file[f"words{size}"] = [f"word {i}" * (i % 7) for i in range(500)]
+run(main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [0, 100, 2048, 8192, 100_000, 900_000])
+def test_a_full_disk_is_one_sentence_with_file_and_free_space(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "file.h5"
+    command = [sys.executable, "-c", FULL_DISK, path, str(size)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith(f"error: {path}: cannot be written (")
+    assert "bytes are free" in result.stderr
+    assert result.stderr.count("\n") == 1

@@ -11,7 +11,7 @@ from pipeline.captions.tokenizer import TokenizeParams
 from pipeline.captions.vocabulary import VOCABULARY_FILE, write_vocabulary
 from pipeline.errors import UserError
 from pipeline.features import store
-from pipeline.inspection import describe, printable, verify
+from pipeline.inspection import describe, format_value, verify
 from tests.command_line import gridcap, gridcap_process
 from tests.factories import small_spec
 
@@ -161,10 +161,10 @@ def test_statistics_of_a_large_dataset_use_its_first_rows(tmp_path: Path) -> Non
     assert "(of the first 4,096 rows)" in describe_as_text(path)
 
 
-def test_printable_is_one_short_line_without_control_characters() -> None:
-    assert printable("a\x1b\nb") == "a  b"
-    assert printable(b"caf\xc3\xa9") == "café"
-    assert printable("x" * 11, max_length=10) == "xxxxxxx..."
+def test_a_formatted_value_is_one_short_line_without_control_characters() -> None:
+    assert format_value("a\x1b\nb") == r"a\u001b\u000ab"
+    assert format_value(b"caf\xc3\xa9") == "café"
+    assert format_value("x" * 11, max_length=10) == "xxxxxxx..."
 
 
 def no_file(path: Path) -> None:

@@ -25,18 +25,23 @@ def test_a_signal_is_deferred_and_handlers_are_restored(signum: signal.Signals) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signum", SIGNALS)
-def test_the_process_ends_by_the_signal_once_it_may(signum: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("signum", "status", "message"), [(signal.SIGTERM, -signal.SIGTERM, ""), (signal.SIGINT, 130, "interrupted\n")]
+)
+def test_the_process_ends_after_the_signal_once_it_may(signum: signal.Signals, status: int, message: str) -> None:
     script = f"""
 import os
+from pipeline.errors import run
 from pipeline.distributed import SINGLE_PROCESS
 from pipeline.training.interrupts import defer_signals
-with defer_signals() as interrupt:
-    os.kill(os.getpid(), {int(signum)})
-    print("after the signal", flush=True)
-    interrupt.exit_if_requested(SINGLE_PROCESS)
-    print("never", flush=True)
+def main() -> None:
+    with defer_signals() as interrupt:
+        os.kill(os.getpid(), {int(signum)})
+        print("after the signal", flush=True)
+        interrupt.exit_if_requested(SINGLE_PROCESS)
+        print("never", flush=True)
+run(main)
 """
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert process.stdout == "after the signal\n"
-    assert process.returncode == -signum
+    assert (process.returncode, process.stderr) == (status, message)

@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -5,7 +6,9 @@ import pytest
 from pydantic import Field
 
 from pipeline.errors import UserError
-from pipeline.params import load, load_key, params_section, require_unchanged
+from pipeline.params import MAX_DEPTH, check, load, load_key, params_section, read_yaml, require_unchanged
+from pipeline.presets import section_class
+from tests.paths import ROOT
 
 
 @params_section
@@ -77,3 +80,66 @@ def test_a_section_that_changed_during_the_stage_is_refused(tmp_path: Path) -> N
     write(tmp_path, "outer: {rate: 2, sizes: [], inner: null}")
     with pytest.raises(UserError, match=r"section outer was changed"):
         require_unchanged(path, "outer", values)
+
+
+@pytest.mark.parametrize(
+    ("text", "facts"),
+    [
+        ("outer: {rate: 2024-05-01}", ["outer.rate", "date", "2024-05-01"]),
+        ("outer: {sizes: [1, 2001-12-14t21:59:43.10-05:00]}", ["outer.sizes.1", "datetime"]),
+        ("outer: {rate: 2024-13-45}", ["outer.rate", "month"]),
+        ("outer: {rate: !!binary aGVsbG8=}", ["outer.rate", "bytes"]),
+        ("outer: {rate: !!set {a}}", ["outer.rate", "set"]),
+        ("outer: {rate: 99999999999999999999}", ["outer.rate", "2^63", "67 bits"]),
+        (f"outer: {{rate: 0x{'f' * 9999}}}", ["outer.rate", "2^63"]),
+        (f"outer: {{rate: {'9' * 5000}}}", ["outer.rate", "5000 digits"]),
+        ("outer: &outer {rate: *outer}", ["outer.rate", "itself"]),
+        ("outer: &outer {<<: *outer}", ["outer.rate is missing"]),
+        (f"outer: {{sizes: {'[' * MAX_DEPTH}{']' * MAX_DEPTH}}}", ["outer.sizes.0", f"deeper than {MAX_DEPTH}"]),
+        (f"outer: {'[' * 600}{']' * 600}", ["outer is nested", f"deeper than {MAX_DEPTH}"]),
+        ("outer: {1: 2}", ["outer", "strings as keys", "got 1"]),
+        ("outer: {2024-05-01: 2}", ["outer", "strings as keys", "2024-05-01"]),
+        ('outer: {rate: "a\\0b"}', ["outer.rate", "NUL"]),
+        ('outer: {rate: "\\ud800"}', ["outer.rate", "surrogates"]),
+        (
+            "a: &a [1, 2, 3, 4, 5, 6]\n"
+            + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefg")),
+            ["f.", "aliases"],
+        ),
+    ],
+)
+def test_a_value_that_is_not_plain_is_refused_by_key(tmp_path: Path, text: str, facts: list[str]) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(UserError) as caught:
+        load(path, "outer", Outer)
+    assert [fact for fact in [str(path), *facts] if fact not in str(caught.value)] == []
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("tokenize", "max_length", 10**6),
+        ("encode", "image_size", 160_000),
+        ("train", "batch_size", 10**9),
+        ("train", "max_epochs", 10**9),
+        ("train", "decoder.hidden_size", 10**6),
+        ("train", "max_length", 10**6),
+        ("generate", "search.beam_size", 10**6),
+        ("generate", "search.num_groups", 10**6),
+        ("generate", "search.n_best", 10**6),
+        ("generate", "search.max_length", 10**9),
+        ("evaluate", "bootstrap_samples", 10**9),
+        ("evaluate", "attention_plots", 10**9),
+        ("evaluate", "report.random", 10**9),
+    ],
+)
+def test_an_extreme_value_is_refused_with_its_bound(section: str, key: str, value: float) -> None:
+    values = read_yaml(ROOT / "params.yaml")[section]
+    *parents, name = key.split(".")
+    target = values
+    for parent in parents:
+        target = target[parent]
+    target[name] = value
+    with pytest.raises(UserError, match=rf"{section}\.{key} must be less than or equal to \d+"):
+        check(values, section, section_class(section), "params.yaml")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pipeline.captions.sources.dataset import DatasetParams
 from pipeline.errors import UserError
-from pipeline.params import load, read_yaml
+from pipeline.params import MAX_INTEGER, load, read_yaml
 from pipeline.presets import find_preset, use
 from tests.command_line import gridcap, gridcap_process
 from tests.defaults import committed
@@ -94,7 +94,11 @@ def test_an_assignment_changes_only_its_value(params: Path, assignment: str, old
 
 TEXT = st.text(st.characters(categories=["L", "N", "P", "Zs"]), max_size=8)
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    st.none()
+    | st.booleans()
+    | st.integers(-MAX_INTEGER, MAX_INTEGER)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
 )
@@ -155,6 +159,11 @@ def test_the_default_params_are_the_scenes_preset(real_params: Path) -> None:
         ("dataset: {format: coco}", "demo.seed=1", ["left unchanged", "dataset.root is missing"]),
         ("dataset: null", "demo.seed=1", ["left unchanged", "dataset"]),
         ("- 1", "demo.seed=1", ["overlay.yaml", "mapping"]),
+        ("demo: {rate: 2024-05-01}", "demo.seed=1", ["overlay.yaml", "demo.rate", "date"]),
+        ("demo: {rate: 1}", "demo.seed=2024-05-01", ["'demo.seed=2024-05-01'", "demo.seed", "date"]),
+        ("demo: &demo {rate: *demo}", "demo.seed=1", ["overlay.yaml", "demo.rate", "itself"]),
+        ("demo: {rate: 1}", f"demo.seed={'[' * 600}", ["'demo.seed=[[", "demo.seed", "nested"]),
+        ("demo: {rate: 1}", f"demo.seed={'9' * 5000}", ["'demo.seed=99", "demo.seed", "digits"]),
     ],
 )
 def test_an_invalid_change_leaves_the_file_unchanged(

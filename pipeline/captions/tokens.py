@@ -17,7 +17,8 @@ from pipeline.captions.tokenization import Tokenization, installed_version, spac
 from pipeline.captions.tokenizer import TokenizeParams, make_tokenizer
 from pipeline.captions.vocabulary import END, PAD, REMEDY, SPECIALS, START, VOCABULARY_FILE, Vocabulary
 from pipeline.errors import UserError
-from pipeline.hdf5 import open_artifact
+from pipeline.hdf5 import create_artifact, open_artifact
+from pipeline.startup import defer_interrupts
 
 SCHEMA = Schema("gridcap.tokens", 2)
 TOKENS_FILE = "tokens.h5"
@@ -140,10 +141,9 @@ def write_tokens(path: Path, dataset: TokenizedDataset, params: TokenizeParams, 
         fingerprint: Fingerprint of params and records, recorded as an attribute.
     """
     tokenization = spacy_tokenization(params.lowercase, params.punctuation, installed_version("spacy"))
-    with h5py.File(path, "w") as file:
+    with create_artifact(path, SCHEMA) as file, defer_interrupts():
         file.attrs.update(
             {
-                **SCHEMA.header,
                 "fingerprint": fingerprint,
                 "vocabulary_digest": dataset.vocabulary.digest,
                 "tokenizer": tokenization.source,

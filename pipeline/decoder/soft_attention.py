@@ -36,11 +36,11 @@ from pipeline.params import params_section
 class DecoderParams:
     """Sizes and dropout of the decoder."""
 
-    embedding_size: Annotated[int, Field(ge=1)]
+    embedding_size: Annotated[int, Field(ge=1, le=8192)]
     """Word embedding size, also the size of the layer before the output layer."""
-    hidden_size: Annotated[int, Field(ge=1)]
+    hidden_size: Annotated[int, Field(ge=1, le=8192)]
     """LSTM hidden size."""
-    attention_size: Annotated[int, Field(ge=1)]
+    attention_size: Annotated[int, Field(ge=1, le=8192)]
     """Attention layer size."""
     dropout: Annotated[float, Field(ge=0, lt=1)]
     """Dropout probability of word embeddings and before the output layer; 0 disables it."""

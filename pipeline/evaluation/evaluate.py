@@ -39,11 +39,11 @@ from pipeline.training.teacher_forcing import evaluate_split
 class ReportParams:
     """Images shown in the report."""
 
-    best: Annotated[int, Field(ge=0)]
+    best: Annotated[int, Field(ge=0, le=1000)]
     """Number of images with the highest CIDEr-D; 0 omits the group."""
-    worst: Annotated[int, Field(ge=0)]
+    worst: Annotated[int, Field(ge=0, le=1000)]
     """Number of images with the lowest CIDEr-D; 0 omits the group."""
-    random: Annotated[int, Field(ge=0)]
+    random: Annotated[int, Field(ge=0, le=1000)]
     """Number of random images; 0 omits the group."""
 
 
@@ -59,9 +59,9 @@ class EvaluateParams:
     """Compute SPICE. Needs Java 8 to 14 and Stanford CoreNLP 3.6.0; without them SPICE is reported as unavailable."""
     human_meteor: bool
     """Also compute METEOR of human agreement; slow. Needs `meteor`."""
-    bootstrap_samples: Annotated[int, Field(ge=100)]
+    bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)]
     """Number of bootstrap samples for the 95% intervals."""
-    attention_plots: Annotated[int, Field(ge=0)]
+    attention_plots: Annotated[int, Field(ge=0, le=1000)]
     """Number of random images whose attention is plotted; 0 disables the plots."""
     report: ReportParams
     """Images shown in the report."""

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ import safetensors
 import safetensors.torch
 import torch
 import torchvision
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -55,7 +56,7 @@ class EncodeParams:
     """Last layer of the encoder. A grid cell covers 8 (layer2), 16 (layer3) or 32 px (layer4)."""
     weights: Path
     """Weights file (.safetensors, .pth or .pt); `gridcap download weights:resnet50` fetches torchvision's."""
-    image_size: int
+    image_size: Annotated[int, Field(ge=8, le=2048)]
     """Side of the square that images are resized to, in px; a multiple of the layer's cell size."""
     precision: Precision
     """Arithmetic of the encoder: bfloat16 and int8 are faster and less exact; int8 runs only on CPUs with VNNI."""

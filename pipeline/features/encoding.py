@@ -30,7 +30,7 @@ from tqdm import tqdm
 from pipeline.artifacts import file_digests, publish
 from pipeline.captions.records import Record
 from pipeline.distributed import SINGLE_PROCESS, Processes
-from pipeline.errors import NO_SPACE, UserError
+from pipeline.errors import NO_SPACE, UserError, no_space_message
 from pipeline.features.encoder import (
     IMAGES_PER_BATCH,
     EncodeParams,
@@ -174,8 +174,8 @@ def encode(
         if error.errno not in NO_SPACE:
             raise
         raise UserError(
-            f"{error.filename or work}: cannot be written ({error.strerror}). Free disk space and run again. Finished"
-            " shards are kept."
+            f"{no_space_message(error, Path(error.filename or work))}. Free disk space and run again. Finished shards"
+            " are kept."
         ) from error
 
 
@@ -238,7 +238,7 @@ class _EncodeJob:
                 self._publish(used_shards, image_digests, out)
                 logger.info("%s: %s", STAGE, counts)
         if faults:
-            raise UserError(_describe_faults(faults, len(records), counts))
+            raise UserError(*_describe_faults(faults, len(records), counts))
         return EncodeResult(
             counts=counts,
             num_images=len(records),
@@ -400,12 +400,11 @@ def _count_encoded(plan: Sequence[Sequence[_PlannedImage]], shards: Sequence[Sha
     return sum(all((image.sha256, view) in keys for view in image.views) for images in plan for image in images)
 
 
-def _describe_faults(faults: Sequence[str], num_images: int, counts: EncodeCounts) -> str:
+def _describe_faults(faults: Sequence[str], num_images: int, counts: EncodeCounts) -> list[str]:
     num_unlisted = len(faults) - _MAX_LISTED_FAULTS
-    lines = [
+    return [
         f"{len(faults)} of {num_images} images cannot be encoded:",
         *(f"  {fault}" for fault in faults[:_MAX_LISTED_FAULTS]),
         *([f"  and {num_unlisted} more"] if num_unlisted > 0 else []),
         f"Nothing is published. Finished shards are kept ({counts}).",
     ]
-    return "\n".join(lines)

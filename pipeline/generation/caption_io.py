@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
-from pipeline.artifacts import Schema, read_json
+from pipeline.artifacts import Schema, naming, read_json
 from pipeline.errors import UserError
 from pipeline.generation.caption import Caption
-from pipeline.hdf5 import open_artifact
+from pipeline.hdf5 import create_artifact, open_artifact
+from pipeline.startup import defer_interrupts
 
 SCHEMA = Schema("gridcap.attention", 2)
 CAPTIONS_FILE = "captions.json"
@@ -85,22 +86,17 @@ def write_captions(
     with (
         _json_list(folder / CAPTIONS_FILE) as write_best,
         _json_list(folder / N_BEST_FILE) as write_n_best,
-        h5py.File(folder / ATTENTION_FILE, "w") as file,
+        create_artifact(folder / ATTENTION_FILE, SCHEMA) as file,
     ):
-        file.attrs.update(
-            {
-                **SCHEMA.header,
-                "fingerprint": fingerprint,
-                "grid_height": grid[0],
-                "grid_width": grid[1],
-            }
-        )
-        attention = _create_datasets(file, num_images, num_regions=grid[0] * grid[1])
+        with defer_interrupts():
+            file.attrs.update({"fingerprint": fingerprint, "grid_height": grid[0], "grid_width": grid[1]})
+            attention = _create_datasets(file, num_images, num_regions=grid[0] * grid[1])
         for index, block in enumerate(_blocks(generated)):
             for image in block:
                 write_best({"image_id": image.image_id, "caption": image.best.text})
                 write_n_best({"image_id": image.image_id, "captions": [_to_row(caption) for caption in image.captions]})
-            _write_block(file, attention, index * _IMAGES_PER_BLOCK, block)
+            with defer_interrupts():
+                _write_block(file, attention, index * _IMAGES_PER_BLOCK, block)
 
 
 def _create_datasets(file: h5py.File, num_images: int, num_regions: int) -> h5py.Dataset:
@@ -175,7 +171,7 @@ def _blocks(generated: Iterable[GeneratedCaptions]) -> Iterator[list[GeneratedCa
 @contextmanager
 def _json_list(path: Path) -> Iterator[Callable[[Any], None]]:
     """Write a JSON list, one value per line."""
-    with path.open("w", encoding="utf-8") as file:
+    with naming(path), path.open("w", encoding="utf-8") as file:
         separator = "["
 
         def write(value: Any) -> None:

@@ -54,34 +54,34 @@ class SearchParams:
 
     method: Literal["beam", "sample"]
     """Decoding method: beam search or sampling."""
-    beam_size: Annotated[int, Field(ge=1)]
+    beam_size: Annotated[int, Field(ge=1, le=256)]
     """Number of beams; 1 is greedy search. Must be 1 for sampling."""
-    num_groups: Annotated[int, Field(ge=1)]
+    num_groups: Annotated[int, Field(ge=1, le=256)]
     """Number of groups in diverse beam search; divides `beam_size`. 1 disables it."""
     diversity_penalty: Annotated[float, Field(ge=0, le=1000)]
     """Penalty, in nats, for each caption of an earlier group that chose the same word at this step."""
     temperature: Annotated[float, Field(ge=0.01, le=100)]
     """Sampling temperature, by which logits are divided; above 1 captions vary more."""
-    top_k: Annotated[int, Field(ge=0)]
+    top_k: Annotated[int, Field(ge=0, le=1_000_000)]
     """Sample from the k most likely words; 0 disables it."""
     top_p: Annotated[float, Field(gt=0, le=1)]
     """Sample from the smallest set of words whose probabilities add up to this (nucleus sampling); 1 disables it."""
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
     """Sampling seed; the samples of an image depend on it and on the image's id."""
-    min_length: Annotated[int, Field(ge=0)]
+    min_length: Annotated[int, Field(ge=0, le=1000)]
     """Minimum caption length in words."""
-    max_length: Annotated[int, Field(ge=1)]
+    max_length: Annotated[int, Field(ge=1, le=1000)]
     """Maximum caption length in words."""
     length_normalization: Literal["none", "average", "gnmt"]
     """Divisor of the log-probability when captions are ranked: none, length^alpha (`average`), or
     ((5 + length) / 6)^alpha (`gnmt`). The length includes `<end>`."""
     length_alpha: Annotated[float, Field(ge=0, le=1)]
     """Exponent alpha of the length normalization: 0 favors short captions, 1 long ones. Must be 0 with `none`."""
-    no_repeat_ngram_size: Annotated[int, Field(ge=0)]
+    no_repeat_ngram_size: Annotated[int, Field(ge=0, le=1000)]
     """Size of n-grams that may occur only once in a caption; 0 disables it."""
     allow_unk: bool
     """Allow `<unk>` in captions."""
-    n_best: Annotated[int, Field(ge=1)]
+    n_best: Annotated[int, Field(ge=1, le=1000)]
     """Captions returned for each image: the best of the beam, or the number of samples."""
     precision: Literal["float32", "bfloat16"]
     """Precision of the decoder's matrix products; bfloat16 (autocast) is faster and less exact."""

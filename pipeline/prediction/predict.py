@@ -10,7 +10,7 @@ from typing import Any, cast
 from PIL import Image
 from tqdm import tqdm
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, printable
 from pipeline.features.images import Pixels, View, read_upright, read_views
 from pipeline.generation.caption import Caption
 from pipeline.generation.search import SearchParams
@@ -54,7 +54,7 @@ def predict(
         for index, (image, result) in enumerate(zip(inputs, results, strict=True)):
             if isinstance(result, UserError):
                 num_failed += 1
-                bar.write(f"error: {result}", file=sys.stderr)
+                bar.write(f"error: {printable(str(result))}", file=sys.stderr)
             else:
                 lines = [json_line(image, result)] if as_json else text_lines(image, result)
                 bar.write("\n".join(lines), file=sys.stdout)
@@ -88,9 +88,9 @@ def _json_fields(caption: Caption) -> dict[str, Any]:
 
 def text_lines(image: NamedImage, caption: Caption) -> list[str]:
     """Format a caption as `NAME: CAPTION  (CONFIDENCE)`, with its alternatives on indented lines below."""
-    name = "".join(character if character.isprintable() else "?" for character in image.name)
-    lines = [f"{name}: {caption.text}  ({caption.confidence:.2f})"]
-    lines += [f"{'':>{len(name)}}  {other.text}  ({other.confidence:.2f})" for other in caption.alternatives]
+    name = printable(image.name)
+    lines = [f"{name}: {printable(caption.text)}  ({caption.confidence:.2f})"]
+    lines += [f"{'':>{len(name)}}  {printable(other.text)}  ({other.confidence:.2f})" for other in caption.alternatives]
     return lines
 
 

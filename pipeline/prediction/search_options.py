@@ -27,10 +27,12 @@ def _option(help_text: str, default: object, *names: str, **bounds: Any) -> Any:
 
 
 Method = Annotated[Literal["beam", "sample"] | None, _option("Decoding method: beam search or sampling.", "beam")]
-BeamSize = Annotated[int | None, _option("Number of beams; 1 is greedy search. Must be 1 for sampling.", 5, min=1)]
+BeamSize = Annotated[
+    int | None, _option("Number of beams; 1 is greedy search. Must be 1 for sampling.", 5, min=1, max=256)
+]
 NumGroups = Annotated[
     int | None,
-    _option("Number of groups in diverse beam search; divides the beam size. 1 disables it.", 1, min=1),
+    _option("Number of groups in diverse beam search; divides the beam size. 1 disables it.", 1, min=1, max=256),
 ]
 DiversityPenalty = Annotated[
     float | None,
@@ -45,7 +47,7 @@ Temperature = Annotated[
     float | None,
     _option("Sampling temperature; above 1 captions vary more.", 1.0, min=0.01, max=100),
 ]
-TopK = Annotated[int | None, _option("Sample from the k most likely words; 0 disables it.", 0, min=0)]
+TopK = Annotated[int | None, _option("Sample from the k most likely words; 0 disables it.", 0, min=0, max=1_000_000)]
 TopP = Annotated[
     float | None,
     _option(
@@ -56,8 +58,8 @@ TopP = Annotated[
     ),
 ]
 Seed = Annotated[int | None, _option("Sampling seed.", 1, min=0)]
-MinLength = Annotated[int | None, _option("Minimum caption length in words.", 0, min=0)]
-MaxLength = Annotated[int | None, _option("Maximum caption length in words.", 30, min=1)]
+MinLength = Annotated[int | None, _option("Minimum caption length in words.", 0, min=0, max=1000)]
+MaxLength = Annotated[int | None, _option("Maximum caption length in words.", 30, min=1, max=1000)]
 LengthNormalization = Annotated[
     Literal["none", "average", "gnmt"] | None,
     _option(
@@ -75,10 +77,12 @@ LengthAlpha = Annotated[
     ),
 ]
 NoRepeatNgramSize = Annotated[
-    int | None, _option("Size of n-grams that may occur only once in a caption; 0 disables it.", 4, min=0)
+    int | None, _option("Size of n-grams that may occur only once in a caption; 0 disables it.", 4, min=0, max=1000)
 ]
 AllowUnk = Annotated[bool | None, _option("Allow <unk> in captions.", "no", "--allow-unk/--no-allow-unk")]
-NBest = Annotated[int | None, _option("Captions printed for each image: the best of the beam, or samples.", 1, min=1)]
+NBest = Annotated[
+    int | None, _option("Captions printed for each image: the best of the beam, or samples.", 1, min=1, max=1000)
+]
 Precision = Annotated[
     Literal["float32", "bfloat16"] | None,
     _option("Precision of the decoder's matrix products; bfloat16 is faster and less exact.", "float32"),

@@ -10,10 +10,13 @@ pairs of color and shape are held out: no object of train or val has one. Every 
 
 import io
 import multiprocessing
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import resource_tracker
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -145,8 +148,19 @@ def _generate_images(params: RenderParams, keys: list[_ImageKey], num_workers: i
     if not keys:
         return
     # Only the parent writes files: a worker that outlives a killed parent must not write to the next run's folder.
-    with multiprocessing.get_context("spawn").Pool(min(num_workers, len(keys))) as pool:
+    with start_pool(min(num_workers, len(keys))) as pool:
         yield from pool.imap_unordered(partial(_generate_image, params), keys, chunksize=4)
+
+
+def start_pool(num_workers: int) -> Pool:
+    """Start a pool of spawned processes that never receive SIGINT, which a terminal sends to all of them."""
+    # The first use of a pool starts this process, which would unblock the signal.
+    resource_tracker.ensure_running()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return multiprocessing.get_context("spawn").Pool(num_workers)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _generate_image(params: RenderParams, key: _ImageKey) -> _AnnotatedImage:

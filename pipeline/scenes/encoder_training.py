@@ -64,21 +64,21 @@ class SceneEncoderParams:
 
     seed: Annotated[int, Field(ge=0)]
     """Seed of examples, initialization, batch order and augmentation."""
-    num_train: Annotated[int, Field(ge=1)]
+    num_train: Annotated[int, Field(ge=1, le=1_000_000)]
     """Number of train scenes; none is in the dataset or contains a held-out pair."""
-    num_test: Annotated[int, Field(ge=2)]
+    num_test: Annotated[int, Field(ge=2, le=1_000_000)]
     """Number of test scenes; every second contains a held-out pair."""
-    batch_size: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1, le=4096)]
     """Scenes per optimizer step."""
-    max_epochs: Annotated[int, Field(ge=1)]
+    max_epochs: Annotated[int, Field(ge=1, le=100_000)]
     """Number of epochs; there is no early stopping."""
     peak_lr: Annotated[float, Field(gt=0)]
     """Peak learning rate of AdamW, after the warm-up and before the cosine decay to 0."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)]
     """Fraction of all steps in the linear warm-up; 0 disables it."""
-    weight_decay: Annotated[float, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0, le=100)]
     """Weight decay coefficient of AdamW; 0 disables it."""
-    background_weight: Annotated[float, Field(gt=0)]
+    background_weight: Annotated[float, Field(gt=0, le=1000)]
     """Loss weight of background cells, which outnumber cells with an object; those have weight 1."""
     brightness_jitter: Annotated[float, Field(ge=0, lt=1)]
     """Maximum relative change of brightness in augmentation; 0 disables it."""

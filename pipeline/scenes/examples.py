@@ -4,7 +4,6 @@ S side of the image in px, H and W height and width of the grid, A attributes, N
 """
 
 import io
-import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipeline.scenes.dataset import MIN_VISIBILITY, encode_jpeg
+from pipeline.scenes.dataset import MIN_VISIBILITY, encode_jpeg, start_pool
 from pipeline.scenes.renderer import Box, render
 from pipeline.scenes.scene import (
     COLORS,
@@ -88,7 +87,7 @@ def sample_examples(spec: SamplingSpec, split: ExampleSplit, num_examples: int, 
     Yields:
         The examples in order of index.
     """
-    with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
+    with start_pool(num_workers) as pool:
         yield from pool.imap(partial(sample_example, spec, split), range(num_examples), chunksize=8)
 
 

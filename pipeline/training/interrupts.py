@@ -23,9 +23,15 @@ class Interrupt:
         self._signum = signum
 
     def exit_if_requested(self, processes: Processes) -> None:
-        """End the process by the signal that rank 0 has received, if any. Every process must call this."""
+        """End the process if rank 0 has received a signal. Every process must call this.
+
+        Raises:
+            KeyboardInterrupt: The signal is SIGINT. SIGTERM ends the process at once.
+        """
         signum = processes.broadcast(self._signum)
         if signum is not None:
+            if signum == signal.SIGINT:
+                raise KeyboardInterrupt
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
 

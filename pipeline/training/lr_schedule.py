@@ -14,11 +14,11 @@ class LRParams:
 
     peak: Annotated[float, Field(gt=0)]
     """Learning rate after warm-up."""
-    warmup_steps: Annotated[int, Field(ge=0)]
+    warmup_steps: Annotated[int, Field(ge=0, le=10_000_000)]
     """Optimizer steps of linear warm-up from 0; 0 disables it."""
     schedule: Literal["constant", "cosine", "step"]
     """Schedule after warm-up: constant, cosine decay to 0 at the last epoch, or step decay."""
-    step_epochs: Annotated[int, Field(ge=1)]
+    step_epochs: Annotated[int, Field(ge=1, le=100_000)]
     """Epochs between two decays of schedule `step`."""
     step_factor: Annotated[float, Field(gt=0, le=1)]
     """Factor of each decay of schedule `step`."""

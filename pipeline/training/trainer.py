@@ -43,17 +43,17 @@ class TrainParams:
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     """Random seed of initialization, batch order and dropout."""
     decoder: DecoderParams
-    batch_size: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1, le=4096)]
     """Images per batch, each with all of its captions."""
-    gradient_accumulation_steps: Annotated[int, Field(ge=1)]
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=10_000)]
     """Batches per optimizer step; increase it if memory is short."""
     random_views: bool
     """Sample one of the stored views (`encode.views`) of each image every epoch; false uses the first view."""
-    max_epochs: Annotated[int, Field(ge=1)]
+    max_epochs: Annotated[int, Field(ge=1, le=100_000)]
     """Maximum number of epochs."""
     optimizer: Literal["adam", "adamw"]
     """Optimizer: Adam, or AdamW, which decouples weight decay from the gradients."""
-    weight_decay: Annotated[float, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0, le=100)]
     """Weight decay coefficient; 0 disables it."""
     lr: LRParams
     max_grad_norm: Annotated[float, Field(gt=0)]
@@ -62,7 +62,7 @@ class TrainParams:
     """Label smoothing: probability mass spread evenly over the vocabulary; 0 disables it."""
     scheduled_sampling: Annotated[float, Field(ge=0, le=1)]
     """Scheduled sampling probability at the last epoch, increasing linearly from 0; 0 disables it."""
-    doubly_stochastic_weight: Annotated[float, Field(ge=0)]
+    doubly_stochastic_weight: Annotated[float, Field(ge=0, le=1000)]
     """Weight of doubly stochastic attention regularization, a mean over captions and regions; 0 disables it."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     """EMA decay of the weights, with warm-up; 0 disables it."""
@@ -73,9 +73,9 @@ class TrainParams:
     select_by: SelectBy
     """Metric of greedy validation captions that selects the best epoch and stops training early; `last` keeps the last
     epoch."""
-    patience: Annotated[int, Field(ge=1)]
+    patience: Annotated[int, Field(ge=1, le=100_000)]
     """Epochs without improvement before early stopping."""
-    max_length: Annotated[int, Field(ge=1)]
+    max_length: Annotated[int, Field(ge=1, le=1000)]
     """Maximum words of a validation caption."""
 
 
