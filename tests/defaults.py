@@ -16,5 +16,5 @@ def committed(path: str) -> str:
 
 def default_section(name: str) -> dict[str, Any]:
     """Read a section of the committed params.yaml as plain values."""
-    section: dict[str, Any] = parse_yaml(committed("params.yaml"))[name]
+    section: dict[str, Any] = parse_yaml(committed("params.yaml"), "params.yaml")[name]
     return section
