@@ -30,7 +30,8 @@ SECTIONS = {
 }
 """Module and dataclass of every section of `params.yaml`."""
 
-_PLAIN_SCALAR = re.compile(r"[A-Za-z_./][\w./-]*")
+# A leading dot needs a slash after it: YAML readers try `._` as a number.
+_PLAIN_SCALAR = re.compile(r"(?:\.{0,2}/|[A-Za-z_])[\w./-]*")
 
 _Key = tuple[str, ...]
 
