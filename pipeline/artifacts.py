@@ -313,7 +313,7 @@ def publish(source: Path, target: Path) -> None:
 def _exchange(a: Path, b: Path) -> bool:
     """Exchange the names of two files or folders in one step, if system and file system support it."""
     try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+        renameat2 = ctypes.CDLL(None).renameat2
     except (AttributeError, OSError):  # not Linux, or an old C library
         return False
     status: int = renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE)

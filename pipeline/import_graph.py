@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from ruamel.yaml import YAML
+from pipeline.params import parse_yaml
 
 ROOT = Path(__file__).parents[1]
 DVC_FILES = ("dvc.yaml", "data/scenes/dvc.yaml")
@@ -87,7 +87,7 @@ def module_deps(module: str) -> list[str]:
 
 def with_module_deps(text: str) -> str:
     """Replace only the module lists in the text of a dvc.yaml with those of the import graph."""
-    stages = YAML(typ="safe", pure=True).load(text)["stages"]
+    stages = parse_yaml(text, "dvc.yaml")["stages"]
     starts = [match for match in _STAGE.finditer(text, text.index("\nstages:")) if match[1] in stages]
     ends = [match.start() for match in starts[1:]] + [len(text)]
     parts = [text[: starts[0].start()]]
@@ -130,7 +130,8 @@ def _code(module: str) -> str:
     for node in ast.walk(_parse(module)):
         # Docstrings of modules, classes, functions and fields are all bare string expressions.
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            lines[node.lineno - 1 : node.end_lineno] = [""] * len(lines[node.lineno - 1 : node.end_lineno])
+            for row in range(node.lineno - 1, node.end_lineno or node.lineno):
+                lines[row] = ""
     return "\n".join(line.rstrip() for line in lines if line.strip())
 
 

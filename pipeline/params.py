@@ -112,19 +112,20 @@ def parse_yaml(text: str, source: str, name: str = "") -> Any:
         raise UserError(f"{source}: {key} is nested deeper than {MAX_DEPTH} levels. Change the value.") from error
     except (ValueError, OverflowError) as error:
         # A scalar such as 2024-13-45 or an integer of 5,000 digits. The error does not say where it is.
-        key = next((key for key, node in _scalars(_compose(text), name) if not _is_valid(node)), name)
+        key = next((key for key, node in _scalars(compose_yaml(text), name) if not _is_valid(node)), name)
         raise UserError(f"{source}: {key} is not valid ({error}). Correct the value.") from error
     _require_plain(value, source, name)
     return value
 
 
-def _load(text: str) -> Any:
-    return YAML(typ="safe", pure=True).load(text)
-
-
-def _compose(text: str) -> Node:
+def compose_yaml(text: str) -> Node:
+    """Parse YAML that `parse_yaml` accepts to its nodes, which have positions in the text."""
     node: Node = YAML(typ="safe", pure=True).compose(text)
     return node
+
+
+def _load(text: str) -> Any:
+    return YAML(typ="safe", pure=True).load(text)
 
 
 def _deep_key(text: str) -> str:
@@ -160,7 +161,7 @@ def _is_valid(node: ScalarNode) -> bool:
     if node.style is not None:  # in quotes
         return True
     try:
-        _load(f"{node.value}")
+        _load(node.value)
     except (YAMLError, ValueError, OverflowError):
         return False
     return True

@@ -10,12 +10,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from pipeline.artifacts import write_atomically
 from pipeline.errors import UserError
-from pipeline.params import check, parse_yaml, read_yaml, shorten
+from pipeline.params import check, compose_yaml, parse_yaml, read_yaml, shorten
 
 # This section is replaced, not merged: a mix of the keys of two datasets is never valid.
 _REPLACED_SECTION = "dataset"
@@ -129,7 +128,7 @@ def _set(text: str, path: _Key, value: Any, params: Path, source: str) -> str:
 
 
 def _find(text: str, path: _Key, params: Path, source: str) -> tuple[Node, Node]:
-    key = node = _compose(text)
+    key = node = compose_yaml(text)
     for depth, name in enumerate(path):
         children = {child[0].value: child for child in node.value} if isinstance(node, MappingNode) else {}
         if name not in children:
@@ -137,11 +136,6 @@ def _find(text: str, path: _Key, params: Path, source: str) -> tuple[Node, Node]
             raise UserError(f"{source}: {params} has no key {'.'.join(path[: depth + 1])}. Valid keys: {valid_keys}.")
         key, node = children[name]
     return key, node
-
-
-def _compose(text: str) -> Node:
-    node: Node = YAML(typ="safe", pure=True).compose(text)
-    return node
 
 
 def _span(text: str, key: Node | None, node: Node) -> tuple[int, int]:
@@ -175,7 +169,7 @@ def _to_flow(value: Any) -> str:
 
 def _section_span(text: str, path: Path) -> tuple[int, int]:
     """Return start and end of the replaced section, from its key to the end of its last line."""
-    for key, node in _compose(text).value:
+    for key, node in compose_yaml(text).value:
         if key.value == _REPLACED_SECTION:
             line_end = text.find("\n", _span(text, key, node)[1])
             return key.start_mark.index, len(text) if line_end < 0 else line_end
