@@ -95,19 +95,22 @@ def _describe_folder(folder: Path) -> Iterator[str]:
         first, *remaining = group
         yield from _describe_file(first)
         yield ""
+        sizes = [(_num_rows(first), first.stat().st_size)]
         for file in remaining:
-            yield f"{file}: {schema}, {_num_rows(file):,} rows, {file.stat().st_size:,} bytes"
+            num_rows, size = _num_rows(file), file.stat().st_size
+            yield f"{file}: {schema}, {num_rows:,} rows, {size:,} bytes"
+            sizes.append((num_rows, size))
         is_store = schema == store.SCHEMA.name
         if remaining or is_store:
-            yield _total_size(parent, [first, *remaining]) + (_size_per_image(first) if is_store else "")
+            yield _total_size(parent, sizes) + (_size_per_image(first) if is_store else "")
             yield ""
 
 
-def _total_size(folder: Path, files: Sequence[Path]) -> str:
-    num_rows = sum(_num_rows(file) for file in files)
-    size = sum(file.stat().st_size for file in files)
+def _total_size(folder: Path, sizes: Sequence[tuple[int, int]]) -> str:
+    """Sum the rows and bytes of files, given as pairs."""
+    num_rows, size = (sum(values) for values in zip(*sizes, strict=True))
     per_row = f", {size / num_rows:,.0f} bytes per row" if num_rows else ""
-    return f"{folder}: {len(files):,} files, {num_rows:,} rows, {size:,} bytes{per_row}"
+    return f"{folder}: {len(sizes):,} files, {num_rows:,} rows, {size:,} bytes{per_row}"
 
 
 def _size_per_image(shard: Path) -> str:

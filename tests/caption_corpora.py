@@ -5,15 +5,15 @@ import json
 import re
 from collections.abc import Mapping
 from itertools import groupby
-from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
 
 from pipeline.metrics.corpus import Corpus
 from pipeline.metrics.tokenizers import SPACY
+from tests.paths import REAL
 
-REAL_TEXT = Path(__file__).parents[2] / "shared/real/text"
+REAL_TEXT = REAL / "text"
 
 Hypotheses = list[list[str]]
 References = list[list[list[str]]]

@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+import torch
+
 from pipeline.decoder.soft_attention import DecoderParams
-from pipeline.features.encoder import EncodeParams
+from pipeline.features.encoder import EncodeParams, GridEncoder
+from pipeline.features.quantization.moments import dead_leaves
+from pipeline.features.resnets import Architecture, Layer
 from pipeline.features.store import EncoderSpec
 from pipeline.training.lr_schedule import LRParams
 from pipeline.training.trainer import TrainParams
@@ -37,6 +41,19 @@ def encode_params(weights: Path | str, **changes: object) -> EncodeParams:
         "views": ("whole",),
     }
     return EncodeParams(**(values | changes))  # type: ignore[arg-type]
+
+
+def random_encoder(architecture: Architecture, layer: Layer, num_images: int) -> GridEncoder:
+    """Return a random ResNet whose batch norms have running statistics of some images, as after training."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = GridEncoder(architecture, layer)
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        encoder.train()(torch.from_numpy(dead_leaves(num_images, 64, seed=3)).permute(0, 3, 1, 2).float() / 64 - 2)
+    return encoder.eval().requires_grad_(False)
 
 
 def decoder_params(**changes: object) -> DecoderParams:

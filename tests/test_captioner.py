@@ -22,7 +22,8 @@ from pipeline.params import check
 from pipeline.prediction.captioner import DEFAULT_SEARCH, Captioner
 from stages import generate_captions
 from tests.defaults import default_section
-from tests.solid_images import png_bytes, solid_image
+from tests.image_files import encode_image
+from tests.solid_images import solid_image
 from tests.tiny_captioner import COLORS, Tiny
 
 pytestmark = pytest.mark.slow
@@ -130,14 +131,14 @@ def test_images_are_rotated_by_their_exif_orientation(captioner: Captioner) -> N
     exif = Image.Exif()
     exif[0x0112] = 6
     expected = captioner.read_image(upright)
-    assert np.array_equal(captioner.read_image(png_bytes(rotated, exif=exif)), expected)
+    assert np.array_equal(captioner.read_image(encode_image(rotated, exif=exif)), expected)
     rotated.info["exif"] = exif.tobytes()
     assert np.array_equal(captioner.read_image(rotated), expected)
 
 
 def test_unreadable_images_are_reported_and_the_others_captioned(captioner: Captioner, tmp_path: Path) -> None:
-    large, bomb = png_bytes(Image.new("1", (9_400, 9_400))), png_bytes(Image.new("1", (20_000, 20_000)))
-    truncated = png_bytes(solid_image())[:60]
+    large, bomb = encode_image(Image.new("1", (9_400, 9_400))), encode_image(Image.new("1", (20_000, 20_000)))
+    truncated = encode_image(solid_image())[:60]
     images = [solid_image("red"), large, bomb, truncated, tmp_path / "none.jpg", b"", solid_image("white")]
     first, *failures, last = captioner.stream(images)
     assert not isinstance(first, UserError)

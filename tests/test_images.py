@@ -263,7 +263,7 @@ def test_a_truncated_photograph_is_an_error():
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"optimize": True}])
-def test_a_jpeg_that_lacks_only_its_end_mark_is_read(options):
+def test_a_jpeg_that_lacks_only_its_end_marker_is_read(options):
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 48, 3), dtype=np.uint8))
     content = encode_image(image, "JPEG", **options)
     expected = read_image(content, 32)
@@ -276,7 +276,7 @@ def test_a_jpeg_that_lacks_only_its_end_mark_is_read(options):
             read_image(content[:end], 32)
 
 
-def test_the_orientation_of_a_jpeg_without_its_end_mark_is_applied():
+def test_the_orientation_of_a_jpeg_without_its_end_marker_is_applied():
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 3
     content = encode_image(quarters(), "JPEG", exif=exif, quality=100, subsampling=0)

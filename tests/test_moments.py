@@ -8,20 +8,12 @@ from hypothesis import strategies as st
 
 from pipeline.features.encoder import GridEncoder
 from pipeline.features.quantization.moments import NUM_STDS, Moments, dead_leaves, estimate_moments
+from tests.factories import random_encoder
 
 
 @pytest.fixture(scope="module")
 def encoder() -> GridEncoder:
-    """A random ResNet-18 up to layer2 whose batch norms have running statistics of images."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        encoder = GridEncoder("resnet18", "layer2")
-    for module in encoder.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 1.0
-    with torch.no_grad():
-        encoder.train()(torch.from_numpy(dead_leaves(4, 64, seed=3)).permute(0, 3, 1, 2).float() / 64 - 2)
-    return encoder.eval().requires_grad_(False)
+    return random_encoder("resnet18", "layer2", 4)
 
 
 def moments_of(mean: float, std: float) -> Moments:

@@ -13,7 +13,8 @@ from pipeline.errors import UserError
 from pipeline.generation.search_settings import write_search_settings
 from pipeline.prediction.captioner import DEFAULT_SEARCH, Captioner
 from tests.command_line import gridcap
-from tests.solid_images import png_bytes, solid_image
+from tests.image_files import encode_image
+from tests.solid_images import solid_image
 from tests.tiny_captioner import Tiny
 
 pytestmark = pytest.mark.slow
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 def save_image(path: Path, color: str = "red") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png_bytes(solid_image(color)))
+    path.write_bytes(encode_image(solid_image(color)))
     return path
 
 
@@ -54,7 +55,7 @@ def test_json_lines_and_a_folder_of_drawings(tiny: Tiny, tmp_path: Path) -> None
     paths = [save_image(tmp_path / folder / "a.png") for folder in ("one", "two")]
     drawings = tmp_path / "drawings"
     options = ["--json", "--n-best", "3", "--beam-size", "4", "--attention", drawings, "--model", tiny.model]
-    stdin = png_bytes(solid_image("blue"))
+    stdin = encode_image(solid_image("blue"))
     result = gridcap("predict", paths[0].parent, "-", paths[1], *options, stdin=stdin)
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in result.stdout.splitlines()]

@@ -31,6 +31,7 @@ from pipeline.features.quantization.quantized_encoder import (
     QuantizedEncoder,
     supports_int8,
 )
+from tests.factories import random_encoder
 from tests.paths import REAL
 
 CPU = torch.device("cpu")
@@ -40,18 +41,7 @@ pytestmark = pytest.mark.skipif(not supports_int8(), reason="this CPU has no VNN
 
 @pytest.fixture(scope="module")
 def resnets() -> dict[str, GridEncoder]:
-    """Random ResNets whose batch norms have running statistics of images, as after training."""
-    encoders = {}
-    for architecture, layer in (("resnet18", "layer3"), ("resnet50", "layer3")):
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            encoder = GridEncoder(architecture, layer)
-        for norm in batch_norms(encoder):
-            norm.momentum = 1.0
-        with torch.no_grad():
-            encoder.train()(torch.from_numpy(dead_leaves(8, 64, seed=3)).permute(0, 3, 1, 2).float() / 64 - 2)
-        encoders[architecture] = encoder.eval().requires_grad_(False)
-    return encoders
+    return {architecture: random_encoder(architecture, "layer3", 8) for architecture in ("resnet18", "resnet50")}
 
 
 def batch_norms(encoder: nn.Module) -> list[nn.BatchNorm2d]:

@@ -13,8 +13,8 @@ from PIL import Image
 from pipeline.errors import UserError
 from pipeline.params import check, load
 from pipeline.scenes.dataset import RenderParams, write_dataset
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 PARAMS = {
     "seed": 3,
     "duplicate_rate": 0.35,

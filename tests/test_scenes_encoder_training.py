@@ -3,7 +3,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +11,12 @@ import torch
 
 from pipeline.artifacts import file_digest
 from pipeline.errors import UserError
-from pipeline.features.encoder import encode_grids, load_encoder
+from pipeline.features.encoder import encode_grids, read_encoder
 from pipeline.features.images import normalize
 from pipeline.params import load
 from pipeline.scenes.dataset import RenderParams
 from pipeline.scenes.encoder_training import (
+    ARCHITECTURE,
     LAYER,
     STRIDE,
     EncoderWithHeads,
@@ -38,9 +38,8 @@ from pipeline.scenes.examples import (
     sample_example,
 )
 from pipeline.scenes.scene import COLORS, SHAPES
-from tests.factories import encode_params
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 SCENES = ROOT / "data" / "scenes"
 HELD_OUT = (("red", "sphere"), ("blue", "cube"))
 SPEC = SamplingSpec(seed=3, image_size=64, stride=STRIDE, held_out=HELD_OUT)
@@ -168,7 +167,7 @@ def test_published_weights_load(tmp_path):
     metrics = train_scene_encoder(params, render_params(64), tmp_path / "work", out, num_workers=1)
     assert metrics["weights_sha256"] == file_digest(out)
     assert metrics["objects"]["held_out"]["num_objects"] >= 2
-    assert load_weights(out, 64).channels == 256
+    assert read_encoder(out, ARCHITECTURE, LAYER).channels == 256
 
 
 @pytest.mark.slow
@@ -178,7 +177,7 @@ def test_a_linear_probe_reads_shape_and_color_from_features_of_the_shipped_encod
     params = load(SCENES / "params.yaml", "render", RenderParams)
     # The seed differs from that of the encoder's training.
     spec = SamplingSpec(seed=987, image_size=params.image_size, stride=STRIDE, held_out=params.held_out)
-    encoder = load_weights(path, params.image_size)
+    encoder = read_encoder(path, ARCHITECTURE, LAYER)
     features, labels = read_cells(encoder, spec, "train", 150, at_centers=False)
     test_features, test_labels = read_cells(encoder, spec, "test", 30, at_centers=True)
     for column, attribute in enumerate(ATTRIBUTES):
@@ -191,10 +190,6 @@ def test_shipped_metrics_belong_to_the_shipped_weights():
     metrics = json.loads((SCENES / "encoder.json").read_text(encoding="utf-8"))
     assert metrics["weights_sha256"] == file_digest(SCENES / "encoder.safetensors")
     assert metrics["objects"]["seen"]["shape_and_color"] >= 0.95
-
-
-def load_weights(path, image_size):
-    return load_encoder(encode_params(path, layer=LAYER, image_size=image_size))
 
 
 def read_cells(encoder, spec, split, num_examples, *, at_centers):

@@ -13,9 +13,9 @@ from pipeline.captions.sources.parsed_file import ParsedImage, SourceCaption
 from pipeline.captions.sources.splits import SeededSplits, SplitAssignment, Splits, assign_splits
 from pipeline.errors import UserError
 from pipeline.params import check
+from tests.dataset_files import LISTS
 
 SEEDED = SeededSplits(by="seed", seed=7, val=0.25, test=0.25)
-LISTS = {"by": "lists", "train": "train.txt", "val": "val.txt", "test": "test.txt"}
 
 
 def image(image_id: int, split: Split | None = None) -> ParsedImage:

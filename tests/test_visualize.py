@@ -1,4 +1,3 @@
-import io
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -16,6 +15,7 @@ from pipeline.features.store import EncoderSpec, FeatureStore, Grids, write_inde
 from pipeline.features.visualize import MAX_SAMPLED_IMAGES, draw_grid, fit_color_map
 from tests.command_line import gridcap
 from tests.factories import small_spec
+from tests.image_files import encode_image
 
 SPEC = small_spec(image_size=64, grid_width=3, channels=4)
 ORANGE, TEAL = (200, 100, 50), (20, 120, 110)
@@ -56,9 +56,7 @@ def image_file(image_id: int) -> bytes:
     """A PNG file, orange on the left and teal on the right, with the id appended to make its bytes unique."""
     pixels = np.full((32, 48, 3), ORANGE, dtype=np.uint8)
     pixels[:, 24:] = TEAL
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue() + image_id.to_bytes(2)
+    return encode_image(Image.fromarray(pixels)) + image_id.to_bytes(2)
 
 
 def write_dataset(folder: Path) -> None:

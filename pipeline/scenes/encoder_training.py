@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from pipeline.artifacts import file_digest, fingerprint, publish, work_folder, write_atomically
 from pipeline.errors import UserError
-from pipeline.features.encoder import EncodeParams, GridEncoder, encode_grids, load_encoder
+from pipeline.features.encoder import GridEncoder, encode_grids, read_encoder
 from pipeline.features.images import normalize
 from pipeline.features.resnets import STRIDES, Architecture, Layer
 from pipeline.import_graph import code_digest
@@ -277,17 +277,7 @@ def evaluate(model: EncoderWithHeads, weights: Path, examples: Sequence[Example]
         objects with a held-out pair; accuracy of object against background per cell; accuracy of the floor; SHA-256 of
         the weights.
     """
-    encoder = load_encoder(
-        EncodeParams(
-            architecture=ARCHITECTURE,
-            layer=LAYER,
-            weights=weights,
-            image_size=spec.image_size,
-            precision="float32",
-            compile=False,
-            views=("whole",),
-        )
-    )
+    encoder = read_encoder(weights, ARCHITECTURE, LAYER)
     # Per object, whether each attribute is correct: [A].
     correct: dict[str, list[npt.NDArray[np.bool_]]] = {"seen": [], "seen_small_patterned": [], "held_out": []}
     cells_correct: dict[str, list[bool]] = {"object": [], "background": []}
