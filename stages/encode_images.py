@@ -7,12 +7,8 @@ from typing import Annotated
 import typer
 
 from pipeline.artifacts import write_json
-from pipeline.captions.records import read_records
 from pipeline.device import DeviceOption, setup_device
-from pipeline.distributed import init_processes
 from pipeline.errors import run
-from pipeline.features.encoder import EncodeParams
-from pipeline.features.encoding import encode
 from pipeline.params import load, load_key, require_unchanged
 
 
@@ -28,6 +24,12 @@ def main(
     num_threads: Annotated[int, typer.Option(min=1, help="Threads that decode images.")] = os.cpu_count() or 1,
 ) -> None:
     """Encode the images of the dataset. Resumes after an interruption. Runs on many processes under torchrun."""
+    # Imported here so that --help is fast.
+    from pipeline.captions.records import read_records
+    from pipeline.distributed import init_processes
+    from pipeline.features.encoder import EncodeParams
+    from pipeline.features.encoding import encode
+
     encode_params = load(params, "encode", EncodeParams)
     image_dir = load_key(params, "dataset.root", Path) / load_key(params, "dataset.images", str)
     with init_processes() as processes:

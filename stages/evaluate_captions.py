@@ -9,11 +9,7 @@ from pipeline.artifacts import fresh_folder, publish
 from pipeline.captions.records import Split
 from pipeline.device import DeviceOption, setup_device
 from pipeline.errors import run
-from pipeline.evaluation.evaluate import EvaluateInputs, EvaluateParams, analyze, read_inputs, score
 from pipeline.params import load, load_key, read_yaml, require_unchanged
-from pipeline.report.draw import draw
-from pipeline.report.model_card import write_model_card
-from pipeline.report.report import build_report, write_report
 
 
 def main(
@@ -31,6 +27,12 @@ def main(
     batch_size: Annotated[int, typer.Option(min=1, help="Batch size of teacher forcing, in images.")] = 64,
 ) -> None:
     """Score and analyze the generated captions of a split, and write figures, the report and the model card."""
+    # Imported here so that --help is fast.
+    from pipeline.evaluation.evaluate import EvaluateInputs, EvaluateParams, analyze, read_inputs, score
+    from pipeline.report.draw import draw
+    from pipeline.report.model_card import write_model_card
+    from pipeline.report.report import build_report, write_report
+
     evaluate_params, torch_device = load(params, "evaluate", EvaluateParams), setup_device(device)
     split: Split = load_key(params, "generate.split", Split)
     image_dir: Path = load_key(params, "dataset.root", Path) / load_key(params, "dataset.images", str)

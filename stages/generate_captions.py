@@ -6,14 +6,8 @@ from typing import Annotated
 import typer
 
 from pipeline.artifacts import fresh_folder, publish
-from pipeline.captions.records import read_records
 from pipeline.device import DeviceOption, setup_device
 from pipeline.errors import run
-from pipeline.features.store import FeatureStore
-from pipeline.generation.caption_io import write_captions
-from pipeline.generation.ensemble import read_models
-from pipeline.generation.generate import GenerateParams, generate
-from pipeline.generation.search_settings import write_search_settings
 from pipeline.params import load, require_unchanged
 
 
@@ -27,6 +21,14 @@ def main(
     batch_size: Annotated[int, typer.Option(min=1, help="Batch size, in images.")] = 64,
 ) -> None:
     """Caption the images of a split."""
+    # Imported here so that --help is fast.
+    from pipeline.captions.records import read_records
+    from pipeline.features.store import FeatureStore
+    from pipeline.generation.caption_io import write_captions
+    from pipeline.generation.ensemble import read_models
+    from pipeline.generation.generate import GenerateParams, generate
+    from pipeline.generation.search_settings import write_search_settings
+
     generate_params = load(params, "generate", GenerateParams)
     models = read_models(model, generate_params.ensemble)
     store = FeatureStore(features, fingerprint=models[0].config.encoder_fingerprint)

@@ -6,14 +6,9 @@ from typing import Annotated
 import typer
 
 from pipeline.artifacts import publish
-from pipeline.decoder.model_io import record_provenance
 from pipeline.device import DeviceOption, setup_device
-from pipeline.distributed import init_processes
 from pipeline.errors import run
 from pipeline.params import load, load_key, require_unchanged
-from pipeline.training.loop import Intervals
-from pipeline.training.train import TrainPaths, train
-from pipeline.training.trainer import TrainParams
 
 
 def main(
@@ -31,6 +26,13 @@ def main(
     live_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps between rows of live metrics.")] = 10,
 ) -> None:
     """Train the decoder. Resumes after an interruption. Runs on many processes under torchrun."""
+    # Imported here so that --help is fast.
+    from pipeline.decoder.model_io import record_provenance
+    from pipeline.distributed import init_processes
+    from pipeline.training.loop import Intervals
+    from pipeline.training.train import TrainPaths, train
+    from pipeline.training.trainer import TrainParams
+
     train_params = load(params, "train", TrainParams)
     paths = TrainPaths(tokens=tokens, features=features, work=work, live=live)
     intervals = Intervals(

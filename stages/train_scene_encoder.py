@@ -10,8 +10,6 @@ from pipeline.artifacts import write_json
 from pipeline.device import setup_device
 from pipeline.errors import run
 from pipeline.params import load, require_unchanged
-from pipeline.scenes.dataset import RenderParams
-from pipeline.scenes.encoder_training import SceneEncoderParams, train_scene_encoder
 
 
 def main(
@@ -22,6 +20,10 @@ def main(
     num_workers: Annotated[int, typer.Option(min=1, help="Number of rendering processes.")] = os.cpu_count() or 1,
 ) -> None:
     """Train the encoder on rendered scenes. Resumes after the last complete epoch."""
+    # Imported here so that --help is fast.
+    from pipeline.scenes.dataset import RenderParams
+    from pipeline.scenes.encoder_training import SceneEncoderParams, train_scene_encoder
+
     setup_device("cpu")
     encoder_params, render_params = load(params, "encoder", SceneEncoderParams), load(params, "render", RenderParams)
     encoder_metrics = train_scene_encoder(encoder_params, render_params, work, out, num_workers)
