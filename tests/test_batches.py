@@ -14,12 +14,7 @@ from pipeline.captions.vocabulary import PAD
 from pipeline.features.store import FeatureStore
 from pipeline.training.batches import Batch, CaptionBatches
 from tests.feature_stores import write_store
-from tests.tiny_dataset import CHANNELS, NUM_REGIONS, NUM_TRAIN, SPEC, make_dataset
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data"))
+from tests.tiny_dataset import CHANNELS, NUM_REGIONS, NUM_TRAIN, SPEC
 
 
 @pytest.fixture(scope="module")

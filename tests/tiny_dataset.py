@@ -1,6 +1,7 @@
 """Tokens and features small enough to train on in a test: each image has one bright region, which shows its color.
 
-The fixture `tiny` (tests/tiny_captioner.py) starts from image files and also runs the encoder.
+The fixture `data` is this dataset. The fixture `tiny` (tests/tiny_captioner.py) starts from image files and also runs
+the encoder.
 """
 
 from pathlib import Path
