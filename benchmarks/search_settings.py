@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 
@@ -69,12 +69,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", nargs="*", type=Path, default=[Path("data")], help="run folders (default: data)")
-    parser.add_argument(
-        "--split", choices=["train", "val", "test"], default="test", help="split to caption (default: test)"
-    )
+    parser.add_argument("--split", choices=get_args(Split), default="test", help="split to caption (default: test)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds of measurement (default: %(default)s)")
     parser.add_argument(
-        "--device", default=os.environ.get("GRIDCAP_DEVICE", "auto"), help="auto, cpu, cuda or cuda:N (default: auto)"
+        "--device",
+        default=os.environ.get("GRIDCAP_DEVICE", "auto"),
+        help="auto, cpu, cuda or cuda:N (default: %(default)s)",
     )
     arguments = parser.parse_args(argv)
     device = setup_device(arguments.device)

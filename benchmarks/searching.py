@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.training import describe_device, measure
+from benchmarks.training import describe_device, describe_target, measure
 from pipeline.captions.vocabulary import END, PAD, SPECIALS, START, UNK
 from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
 from pipeline.decoder.soft_attention_reference import ReferenceState, SoftAttentionReference
@@ -109,10 +109,10 @@ def compare(case: Case, device: torch.device, rounds: int) -> Iterator[str]:
     yield f"{'textbook, float32':>24} {median(1 / row[TEXTBOOK] for row in times):>9.1f}"
     for precision in PRECISIONS:
         ratio = median(ratios[precision])
-        target = f"{TARGET_RATIO:g} {'met' if ratio >= TARGET_RATIO else 'missed'}"
         yield (
             f"{f'gridcap, {precision}':>24} {median(1 / row[precision] for row in times):>9.1f} {ratio:>11.2f} "
-            f"{ratios[precision][0]:>6.2f} {ratios[precision][-1]:>6.2f} {target:>9} {same[precision]:>14.0%}"
+            f"{ratios[precision][0]:>6.2f} {ratios[precision][-1]:>6.2f} "
+            f"{describe_target(TARGET_RATIO, ratio):>9} {same[precision]:>14.0%}"
         )
     lengths = [len(caption_words) for caption_words in batched_search(decoder, words, grids, "float32")]
     yield f"{'':>24} captions of {mean(lengths):.1f} words, from {min(lengths)} to {max(lengths)}"

@@ -3,6 +3,7 @@
 import shutil
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -36,6 +37,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> "Tiny":
     from tests.tiny_captioner import make_tiny
 
     return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the tokens and features of a small dataset (tests/tiny_dataset.py). Tests must not change it."""
+    from tests.tiny_dataset import make_dataset
+
+    return make_dataset(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import numpy as np
 
 from pipeline.captions.records import Record
 from pipeline.evaluation.evaluate import EvaluateInputs, EvaluationData
-from pipeline.features.store import FeatureStore, write_index, write_shard
 from pipeline.generation.caption import Caption
 from pipeline.generation.caption_io import GeneratedCaptions
 from tests.factories import small_spec
+from tests.feature_stores import write_store
 
 GRID = (4, 6)
 
@@ -49,11 +49,8 @@ def make_data(
     words = tuple(caption.split())
     best = make_caption(words, peaked_attention(*((index, index) for index in range(len(words)))))
     spec = small_spec(grid_height=GRID[0], grid_width=GRID[1])
-    digests = {record.image_id: f"{record.image_id:064}" for record in records}
-    keys = [(digest, view) for digest in digests.values()]
     grids = np.zeros((len(records), GRID[0] * GRID[1], spec.channels), dtype=np.float16)
-    shard = write_shard(folder / "features", spec, list(digests), keys, grids)
-    write_index(folder / "features", spec, (view,), [shard], digests)
+    store = write_store(folder / "features", spec, [record.image_id for record in records], grids, (view,))
     values: dict[str, Any] = {
         "split": "test",
         "records": records,
@@ -62,7 +59,7 @@ def make_data(
         },
         "tokens": None,
         "train_tokens": None,
-        "store": FeatureStore(folder / "features"),
+        "store": store,
         "model": None,
         "history": [{"epoch": 1, "val_loss": 3.0, "val_cider": None}, {"epoch": 2, "val_loss": 2.5, "val_cider": 0.5}],
         "inputs": EvaluateInputs(

@@ -11,14 +11,10 @@ from hypothesis import strategies as st
 
 from pipeline.captions.tokens import TOKENS_FILE, CaptionTokens, read_tokens
 from pipeline.captions.vocabulary import PAD
-from pipeline.features.store import FeatureStore, write_index, write_shard
+from pipeline.features.store import FeatureStore
 from pipeline.training.batches import Batch, CaptionBatches
-from tests.tiny_dataset import CHANNELS, NUM_REGIONS, NUM_TRAIN, SPEC, make_dataset
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data"))
+from tests.feature_stores import write_store
+from tests.tiny_dataset import CHANNELS, NUM_REGIONS, NUM_TRAIN, SPEC
 
 
 @pytest.fixture(scope="module")
@@ -80,21 +76,19 @@ def test_processes_share_every_batch(captions: CaptionTokens, store: FeatureStor
 
 def test_epochs_sample_views_and_validation_uses_the_first(tmp_path: Path) -> None:
     num_images, views = 40, ("whole", "whole_flipped", "center")
-    keys = [(f"{image_id:064x}", view) for image_id in range(num_images) for view in views]
     grids = [
         np.full((NUM_REGIONS, CHANNELS), image_id + view / 4, np.float16)
         for image_id in range(num_images)
         for view in range(3)
     ]
-    shard = write_shard(tmp_path, SPEC, [row // 3 for row in range(3 * num_images)], keys, np.stack(grids))
-    write_index(tmp_path, SPEC, views, [shard], {image_id: f"{image_id:064x}" for image_id in range(num_images)})
+    store = write_store(tmp_path, SPEC, range(num_images), np.stack(grids), views)
     captions = CaptionTokens(
         image_id=np.arange(num_images),
         tokens=np.full((num_images, 3), 5, dtype=np.int32),
         length=np.full(num_images, 3, dtype=np.int32),
         captions=("",) * num_images,
     )
-    batches = CaptionBatches(captions, FeatureStore(tmp_path), 7, random_views=True)
+    batches = CaptionBatches(captions, store, 7, random_views=True)
 
     def views_of(loaded: Iterable[Batch]) -> dict[int, float]:
         return {

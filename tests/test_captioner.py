@@ -28,8 +28,6 @@ from tests.tiny_captioner import COLORS, Tiny
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
-
 
 @pytest.fixture(scope="module")
 def captioner(tiny: Tiny) -> Captioner:

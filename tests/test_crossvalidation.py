@@ -31,8 +31,8 @@ from pipeline.captions.records import Record
 from pipeline.captions.tokenizer import TokenizeParams
 from pipeline.captions.vocabulary import END, PAD, START, UNK
 from pipeline.errors import UserError
-from pipeline.features.store import FeatureStore, write_index, write_shard
 from tests.factories import small_spec
+from tests.feature_stores import write_store
 
 
 @given(
@@ -155,11 +155,7 @@ def test_the_textbook_loss_sums_over_regions_and_averages_over_captions() -> Non
 
 def image_set(folder: Path) -> ImageSet:
     spec = small_spec()
-    digests = {image_id: f"{image_id:064}" for image_id in CAPTIONS}
-    keys = [(digest, "whole") for digest in digests.values()]
-    grids = np.random.default_rng(5).random((len(keys), *spec.grid_shape)).astype(np.float16)
-    shard = write_shard(folder, spec, list(CAPTIONS), keys, grids)
-    write_index(folder, spec, ["whole"], [shard], digests)
+    grids = np.random.default_rng(5).random((len(CAPTIONS), *spec.grid_shape)).astype(np.float16)
     return ImageSet(
         records={
             image_id: Record(image_id=image_id, file=f"{image_id}.jpg", split="train", captions=tuple(captions))
@@ -167,7 +163,7 @@ def image_set(folder: Path) -> ImageSet:
         },
         references=REFERENCES,
         tokenize=TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_length=20),
-        store=FeatureStore(folder),
+        store=write_store(folder, spec, list(CAPTIONS), grids),
         features=folder,
     )
 

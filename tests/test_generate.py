@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.features.store import FeatureStore, write_index, write_shard
+from pipeline.features.store import FeatureStore
 from pipeline.generation.ensemble import caption_grids, read_models
 from pipeline.generation.generate import generate
 from pipeline.generation.search import SearchParams
+from tests.feature_stores import write_store
 from tests.model_folders import SPEC, make_model
 
 IMAGE_IDS = tuple(range(10, 31))
@@ -21,12 +22,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def store(tmp_path: Path) -> FeatureStore:
-    digests = {image_id: f"{image_id:064x}" for image_id in IMAGE_IDS}
     grids = np.random.default_rng(0).standard_normal((len(IMAGE_IDS), 6, 5)).astype(np.float16)
-    rows = [(digest, "whole") for digest in digests.values()]
-    shard = write_shard(tmp_path / "features", SPEC, IMAGE_IDS, rows, grids)
-    write_index(tmp_path / "features", SPEC, ("whole",), [shard], digests)
-    return FeatureStore(tmp_path / "features")
+    return write_store(tmp_path / "features", SPEC, IMAGE_IDS, grids)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])

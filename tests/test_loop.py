@@ -9,12 +9,7 @@ import pytest
 
 from pipeline.training.loop import Intervals
 from tests.factories import decoder_params, train_params
-from tests.tiny_dataset import EVERY_FEATURE, NUM_REGIONS, make_dataset, make_trainer, take_steps, train_tiny
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data"))
+from tests.tiny_dataset import EVERY_FEATURE, NUM_REGIONS, make_trainer, take_steps, train_tiny
 
 
 def read_live(folder: Path, name: str) -> list[tuple[int, float]]:

@@ -12,8 +12,6 @@ from pipeline.decoder.model_io import (
     CONFIG_FILE,
     HISTORY_FILE,
     WEIGHTS_FILE,
-    ModelConfig,
-    TrainingData,
     read_history,
     read_model,
     record_provenance,
@@ -23,10 +21,14 @@ from pipeline.decoder.model_io import (
 from pipeline.decoder.soft_attention import SoftAttentionDecoder
 from pipeline.errors import UserError
 from tests.factories import decoder_params, small_spec
+from tests.model_folders import model_config
 
 VOCABULARY = Vocabulary((*SPECIALS, "red", "square"))
 PARAMS = decoder_params(embedding_size=7, attention_size=5)
 SPEC = small_spec(channels=6)
+CONFIG = model_config(
+    decoder=PARAMS, vocabulary_digest=VOCABULARY.digest, encoder=SPEC, versions={"torch": torch.__version__}
+)
 HISTORY = [{"epoch": 1, "train_loss": 2.0, "val_cider": 0.5}, {"epoch": 2, "train_loss": 1.5, "val_cider": 0.75}]
 
 
@@ -35,32 +37,17 @@ def build_decoder() -> SoftAttentionDecoder:
     return SoftAttentionDecoder(PARAMS, SPEC.grid, SPEC.channels, len(VOCABULARY))
 
 
-def model_config() -> ModelConfig:
-    return ModelConfig(
-        fingerprint="0123456789abcdef",
-        decoder=PARAMS,
-        vocabulary_digest=VOCABULARY.digest,
-        encoder=SPEC,
-        encoder_fingerprint=SPEC.fingerprint,
-        view="whole",
-        data=TrainingData(num_images=1, num_captions=5, num_val_images=2),
-        epoch=1,
-        selected_by="cider",
-        versions={"torch": torch.__version__},
-    )
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
-    write_model(folder, build_decoder().state_dict(), VOCABULARY, model_config())
+    write_model(folder, build_decoder().state_dict(), VOCABULARY, CONFIG)
     write_history(folder, HISTORY)
     return folder
 
 
 def test_a_model_is_read_as_written(folder: Path) -> None:
     model = read_model(folder)
-    assert model.config == model_config()
+    assert model.config == CONFIG
     assert model.vocabulary == VOCABULARY
     assert not model.decoder.training
     expected = build_decoder().state_dict()
@@ -71,7 +58,7 @@ def test_a_model_is_read_as_written(folder: Path) -> None:
 
 def test_equal_models_have_equal_bytes(folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    write_model(other, build_decoder().state_dict(), VOCABULARY, model_config())
+    write_model(other, build_decoder().state_dict(), VOCABULARY, CONFIG)
     for name in (WEIGHTS_FILE, CONFIG_FILE, VOCABULARY_FILE):
         assert (other / name).read_bytes() == (folder / name).read_bytes()
 
@@ -85,7 +72,7 @@ def test_history_is_read_as_written(folder: Path) -> None:
 def test_provenance_is_recorded_in_the_config_alone(folder: Path) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     config = record_provenance(folder, "data/flickr8k", "encoder.pth")
-    assert config == replace(model_config(), dataset="data/flickr8k", encoder_weights="encoder.pth")
+    assert config == replace(CONFIG, dataset="data/flickr8k", encoder_weights="encoder.pth")
     assert read_model(folder).config == config
     changed = {path.name for path in folder.iterdir() if path.read_bytes() != before[path.name]}
     assert changed == {CONFIG_FILE}

@@ -12,7 +12,7 @@ from pipeline.features.store import FeatureStore
 from pipeline.training.batches import CaptionBatches
 from pipeline.training.teacher_forcing import TeacherForcedResult, evaluate_batch, evaluate_split, merge_results
 from tests.factories import train_params
-from tests.tiny_dataset import make_dataset, make_trainer
+from tests.tiny_dataset import make_trainer
 
 CPU = torch.device("cpu")
 
@@ -27,11 +27,6 @@ def test_merged_loss_weights_batches_by_their_words() -> None:
     assert merged.predicted.tolist() == [4, 5, 6, 8]
     assert merged.target.tolist() == [4, 5, 7, 8]
     assert merged.accuracy == 3 / 4
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data"))
 
 
 def test_batches_of_unequal_size_give_the_loss_of_one_batch(data: Path, tmp_path: Path) -> None:

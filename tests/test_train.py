@@ -28,15 +28,10 @@ from pipeline.import_graph import reachable
 from pipeline.training.loop import Intervals
 from pipeline.training.train import run_fingerprint, train
 from tests.factories import decoder_params, encode_params, lr_params, train_params
-from tests.tiny_dataset import make_dataset, paths_of, read_files, train_tiny, write_token_files
+from tests.paths import REAL
+from tests.tiny_dataset import paths_of, read_files, train_tiny, write_token_files
 
-REAL = Path(__file__).parents[2] / "shared" / "real"
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -15,15 +15,10 @@ from pipeline.decoder.model_io import WEIGHTS_FILE, read_model
 from pipeline.errors import UserError
 from pipeline.training.train import CHECKPOINT_FILE
 from tests.factories import decoder_params, lr_params, train_params
-from tests.tiny_dataset import EVERY_FEATURE, make_dataset, make_trainer, read_files, take_steps, train_tiny
+from tests.tiny_dataset import EVERY_FEATURE, make_trainer, read_files, take_steps, train_tiny
 
 TINY_LR = lr_params(peak=1e-9)
 """Too small a learning rate for any epoch to score better than the first."""
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

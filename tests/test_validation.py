@@ -17,14 +17,9 @@ from pipeline.training.teacher_forcing import evaluate_split
 from pipeline.training.trainer import Trainer
 from pipeline.training.validation import NonFiniteLossError, ValidationResult, validate
 from tests.factories import decoder_params, lr_params, train_params
-from tests.tiny_dataset import NUM_VAL, make_dataset, make_trainer
+from tests.tiny_dataset import NUM_VAL, make_trainer
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,10 @@ from safetensors.torch import save_file
 
 from pipeline.artifacts import publish
 from pipeline.captions.records import Record, Split
-from pipeline.captions.tokenizer import TokenizeParams
-from pipeline.captions.tokens import TOKENS_FILE, tokenize, write_tokens
-from pipeline.captions.vocabulary import VOCABULARY_FILE, write_vocabulary
 from pipeline.decoder.model_io import record_provenance
 from pipeline.features.encoding import encode
-from pipeline.training.loop import Intervals
-from pipeline.training.train import TrainPaths, train_in
 from tests.factories import decoder_params, encode_params, lr_params, train_params
+from tests.tiny_dataset import train_tiny, write_token_files
 
 COLORS = {"red": (220, 30, 30), "blue": (40, 50, 230), "white": (245, 245, 245)}
 
@@ -65,18 +61,9 @@ def make_tiny(folder: Path, num_images: int = 40) -> Tiny:
     _save_random_weights(tiny.weights)
     records = [_make_image(tiny.images, image_id, "train" if image_id % 5 else "val") for image_id in range(num_images)]
     params = encode_params(tiny.weights, layer="layer2")
-    cpu = torch.device("cpu")
-    encode(records, tiny.images, params, folder / "work", tiny.features, cpu, num_threads=2)
-    tokenize_params = TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_length=9)
-    tokens = folder / "tokens"
-    tokens.mkdir()
-    dataset = tokenize(records, tokenize_params, folder)
-    write_vocabulary(tokens / VOCABULARY_FILE, dataset.vocabulary)
-    write_tokens(tokens / TOKENS_FILE, dataset, tokenize_params, "0")
-    (folder / "run").mkdir()
-    intervals = Intervals(checkpoint_steps=10**9, checkpoint_seconds=1e9, live_steps=100)
-    paths = TrainPaths(tokens=tokens, features=tiny.features, work=folder, live=folder / "live")
-    finished = train_in(folder / "run", TRAINING, paths, cpu, intervals)
+    encode(records, tiny.images, params, folder / "work", tiny.features, torch.device("cpu"), num_threads=2)
+    write_token_files(folder, records)
+    finished = train_tiny(folder, folder / "run", TRAINING, live_steps=100)
     record_provenance(finished, "images", str(tiny.weights))
     publish(finished, tiny.model)
     return tiny

@@ -1,6 +1,7 @@
 """Tokens and features small enough to train on in a test: each image has one bright region, which shows its color.
 
-The fixture `tiny` (tests/tiny_captioner.py) starts from image files and also runs the encoder.
+The fixture `data` is this dataset. The fixture `tiny` (tests/tiny_captioner.py) starts from image files and also runs
+the encoder.
 """
 
 from pathlib import Path
@@ -12,11 +13,12 @@ from pipeline.captions.records import Record, Split
 from pipeline.captions.tokenizer import TokenizeParams
 from pipeline.captions.tokens import TOKENS_FILE, read_tokens, tokenize, write_tokens
 from pipeline.captions.vocabulary import VOCABULARY_FILE, read_vocabulary, write_vocabulary
-from pipeline.features.store import FeatureStore, write_index, write_shard
+from pipeline.features.store import FeatureStore
 from pipeline.training.loop import Intervals
 from pipeline.training.train import CHECKPOINT_FILE, TrainPaths, train_in
 from pipeline.training.trainer import Trainer, TrainParams
 from tests.factories import lr_params, small_spec, train_params
+from tests.feature_stores import write_store
 
 COLORS = ["red", "green", "blue", "black"]
 NUM_TRAIN, NUM_VAL = 24, 8
@@ -49,11 +51,7 @@ def make_dataset(folder: Path) -> Path:
         captions = (f"a {COLORS[color]} thing", f"the thing is {COLORS[color]}", COLORS[color])[: 2 + image_id % 2]
         records.append(Record(image_id=image_id, file=f"{image_id}.jpg", split=split, captions=captions))
     write_token_files(folder, records)
-    (folder / "features").mkdir()
-    digests = [f"{image_id:064x}" for image_id in range(len(records))]
-    keys = [(digest, "whole") for digest in digests]
-    shard = write_shard(folder / "features", SPEC, range(len(records)), keys, np.stack(grids))
-    write_index(folder / "features", SPEC, ("whole",), [shard], dict(enumerate(digests)))
+    write_store(folder / "features", SPEC, range(len(records)), np.stack(grids))
     return folder
 
 
