@@ -50,7 +50,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Image captioning with attention over image regions.",
-    epilog="First steps: in a clone, `make repro` trains a captioner in about five minutes. Then run `gridcap predict`"
+    epilog="First steps: in a clone, `make repro` trains a captioner in about six minutes. Then run `gridcap predict`"
     " on any image in data/scenes/rendered/images. `gridcap use flickr8k` switches to Flickr8k.",
 )
 

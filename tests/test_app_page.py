@@ -292,6 +292,18 @@ def test_play_activates_one_word_after_the_other(open_page: Callable[..., "Page"
     assert play.inner_text() == "▶"
 
 
+@pytest.mark.parametrize("select", ["hover", "focus"])
+def test_selecting_a_word_stops_play(open_page: Callable[..., "Page"], select: str) -> None:
+    page = open_page()
+    first_caption(page)
+    play = page.locator(".play")
+    play.click()
+    assert play.inner_text() == "■"
+    getattr(words_of(page).nth(2), select)()
+    wait_until(lambda: play.inner_text() == "▶", "stopped playback")
+    assert words_of(page).nth(2).get_attribute("aria-pressed") == "true"
+
+
 def test_alternatives_follow_the_search_settings_and_show_attention(open_page: Callable[..., "Page"]) -> None:
     page = open_page()
     first_caption(page)

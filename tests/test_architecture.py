@@ -27,7 +27,7 @@ ORDER = [
 ]
 # The embedded dataset is outside the order: it trains an encoder, and evaluation uses its annotations.
 SCENES_MAY_IMPORT = {"captions", "features"}
-MAY_IMPORT_SCENES = {"evaluation", "report", "app"}
+MAY_IMPORT_SCENES = {"evaluation", "app"}
 GROUND_FLOOR = {
     "pipeline",
     *(

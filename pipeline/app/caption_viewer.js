@@ -43,6 +43,7 @@ function showCaptions(root, data) {
     const buttons = words.map((word) => {
       const button = wordButton(word);
       wordOfButton.set(button, word);
+      button.onpointermove = button.onfocus = () => player.stop();
       return button;
     });
     toolbar.replaceChildren(...buttons.flatMap((button) => [button, " "]));
@@ -73,8 +74,6 @@ function showCaptions(root, data) {
   );
 
   const player = playWords(root.querySelector(".play"), bestButtons, selection);
-  const text = root.querySelector(".text");
-  text.onpointermove = text.onfocusin = (event) => event.target.closest(".word") && player.stop();
   imageFrame.onclick = () => {
     player.stop();
     selection.clear();

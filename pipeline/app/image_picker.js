@@ -15,8 +15,8 @@ export default function ({ data, parentElement, setTriggerValue }) {
 
   const send = (file) => {
     if (file.size > data.max_bytes) {
-      const [size, limit] = [file.size, data.max_bytes].map((bytes) => (bytes / 2 ** 20).toFixed(0));
-      status.textContent = `The image has ${size} MB, the limit is ${limit} MB. Use a smaller image.`;
+      const size = (file.size / 2 ** 20).toFixed(1);
+      status.textContent = `${size} MB is over the limit of ${data.max_bytes / 2 ** 20} MB. Use a smaller image.`;
       return;
     }
     status.textContent = "";

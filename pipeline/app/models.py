@@ -8,7 +8,7 @@ from PIL import Image
 
 from pipeline.app.work_queue import work_queue
 from pipeline.decoder.model_io import CONFIG_FILE
-from pipeline.generation.search_settings import GENERATED_FOLDER, SEARCH_FILE
+from pipeline.generation.search_settings import search_settings_paths
 from pipeline.prediction.captioner import Captioner
 
 MAX_LOADED = 4
@@ -21,7 +21,7 @@ def load_captioner(folder: Path) -> Captioner:
     Raises:
         UserError: As `Captioner.load` does.
     """
-    files = (folder / CONFIG_FILE, folder / SEARCH_FILE, folder.parent / GENERATED_FOLDER / SEARCH_FILE)
+    files = (folder / CONFIG_FILE, *search_settings_paths(folder))
     return _load_cached(folder, tuple(path.stat().st_mtime_ns if path.is_file() else None for path in files))
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pipeline.artifacts import read_json
 from pipeline.errors import UserError
+from pipeline.metrics.caption_scores import CORPUS_SCORES
 
 T = TypeVar("T")
 
@@ -82,10 +83,11 @@ def read_scores(path: Path) -> Mapping[str, Mapping[str, float]]:
         Scores by image subset (`all` is first), then by metric; empty if there is no readable file.
     """
     scores = _read_json_tolerantly(path, dict[str, Any]) or {}
-    # `protocol` also has an entry for the intervals.
-    metrics = [name for name in scores.get("protocol", {}) if name != "intervals"]
     subsets = {"all": scores, **scores.get("subsets", {})}
-    tables = {subset: {name: table[name] for name in metrics if name in table} for subset, table in subsets.items()}
+    tables = {
+        subset: {metric: table[metric] for metric in CORPUS_SCORES if metric in table}
+        for subset, table in subsets.items()
+    }
     return {subset: table for subset, table in tables.items() if table}
 
 

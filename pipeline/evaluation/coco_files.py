@@ -22,9 +22,7 @@ class _CaptionEntry(TypedDict):
     caption: str
 
 
-class _AnnotationEntry(TypedDict):
-    image_id: IntegerId
-    caption: str
+class _AnnotationEntry(_CaptionEntry):
     is_precanned: NotRequired[bool | None]
     is_rejected: NotRequired[bool | None]
 
@@ -96,10 +94,12 @@ def read_references(path: Path) -> References:
     remedy = 'Name a COCO annotations file: {"annotations": [{"image_id": 1, "caption": "a dog"}, ...]}.'
     document = read_json(path, _Annotations, remedy)
     captions: dict[int, list[str]] = {image["id"]: [] for image in document.get("images", [])}
-    left_out = [entry["image_id"] for entry in document["annotations"] if not is_accepted(entry)]
+    left_out: list[int] = []
     for entry in document["annotations"]:
         if is_accepted(entry):
             captions.setdefault(entry["image_id"], []).append(entry["caption"])
+        else:
+            left_out.append(entry["image_id"])
     unscored_images = frozenset(image_id for image_id in left_out if not captions.get(image_id))
     for image_id in unscored_images:
         captions.pop(image_id, None)

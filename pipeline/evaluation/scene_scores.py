@@ -58,6 +58,20 @@ class _GroundingScores:
     """`mass_in_box` of uniform attention."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _ImageScores:
+    """Scores of one image's caption."""
+
+    names_correct: bool | None
+    """Whether every mention is correct; None if the caption names no object."""
+    num_relations: int
+    """Spatial relations that the caption states."""
+    num_correct_relations: int
+    """Number of these relations that hold."""
+    grounding: Sequence[tuple[str, _GroundingScores]]
+    """Kind and grounding of each word that refers to objects."""
+
+
 def score_scenes(records: Sequence[Record], generated: Mapping[int, GeneratedCaptions]) -> dict[str, Any]:
     """Score the captions of the images with annotated objects.
 
@@ -72,32 +86,58 @@ def score_scenes(records: Sequence[Record], generated: Mapping[int, GeneratedCap
     annotated = [record for record in records if record.objects]
     if not annotated:
         return {"num_images": 0}
-    scores = _score(annotated, generated)
-    names = sorted({record.subset for record in annotated if record.subset is not None})
-    subsets = {name: _score([record for record in annotated if record.subset == name], generated) for name in names}
+    images = [_score_image(record, generated[record.image_id]) for record in annotated]
+    by_subset: dict[str, list[_ImageScores]] = defaultdict(list)
+    for record, image in zip(annotated, images, strict=True):
+        if record.subset is not None:
+            by_subset[record.subset].append(image)
+    subsets = {subset: _summarize(by_subset[subset]) for subset in sorted(by_subset)}
     protocol = {"names": NAMES_PROTOCOL, "relations": RELATIONS_PROTOCOL, "attention": ATTENTION_PROTOCOL}
-    return {"protocol": protocol, **scores, **({"subsets": subsets} if subsets else {})}
+    return {"protocol": protocol, **_summarize(images), **({"subsets": subsets} if subsets else {})}
 
 
-def _score(records: Sequence[Record], generated: Mapping[int, GeneratedCaptions]) -> dict[str, Any]:
-    names_correct = [names_correctly(generated[record.image_id].words, record.objects) for record in records]
-    relation_counts = [count_relations(generated[record.image_id].words, record.objects) for record in records]
-    num_relations = sum(total for _, total in relation_counts)
-    attention = _grounding_by_kind(records, generated)
-    object_words = [scores for kind in attention.keys() - {"relation"} for scores in attention[kind]]
+def _score_image(record: Record, caption: GeneratedCaptions) -> _ImageScores:
+    num_correct_relations, num_relations = count_relations(caption.words, record.objects)
+    words = find_grounded_words(caption.words, record.objects)
+    return _ImageScores(
+        names_correct=names_correctly(caption.words, record.objects),
+        num_relations=num_relations,
+        num_correct_relations=num_correct_relations,
+        grounding=[(word.kind, _score_grounding(caption.attention[word.position], word.boxes)) for word in words],
+    )
+
+
+def _score_grounding(attention: grounding.Attention, boxes: Sequence[Box]) -> _GroundingScores:
+    return _GroundingScores(
+        peak_in_box=float(grounding.peak_in_boxes(attention, boxes)),
+        peak_by_chance=grounding.peak_by_chance(boxes, attention.shape),
+        mass_in_box=grounding.mass_in_boxes(attention, boxes),
+        mass_by_chance=grounding.mass_by_chance(boxes),
+    )
+
+
+def _summarize(images: Sequence[_ImageScores]) -> dict[str, Any]:
+    names_correct = [image.names_correct for image in images]
+    num_relations = sum(image.num_relations for image in images)
+    attention: dict[str, list[_GroundingScores]] = defaultdict(list)
+    for image in images:
+        for kind, scores in image.grounding:
+            attention[kind].append(scores)
+    kinds = sorted(attention)
+    object_words = [scores for kind in kinds if kind != "relation" for scores in attention[kind]]
     return {
-        "num_images": len(records),
+        "num_images": len(images),
         "names": {
             "num_captions_without_names": names_correct.count(None),
             "accuracy": _rate(names_correct.count(True), len(names_correct) - names_correct.count(None)),
         },
         "relations": {
             "num_relations": num_relations,
-            "accuracy": _rate(sum(correct for correct, _ in relation_counts), num_relations),
+            "accuracy": _rate(sum(image.num_correct_relations for image in images), num_relations),
         },
         "attention": {
             "all": _mean_scores(object_words),
-            **{kind: _mean_scores(attention[kind]) for kind in sorted(attention)},
+            **{kind: _mean_scores(attention[kind]) for kind in kinds},
         },
     }
 
@@ -125,26 +165,6 @@ def find_grounded_words(words: Sequence[str], objects: Sequence[AnnotatedObject]
             boxes = tuple(objects[index].box for index in sorted(set.union(*object_indices)))
             grounded.append(GroundedWord(position=relation.position, kind="relation", boxes=boxes))
     return grounded
-
-
-def _grounding_by_kind(
-    records: Sequence[Record], generated: Mapping[int, GeneratedCaptions]
-) -> dict[str, list[_GroundingScores]]:
-    """Score the attention of every grounded word, by kind of word."""
-    scores: dict[str, list[_GroundingScores]] = defaultdict(list)
-    for record in records:
-        caption = generated[record.image_id]
-        for word in find_grounded_words(caption.words, record.objects):
-            attention = caption.attention[word.position]  # [H, W]
-            scores[word.kind].append(
-                _GroundingScores(
-                    peak_in_box=float(grounding.peak_in_boxes(attention, word.boxes)),
-                    peak_by_chance=grounding.peak_by_chance(word.boxes, attention.shape),
-                    mass_in_box=grounding.mass_in_boxes(attention, word.boxes),
-                    mass_by_chance=grounding.mass_by_chance(word.boxes),
-                )
-            )
-    return scores
 
 
 def _mean_scores(scores: Sequence[_GroundingScores]) -> dict[str, float | int]:

@@ -38,6 +38,11 @@ def write_search_settings(folder: Path, search: SearchParams, model_fingerprint:
     write_json(folder / SEARCH_FILE, {**SCHEMA.header, **asdict(recorded)})
 
 
+def search_settings_paths(model: Path) -> tuple[Path, Path]:
+    """Return the paths that may hold the search settings of a model folder, in the order in which they are read."""
+    return model / SEARCH_FILE, model.parent / GENERATED_FOLDER / SEARCH_FILE
+
+
 def find_search_settings(model: Path, model_fingerprint: str) -> SearchParams | None:
     """Find the settings that a model's captions were generated with.
 
@@ -53,8 +58,7 @@ def find_search_settings(model: Path, model_fingerprint: str) -> SearchParams | 
     Raises:
         UserError: The file is damaged or of another schema.
     """
-    for folder in (model, model.parent / GENERATED_FOLDER):
-        path = folder / SEARCH_FILE
+    for path in search_settings_paths(model):
         if path.is_file():
             recorded = read_json(path, _RecordedSearch, _REMEDY, SCHEMA)
             if recorded.model_fingerprint == model_fingerprint:

@@ -24,6 +24,7 @@ from pipeline import __version__
 from pipeline.artifacts import write_atomically
 from pipeline.evaluation.evaluate import Analysis, EvaluateParams, EvaluationData, Scores
 from pipeline.features.images import Pixels
+from pipeline.metrics.caption_scores import CORPUS_SCORES
 from pipeline.metrics.grounding import Box
 from pipeline.report import svg_charts
 from pipeline.report.curve_style import split_colors_css
@@ -167,7 +168,6 @@ def _score_table(scores: Mapping[str, Any]) -> dict[str, Any]:
     subsets = scores.get("subsets", {})
     columns = {"all": (scores, scores["intervals"])}
     columns |= {name: (values, scores["intervals"]["subsets"][name]) for name, values in subsets.items()}
-    metrics = [name for name in scores["protocol"] if name != "intervals" and name in scores]
     metrics_by_protocol: dict[tuple[str, ...], list[str]] = {}
     for name, lines in scores["protocol"].items():
         metrics_by_protocol.setdefault(tuple(lines), []).append(name)
@@ -176,7 +176,8 @@ def _score_table(scores: Mapping[str, Any]) -> dict[str, Any]:
         "columns": [(name, values["num_images"]) for name, (values, _) in columns.items()],
         "rows": [
             (name, [(values.get(name), intervals.get(name)) for values, intervals in columns.values()])
-            for name in metrics
+            for name in CORPUS_SCORES
+            if name in scores
         ],
         "protocols": [
             (", ".join(names), [*lines, *(line for name in names for line in signature.get(name, []))])
