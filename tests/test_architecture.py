@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from pipeline.import_graph import DVC_FILES, ROOT, imports, modules, stage_module
 
-# The order of the data: a package imports only itself, the ground floor and packages above it in this list.
+# The order of the data: a package imports only itself, the base modules and packages before it in this list.
 ORDER = [
     "captions",
     "features",
@@ -28,7 +28,7 @@ ORDER = [
 # The embedded dataset is outside the order: it trains an encoder, and evaluation uses its annotations.
 SCENES_MAY_IMPORT = {"captions", "features"}
 MAY_IMPORT_SCENES = {"evaluation", "app"}
-GROUND_FLOOR = {
+BASE_MODULES = {
     "pipeline",
     *(
         f"pipeline.{name}"
@@ -65,13 +65,13 @@ def test_imports_follow_the_order_of_the_data(module: str) -> None:
         allowed = SCENES_MAY_IMPORT | {"scenes"}
     else:
         allowed = {*ORDER[: ORDER.index(importer) + 1]} | ({"scenes"} if importer in MAY_IMPORT_SCENES else set())
-    imported = {name for name in imports(module) - GROUND_FLOOR if name.startswith("pipeline.")}
+    imported = {name for name in imports(module) - BASE_MODULES if name.startswith("pipeline.")}
     assert sorted(name for name in imported if package(name) not in allowed) == []
 
 
-@pytest.mark.parametrize("module", sorted(GROUND_FLOOR))
-def test_the_ground_floor_imports_only_itself(module: str) -> None:
-    assert sorted(imports(module) - GROUND_FLOOR) == []
+@pytest.mark.parametrize("module", sorted(BASE_MODULES))
+def test_base_modules_import_only_each_other(module: str) -> None:
+    assert sorted(imports(module) - BASE_MODULES) == []
 
 
 def test_the_library_imports_no_stage() -> None:
