@@ -119,7 +119,7 @@ def parse_yaml(text: str, source: str, name: str = "") -> Any:
 
 
 def compose_yaml(text: str) -> Node:
-    """Parse YAML that `parse_yaml` accepts to its nodes, which have positions in the text."""
+    """Parse YAML to nodes, which have positions in the text. Scalars stay text."""
     node: Node = YAML(typ="safe", pure=True).compose(text)
     return node
 
