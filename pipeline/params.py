@@ -1,7 +1,7 @@
 """Typed params: one frozen dataclass without defaults for each section of `params.yaml`, validated when it is read."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, dataclass_transform
 
@@ -22,6 +22,8 @@ MAX_VALUES = 100_000
 """Maximum number of values in a params file, with aliases expanded."""
 MAX_INTEGER = 2**63 - 1
 """Maximum absolute value of an integer in a params file."""
+DISCRIMINATOR = "by"
+"""Key that selects the dataclass of a mapping where the params allow several."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -267,7 +269,7 @@ def check(values: Any, name: str, expected_type: type[T], source: str) -> T:
     try:
         return TypeAdapter(expected_type).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        faults = [_describe_fault(name, fault) for fault in error.errors()]
+        faults = [_describe_fault(name, values, fault) for fault in error.errors()]
         message = summarize(faults, limit=10).removesuffix(".")
         raise UserError(f"{source}: {message}. Correct the values.") from None
 
@@ -277,15 +279,41 @@ def to_plain(values: Any) -> Any:
     return TypeAdapter(type(values)).dump_python(values, mode="json")
 
 
-def _describe_fault(name: str, fault: Mapping[str, Any]) -> str:
-    key = ".".join([name, *(str(part) for part in fault["loc"])])
+def _describe_fault(name: str, values: Any, fault: Mapping[str, Any]) -> str:
+    key = ".".join([name, *_location(values, fault["loc"])])
     match fault["type"]:
         case "missing":
             return f"{key} is missing"
+        case "union_tag_not_found":
+            return f"{key}.{DISCRIMINATOR} is missing"
+        case "union_tag_invalid":
+            context = fault["ctx"]
+            tags, tag = context["expected_tags"], _format(context["tag"])
+            return f"{key}.{DISCRIMINATOR} must be one of {tags}, got {tag}"
         case "unexpected_keyword_argument":
             return f"{key} is not a valid key"
         case "value_error":
             return f"{key}: {fault['ctx']['error']}"
+        case "dataclass_type" | "dict_type" | "model_attributes_type":
+            return f"{key} must be a mapping, got {_format(fault['input'])}"
+        case "tuple_type" | "list_type":
+            return f"{key} must be a list, got {_format(fault['input'])}"
         case _:
             expected = str(fault["msg"]).replace("Input should be", "must be")
             return f"{key} {expected}, got {_format(fault['input'])}"
+
+
+def _location(values: Any, parts: Sequence[int | str]) -> list[str]:
+    """Return the keys of a fault, without the tags that pydantic inserts for unions."""
+    keys = []
+    tagged: Any = None  # the mapping whose tag has been removed
+    for part in parts:
+        if isinstance(values, dict) and values is not tagged and values.get(DISCRIMINATOR) == part:
+            tagged = values
+            continue
+        keys.append(str(part))
+        try:
+            values = values[part]
+        except LookupError:  # the key is missing
+            values = None
+    return keys

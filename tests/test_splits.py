@@ -160,3 +160,21 @@ def test_entries_are_matched_in_any_unicode_normalization(tmp_path: Path) -> Non
     write_lists(tmp_path, "caf\u00e9.jpg\n")
     split = assign_by_files(named_images("cafe\u0301.jpg", "1.jpg", "2.jpg"), LISTS, tmp_path).split_by_file
     assert split["cafe\u0301.jpg"] == "train"
+
+
+@pytest.mark.parametrize(
+    ("params", "fault"),
+    [
+        ({}, "dataset.splits.by is missing"),
+        ({"by": "random"}, "dataset.splits.by must be one of 'lists', 'json', 'seed', got \"random\""),
+        ({"by": "seed", "seed": 1, "val": "x", "test": 0.5}, 'dataset.splits.val must be a valid number, got "x"'),
+        ({"by": "seed", "seed": "x", "val": 0.5, "test": 0.5}, 'dataset.splits.seed must be a valid integer, got "x"'),
+        ({"by": "seed", "val": 0.5, "test": 0.5}, "dataset.splits.seed is missing"),
+        ({"by": "seed", "seed": 1, "val": 0.9, "test": 0.9}, "dataset.splits: val + test must be <= 1"),
+        ([1], "dataset.splits must be a mapping, got [1]"),
+    ],
+)
+def test_invalid_params_are_named_by_their_key(params: object, fault: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check(params, "dataset.splits", Splits, "params.yaml")
+    assert fault in str(caught.value)

@@ -13,7 +13,7 @@ from pipeline.artifacts import read_json
 from pipeline.captions.records import SPLITS, Split
 from pipeline.captions.sources.parsed_file import REMEDY, ParsedImage, read_text, require_relative
 from pipeline.errors import UserError, summarize
-from pipeline.params import params_section
+from pipeline.params import DISCRIMINATOR, params_section
 
 
 @params_section
@@ -65,7 +65,7 @@ class SeededSplits:
             raise ValueError(f"val + test must be <= 1, got {self.val} + {self.test}")
 
 
-Splits = Annotated[ListedSplits | JsonSplits | SeededSplits, Field(discriminator="by")]
+Splits = Annotated[ListedSplits | JsonSplits | SeededSplits, Field(discriminator=DISCRIMINATOR)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
