@@ -81,6 +81,16 @@ def test_ids_may_be_digits_in_quotes_and_annotation_ids_may_be_absent(tmp_path: 
     assert parsed.unmatched_captions == [f"{path}: annotation [1] (image 5)"]
 
 
+def test_ids_may_have_a_decimal_point_and_sizes_may_be_null(tmp_path: Path) -> None:
+    images = [{"id": 7.0, "file_name": "a.jpg", "width": None, "height": None}]
+    annotations = [{"image_id": 7, "caption": "A cat."}, {"image_id": 7.0, "caption": "A dog."}]
+    (image,) = parse(write_document(tmp_path / "c.json", images, annotations), ".").images
+    assert (image.image_id, [caption.text for caption in image.captions]) == (7, ["A cat.", "A dog."])
+    images[0]["id"] = 7.5
+    with pytest.raises(UserError, match=r"images\[0\]\.id: Input should be a valid integer"):
+        parse(write_document(tmp_path / "c.json", images, annotations), ".")
+
+
 def test_missing_captions_are_empty(tmp_path: Path) -> None:
     annotations = [CAPTION, {"id": 1, "image_id": 1, "caption": None}, {"id": 2, "image_id": 1}]
     (image,) = parse(write_document(tmp_path / "c.json", [IMAGE], annotations), ".").images

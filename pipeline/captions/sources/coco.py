@@ -31,8 +31,8 @@ class _Object(TypedDict):
 class _Image(TypedDict):
     id: ImageId
     file_name: str
-    width: NotRequired[int]
-    height: NotRequired[int]
+    width: NotRequired[int | None]
+    height: NotRequired[int | None]
     subset: NotRequired[str | None]
     domain: NotRequired[str | None]
     objects: NotRequired[list[_Object]]
@@ -106,7 +106,7 @@ def _parse_image(path: Path, folder: str, image: _Image, annotations: list[_Anno
 
 
 def _parse_object(location: str, image: _Image, item: _Object) -> AnnotatedObject:
-    width, height = image.get("width", 0), image.get("height", 0)
+    width, height = image.get("width") or 0, image.get("height") or 0
     if width <= 0 or height <= 0:
         raise UserError(f"{location}: has boxes, but its size is {width} x {height}. Set width and height in px.")
     x, y, w, h = item["box"]

@@ -19,12 +19,14 @@ REMEDY = "Fix the file, or the paths and dataset.format in params.yaml."
 _DIGITS = re.compile(r"\d{1,19}", re.ASCII)
 
 
-def _parse_digits(value: object) -> object:
-    return int(value) if isinstance(value, str) and _DIGITS.fullmatch(value) else value
+def _parse_id(value: object) -> object:
+    is_integer = isinstance(value, float) and value.is_integer()
+    is_digits = isinstance(value, str) and _DIGITS.fullmatch(value)
+    return int(value) if is_integer or is_digits else value  # type: ignore[call-overload]
 
 
-IntegerId = Annotated[int, BeforeValidator(_parse_digits)]
-"""An id of a JSON file: an integer, or a string of digits."""
+IntegerId = Annotated[int, BeforeValidator(_parse_id)]
+"""An id of a JSON file: an integer, a string of digits, or an integer with a decimal point, as pandas writes it."""
 ImageId = Annotated[IntegerId, Field(ge=0, lt=2**63)]
 """Id of an image of the dataset."""
 
