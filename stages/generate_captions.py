@@ -33,7 +33,8 @@ def main(
     models = read_models(model, generate_params.ensemble)
     require_watched(generate_params.ensemble, generate_params.ensemble.glob("*/*"))
     store = FeatureStore(features, fingerprint=models[0].config.encoder_fingerprint)
-    image_ids = [record.image_id for record in read_records(prepared, generate_params.split)]
+    records, skipped_ids = read_records(prepared, generate_params.split), store.skipped_ids
+    image_ids = [record.image_id for record in records if record.image_id not in skipped_ids]
     captions = generate(models, store, image_ids, generate_params.search, batch_size, setup_device(device))
     fingerprint = "+".join(model.config.fingerprint for model in models)
     with fresh_folder(out) as folder:

@@ -65,6 +65,7 @@ def make_report(**changes: Any) -> Report:
         "examples": [make_example(), make_example(group="random", image_id=8), empty],
         "scores": {
             "num_images": 40,
+            "num_skipped_images": 3,
             "BLEU-4": 0.3125,
             "subsets": {"seen": {"num_images": 30, "BLEU-4": 0.25}},
             "intervals": {"BLEU-4": [0.29, 0.3333], "subsets": {"seen": {"BLEU-4": [0.2, 0.3]}}},
@@ -215,6 +216,7 @@ def test_the_page_needs_no_other_file_and_shows_no_absolute_path(path):
 def test_the_page_of_one_image_has_scores_without_intervals(tmp_path):
     scores = {
         "num_images": 1,
+        "num_skipped_images": 0,
         "BLEU-4": 0.3125,
         "intervals": {},
         "protocol": {"BLEU-4": ["n: 4"], "intervals": ["intervals: not defined for one image"]},

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from pipeline.artifacts import require_watched
-from pipeline.captions.records import SPLITS, Record, Split
+from pipeline.captions.records import SPLITS, Policy, Record, Split
 from pipeline.captions.sources import coco, flickr8k, karpathy
 from pipeline.captions.sources.parsed_file import (
     ParsedFile,
@@ -29,7 +29,6 @@ from pipeline.params import params_section
 logger = logging.getLogger("gridcap")
 
 Format = Literal["coco", "flickr8k", "karpathy"]
-Policy = Literal["error", "skip"]
 
 _PARSERS: dict[Format, Callable[[Path, str], ParsedFile]] = {
     "coco": coco.parse,
@@ -82,6 +81,8 @@ class DatasetParams:
     """Method to split images whose caption file sets no split; null if every image has a split."""
     missing_images: Policy
     """Policy for missing image files: error, or skip the images and count them."""
+    bad_images: Policy
+    """Policy for image files that cannot be decoded: error, or skip the images in all later stages and count them."""
     bad_captions: Policy
     """Policy for empty captions, captions with control characters, rows without all columns, captions of unknown images
     and images without captions: error, or skip and count them."""
