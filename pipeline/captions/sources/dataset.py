@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Annotated, Literal
 
 from pipeline.artifacts import require_watched
 from pipeline.captions.records import SPLITS, Policy, Record, Split
@@ -24,7 +24,7 @@ from pipeline.captions.sources.parsed_file import (
 )
 from pipeline.captions.sources.splits import Splits, assign_splits
 from pipeline.errors import UserError, summarize
-from pipeline.params import params_section
+from pipeline.params import DEPENDENCY, params_section
 
 logger = logging.getLogger("gridcap")
 
@@ -71,9 +71,9 @@ class DatasetParams:
     format: Format
     """Format of the caption files; flickr8k reads Kaggle's files of Flickr8k and Flickr30k and the original token
     files."""
-    root: Path
+    root: Annotated[Path, DEPENDENCY]
     """Dataset folder, absolute or relative to params.yaml."""
-    images: str
+    images: Annotated[str, DEPENDENCY]
     """Image folder below root; `.` for root itself."""
     captions: tuple[CaptionFile, ...]
     """Caption files, whose images form one dataset."""
