@@ -194,6 +194,11 @@ def test_a_page_of_12_photos_is_smaller_than_2_mb(tmp_path):
     assert 200_000 < (tmp_path / "report.html").stat().st_size < 2_000_000
 
 
+def test_the_page_counts_the_images_that_were_skipped(path):
+    text = " ".join(PageParser(path.read_text()).text.split())
+    assert "captions for 40 test images. This page shows some of them. 3 more test images are left out" in text
+
+
 def test_captions_and_references_are_escaped(path):
     page = PageParser(path.read_text())
     assert "</script><b>ball" in page.text
