@@ -208,6 +208,7 @@ def read_images(
         "captions": [{"file": "captions.txt", "folder": ".", "split": None}],
         "splits": {"by": "json", "file": "splits.json"},
         "missing_images": "error",
+        "bad_images": "error",
         "bad_captions": "error",
     }
     all_records, _ = prepare(check(dataset, "dataset", DatasetParams, str(real)))

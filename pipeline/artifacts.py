@@ -13,9 +13,10 @@ import hashlib
 import json
 import logging
 import os
+import shlex
 import shutil
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -108,6 +109,32 @@ def file_digests(
     with ThreadPoolExecutor(num_threads) as pool:
         digests = pool.map(digest, paths)
         return list(tqdm(digests, desc, len(paths), unit=unit, leave=False, disable=True if silent else None))
+
+
+def require_watched(dependency: Path, files: Iterable[Path]) -> None:
+    """Check that DVC notices changes of files below a folder that is a dependency.
+
+    DVC follows links to files, and a link that is the dependency itself or above it, but no link to a folder below it.
+
+    Args:
+        dependency: The folder.
+        files: Files below the folder, which may be missing.
+
+    Raises:
+        UserError: The path of a file has a link to a folder below `dependency`.
+    """
+    parents = {file.parent for file in files}
+    folders = {folder for parent in parents for folder in (parent, *parent.parents) if dependency in folder.parents}
+    # Unlike the methods of Path, these functions accept any name.
+    links = sorted(str(folder) for folder in folders if os.path.islink(folder) and os.path.isdir(folder))
+    if links:
+        link, target = shlex.quote(links[0]), shlex.quote(os.path.realpath(links[0]))
+        raise UserError(
+            f"{dependency}: DVC does not notice changes behind links to folders:"
+            f" {summarize([f'{link} -> {os.path.realpath(link)}' for link in links])}."
+            f" Replace each link with its folder, a bind mount, or links to its files"
+            f" (`rm {link} && cp -rs {target} {link}`)."
+        )
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

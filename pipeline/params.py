@@ -1,11 +1,12 @@
 """Typed params: one frozen dataclass without defaults for each section of `params.yaml`, validated when it is read."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, cast, dataclass_transform
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -24,6 +25,31 @@ MAX_INTEGER = 2**63 - 1
 """Maximum absolute value of an integer in a params file."""
 DISCRIMINATOR = "by"
 """Key that selects the dataclass of a mapping where the params allow several."""
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def _require_dependency(value: object) -> object:
+    """Check that dvc.yaml can have a path as a dependency. DVC accepts all other characters.
+
+    Raises:
+        ValueError: The path is empty, a URL, the name of a DVC file, or has an escape of DVC's templates.
+    """
+    if isinstance(value, str):
+        name = PurePosixPath(value).name
+        if not value:
+            raise ValueError("must not be empty")
+        if _URL.match(value):
+            raise ValueError(f"must be a local path, not the URL {value!r}")
+        if name.endswith(".dvc") or name == "dvc.yaml":
+            raise ValueError(f"must not have the name of a DVC file, got {value!r}")
+        if "\\${" in value:
+            raise ValueError(f"must not contain \\${{, which DVC replaces with ${{, got {value!r}")
+    return value
+
+
+DEPENDENCY = BeforeValidator(_require_dependency)
+"""Annotation of a path that is a dependency in dvc.yaml."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)

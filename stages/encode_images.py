@@ -14,7 +14,7 @@ from pipeline.params import load, load_key, require_unchanged
 
 def main(
     params: Annotated[
-        Path, typer.Option(help="Params file with section `encode`, `dataset.root` and `dataset.images`.")
+        Path, typer.Option(help="Params file with section `encode` and the image folder in section `dataset`.")
     ],
     prepared: Annotated[Path, typer.Option(help="Folder of records, from `prepare`.")],
     out: Annotated[Path, typer.Option(help="Output folder of the feature store.")],
@@ -25,16 +25,17 @@ def main(
 ) -> None:
     """Encode the images of the dataset. Resumes after an interruption. Runs on many processes under torchrun."""
     # Imported here so that --help is fast.
-    from pipeline.captions.records import read_records
+    from pipeline.captions.records import Policy, read_records
     from pipeline.distributed import init_processes
     from pipeline.features.encoder import EncodeParams
     from pipeline.features.encoding import encode
 
     encode_params = load(params, "encode", EncodeParams)
     image_dir = load_key(params, "dataset.root", Path) / load_key(params, "dataset.images", str)
+    bad_images: Policy = load_key(params, "dataset.bad_images", Policy)
     with init_processes() as processes:
-        records = read_records(prepared)
-        result = encode(records, image_dir, encode_params, work, out, setup_device(device), num_threads, processes)
+        records, torch_device = read_records(prepared), setup_device(device)
+        result = encode(records, image_dir, encode_params, work, out, torch_device, num_threads, processes, bad_images)
         if processes.is_main:
             require_unchanged(params, "encode", encode_params)
             write_json(metrics, result.metrics)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.artifacts import fresh_folder, publish
+from pipeline.artifacts import fresh_folder, publish, require_watched
 from pipeline.device import DeviceOption, setup_device
 from pipeline.errors import run
 from pipeline.params import load, require_unchanged
@@ -31,8 +31,10 @@ def main(
 
     generate_params = load(params, "generate", GenerateParams)
     models = read_models(model, generate_params.ensemble)
+    require_watched(generate_params.ensemble, generate_params.ensemble.glob("*/*"))
     store = FeatureStore(features, fingerprint=models[0].config.encoder_fingerprint)
-    image_ids = [record.image_id for record in read_records(prepared, generate_params.split)]
+    records, skipped_ids = read_records(prepared, generate_params.split), store.skipped_ids
+    image_ids = [record.image_id for record in records if record.image_id not in skipped_ids]
     captions = generate(models, store, image_ids, generate_params.search, batch_size, setup_device(device))
     fingerprint = "+".join(model.config.fingerprint for model in models)
     with fresh_folder(out) as folder:

@@ -78,6 +78,11 @@ def test_evaluation_scores_have_intervals_and_signatures(tmp_path: Path) -> None
     assert not any(line.startswith("| intervals") for line in lines)
 
 
+def test_skipped_images_are_counted(tmp_path: Path) -> None:
+    lines = card(tmp_path, scores=SCORES | {"num_skipped_images": 2})
+    assert "On 100 images. 2 more are left out, since their files cannot be decoded." in lines
+
+
 def test_scores_without_intervals_and_signatures_are_shown(tmp_path: Path) -> None:
     lines = card(tmp_path, scores={"protocol": {"BLEU-4": []}, "BLEU-4": 0.5})
     assert "| BLEU-4 | 0.5000 |  |" in lines

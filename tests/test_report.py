@@ -65,6 +65,7 @@ def make_report(**changes: Any) -> Report:
         "examples": [make_example(), make_example(group="random", image_id=8), empty],
         "scores": {
             "num_images": 40,
+            "num_skipped_images": 3,
             "BLEU-4": 0.3125,
             "subsets": {"seen": {"num_images": 30, "BLEU-4": 0.25}},
             "intervals": {"BLEU-4": [0.29, 0.3333], "subsets": {"seen": {"BLEU-4": [0.2, 0.3]}}},
@@ -193,6 +194,11 @@ def test_a_page_of_12_photos_is_smaller_than_2_mb(tmp_path):
     assert 200_000 < (tmp_path / "report.html").stat().st_size < 2_000_000
 
 
+def test_the_page_counts_the_images_that_were_skipped(path):
+    text = " ".join(PageParser(path.read_text()).text.split())
+    assert "captions for 40 test images. This page shows some of them. 3 more test images are left out" in text
+
+
 def test_captions_and_references_are_escaped(path):
     page = PageParser(path.read_text())
     assert "</script><b>ball" in page.text
@@ -215,6 +221,7 @@ def test_the_page_needs_no_other_file_and_shows_no_absolute_path(path):
 def test_the_page_of_one_image_has_scores_without_intervals(tmp_path):
     scores = {
         "num_images": 1,
+        "num_skipped_images": 0,
         "BLEU-4": 0.3125,
         "intervals": {},
         "protocol": {"BLEU-4": ["n: 4"], "intervals": ["intervals: not defined for one image"]},

@@ -94,6 +94,16 @@ def test_file_round_trip_with_descriptions(tmp_path: Path) -> None:
         assert all("description" in dataset.attrs for dataset in file["test"].values())
 
 
+def test_captions_of_skipped_images_are_left_out(tmp_path: Path) -> None:
+    dataset = tokenize(RECORDS, PARAMS, Path("records.jsonl"))
+    write_tokens(tmp_path / "tokens.h5", dataset, PARAMS, "0123")
+    read = read_tokens(tmp_path / "tokens.h5", "train", skipped_ids={3, 99})
+    assert read.image_id.tolist() == [5]
+    assert read.captions == ("a cat",)
+    np.testing.assert_array_equal(read.tokens, dataset.splits["train"].tokens[2:])
+    np.testing.assert_array_equal(read.length, dataset.splits["train"].length[2:])
+
+
 def test_references_group_captions_by_image() -> None:
     dataset = tokenize(RECORDS, PARAMS, Path("records.jsonl"))
     assert group_references(dataset.splits["train"]) == {

@@ -27,6 +27,7 @@ dataset:
   captions: [{{file: captions.json, folder: ".", split: train}}]
   splits: null
   missing_images: error
+  bad_images: error
   bad_captions: error
 """
 

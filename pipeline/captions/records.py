@@ -16,6 +16,9 @@ from pipeline.errors import UserError
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+Policy = Literal["error", "skip"]
+"""Policy for a kind of faults in the dataset: stop with an error, or skip the faulty images or captions and count them.
+"""
 RECORDS_FILE = "records.jsonl"
 _REMEDY = "Run `dvc repro -f -s prepare`."
 

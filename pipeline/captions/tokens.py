@@ -3,7 +3,7 @@
 Shapes: `N` captions of a split, `T` ids per caption.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,23 +162,26 @@ def write_tokens(path: Path, dataset: TokenizedDataset, params: TokenizeParams, 
                 group[name].attrs["description"] = description
 
 
-def read_tokens(path: Path, split: Split) -> CaptionTokens:
+def read_tokens(path: Path, split: Split, skipped_ids: Set[int] = frozenset()) -> CaptionTokens:
     """Read one split of `tokens.h5`.
 
     Args:
         path: The file.
         split: The split to read.
+        skipped_ids: Images whose captions are left out.
 
     Raises:
         UserError: The file is missing, damaged, or of another schema.
     """
     with open_artifact(path, SCHEMA, REMEDY) as file:
         group = file[split]
+        image_id = group["image_id"][:]
+        rows = np.isin(image_id, list(skipped_ids), invert=True)
         return CaptionTokens(
-            tokens=group["tokens"][:],
-            length=group["length"][:],
-            image_id=group["image_id"][:],
-            captions=tuple(group["caption"].asstr()[:]),
+            tokens=group["tokens"][:][rows],
+            length=group["length"][:][rows],
+            image_id=image_id[rows],
+            captions=tuple(group["caption"].asstr()[:][rows]),
         )
 
 

@@ -98,7 +98,9 @@ class EvaluationData:
 
     split: Split
     records: Sequence[Record]
-    """Records of the split."""
+    """Records of the split, without the images that `encode` skipped."""
+    num_skipped_images: int
+    """Number of images of the split that `encode` skipped."""
     generated: Mapping[int, GeneratedCaptions]
     """Generated captions by image id, in the order of the file."""
     tokens: CaptionTokens
@@ -150,13 +152,18 @@ def read_inputs(inputs: EvaluateInputs, split: Split) -> EvaluationData:
         UserError: An artifact is missing or damaged, or the artifacts do not belong together.
     """
     model = read_model(inputs.model)
+    store = FeatureStore(inputs.features, fingerprint=model.config.encoder_fingerprint)
+    skipped_ids = store.skipped_ids
+    all_records = read_records(inputs.prepared, split)
+    records = [record for record in all_records if record.image_id not in skipped_ids]
     data = EvaluationData(
         split=split,
-        records=read_records(inputs.prepared, split),
+        records=records,
+        num_skipped_images=len(all_records) - len(records),
         generated={image.image_id: image for image in read_captions(inputs.generated)},
-        tokens=read_tokens(inputs.tokens / TOKENS_FILE, split),
-        train_tokens=read_tokens(inputs.tokens / TOKENS_FILE, "train"),
-        store=FeatureStore(inputs.features, fingerprint=model.config.encoder_fingerprint),
+        tokens=read_tokens(inputs.tokens / TOKENS_FILE, split, skipped_ids),
+        train_tokens=read_tokens(inputs.tokens / TOKENS_FILE, "train", skipped_ids),
+        store=store,
         model=model,
         history=read_history(inputs.model),
         inputs=inputs,
@@ -187,6 +194,7 @@ def score(data: EvaluationData, params: EvaluateParams, folder: Path) -> Scores:
     corpus = _build_corpus(data, params.tokenizer)
     metrics = compute_metrics(corpus, params.meteor, params.spice)
     summary = summarize_scores(metrics, _subsets(data.records), params.resampling)
+    summary = {"num_skipped_images": data.num_skipped_images, **summary}
     write_json(folder / "scores.json", summary)
     rows = [
         {**row, "caption": " ".join(data.generated[int(row["image_id"])].words)} for row in per_image_scores(metrics)

@@ -91,6 +91,9 @@ class Shard:
     """SHA-256 of the file."""
     keys: tuple[RowKey, ...]
     """Key of each row."""
+    undecodable: tuple[str, ...] = ()
+    """SHA-256 of the image files that were planned for the shard but cannot be decoded. The published shard lacks it.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +113,8 @@ class _Index:
     shards: tuple[_ShardEntry, ...]
     images: dict[int, tuple[tuple[int, int], ...]]
     """Image id to (shard, row) of each view."""
+    skipped: tuple[int, ...] = ()
+    """Ids of the images that were skipped, since their files cannot be decoded, ascending."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +127,12 @@ class _OpenShard:
 
 
 def write_shard(
-    folder: Path, spec: EncoderSpec, image_ids: Sequence[int], keys: Sequence[RowKey], grids: Grids
+    folder: Path,
+    spec: EncoderSpec,
+    image_ids: Sequence[int],
+    keys: Sequence[RowKey],
+    grids: Grids,
+    undecodable: Sequence[str] = (),
 ) -> Shard:
     """Write a shard atomically, then its digest. `intact_shards` discards shards without a digest.
 
@@ -134,6 +144,7 @@ def write_shard(
         image_ids: Image id of each row at the time of encoding.
         keys: Key of each row.
         grids: float16 [N, P, C].
+        undecodable: As in the result. It is written next to the digest.
     """
     # Built in memory: after a write to a full disk fails, HDF5 cannot even close the file.
     with h5py.File("shard.h5", "w", driver="core", backing_store=False) as file:
@@ -168,9 +179,14 @@ def write_shard(
         file.flush()
         content = file.id.get_file_image()
     name = sha256("\n".join(f"{digest} {view}" for digest, view in keys).encode()).hexdigest()[:16]
-    shard = Shard(path=folder / f"shard-{name}.h5", sha256=sha256(content).hexdigest(), keys=tuple(keys))
+    shard = Shard(
+        path=folder / f"shard-{name}.h5",
+        sha256=sha256(content).hexdigest(),
+        keys=tuple(keys),
+        undecodable=tuple(undecodable),
+    )
     write_atomically(shard.path, content)
-    write_atomically(_digest_path(shard.path), shard.sha256 + "\n")
+    write_atomically(_digest_path(shard.path), "".join(f"{line}\n" for line in (shard.sha256, *shard.undecodable)))
     return shard
 
 
@@ -186,18 +202,25 @@ def intact_shards(folder: Path) -> list[Shard]:
     for path, digest in zip(paths, file_digests(paths, str(folder), "shard"), strict=True):
         if isinstance(digest, OSError):
             raise digest
-        if not _digest_path(path).is_file() or _digest_path(path).read_text() != digest + "\n":
+        recorded = _digest_path(path).read_text().splitlines() if _digest_path(path).is_file() else []
+        if recorded[:1] != [digest]:
             logger.warning("%s: unfinished or damaged. Its images are encoded again.", path)
             path.unlink()
             continue
         with open_artifact(path, SCHEMA, "Delete the file.") as file:
             digests, views = (file[name].asstr()[:].tolist() for name in ("sha256", "view"))
-        shards.append(Shard(path=path, sha256=digest, keys=tuple(zip(digests, views, strict=True))))
+        keys = tuple(zip(digests, views, strict=True))
+        shards.append(Shard(path=path, sha256=digest, keys=keys, undecodable=tuple(recorded[1:])))
     return shards
 
 
 def write_index(
-    folder: Path, spec: EncoderSpec, views: Sequence[str], shards: Sequence[Shard], image_digests: Mapping[int, str]
+    folder: Path,
+    spec: EncoderSpec,
+    views: Sequence[str],
+    shards: Sequence[Shard],
+    image_digests: Mapping[int, str],
+    skipped: Sequence[int] = (),
 ) -> None:
     """Write the index, which turns a folder of shards into a store.
 
@@ -207,6 +230,7 @@ def write_index(
         views: Views of every image, in the order of the index.
         shards: The shards, which must have a row for every image and view.
         image_digests: Image id to the SHA-256 of its file.
+        skipped: Ids of the images that were skipped, since their files cannot be decoded.
     """
     locations = {key: (shard, row) for shard, entry in enumerate(shards) for row, key in enumerate(entry.keys)}
     index = _Index(
@@ -220,6 +244,7 @@ def write_index(
             image_id: tuple(locations[digest, view] for view in views)
             for image_id, digest in sorted(image_digests.items())
         },
+        skipped=tuple(sorted(skipped)),
     )
     write_atomically(folder / INDEX_FILE, json.dumps(asdict(index), separators=(",", ":")) + "\n")
 
@@ -296,6 +321,11 @@ class FeatureStore:
         return tuple(self._index.images)
 
     @property
+    def skipped_ids(self) -> frozenset[int]:
+        """Ids of the images that `encode` skipped, since their files cannot be decoded."""
+        return frozenset(self._index.skipped)
+
+    @property
     def views(self) -> tuple[str, ...]:
         """Views of every image; captions are generated from the first."""
         return self._index.views
@@ -348,7 +378,12 @@ class FeatureStore:
         try:
             return self._index.images[image_id]
         except KeyError:
-            raise UserError(f"{self._folder / INDEX_FILE}: has no image {image_id}. Run `dvc repro encode`.") from None
+            fault = (
+                f"image {image_id} was skipped, since its file cannot be decoded. Replace the file, then run"
+                if image_id in self._index.skipped
+                else f"has no image {image_id}. Run"
+            )
+            raise UserError(f"{self._folder / INDEX_FILE}: {fault} `dvc repro encode`.") from None
 
     def _read_row(self, shard: int, row: int, out: Grids) -> None:
         """Read one row into `out`, float16 [P, C]."""

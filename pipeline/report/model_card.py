@@ -92,7 +92,9 @@ def _evaluation_lines(scores: Mapping[str, Any]) -> Iterator[str]:
     intervals, signature = scores.get("intervals", {}), scores.get("signature", {})
     yield "\n## Evaluation scores\n"
     if "num_images" in scores:
-        yield f"On {scores['num_images']:,} images.\n"
+        num_skipped = scores.get("num_skipped_images", 0)
+        skipped = f" {num_skipped:,} more are left out, since their files cannot be decoded." if num_skipped else ""
+        yield f"On {scores['num_images']:,} images.{skipped}\n"
     yield "| metric | value | 95% interval |"
     yield "| --- | --- | --- |"
     for name in metrics:

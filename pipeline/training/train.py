@@ -121,7 +121,9 @@ def train_in(
     store = FeatureStore(paths.features)
     if processes.is_main:
         store.verify()
-    train_captions, val_captions = (read_tokens(paths.tokens / TOKENS_FILE, split) for split in ("train", "val"))
+    train_captions, val_captions = (
+        read_tokens(paths.tokens / TOKENS_FILE, split, store.skipped_ids) for split in ("train", "val")
+    )
     checkpoint = folder / CHECKPOINT_FILE
     trainer = Trainer(
         params=params,
