@@ -176,7 +176,7 @@ def test_only_the_first_of_many_faults_are_listed(tmp_path: Path) -> None:
         ({"captions": [{"file": "/x", "folder": ".", "split": None}]}, "'/x' must be a path below dataset.root"),
         ({"captions": [{"file": "x.txt", "folder": ".", "split": None}]}, "x.txt: no such file"),
         ({"splits": SEEDED | {"val": 0.8}}, "val + test must be <= 1, got 0.8 + 0.25"),
-        ({"splits": {"by": "luck"}}, "dataset.splits Input tag 'luck'"),
+        ({"splits": {"by": "luck"}}, "dataset.splits.by must be one of"),
         ({"format": "flickr"}, "dataset.format must be 'coco', 'flickr8k' or 'karpathy', got \"flickr\""),
     ],
 )
