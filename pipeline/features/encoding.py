@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from pipeline.artifacts import file_digests, publish
+from pipeline.artifacts import file_digests, publish_together
 from pipeline.captions.records import Record
 from pipeline.distributed import SINGLE_PROCESS, Processes
 from pipeline.errors import NO_SPACE, UserError, no_space_message
@@ -82,8 +82,10 @@ class EncodeCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeResult:
-    """Counts of one run, and the published store."""
+    """Counts of one run, and the finished store."""
 
+    store: Path
+    """Folder of the store, in the work folder."""
     counts: EncodeCounts
     num_images: int
     num_shards: int
@@ -123,35 +125,37 @@ class _DecodedImage:
     """uint8 [N, S, S, 3]."""
 
 
+@contextmanager
 def encode(
     records: Sequence[Record],
     image_dir: Path,
     params: EncodeParams,
     work: Path,
-    out: Path,
     device: torch.device,
     num_threads: int,
     processes: Processes = SINGLE_PROCESS,
-) -> EncodeResult:
-    """Encode the images of a dataset and publish the feature store.
+) -> Iterator[EncodeResult]:
+    """Encode the images of a dataset. The lock of the work folder is held while the caller publishes the store.
 
     Finished shards stay in the work folder for later runs, even if the dataset changes. A row depends only on the bytes
     of the image file, the view and the encoder spec. All processes must call this with the same arguments on shared
-    folders; rank 0 publishes.
+    folders; rank 0 writes the store.
 
     Args:
         records: Records of the images.
         image_dir: Folder that the records' files are relative to.
         params: Section `encode`.
         work: Root of the work folders. Each run appends a line to its file `encode/runs.jsonl`.
-        out: Folder of the store, which is replaced at the end.
         device: Device of the encoder; int8 always uses the CPU.
         num_threads: Threads that read and decode images ahead of the encoder.
         processes: The processes that share the work.
 
+    Yields:
+        Counts of the run, and the finished store in the work folder.
+
     Raises:
         UserError: The weights do not match, the disk is full, or an image is missing or unreadable, which is reported
-            after all other images are encoded. `out` is then unchanged.
+            after all other images are encoded.
     """
     encoder = load_encoder(params)
     spec = encoder_spec(encoder, params)
@@ -169,7 +173,7 @@ def encode(
                 num_threads=num_threads,
                 processes=processes,
             )
-            return job.run(records, image_dir, out)
+            yield job.run(records, image_dir)
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
@@ -211,8 +215,8 @@ class _EncodeJob:
     """Number of threads that read and decode images."""
     processes: Processes
 
-    def run(self, records: Sequence[Record], image_dir: Path, out: Path) -> EncodeResult:
-        """Encode the missing rows, and publish the store unless an image is unreadable."""
+    def run(self, records: Sequence[Record], image_dir: Path) -> EncodeResult:
+        """Encode the missing rows, and write the store unless an image is unreadable."""
         start = time.monotonic()
         records = sorted(records, key=lambda record: record.image_id)
         shards = self.processes.broadcast(intact_shards(self.folder) if self.processes.is_main else [])
@@ -235,11 +239,12 @@ class _EncodeJob:
         if self.processes.is_main:
             self._append_to_runs(counts, time.monotonic() - start)
             if not faults:
-                self._publish(used_shards, image_digests, out)
+                self._write_store(used_shards, image_digests)
                 logger.info("%s: %s", STAGE, counts)
         if faults:
             raise UserError(*_describe_faults(faults, len(records), counts))
         return EncodeResult(
+            store=self._store,
             counts=counts,
             num_images=len(records),
             num_shards=len(used_shards),
@@ -348,13 +353,14 @@ class _EncodeJob:
         image_ids = [image.image_id for image, _ in rows]
         return write_shard(self.folder, self.spec, image_ids, [(image.sha256, view) for image, view in rows], grids)
 
-    def _publish(self, shards: Sequence[Shard], image_digests: Mapping[int, str], out: Path) -> None:
-        staged = self.folder / "published"
-        shutil.rmtree(staged, ignore_errors=True)
-        for shard in shards:
-            publish(shard.path, staged / shard.path.name)
-        write_index(staged, self.spec, self.views, shards, image_digests)
-        publish(staged, out)
+    @property
+    def _store(self) -> Path:
+        return self.folder / "store"
+
+    def _write_store(self, shards: Sequence[Shard], image_digests: Mapping[int, str]) -> None:
+        shutil.rmtree(self._store, ignore_errors=True)
+        publish_together({self._store / shard.path.name: shard.path for shard in shards})
+        write_index(self._store, self.spec, self.views, shards, image_digests)
 
     def _append_to_runs(self, counts: EncodeCounts, seconds: float) -> None:
         line = {
