@@ -99,7 +99,7 @@ def _download(url: str, path: Path) -> Path:
         torch.hub.download_url_to_file(url, str(path), digest and digest[1], progress=sys.stderr.isatty())
     except Exception as error:  # Network errors have many types.
         if isinstance(error, OSError) and error.errno in NO_SPACE:
-            raise write_error(error, path, "") from error
+            raise write_error(error, path, "Free disk space, then run again.") from error
         raise UserError(
             f"{path}: cannot be downloaded from {url} ({error}). Check the connection, or put the file there yourself."
         ) from error
