@@ -80,9 +80,9 @@ def run_stages(model: Path, records: Sequence[Record], folder: Path, params: Enc
         contextlib.redirect_stderr(io.StringIO()),
     ):
         start = time.perf_counter()
-        encode(records, folder / "images", params, Path(work) / "work", Path(work) / "features", CPU, NUM_THREADS)
+        with encode(records, folder / "images", params, Path(work), CPU, NUM_THREADS) as result:
+            store = FeatureStore(result.store)
         encoded = time.perf_counter()
-        store = FeatureStore(Path(work) / "features")
         models = [read_model(model)]
         generated = list(generate(models, store, store.image_ids, DEFAULT_SEARCH, SEARCH_BATCH_SIZE, CPU))
         assert len(generated) == len(records)

@@ -16,7 +16,7 @@ import os
 import shlex
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +27,7 @@ from tqdm import tqdm
 from typing_extensions import TypedDict
 
 from pipeline.errors import UserError, summarize
+from pipeline.startup import defer_interrupts
 
 T = TypeVar("T")
 
@@ -154,7 +155,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    _sync(path.parent)
 
 
 @contextmanager
@@ -305,36 +306,68 @@ def fresh_folder(target: Path) -> Iterator[Path]:
 
 
 def publish(source: Path, target: Path) -> None:
-    """Publish a finished file or folder under its final name in one step, replacing an older version.
+    """Publish one finished file or folder under its final name, as `publish_together` does."""
+    publish_together({target: source})
 
-    Files are hard-linked, or copied where the file system has no hard links, so `source` remains for a later run. A
-    folder is exchanged with the older one. Where the system cannot exchange names, the older folder is renamed to
-    `.NAME.retired` first: a kill between the two renames leaves no folder under the final name until the next run.
+
+def publish_together(sources: Mapping[Path, Path]) -> None:
+    """Publish finished files and folders under their final names, replacing older versions.
+
+    All are first copied next to their final names, so an error, such as a full disk, leaves every older version. Then
+    they are renamed one after the other: only a kill in that instant leaves some new and some old, until the next run.
+
+    Files are hard-linked, or copied where the file system has no hard links, so the sources remain for a later run. A
+    folder is exchanged with the older one in one step. Where the system cannot exchange names, the older folder is
+    renamed to `.NAME.retired` first: a kill between the two renames leaves no folder under the final name until the
+    next run.
 
     Args:
-        source: The finished file or folder.
-        target: Its final name.
+        sources: Finished file or folder by final name.
+
+    Raises:
+        OSError: A file cannot be written, or a folder has the final name of a file, or a file that of a folder.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staged = target.with_name(f".{target.name}.staged")
-    retired = target.with_name(f".{target.name}.retired")
-    _remove(staged)
+    staged = {target: target.with_name(f".{target.name}.staged") for target in sources}
+    retired = {target: target.with_name(f".{target.name}.retired") for target in sources}
     try:
-        _link_tree(source, staged)
-    except BaseException:
-        with suppress(OSError):
-            _remove(staged)
-        raise
-    _remove(retired)
-    if not target.is_dir() or target.is_symlink():
-        os.replace(staged, target)
-    elif _exchange(staged, target):
-        retired = staged
-    else:
+        for target, source in sources.items():
+            _require_same_kind(source, target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _remove(staged[target])
+            _link_tree(source, staged[target])
+            _remove(retired[target])
+        with defer_interrupts():
+            for target in sources:
+                _replace(staged[target], target, retired[target])
+        for folder in dict.fromkeys(target.parent for target in sources):
+            _sync(folder)
+    finally:
+        for path in (*staged.values(), *retired.values()):
+            # An error of the removal must not hide another, and the next run removes what remains.
+            with suppress(OSError):
+                _remove(path)
+
+
+def _require_same_kind(source: Path, target: Path) -> None:
+    """Raise an error if one of two existing paths is a file and the other a folder."""
+    if target.exists() and target.is_dir() != source.is_dir():
+        number = errno.EISDIR if target.is_dir() else errno.ENOTDIR
+        raise OSError(number, os.strerror(number), str(target))
+
+
+def _replace(staged: Path, target: Path, retired: Path) -> None:
+    """Rename a file or folder to its final name. An older folder is renamed to `staged` or `retired`."""
+    if target.is_dir() and not target.is_symlink():
+        if _exchange(staged, target):
+            return
         os.replace(target, retired)
+        try:
+            os.replace(staged, target)
+        except OSError:
+            os.replace(retired, target)
+            raise
+    else:
         os.replace(staged, target)
-    _sync_folder(target.parent)
-    _remove(retired)
 
 
 def _exchange(a: Path, b: Path) -> bool:
@@ -352,13 +385,14 @@ def _link_tree(source: Path, target: Path) -> None:
         target.mkdir()
         for entry in sorted(source.iterdir()):
             _link_tree(entry, target / entry.name)
-        _sync_folder(target)
+        _sync(target)
         return
     try:
         os.link(source, target)
     except OSError:
         with naming(target):
             shutil.copyfile(source, target)
+        _sync(target)
 
 
 def _remove(path: Path) -> None:
@@ -368,10 +402,11 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _sync(path: Path) -> None:
+    """Sync a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        with naming(folder):
+        with naming(path):
             os.fsync(descriptor)
     except OSError as error:
         # Some network file systems cannot sync folders.

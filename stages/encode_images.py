@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.artifacts import write_json
+from pipeline.artifacts import publish_together, write_json
 from pipeline.device import DeviceOption, setup_device
 from pipeline.errors import run
 from pipeline.params import load, load_key, require_unchanged
@@ -33,12 +33,18 @@ def main(
     encode_params = load(params, "encode", EncodeParams)
     image_dir = load_key(params, "dataset.root", Path) / load_key(params, "dataset.images", str)
     bad_images: Policy = load_key(params, "dataset.bad_images", Policy)
-    with init_processes() as processes:
-        records, torch_device = read_records(prepared), setup_device(device)
-        result = encode(records, image_dir, encode_params, work, out, torch_device, num_threads, processes, bad_images)
+    records = read_records(prepared)
+    with (
+        init_processes() as processes,
+        encode(
+            records, image_dir, encode_params, work, setup_device(device), num_threads, processes, bad_images
+        ) as result,
+    ):
         if processes.is_main:
+            metrics_file = result.store.with_name("metrics.json")
+            write_json(metrics_file, result.metrics)
             require_unchanged(params, "encode", encode_params)
-            write_json(metrics, result.metrics)
+            publish_together({out: result.store, metrics: metrics_file})
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.artifacts import publish
 from pipeline.errors import run
 from pipeline.params import load, require_unchanged
 from pipeline.scenes.dataset import RenderParams, write_dataset
@@ -19,8 +20,9 @@ def main(
 ) -> None:
     """Render the scenes and write their captions. Resumes after an interruption."""
     render_params = load(params, "render", RenderParams)
-    write_dataset(render_params, out, work, num_workers)
-    require_unchanged(params, "render", render_params)
+    with write_dataset(render_params, work, num_workers) as dataset:
+        require_unchanged(params, "render", render_params)
+        publish(dataset, out)
 
 
 if __name__ == "__main__":

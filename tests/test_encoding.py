@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
+from pipeline.artifacts import publish
 from pipeline.captions.records import Policy, Record, write_records
 from pipeline.errors import UserError
 from pipeline.features import encoding
@@ -79,16 +80,13 @@ class Dataset:
         bad_images: Policy = "error",
         **params: object,
     ) -> EncodeResult:
-        return encode(
-            self.records(),
-            self.image_dir,
-            EncodeParams(**(vars(self.params) | params)),
-            self.folder / work,
-            self.folder / out,
-            CPU,
-            num_threads,
-            bad_images=bad_images,
-        )
+        encode_params = EncodeParams(**(vars(self.params) | params))
+        folder = self.folder / work
+        with encode(
+            self.records(), self.image_dir, encode_params, folder, CPU, num_threads, bad_images=bad_images
+        ) as result:
+            publish(result.store, self.folder / out)
+        return result
 
     def command(self, work: str = "work", out: str = "features") -> list[str]:
         """Return the command line of the stage on this dataset."""
@@ -319,8 +317,11 @@ def test_unreadable_images_are_listed_and_other_shards_are_kept(make, fault):
         if fault == "unreadable":
             path.write_bytes(f"<html>{path}".encode())
 
-    with pytest.raises(UserError) as error:
-        encode(records, dataset.image_dir, dataset.params, dataset.folder / "work", dataset.out, CPU, 2)
+    with (
+        pytest.raises(UserError) as error,
+        encode(records, dataset.image_dir, dataset.params, dataset.folder / "work", CPU, 2),
+    ):
+        pass
 
     assert all(f"{path}: " in str(error.value) for path in bad)
     assert f"{2 * ROWS_PER_SHARD} encoded, 0 reused, 0 removed, 0 skipped, 2 failed" in str(error.value)
@@ -455,7 +456,7 @@ def test_resume_after_kills_gives_the_same_bytes(make):
     rng = random.Random(20)
 
     def finished_shards() -> dict[str, int]:
-        return {path.stem: path.stat().st_ino for path in work.rglob("shard-*.sha256") if "published" not in str(path)}
+        return {path.stem: path.stat().st_ino for path in work.rglob("shard-*.sha256") if "store" not in str(path)}
 
     def kill_when(condition: Callable[[float], object]) -> None:
         start = time.monotonic()
@@ -471,7 +472,7 @@ def test_resume_after_kills_gives_the_same_bytes(make):
     shutil.rmtree(dataset.out)
     conditions: list[Callable[[float], object]] = [
         lambda _: any(work.rglob("*.h5.partial")),
-        lambda _: any(work.rglob("published")) or any(dataset.folder.glob(".features.*")),
+        lambda _: any(work.rglob("store")) or any(dataset.folder.glob(".features.*")),
         *(partial(operator.lt, rng.uniform(0.3, 1) * duration) for _ in range(18)),
     ]
     rng.shuffle(conditions)
@@ -547,11 +548,12 @@ def test_a_row_depends_on_image_bytes_and_spec_alone(encoded_dataset, order, run
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoding, "ROWS_PER_SHARD", rows_per_shard)
         for count in [*runs, 30]:
-            encode(
-                records[:count], encoded_dataset.image_dir, encoded_dataset.params, work, work / "out", CPU, num_threads
-            )
+            with encode(
+                records[:count], encoded_dataset.image_dir, encoded_dataset.params, work, CPU, num_threads
+            ) as result:
+                pass
 
-    grids = FeatureStore(work / "out").grids([order[image_id] for image_id in range(30)])
+    grids = FeatureStore(result.store).grids([order[image_id] for image_id in range(30)])
     assert np.array_equal(grids, reference)
 
 

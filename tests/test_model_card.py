@@ -19,7 +19,7 @@ CONFIG = model_config(
     dataset="data/flickr8k",
     encoder_weights="data/weights/resnet18.pth",
 )
-HISTORY: list[dict[str, float]] = [
+HISTORY: list[dict[str, float | None]] = [
     {"epoch": 1, "val_loss": 3.0, "val_accuracy": 0.25, "val_bleu4": 0.05, "val_cider": 0.25},
     {"epoch": 2, "val_loss": 2.5, "val_accuracy": 0.375, "val_bleu4": 0.125, "val_cider": 0.75},
     {"epoch": 3, "val_loss": 2.75, "val_accuracy": 0.5, "val_bleu4": 0.1, "val_cider": 0.5},
@@ -86,6 +86,17 @@ def test_skipped_images_are_counted(tmp_path: Path) -> None:
 def test_scores_without_intervals_and_signatures_are_shown(tmp_path: Path) -> None:
     lines = card(tmp_path, scores={"protocol": {"BLEU-4": []}, "BLEU-4": 0.5})
     assert "| BLEU-4 | 0.5000 |  |" in lines
+
+
+def test_a_card_says_what_is_not_defined(tmp_path: Path) -> None:
+    scores = {**SCORES, "num_images": 1, "unavailable": {"CIDEr": ["not defined for one image"]}}
+    history = [{**HISTORY[0], "val_cider": None}]
+    config = replace(CONFIG, epoch=1, data=replace(CONFIG.data, num_val_images=1))
+    write_model_card(tmp_path / "model_card.md", config, history, scores)
+    lines = (tmp_path / "model_card.md").read_text().splitlines()
+    assert "| CIDEr-D | not defined |" in lines
+    assert "| CIDEr | not defined for one image | |" in lines
+    assert "On 1 image." in lines
 
 
 def test_a_card_without_scores_has_no_evaluation(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def make_report(**changes: Any) -> Report:
         "teacher_forcing": {"num_tokens": 100, "loss": 2.0625, "protocol": ["loss: nats"]},
         "scenes": {
             "num_images": 40,
-            "attention": {"all": {"num_words": 0}, "relation": grounding},
+            "attention": {"all": {"num_words": 0, **dict.fromkeys(grounding)}, "relation": grounding},
             "protocol": {"attention": ["peak: center"]},
         },
         "history": [
@@ -246,6 +246,25 @@ def test_the_page_shows_scores_with_interval_protocol_and_chance(path):
     assert "relation 4 0.750 0.125 0.500 0.062" in text
     assert "decoder.hidden_size 256" in text
     assert f"python {sys.version.split()[0]}" in text
+
+
+def test_the_page_says_what_is_not_defined(tmp_path):
+    names = ("peak_in_box", "peak_by_chance", "mass_in_box", "mass_by_chance")
+    captions = {
+        "diversity": {
+            "generated": {"distinct_bigram_rate": None},
+            "reference": {"distinct_bigram_rate": 0.5},
+            "protocol": [],
+        },
+        "human_agreement": {"num_images": 0, "protocol": []},
+    }
+    attention = {"all": {"num_words": 0, **dict.fromkeys(names)}}
+    scenes = {"num_images": 1, "attention": attention, "protocol": {"attention": []}}
+    write_report(tmp_path / "report.html", make_report(captions=captions, scenes=scenes))
+    text = " ".join(PageParser((tmp_path / "report.html").read_text()).text.split())
+    assert "distinct bigram rate not defined 0.500" in text
+    assert "Human agreement Not defined: no image has two references." in text
+    assert "all of the above 0 not defined not defined not defined not defined" in text
 
 
 def test_images_without_annotated_objects_have_no_attention_table(tmp_path):

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from pipeline import import_graph
+from pipeline.artifacts import publish
 from pipeline.captions.records import Record
 from pipeline.captions.tokens import TOKENS_FILE
 from pipeline.captions.vocabulary import VOCABULARY_FILE, Vocabulary, read_vocabulary, write_vocabulary
@@ -267,7 +268,8 @@ def test_twenty_real_images_can_be_memorized(tmp_path: Path) -> None:
     ]
     records += [replace(record, image_id=record.image_id + 20, split="val") for record in records[:4]]
     encoder = encode_params(REAL / "weights" / "resnet18-imagenet-to-layer3.pth", image_size=224)
-    encode(records, REAL / "flickr" / "images", encoder, tmp_path / "work", tmp_path / "features", CPU, 2)
+    with encode(records, REAL / "flickr" / "images", encoder, tmp_path / "work", CPU, 2) as result:
+        publish(result.store, tmp_path / "features")
     write_token_files(tmp_path, records)
     params = train_params(
         decoder=decoder_params(embedding_size=64, hidden_size=256, attention_size=64),

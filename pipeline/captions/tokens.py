@@ -54,7 +54,7 @@ class TokenizedDataset:
 
     vocabulary: Vocabulary
     splits: dict[Split, CaptionTokens]
-    metrics: dict[str, int | float]
+    metrics: dict[str, int | float | None]
 
 
 def tokenize(records: Sequence[Record], params: TokenizeParams, source: Path) -> TokenizedDataset:
@@ -118,16 +118,16 @@ def _to_arrays(
 
 def _split_metrics(
     captions: dict[Split, list[_CaptionWords]], vocabulary: Vocabulary, max_length: int
-) -> dict[str, int | float]:
+) -> dict[str, int | float | None]:
     in_vocabulary = frozenset(vocabulary.words)
-    metrics: dict[str, int | float] = {}
+    metrics: dict[str, int | float | None] = {}
     for split, split_captions in captions.items():
         num_words = sum(len(words) for _, words in split_captions)
         num_unk = sum(word not in in_vocabulary for _, words in split_captions for word in words)
         metrics[f"{split}_num_captions"] = len(split_captions)
         metrics[f"{split}_num_truncated"] = sum(len(words) > max_length for _, words in split_captions)
-        metrics[f"{split}_words_per_caption"] = round(num_words / max(1, len(split_captions)), 3)
-        metrics[f"{split}_unk_rate"] = round(num_unk / max(1, num_words), 6)
+        metrics[f"{split}_words_per_caption"] = round(num_words / len(split_captions), 3) if split_captions else None
+        metrics[f"{split}_unk_rate"] = round(num_unk / num_words, 6) if num_words else None
     return metrics
 
 

@@ -162,19 +162,21 @@ def _build_decoder(config: ModelConfig, vocabulary: Vocabulary) -> SoftAttention
     return SoftAttentionDecoder(config.decoder, config.encoder.grid, config.encoder.channels, len(vocabulary))
 
 
-def write_history(folder: Path, history: Sequence[Mapping[str, float]]) -> None:
+def write_history(folder: Path, history: Sequence[Mapping[str, float | None]]) -> None:
     """Write the metrics of each training epoch to a model folder."""
     write_json(folder / HISTORY_FILE, history)
 
 
-def read_history(folder: Path) -> Sequence[Mapping[str, float]]:
+def read_history(folder: Path) -> Sequence[Mapping[str, float | None]]:
     """Read the metrics of each training epoch from a model folder; key `epoch` is the epoch, counted from 1.
+
+    A metric that is not defined is None.
 
     Raises:
         UserError: The history is missing or damaged.
     """
     # With `float` alone, epochs would be read as floats.
-    return read_json(folder / HISTORY_FILE, list[dict[str, int | float]], REMEDY)
+    return read_json(folder / HISTORY_FILE, list[dict[str, int | float | None]], REMEDY)
 
 
 def _write_config(folder: Path, config: ModelConfig, weights_digest: str) -> None:

@@ -5,6 +5,7 @@ The steps `draw` and `write_report` are in `pipeline.report`.
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,7 @@ class EvaluationData:
     """Features of the images."""
     model: TrainedModel
     """The trained decoder with its vocabulary."""
-    history: Sequence[Mapping[str, float]]
+    history: Sequence[Mapping[str, float | None]]
     """Training metrics of each epoch."""
     inputs: EvaluateInputs
     """Paths that the artifacts were read from."""
@@ -271,14 +272,15 @@ def _teacher_forcing(model: TrainedModel, batches: CaptionBatches, device: torch
     scores = token_accuracy.token_scores(result.predicted, result.target)
     values = {
         "loss": result.loss,
-        "perplexity": math.exp(result.loss),
+        # Larger than any float for the loss of a diverged model.
+        "perplexity": math.exp(result.loss) if result.loss < math.log(sys.float_info.max) else None,
         "accuracy": scores.accuracy,
         "macro_f1": scores.macro_f1,
         "weighted_f1": scores.weighted_f1,
     }
     return {
         "num_tokens": len(result.target),
-        **{name: round(value, 6) for name, value in values.items()},
+        **{name: None if value is None else round(value, 6) for name, value in values.items()},
         "protocol": [
             *(f"{key}: {value}" for key, value in token_accuracy.PROTOCOL.items()),
             "loss: mean cross-entropy in nats per token; <end> is a token, rare words are <unk>",

@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from pipeline.artifacts import file_digests, publish
+from pipeline.artifacts import file_digests, publish_together
 from pipeline.captions.records import SPLITS, Policy, Record
 from pipeline.distributed import SINGLE_PROCESS, Processes
 from pipeline.errors import NO_SPACE, UserError, no_space_message, summarize
@@ -84,8 +84,10 @@ class EncodeCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeResult:
-    """Counts of one run, and the published store."""
+    """Counts of one run, and the finished store."""
 
+    store: Path
+    """Folder of the store, in the work folder."""
     counts: EncodeCounts
     num_images: int
     num_skipped_images: int
@@ -145,37 +147,39 @@ class _Encoded:
     """A message for each image that could not be read."""
 
 
+@contextmanager
 def encode(
     records: Sequence[Record],
     image_dir: Path,
     params: EncodeParams,
     work: Path,
-    out: Path,
     device: torch.device,
     num_threads: int,
     processes: Processes = SINGLE_PROCESS,
     bad_images: Policy = "error",
-) -> EncodeResult:
-    """Encode the images of a dataset and publish the feature store.
+) -> Iterator[EncodeResult]:
+    """Encode the images of a dataset. The lock of the work folder is held while the caller publishes the store.
 
     Finished shards stay in the work folder for later runs, even if the dataset changes. A row depends only on the bytes
     of the image file, the view and the encoder spec. All processes must call this with the same arguments on shared
-    folders; rank 0 publishes.
+    folders; rank 0 writes the store.
 
     Args:
         records: Records of the images.
         image_dir: Folder that the records' files are relative to.
         params: Section `encode`.
         work: Root of the work folders. Each run appends a line to its file `encode/runs.jsonl`.
-        out: Folder of the store, which is replaced at the end.
         device: Device of the encoder; int8 always uses the CPU.
         num_threads: Threads that read and decode images ahead of the encoder.
         processes: The processes that share the work.
         bad_images: Policy for images that can be read but not decoded. Skipped images are listed in the index.
 
+    Yields:
+        Counts of the run, and the finished store in the work folder.
+
     Raises:
         UserError: The weights do not match, the disk is full, all images of a split are skipped, or an image is missing
-            or unreadable, which is reported after all other images are encoded. `out` is then unchanged.
+            or unreadable, which is reported after all other images are encoded.
     """
     encoder = load_encoder(params)
     spec = encoder_spec(encoder, params)
@@ -194,7 +198,7 @@ def encode(
                 processes=processes,
                 bad_images=bad_images,
             )
-            return job.run(records, image_dir, out)
+            yield job.run(records, image_dir)
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
@@ -237,8 +241,8 @@ class _EncodeJob:
     processes: Processes
     bad_images: Policy
 
-    def run(self, records: Sequence[Record], image_dir: Path, out: Path) -> EncodeResult:
-        """Encode the missing rows, and publish the store unless an image is unreadable."""
+    def run(self, records: Sequence[Record], image_dir: Path) -> EncodeResult:
+        """Encode the missing rows, and write the store unless an image is unreadable."""
         start = time.monotonic()
         records = sorted(records, key=lambda record: record.image_id)
         shards = self.processes.broadcast(intact_shards(self.folder) if self.processes.is_main else [])
@@ -269,12 +273,13 @@ class _EncodeJob:
             raise UserError(*_describe_faults(encoded.faults, len(records), counts))
         _check_splits_not_empty(records, skipped_ids, image_dir)
         if self.processes.is_main:
-            self._publish(used_shards, image_digests, skipped_ids, out)
+            self._write_store(used_shards, image_digests, skipped_ids)
             logger.info("%s: %s", STAGE, counts)
             if encoded.skipped:
                 reasons = summarize([image.reason for image in encoded.skipped], _MAX_LISTED_FAULTS)
                 logger.warning("%s: %d images are skipped: %s", STAGE, len(skipped_ids), reasons)
         return EncodeResult(
+            store=self._store,
             counts=counts,
             num_images=len(records) - len(skipped_ids),
             num_skipped_images=len(skipped_ids),
@@ -400,16 +405,17 @@ class _EncodeJob:
         keys = [(image.sha256, view) for image, view in rows]
         return write_shard(self.folder, self.spec, image_ids, keys, grids, undecodable)
 
-    def _publish(
-        self, shards: Sequence[Shard], image_digests: Mapping[int, str], skipped_ids: Sequence[int], out: Path
+    @property
+    def _store(self) -> Path:
+        return self.folder / "store"
+
+    def _write_store(
+        self, shards: Sequence[Shard], image_digests: Mapping[int, str], skipped_ids: Sequence[int]
     ) -> None:
-        staged = self.folder / "published"
-        shutil.rmtree(staged, ignore_errors=True)
-        for shard in shards:
-            publish(shard.path, staged / shard.path.name)
+        shutil.rmtree(self._store, ignore_errors=True)
+        publish_together({self._store / shard.path.name: shard.path for shard in shards})
         stored = {image_id: image_digests[image_id] for image_id in image_digests.keys() - set(skipped_ids)}
-        write_index(staged, self.spec, self.views, shards, stored, skipped_ids)
-        publish(staged, out)
+        write_index(self._store, self.spec, self.views, shards, stored, skipped_ids)
 
     def _append_to_runs(self, counts: EncodeCounts, seconds: float) -> None:
         line = {

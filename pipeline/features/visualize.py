@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from pipeline.artifacts import write_atomically
 from pipeline.captions.records import RECORDS_FILE, Record, read_records
-from pipeline.errors import UserError
+from pipeline.errors import UserError, write_error
 from pipeline.features.images import Pixels, View, read_image_file, read_views
 from pipeline.features.store import FeatureStore, Grids
 
@@ -216,4 +216,4 @@ def _plot(
     try:
         write_atomically(out, content.getvalue())
     except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}). Choose another --out.") from error
+        raise write_error(error, out, "Choose another --out.") from error

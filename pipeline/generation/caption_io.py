@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -181,6 +182,8 @@ def _json_list(path: Path) -> Iterator[Callable[[Any], None]]:
 
         yield write
         file.write("[]\n" if separator == "[" else "\n]\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_captions(folder: Path) -> list[GeneratedCaptions]:

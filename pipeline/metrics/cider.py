@@ -11,7 +11,7 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.metrics.corpus import LIBRARY, LIBRARY_TAG, Words, check_corpus
+from pipeline.metrics.corpus import LIBRARY, LIBRARY_TAG, Words, check_corpus, ngrams
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -57,7 +57,7 @@ def cider(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) ->
     For each n from 1 to `MAX_ORDER`, the vector of a sentence has a component for each n-gram: its count times
     log(N / df), where df is the number of images with the n-gram in a reference. The score is the cosine of hypothesis
     and reference, averaged over n and references. CIDEr-D clips the hypothesis to the reference and multiplies by
-    exp(-(difference in length)^2 / (2 SIGMA^2)). A corpus of one image scores 0, since log(N / df) is 0. Unlike in the
+    exp(-(difference in length)^2 / (2 SIGMA^2)). A corpus for which the scores are not defined scores 0. Unlike in the
     paper, words are not stemmed.
 
     Args:
@@ -88,6 +88,19 @@ def cider(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) ->
         cider_d=factor * np.bincount(reference_image, cider_d_sum),
         cider=factor * np.bincount(reference_image, cider_sum),
     )
+
+
+def is_defined(references: Sequence[Sequence[Words]]) -> bool:
+    """Return whether CIDEr and CIDEr-D are defined: whether any n-gram of the references has a weight above 0.
+
+    log(N / df) is 0 for one image, and if all images have the same n-grams in their references.
+
+    Args:
+        references: The tokenized references of each of N images.
+    """
+    image_ngrams = ({ngram for words in captions for ngram in ngrams(words, MAX_ORDER)} for captions in references)
+    first = next(image_ngrams)
+    return any(other != first for other in image_ngrams)
 
 
 def _ngrams(sentences: Sequence[Words], lengths: IntArray) -> Iterator[tuple[IntArray, IntArray]]:

@@ -21,8 +21,8 @@ PROTOCOL = (
 
 def diversity(
     captions: Sequence[Words], vocabulary: AbstractSet[str], train_captions: AbstractSet[tuple[str, ...]]
-) -> dict[str, int | float]:
-    """Compute diversity statistics, as JSON values.
+) -> dict[str, int | float | None]:
+    """Compute diversity statistics, as JSON values. A fraction of nothing, as of bigrams, is None.
 
     Args:
         captions: Tokenized captions, at least one.
@@ -47,5 +47,5 @@ def diversity(
     }
 
 
-def _rate(count: int, total: int) -> float:
-    return round(count / total, 6) if total else 0.0
+def _rate(count: int, total: int) -> float | None:
+    return round(count / total, 6) if total else None

@@ -10,7 +10,7 @@ from typing import Any, cast
 from PIL import Image
 from tqdm import tqdm
 
-from pipeline.errors import UserError, printable
+from pipeline.errors import UserError, printable, write_error
 from pipeline.features.images import Pixels, View, read_upright, read_views
 from pipeline.generation.caption import Caption
 from pipeline.generation.search import SearchParams
@@ -141,7 +141,7 @@ def draw_attention(captioner: Captioner, image: NamedImage, caption: Caption, pa
         path.parent.mkdir(parents=True, exist_ok=True)
         attention_strip(_visible_part(captioner, image), caption.words, caption.attention, path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}). Name another file or folder.") from error
+        raise write_error(error, path, "Name another file or folder.") from error
 
 
 def _visible_part(captioner: Captioner, image: NamedImage) -> Pixels:

@@ -13,6 +13,7 @@ import multiprocessing
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import resource_tracker
@@ -25,7 +26,7 @@ from PIL import Image
 from pydantic import Field
 from tqdm import tqdm
 
-from pipeline.artifacts import fingerprint, publish, read_json, work_folder, write_atomically, write_json
+from pipeline.artifacts import fingerprint, read_json, work_folder, write_atomically, write_json
 from pipeline.captions.records import SPLITS, Split
 from pipeline.import_graph import code_digest
 from pipeline.params import params_section, to_plain
@@ -106,16 +107,19 @@ class _AnnotatedImage:
     """`image`, the entry under `images` of the caption file, and the list `captions`."""
 
 
-def write_dataset(params: RenderParams, out: Path, work: Path, num_workers: int) -> None:
-    """Render the dataset and publish it.
+@contextmanager
+def write_dataset(params: RenderParams, work: Path, num_workers: int) -> Iterator[Path]:
+    """Render the dataset. The lock of the work folder is held while the caller publishes the dataset.
 
     Images that an interrupted run with the same params and code finished are reused.
 
     Args:
         params: Contents of the dataset; they alone determine its bytes.
-        out: Folder of the dataset.
         work: Folder of unfinished work, kept between runs.
         num_workers: Number of rendering processes.
+
+    Yields:
+        The finished dataset folder, inside the work folder.
     """
     keys = [_ImageKey(split=split, index=index) for split in SPLITS for index in range(params.num_images(split))]
     with work_folder(work, STAGE, fingerprint(params=to_plain(params), code=code_digest(__name__))) as folder:
@@ -134,7 +138,7 @@ def write_dataset(params: RenderParams, out: Path, work: Path, num_workers: int)
                 dataset / f"captions_{split}.json",
                 _to_coco(split, [read_json(path, dict[str, Any], remedy) for path in paths]),
             )
-        publish(dataset, out)
+        yield dataset
 
 
 def encode_jpeg(rendering: Rendering) -> bytes:

@@ -35,7 +35,7 @@ class Progress:
     """Sum of the cross-entropy over the words of these batches, in nats."""
     num_words: int = 0
     """Words in these batches."""
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, float | None]] = field(default_factory=list)
     """Metrics of each completed epoch."""
     best_score: float | None = None
     """Highest selection score so far."""

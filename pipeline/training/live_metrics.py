@@ -8,7 +8,7 @@ from pathlib import Path
 from dvclive.live import Live
 from scmrepo.exceptions import SCMError
 
-from pipeline.artifacts import write_atomically
+from pipeline.artifacts import naming, write_atomically
 
 logger = logging.getLogger("gridcap")
 
@@ -27,6 +27,7 @@ class LiveMetrics:
             global_step: Optimizer steps before this run was resumed. Later rows of the interrupted run are removed, and
                 so are truncated rows and files. 0 empties the folder.
         """
+        self._folder = folder
         self._live: Live | None = None
         if global_step:
             for path in sorted((folder / _PLOTS_DIR).rglob("*.tsv")):
@@ -54,9 +55,10 @@ class LiveMetrics:
         if self._live is None:
             return
         self._live.step = step
-        for name, value in row.items():
-            self._live.log_metric(name, value)
-        self._live.make_summary()  # type: ignore[no-untyped-call]
+        with naming(self._folder):
+            for name, value in row.items():
+                self._live.log_metric(name, value)
+            self._live.make_summary()  # type: ignore[no-untyped-call]
 
 
 def _drop_rows_after(path: Path, step: int) -> None:

@@ -26,6 +26,7 @@ from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
 from pipeline.distributed import SINGLE_PROCESS, Processes
 from pipeline.errors import UserError
 from pipeline.features.store import FeatureStore
+from pipeline.metrics.cider import is_defined
 from pipeline.params import params_section
 from pipeline.training.batches import Batch, CaptionBatches
 from pipeline.training.checkpoint import Progress, TrainingState, load_checkpoint, random_state, save_checkpoint
@@ -126,7 +127,7 @@ class Trainer:
             processes: The processes that share every batch.
 
         Raises:
-            UserError: The checkpoint is damaged.
+            UserError: The checkpoint is damaged, or the epoch is selected by a metric that is not defined.
         """
         self.params = params
         self.vocabulary = vocabulary
@@ -136,6 +137,11 @@ class Trainer:
         self._train_batches = CaptionBatches(train, store, params.batch_size, params.random_views)
         self._val_batches = CaptionBatches(val, store, params.batch_size)
         self._val_references = group_references(val)
+        if params.select_by == "cider" and not is_defined(list(self._val_references.values())):
+            raise UserError(
+                "train.select_by: CIDEr-D is not defined for the val split, which has one image or the same references"
+                " for all images. Use bleu4 or last."
+            )
         torch.manual_seed(params.seed)
         self.decoder = SoftAttentionDecoder(params.decoder, store.spec.grid, store.channels, len(vocabulary)).to(device)
         self.decoder.compiled = params.compile
@@ -328,7 +334,7 @@ class Trainer:
         result = None
         if self.processes.is_main:
             result = self._validate()
-            progress.history.append({"epoch": progress.epoch, "train_loss": train_loss} | result.metrics)
+            progress.history.append({"epoch": progress.epoch, "train_loss": train_loss, **result.metrics})
             self._update_best(result.selection_score(self.params.select_by, progress.epoch))
         self._state.progress = self.processes.broadcast(progress)
         return result
