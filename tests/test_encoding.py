@@ -78,13 +78,13 @@ class Dataset:
         out: str = "features",
         num_threads: int = 2,
         bad_images: Policy = "error",
+        records: list[Record] | None = None,
         **params: object,
     ) -> EncodeResult:
+        records = self.records() if records is None else records
         encode_params = EncodeParams(**(vars(self.params) | params))
         folder = self.folder / work
-        with encode(
-            self.records(), self.image_dir, encode_params, folder, CPU, num_threads, bad_images=bad_images
-        ) as result:
+        with encode(records, self.image_dir, encode_params, folder, CPU, num_threads, bad_images=bad_images) as result:
             publish(result.store, self.folder / out)
         return result
 
@@ -397,9 +397,7 @@ def test_a_missing_image_is_an_error_even_if_bad_images_are_skipped(make):
     records = dataset.records()
     (dataset.image_dir / "0003.jpg").unlink()
     with pytest.raises(UserError, match=r"1 of 5 images cannot be encoded:\n.*0003\.jpg: cannot be read"):
-        encode(
-            records, dataset.image_dir, dataset.params, dataset.folder / "work", dataset.out, CPU, 2, bad_images="skip"
-        )
+        dataset.encode(bad_images="skip", records=records)
     assert not dataset.out.exists()
 
 
@@ -408,9 +406,7 @@ def test_a_split_of_which_no_image_can_be_decoded_is_an_error(make):
     break_images(dataset, 2, 3)
     records = [replace(record, split="val") if record.image_id in (2, 3) else record for record in dataset.records()]
     with pytest.raises(UserError, match=r"images: none of the 2 images of split val can be decoded\."):
-        encode(
-            records, dataset.image_dir, dataset.params, dataset.folder / "work", dataset.out, CPU, 2, bad_images="skip"
-        )
+        dataset.encode(bad_images="skip", records=records)
     assert not dataset.out.exists()
 
 
