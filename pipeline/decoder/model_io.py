@@ -18,6 +18,7 @@ from pipeline.captions.vocabulary import VOCABULARY_FILE, Vocabulary, read_vocab
 from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
 from pipeline.errors import UserError
 from pipeline.features.store import EncoderSpec
+from pipeline.features.views import View
 
 SCHEMA = Schema("gridcap.model", 5)
 WEIGHTS_FILE = "decoder.safetensors"
@@ -55,8 +56,8 @@ class ModelConfig:
     """Encoder that computed the grids."""
     encoder_fingerprint: str
     """Fingerprint of the encoder and the image preprocessing."""
-    view: str
-    """View of an image to caption: `whole`, a crop or a flip."""
+    view: View
+    """View of an image to caption."""
     data: TrainingData
     """Size of the training data."""
     epoch: int
