@@ -80,7 +80,7 @@ def dataset(group: h5py.Group, name: str, dtype: DTypeLike, shape: Sequence[int 
     Args:
         group: Group or file of the dataset.
         name: Name of the dataset.
-        dtype: Expected dtype; `str` for strings of variable length.
+        dtype: Expected dtype, such as `h5py.string_dtype()`.
         shape: Expected shape; None for an axis of any length.
 
     Raises:
@@ -93,17 +93,12 @@ def dataset(group: h5py.Group, name: str, dtype: DTypeLike, shape: Sequence[int 
     has_shape = len(actual) == len(shape) and all(
         expected in (None, size) for expected, size in zip(shape, actual, strict=True)
     )
-    if not (has_shape and _has_dtype(item, dtype)):
+    # NumPy considers all dtypes of objects equal.
+    has_dtype = item.dtype == dtype and h5py.check_string_dtype(item.dtype) == h5py.check_string_dtype(np.dtype(dtype))
+    if not (has_shape and has_dtype):
         axes = ", ".join("any" if size is None else str(size) for size in shape)
         raise ValueError(f"dataset {name} is {item.dtype} {list(actual)}, expected {np.dtype(dtype)} [{axes}]")
     return item
-
-
-def _has_dtype(item: h5py.Dataset, dtype: DTypeLike) -> bool:
-    if dtype is not str:
-        return bool(item.dtype == np.dtype(dtype))
-    info = h5py.check_string_dtype(item.dtype)
-    return info is not None and info.length is None
 
 
 def read_dataset(group: h5py.Group, name: str, dtype: DTypeLike, shape: Sequence[int | None]) -> NDArray[Any]:
@@ -118,7 +113,7 @@ def read_dataset(group: h5py.Group, name: str, dtype: DTypeLike, shape: Sequence
         shape: As for `dataset`.
 
     Returns:
-        The values; strings as `object`.
+        The values; strings of variable length as `str`.
 
     Raises:
         ValueError: As `dataset`, or the file lacks values.
@@ -126,7 +121,7 @@ def read_dataset(group: h5py.Group, name: str, dtype: DTypeLike, shape: Sequence
     item = dataset(group, name, dtype, shape)
     if item.id.get_storage_size() < item.nbytes:
         raise ValueError(f"dataset {name} is not stored completely")
-    return np.asarray(item.asstr()[()] if dtype is str else item[()])
+    return np.asarray(item.asstr()[()] if item.dtype.kind == "O" else item[()])
 
 
 @contextmanager

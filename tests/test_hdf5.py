@@ -79,7 +79,7 @@ def add_virtual_dataset(file: h5py.File) -> None:
     [
         (add_external_link, "linked is a link"),
         (add_soft_link, "linked is a link"),
-        (add_external_storage, "deep/stored is stored in another file"),
+        (add_external_storage, "dataset stored is stored in another file"),
         (add_virtual_dataset, "virtual is stored in another file"),
     ],
 )
@@ -103,13 +103,13 @@ def test_datasets_are_read_after_their_dtype_and_shape_were_checked(tmp_path: Pa
     with h5py.File(tmp_path / "file.h5", "w") as file:
         file["values"], file["words"] = np.ones((3, 2), np.float32), ["a", "Mädchen"]
         assert read_dataset(file, "values", np.float32, [None, 2]).tolist() == [[1, 1]] * 3
-        assert read_dataset(file, "words", str, [2]).tolist() == ["a", "Mädchen"]
+        assert read_dataset(file, "words", h5py.string_dtype(), [2]).tolist() == ["a", "Mädchen"]
         for name, dtype, shape in [
             ("absent", np.float32, [3, 2]),
             ("values", np.float64, [3, 2]),
             ("values", np.float32, [3, 3]),
             ("values", np.float32, [3]),
-            ("values", str, [3, 2]),
+            ("values", h5py.string_dtype(), [3, 2]),
             ("words", "S8", [2]),
         ]:
             with pytest.raises(ValueError, match=name):
