@@ -158,7 +158,7 @@ def read_inputs(inputs: EvaluateInputs, split: Split) -> EvaluationData:
         train_tokens=read_tokens(inputs.tokens / TOKENS_FILE, "train"),
         store=FeatureStore(inputs.features, fingerprint=model.config.encoder_fingerprint),
         model=model,
-        history=read_history(inputs.model),
+        history=read_history(inputs.model, model.config),
         inputs=inputs,
     )
     expected = {record.image_id for record in data.records}
