@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import pytest
 
-from pipeline.captions.records import AnnotatedObject, Record, write_records
+from pipeline.captions.records import SCHEMA, AnnotatedObject, Record, write_records
 from pipeline.captions.sources.dataset import PreparedCounts
 from pipeline.captions.tokenizer import TokenizeParams
 from pipeline.captions.tokens import TokenizedDataset, tokenize, write_tokens
@@ -47,7 +47,8 @@ def dataset() -> TokenizedDataset:
 def test_keys_of_records_are_documented(tmp_path: Path) -> None:
     write_records(tmp_path, RECORDS)
     record = json.loads((tmp_path / "records.jsonl").read_text().splitlines()[0])
-    keys = {*record, *(f"objects[].{key}" for key in record["objects"][0])}
+    index = json.loads((tmp_path / "index.json").read_text())
+    keys = {*record, *(f"objects[].{key}" for key in record["objects"][0]), *(index.keys() - SCHEMA.header)}
     assert keys <= documented(section("`data/prepared`"))
 
 
