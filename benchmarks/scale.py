@@ -223,7 +223,10 @@ def write_model(folder: Path, clone: Path, weights: Path) -> None:
     vocabulary = read_vocabulary(clone / "data" / "tokens" / VOCABULARY_FILE)
     spec = FeatureStore(clone / "data" / "features").spec
     save_random_model(folder, DECODER, spec, vocabulary, str(weights))
-    write_history(folder, [{"epoch": 1, "train_loss": 9.0, "val_loss": 9.0, "val_accuracy": 0.0}])
+    write_history(
+        folder,
+        [{"epoch": 1, "train_loss": 9.0, "val_loss": 9.0, "val_accuracy": 0.0, "val_bleu4": 0.0, "val_cider": 0.0}],
+    )
 
 
 def measure(

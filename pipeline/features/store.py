@@ -230,12 +230,13 @@ class FeatureStore:
     A store can be pickled, inherited across fork and used from several threads: each process opens the shards itself.
     """
 
-    def __init__(self, folder: Path | str, fingerprint: str | None = None) -> None:
+    def __init__(self, folder: Path | str, fingerprint: str | None = None, verify_reads: bool = False) -> None:
         """Read the index.
 
         Args:
             folder: Folder of the store.
             fingerprint: Expected fingerprint of the store; None accepts any.
+            verify_reads: Compare a shard with its SHA-256 in the index before its first row is read.
 
         Raises:
             UserError: The index is missing, damaged, of another schema version, or has another fingerprint.
@@ -247,6 +248,7 @@ class FeatureStore:
                 f"{self._folder / INDEX_FILE}: has features of encoder fingerprint {self.fingerprint}, expected"
                 f" {fingerprint}. Restore section encode of params.yaml and run `dvc repro encode`, or train again."
             )
+        self._verify_reads = verify_reads
         self._init_process_state()
 
     def verify(self) -> int:
@@ -258,17 +260,20 @@ class FeatureStore:
         Raises:
             UserError: A shard is missing or altered; the message lists the first few.
         """
-        shards = self._index.shards
+        self._verify(self._index.shards)
+        return len(self._index.shards)
+
+    def _verify(self, shards: Sequence[_ShardEntry], silent: bool = False) -> None:
         paths = [self._folder / shard.file for shard in shards]
+        digests = file_digests(paths, str(self._folder), "shard", silent=silent)
         faults = []
-        for shard, path, digest in zip(shards, paths, file_digests(paths, str(self._folder), "shard"), strict=True):
+        for shard, path, digest in zip(shards, paths, digests, strict=True):
             if isinstance(digest, OSError):
                 faults.append(f"{path}: cannot be read ({digest.strerror})")
             elif digest != shard.sha256:
                 faults.append(f"{path}: SHA-256 differs from {INDEX_FILE}")
         if faults:
             raise UserError(f"{summarize(faults)}. Run `dvc repro -f -s encode` to encode only their images again.")
-        return len(shards)
 
     @property
     def spec(self) -> EncoderSpec:
@@ -320,7 +325,7 @@ class FeatureStore:
             float16 [B, P, C], in the order of `image_ids`.
 
         Raises:
-            UserError: The index lacks an image, or a shard is missing or damaged.
+            UserError: The index lacks an image, or a shard is missing, damaged or, if reads are verified, altered.
         """
         locations = [self._locations(image_id) for image_id in image_ids]
         view_indices = [0] * len(locations) if views is None else list(views)
@@ -355,6 +360,9 @@ class FeatureStore:
         if shard in self._open_shards:
             self._open_shards.move_to_end(shard)
         else:
+            if self._verify_reads and shard not in self._verified:
+                self._verify([self._index.shards[shard]], silent=True)
+                self._verified.add(shard)
             self._open_shards[shard] = self._open_shard(self._path(shard))
             if len(self._open_shards) > _MAX_OPEN_SHARDS:
                 os.close(self._open_shards.popitem(last=False)[1].descriptor)
@@ -385,6 +393,7 @@ class FeatureStore:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._open_shards: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._verified: set[int] = set()
 
     def _reset_after_fork(self) -> None:
         """Close inherited files and replace the lock, which another thread may have held during the fork."""
@@ -393,7 +402,7 @@ class FeatureStore:
         self._init_process_state()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_folder": self._folder, "_index": self._index}
+        return {"_folder": self._folder, "_index": self._index, "_verify_reads": self._verify_reads}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
