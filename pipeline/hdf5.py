@@ -9,6 +9,7 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def _require_self_contained(file: h5py.File) -> None:
             visited.add(address)
 
 
-def dataset(group: h5py.Group, name: str, dtype: DTypeLike, shape: Sequence[int | None]) -> h5py.Dataset:
+def checked_dataset(group: h5py.Group, name: str, dtype: DTypeLike, shape: Sequence[int | None]) -> h5py.Dataset:
     """Return a dataset, after checking its dtype and shape, to read parts of it.
 
     Args:
@@ -110,18 +111,18 @@ def read_dataset(group: h5py.Group, name: str, dtype: DTypeLike, shape: Sequence
     A small file can declare a dataset of any size, of which the values that it does not hold are read as zeros.
 
     Args:
-        group: As for `dataset`.
-        name: As for `dataset`.
-        dtype: As for `dataset`.
-        shape: As for `dataset`.
+        group: As for `checked_dataset`.
+        name: As for `checked_dataset`.
+        dtype: As for `checked_dataset`.
+        shape: As for `checked_dataset`.
 
     Returns:
         The values; strings of variable length as `str`.
 
     Raises:
-        ValueError: As `dataset`, or the file lacks values.
+        ValueError: As `checked_dataset`, or the file lacks values.
     """
-    item = dataset(group, name, dtype, shape)
+    item = checked_dataset(group, name, dtype, shape)
     if item.id.get_storage_size() < item.nbytes:
         raise ValueError(f"dataset {name} is not stored completely")
     return np.asarray(item.asstr()[()] if item.dtype.kind == "O" else item[()])
@@ -154,6 +155,26 @@ def create_artifact(path: Path, schema: Schema) -> Iterator[h5py.File]:
             if file.error is not None:
                 raise file.error
         os.fsync(raw.fileno())
+
+
+def content_digest(file: h5py.File) -> str:
+    """Return the SHA-256, in hexadecimal, of all datasets and attributes of a file, except its attribute `sha256`.
+
+    Names, types, shapes and values count. How the file stores them does not.
+    """
+    digest = sha256()
+
+    def update(name: str, item: h5py.HLObject) -> None:
+        for key, value in sorted(item.attrs.items()):
+            if (name, key) != ("/", "sha256"):
+                digest.update(f"{name}@{key}: {value!s}\n".encode())
+        if isinstance(item, h5py.Dataset):
+            digest.update(f"{name}: {item.dtype} {item.shape}\n".encode())
+            digest.update(np.ascontiguousarray(item).data)
+
+    update("/", file)
+    file.visititems(update)
+    return digest.hexdigest()
 
 
 class _WritableFile(io.RawIOBase):

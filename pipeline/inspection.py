@@ -19,7 +19,7 @@ from pipeline.captions import tokens
 from pipeline.captions.vocabulary import VOCABULARY_FILE, Vocabulary, read_vocabulary
 from pipeline.errors import UserError, printable
 from pipeline.features import store
-from pipeline.hdf5 import open_artifact, read_dataset
+from pipeline.hdf5 import checked_dataset, open_artifact, read_dataset
 
 _REMEDY = "Restore it with `dvc checkout`, or run its stage again."
 _HDF5_SUFFIXES = (".h5", ".hdf5")
@@ -207,13 +207,14 @@ def _dataset_table(datasets: dict[str, h5py.Dataset]) -> Iterator[str]:
 def _describe_tokens(file: h5py.File, vocabulary: Vocabulary | None) -> Iterator[str]:
     for split, group in file.items():
         image_ids = read_dataset(group, "image_id", np.int64, [None])
-        lengths = read_dataset(group, "length", np.int32, [len(image_ids)])
+        num_ids = checked_dataset(group, "ids", np.int32, [None]).size
+        offset = read_dataset(group, "offset", np.int64, [len(image_ids) + 1])
         num_images = len(np.unique(image_ids))
-        mean_length = f", {np.mean(lengths):.1f} ids per caption" if len(lengths) else ""
+        mean_length = f", {num_ids / len(image_ids):.1f} ids per caption" if len(image_ids) else ""
         yield ""
         yield f"  {split}: {len(image_ids):,} captions of {num_images:,} images{mean_length}"
         for row in range(min(_SAMPLE_SIZE, len(image_ids))):
-            ids = group["tokens"][row, : lengths[row]].tolist()
+            ids = group["ids"][offset[row] : offset[row + 1]].tolist()
             words = vocabulary.decode(ids) if vocabulary else map(str, ids)
             yield f"    image {image_ids[row]}: {format_value(' '.join(words), max_length=1000)}"
 

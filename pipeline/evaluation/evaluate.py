@@ -16,7 +16,14 @@ from pydantic import Field
 
 from pipeline.artifacts import write_atomically, write_json
 from pipeline.captions.records import Record, Split, read_records
-from pipeline.captions.tokens import TOKENS_FILE, CaptionTokens, group_references, read_tokenization, read_tokens
+from pipeline.captions.tokens import (
+    TOKENS_FILE,
+    CaptionTokens,
+    group_references,
+    read_tokenization,
+    read_tokens,
+    require_vocabulary,
+)
 from pipeline.captions.vocabulary import SPECIALS
 from pipeline.decoder.model_io import TrainedModel, read_history, read_model
 from pipeline.errors import UserError
@@ -156,10 +163,11 @@ def read_inputs(inputs: EvaluateInputs, split: Split) -> EvaluationData:
         UserError: An artifact is missing or damaged, or the artifacts do not belong together.
     """
     model = read_model(inputs.model)
-    store = FeatureStore(inputs.features, fingerprint=model.config.encoder_fingerprint)
+    store = FeatureStore(inputs.features, fingerprint=model.config.encoder_fingerprint, verify_reads=True)
     skipped_ids = store.skipped_ids
     all_records = read_records(inputs.prepared, split)
     records = [record for record in all_records if record.image_id not in skipped_ids]
+    require_vocabulary(inputs.tokens / TOKENS_FILE, model.vocabulary)
     data = EvaluationData(
         split=split,
         records=records,

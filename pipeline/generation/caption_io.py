@@ -21,7 +21,7 @@ from typing_extensions import TypedDict
 from pipeline.artifacts import Int64, Schema, naming, read_json
 from pipeline.errors import UserError
 from pipeline.generation.caption import Caption
-from pipeline.hdf5 import create_artifact, dataset, open_artifact, read_dataset
+from pipeline.hdf5 import checked_dataset, create_artifact, open_artifact, read_dataset
 from pipeline.startup import defer_interrupts
 
 SCHEMA = Schema("gridcap.attention", 2)
@@ -227,7 +227,7 @@ def read_captions(folder: Path) -> list[GeneratedCaptions]:
         grid = (int(file.attrs["grid_height"]), int(file.attrs["grid_width"]))
         if min(grid) < 1:
             raise ValueError(f"the grid is {grid[0]} x {grid[1]}")
-        attention = dataset(file, "attention", np.float16, [len(rows), None, grid[0] * grid[1]])
+        attention = checked_dataset(file, "attention", np.float16, [len(rows), None, grid[0] * grid[1]])
         return [_read_image(row, attention, index, grid) for index, row in enumerate(rows)]
 
 

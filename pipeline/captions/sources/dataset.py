@@ -12,13 +12,12 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
 from pipeline.artifacts import require_watched
-from pipeline.captions.records import SPLITS, Policy, Record, Split
+from pipeline.captions.records import SPLITS, Policy, Record, Split, escapes_root
 from pipeline.captions.sources import coco, flickr8k, karpathy
 from pipeline.captions.sources.parsed_file import (
     ParsedFile,
     ParsedImage,
     SourceCaption,
-    escapes_root,
     id_from_path,
     require_relative,
 )
