@@ -32,7 +32,7 @@ def main(
     generate_params = load(params, "generate", GenerateParams)
     models = read_models(model, generate_params.ensemble)
     require_watched(generate_params.ensemble, generate_params.ensemble.glob("*/*"))
-    store = FeatureStore(features, fingerprint=models[0].config.encoder_fingerprint)
+    store = FeatureStore(features, fingerprint=models[0].config.encoder_fingerprint, verify_reads=True)
     records, skipped_ids = read_records(prepared, generate_params.split), store.skipped_ids
     image_ids = [record.image_id for record in records if record.image_id not in skipped_ids]
     captions = generate(models, store, image_ids, generate_params.search, batch_size, setup_device(device))
