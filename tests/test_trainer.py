@@ -56,11 +56,11 @@ def test_a_run_stopped_after_every_step_resumes_to_the_same_bytes(
 ) -> None:
     dropout = {"dropout": 0.2, "region_dropout": 0.1, "word_dropout": 0.1}
     params = replace(EVERY_FEATURE, decoder=decoder_params(kind=kind, **dropout))
-    expected = read_files(train_tiny(data, tmp_path / "uninterrupted", params))
-    num_steps = 3 * params.max_epochs
-    for stop in range(1, num_steps):
-        folder = tmp_path / f"stopped after {stop}"
-        folder.mkdir()
+    (tmp_path / "0").mkdir()
+    expected = read_files(train_tiny(data, tmp_path / "0" / "run", params))
+    for stop in range(1, 3 * params.max_epochs):
+        folder = tmp_path / str(stop) / "run"
+        folder.mkdir(parents=True)
         take_steps(make_trainer(data, folder, params), stop)
         torch.manual_seed(999)
         trainer = make_trainer(data, folder, params)
