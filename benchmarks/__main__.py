@@ -29,6 +29,9 @@ def main() -> None:
         metavar="N",
         help="numbers of images in the runs of memory (default: %(default)s)",
     )
+    parser.add_argument(
+        "--kind", dest="kinds", nargs="+", metavar="KIND", help="kinds of decoders in training (default: all)"
+    )
     arguments = parser.parse_args()
     for name in NAMES:
         if not arguments.names or name in arguments.names:
@@ -36,6 +39,8 @@ def main() -> None:
             benchmark = import_module(f"benchmarks.{name}").main
             if name == "memory":
                 benchmark(arguments.images)
+            elif name == "training" and arguments.kinds:
+                benchmark(arguments.kinds)
             else:
                 benchmark()
             print(flush=True)

@@ -36,8 +36,8 @@ from benchmarks.workloads import PHOTOGRAPHS, random_jpeg, save_random_model, sa
 from pipeline.artifacts import read_json, write_json
 from pipeline.captions.records import iter_records
 from pipeline.captions.vocabulary import VOCABULARY_FILE, read_vocabulary
+from pipeline.decoder.decoder import DecoderParams
 from pipeline.decoder.model_io import write_history
-from pipeline.decoder.soft_attention import DecoderParams
 from pipeline.features.encoding import ROWS_PER_SHARD
 from pipeline.features.store import FeatureStore, Shard, write_index, write_shard
 from pipeline.presets import use
@@ -48,7 +48,13 @@ IMAGE_SIZE = 112
 STAGES = ("prepare", "tokenize", "encode", "train", "generate", "evaluate", "nothing")
 CAPTION_FILES = ("coco/captions_train2017_sample.json", "text/captions_val2017_part.json")
 DECODER = DecoderParams(
-    embedding_size=512, hidden_size=512, attention_size=512, dropout=0.5, region_dropout=0.0, word_dropout=0.0
+    kind="soft_attention",
+    embedding_size=512,
+    hidden_size=512,
+    attention_size=512,
+    dropout=0.5,
+    region_dropout=0.0,
+    word_dropout=0.0,
 )
 REMEDY = "Delete the folder and run the benchmark again."
 

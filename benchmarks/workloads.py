@@ -14,8 +14,9 @@ from torch import nn
 
 from pipeline.captions.records import Record
 from pipeline.captions.vocabulary import SPECIALS, Vocabulary
+from pipeline.decoder.decoder import DecoderParams
 from pipeline.decoder.model_io import ModelConfig, TrainingData, write_model
-from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
+from pipeline.decoder.registry import build_decoder
 from pipeline.features.encoder import EncodeParams, Precision
 from pipeline.features.resnets import Architecture, Layer
 from pipeline.features.store import EncoderSpec
@@ -110,7 +111,7 @@ def save_random_model(
 
     Args:
         folder: The folder to write.
-        params: Sizes of the decoder.
+        params: Kind and sizes of the decoder.
         spec: Encoder of the grids.
         vocabulary: Vocabulary of the decoder.
         encoder_weights: Path of the encoder's weights that the model records.
@@ -119,7 +120,7 @@ def save_random_model(
         The folder.
     """
     torch.manual_seed(0)
-    decoder = SoftAttentionDecoder(params, spec.grid, spec.channels, len(vocabulary))
+    decoder = build_decoder(params, spec.grid, spec.channels, len(vocabulary))
     config = ModelConfig(
         fingerprint="random",
         decoder=params,

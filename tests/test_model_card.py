@@ -45,6 +45,7 @@ def test_the_card_has_data_encoder_and_versions(tmp_path: Path) -> None:
     assert lines[0] == "# Model card"
     assert "| training data | `data/flickr8k`: 1,200 images, 6,000 captions |" in lines
     assert f"| encoder weights | `data/weights/resnet18.pth`, SHA-256 `{'0' * 64}` |" in lines
+    assert "| decoder | `soft_attention`: hidden size 8, embedding size 8, attention size 8 |" in lines
     assert "| versions | torch 2.11.0 |" in lines
     assert "## Licenses" in lines
 

@@ -297,6 +297,20 @@ def test_hovering_a_word_highlights_its_attention(page: Page) -> None:
 
 
 @browser
+def test_the_weight_of_the_sentinel_is_shown(chromium: Browser, tmp_path: Path) -> None:
+    attention = peaked_attention(*PEAKS.values())
+    attention[1] *= 0.38
+    path = tmp_path / "report.html"
+    write_report(path, make_report(examples=[make_example(attention=attention)]))
+    with chromium.new_context(**REDUCED_MOTION) as context:
+        page = context.new_page()
+        page.goto(path.as_uri())
+        for word, text in (("a", "a: 54% of attention on one of 24 regions"), ("red", "regions · sentinel 62%")):
+            page.get_by_role("button", name=word, exact=True).hover()
+            assert page.locator(".status").inner_text().endswith(text)
+
+
+@browser
 def test_the_highlight_is_smooth(page: Page) -> None:
     card = page.locator(".card").first
     card.get_by_role("button", name="</script><b>ball").hover()

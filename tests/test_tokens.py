@@ -130,8 +130,8 @@ def test_captions_of_skipped_images_are_left_out(tmp_path: Path) -> None:
     write_tokens(tmp_path / "tokens.h5", dataset, PARAMS, "0123")
     read = read_tokens(tmp_path / "tokens.h5", "train", skipped_ids={3, 99})
     assert read.image_id.tolist() == [5]
-    assert read.captions == ("a cat",)
-    np.testing.assert_array_equal(read.tokens, dataset.splits["train"].tokens[2:])
+    assert read.captions == ["a cat"]
+    np.testing.assert_array_equal(read.padded([0]), dataset.splits["train"].padded([2]))
     np.testing.assert_array_equal(read.length, dataset.splits["train"].length[2:])
 
 
@@ -256,7 +256,7 @@ def test_dataset_of_another_type_or_shape_is_an_error(tmp_path: Path) -> None:
         del file["train/ids"]
         file["train/ids"] = ids
         file.attrs["sha256"] = content_digest(file)
-    with pytest.raises(UserError, match=r"dataset /train/ids is 1-dimensional float64, expected 1 and int32"):
+    with pytest.raises(UserError, match=r"dataset ids is float64 \[14\], expected int32 \[any\]"):
         read_tokens(path, "train")
 
 

@@ -17,12 +17,13 @@ from typing_extensions import TypedDict
 
 from pipeline.artifacts import Int64, Schema, Sha256, read_bytes, read_json, write_atomically, write_json
 from pipeline.captions.vocabulary import VOCABULARY_FILE, Vocabulary, read_vocabulary, write_vocabulary
-from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
+from pipeline.decoder.decoder import Decoder, DecoderParams
+from pipeline.decoder.registry import build_decoder
 from pipeline.errors import UserError
 from pipeline.features.store import EncoderSpec
 from pipeline.features.views import View
 
-SCHEMA = Schema("gridcap.model", 5)
+SCHEMA = Schema("gridcap.model", 6)
 WEIGHTS_FILE = "decoder.safetensors"
 CONFIG_FILE = "config.json"
 HISTORY_FILE = "history.json"
@@ -51,7 +52,7 @@ class ModelConfig:
     fingerprint: str
     """Fingerprint of the training run: params, inputs, code and versions."""
     decoder: DecoderParams
-    """Sizes and dropout of the decoder."""
+    """Kind, sizes and dropout of the decoder."""
     vocabulary_digest: str
     """Digest of the vocabulary."""
     encoder: EncoderSpec
@@ -78,7 +79,7 @@ class ModelConfig:
 class TrainedModel:
     """A decoder in evaluation mode with its vocabulary and configuration."""
 
-    decoder: SoftAttentionDecoder
+    decoder: Decoder
     vocabulary: Vocabulary
     config: ModelConfig
 
@@ -174,8 +175,8 @@ def read_model(folder: Path) -> TrainedModel:
     return TrainedModel(decoder=decoder.eval(), vocabulary=vocabulary, config=config)
 
 
-def _build_decoder(config: ModelConfig, vocabulary: Vocabulary) -> SoftAttentionDecoder:
-    return SoftAttentionDecoder(config.decoder, config.encoder.grid, config.encoder.channels, len(vocabulary))
+def _build_decoder(config: ModelConfig, vocabulary: Vocabulary) -> Decoder:
+    return build_decoder(config.decoder, config.encoder.grid, config.encoder.channels, len(vocabulary))
 
 
 def write_history(folder: Path, history: Sequence[Mapping[str, float | None]]) -> None:

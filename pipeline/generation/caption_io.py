@@ -44,7 +44,8 @@ _COLUMNS = {
 }
 _ATTENTION_DESCRIPTION = (
     "[image, word, region]: attention weights of each word of the best caption; region r is in row r // grid_width of "
-    "the grid; each word's weights sum to 1, and are 0 beyond the caption's length"
+    "the grid; each word's weights sum to 1, or to 1 minus the weight of the visual sentinel, and are 0 beyond the "
+    "caption's length"
 )
 
 

@@ -19,9 +19,9 @@ _VALIDATION_LABELS = {
 _INTRODUCTION = """\
 # Model card
 
-An image captioner trained with gridcap: an LSTM decoder with attention over image regions, after Show, Attend and Tell
-(Xu et al. 2015), on the features of a frozen ResNet. It is meant for images like those it was trained on. On other
-images its captions are often wrong, and its confidence does not show it.
+An image captioner trained with gridcap: an LSTM decoder with attention over image regions, on the features of a frozen
+ResNet. It is meant for images like those it was trained on. On other images its captions are often wrong, and its
+confidence does not show it.
 """
 _LICENSES = """
 ## Licenses
@@ -52,7 +52,7 @@ def write_model_card(
 def _lines(
     config: ModelConfig, history: Sequence[Mapping[str, float | None]], scores: Mapping[str, Any] | None
 ) -> Iterator[str]:
-    encoder, data = config.encoder, config.data
+    encoder, decoder, data = config.encoder, config.decoder, config.data
     yield _INTRODUCTION
     yield "| | |"
     yield "| --- | --- |"
@@ -64,6 +64,8 @@ def _lines(
         f"{encoder.precision}: {encoder.grid_height} x {encoder.grid_width} regions of {encoder.channels} channels |"
     )
     yield f"| encoder weights | {_code(config.encoder_weights)}, SHA-256 `{encoder.weights_digest}` |"
+    sizes = f"hidden size {decoder.hidden_size}, embedding size {decoder.embedding_size}"
+    yield f"| decoder | `{decoder.kind}`: {sizes}, attention size {decoder.attention_size} |"
     yield f"| vocabulary | digest `{config.vocabulary_digest}` |"
     yield f"| versions | {', '.join(f'{name} {version}' for name, version in config.versions.items())} |"
     yield f"\n`{CONFIG_FILE}` has the same facts in machine-readable form.\n"
