@@ -37,6 +37,9 @@ MAX_DECOMPRESSED_SIZE = 2**30
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """Errors of file systems that have no file locks, such as some network file systems."""
 
+# Where DVC puts the temporary workspaces of experiments, in a repository.
+_EXPERIMENTS = Path(".dvc", "tmp", "exps")
+
 # From linux/fs.h and linux/fcntl.h.
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -214,22 +217,41 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, text + "\n")
 
 
+def dvc_root(path: Path) -> Path | None:
+    """Return the root of the DVC repository that a file or folder is in, or None."""
+    return next((folder for folder in path.absolute().parents if (folder / ".dvc").is_dir()), None)
+
+
+def original_path(path: Path) -> Path:
+    """Map a path in the temporary workspace of a DVC experiment to the repository that the experiment came from.
+
+    `dvc exp run --queue` and `--temp` run stages in a clone in `.dvc/tmp/exps`, which DVC deletes afterwards. Other
+    paths are returned unchanged.
+    """
+    workspace = dvc_root(path)
+    if workspace is not None:
+        for repository in workspace.parents:
+            if workspace.is_relative_to(repository / _EXPERIMENTS):
+                return repository / path.absolute().relative_to(workspace)
+    return path
+
+
 @contextmanager
 def work_folder(root: Path, stage: str, name: str) -> Iterator[Path]:
     """Open the work folder of a stage and fingerprint, and lock it for this process.
 
-    A second process logs the id of the lock's holder and waits: the child of a killed `dvc` may still be running. On a
-    file system without locks, the folder is not locked, and a warning is logged.
+    A second process logs the id of the lock's holder and waits: the child of a killed `dvc` may still be running, or
+    another experiment. On a file system without locks, the folder is not locked, and a warning is logged.
 
     Args:
-        root: Folder of all work folders.
+        root: Folder of all work folders. Experiments use that of their original repository.
         stage: Name of the stage.
         name: Fingerprint of the run.
 
     Yields:
         The folder, `root/stage/name`, with all files of earlier runs.
     """
-    folder = root / stage / name
+    folder = original_path(root) / stage / name
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder.with_name(f"{name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
     try:

@@ -31,6 +31,7 @@ from pipeline.artifacts import file_digests, publish
 from pipeline.captions.records import Record
 from pipeline.distributed import SINGLE_PROCESS, Processes
 from pipeline.errors import NO_SPACE, UserError, no_space_message
+from pipeline.features.adoption import adopt_shards
 from pipeline.features.encoder import (
     IMAGES_PER_BATCH,
     EncodeParams,
@@ -135,9 +136,10 @@ def encode(
 ) -> EncodeResult:
     """Encode the images of a dataset and publish the feature store.
 
-    Finished shards stay in the work folder for later runs, even if the dataset changes. A row depends only on the bytes
-    of the image file, the view and the encoder spec. All processes must call this with the same arguments on shared
-    folders; rank 0 publishes.
+    Finished shards stay in the work folder for later runs, even if the dataset changes. Rows that it lacks are taken
+    from the published store or from DVC's cache, if they are there. A row depends only on the bytes of the image file,
+    the view and the encoder spec. All processes must call this with the same arguments on shared folders; rank 0
+    publishes.
 
     Args:
         records: Records of the images.
@@ -215,15 +217,15 @@ class _EncodeJob:
         """Encode the missing rows, and publish the store unless an image is unreadable."""
         start = time.monotonic()
         records = sorted(records, key=lambda record: record.image_id)
-        shards = self.processes.broadcast(intact_shards(self.folder) if self.processes.is_main else [])
-        stored_keys = {key for shard in shards for key in shard.keys}
         image_digests = self._digest_images(records, image_dir)
+        needed_keys = {(digest, view) for digest in image_digests.values() for view in self.views}
+        shards = self.processes.broadcast(self._stored_shards(needed_keys, out) if self.processes.is_main else [])
+        stored_keys = {key for shard in shards for key in shard.keys}
         plan = self._plan(records, image_dir, image_digests, stored_keys)
         num_reused = len(records) - sum(map(len, plan))
         if self.processes.is_main:
             logger.info("%s: %d of %d images are already encoded", STAGE, num_reused, len(records))
         new_shards, faults = self._encode_plan(plan)
-        needed_keys = {(digest, view) for digest in image_digests.values() for view in self.views}
         counts = EncodeCounts(
             encoded=_count_encoded(plan, new_shards),
             reused=num_reused,
@@ -246,6 +248,12 @@ class _EncodeJob:
             views=self.views,
             spec=self.spec,
         )
+
+    def _stored_shards(self, needed_keys: Set[RowKey], store: Path) -> list[Shard]:
+        """Return the shards of the work folder, and adopt others if it lacks rows."""
+        shards = intact_shards(self.folder)
+        missing = needed_keys - {key for shard in shards for key in shard.keys}
+        return [*shards, *adopt_shards(self.folder, self.spec, missing, store)]
 
     def _digest_images(self, records: Sequence[Record], image_dir: Path) -> dict[int, str]:
         """Map image ids to the SHA-256 of their files, or to a unique placeholder for an unreadable file."""

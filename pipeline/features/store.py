@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from pipeline.artifacts import Schema, file_digests, fingerprint, read_json, write_atomically
+from pipeline.artifacts import Schema, file_digest, file_digests, fingerprint, publish, read_json, write_atomically
 from pipeline.errors import UserError, summarize
 from pipeline.features.resnets import Architecture, Layer
 from pipeline.hdf5 import open_artifact
@@ -174,6 +174,43 @@ def write_shard(
     return shard
 
 
+def adopt_shard(source: Path, path: Path, expected_digest: str, keys: Sequence[RowKey]) -> Shard | None:
+    """Link a shard of another store into a work folder, or copy it, then write its digest.
+
+    Args:
+        source: The shard.
+        path: Its path in the work folder.
+        expected_digest: Its SHA-256, in hexadecimal.
+        keys: Key of each of its rows.
+
+    Returns:
+        The shard in the work folder, or None if the bytes of `source` do not match the digest.
+    """
+    publish(source, path)
+    if file_digest(path) != expected_digest:
+        path.unlink()
+        return None
+    write_atomically(_digest_path(path), expected_digest + "\n")
+    return Shard(path=path, sha256=expected_digest, keys=tuple(keys))
+
+
+def read_keys(path: Path, fingerprint: str | None = None) -> tuple[RowKey, ...]:
+    """Read the keys of a shard's rows.
+
+    Args:
+        path: The shard.
+        fingerprint: Expected fingerprint of the shard; None accepts any.
+
+    Raises:
+        UserError: The file is missing, damaged, of another schema version, or has another fingerprint.
+    """
+    with open_artifact(path, SCHEMA, _REMEDY) as file:
+        if fingerprint not in (None, file.attrs["fingerprint"]):
+            raise ValueError(f"encoder fingerprint {file.attrs['fingerprint']}, expected {fingerprint}")
+        digests, views = (file[name].asstr()[:].tolist() for name in ("sha256", "view"))
+        return tuple(zip(digests, views, strict=True))
+
+
 def intact_shards(folder: Path) -> list[Shard]:
     """List the shards of a work folder whose bytes match their digests, and delete all other shards.
 
@@ -190,9 +227,7 @@ def intact_shards(folder: Path) -> list[Shard]:
             logger.warning("%s: unfinished or damaged. Its images are encoded again.", path)
             path.unlink()
             continue
-        with open_artifact(path, SCHEMA, "Delete the file.") as file:
-            digests, views = (file[name].asstr()[:].tolist() for name in ("sha256", "view"))
-        shards.append(Shard(path=path, sha256=digest, keys=tuple(zip(digests, views, strict=True))))
+        shards.append(Shard(path=path, sha256=digest, keys=read_keys(path)))
     return shards
 
 
@@ -222,6 +257,20 @@ def write_index(
         },
     )
     write_atomically(folder / INDEX_FILE, json.dumps(asdict(index), separators=(",", ":")) + "\n")
+
+
+def shard_digests(index: Path, fingerprint: str) -> dict[str, str]:
+    """Read the SHA-256, in hexadecimal, of each shard of a store from its index, by file name.
+
+    Args:
+        index: The index file.
+        fingerprint: Fingerprint of the stores of interest; another store has no shards of interest.
+
+    Raises:
+        UserError: The file is missing, damaged or of another schema version.
+    """
+    contents = read_json(index, _Index, _REMEDY, SCHEMA)
+    return {shard.file: shard.sha256 for shard in contents.shards} if contents.fingerprint == fingerprint else {}
 
 
 class FeatureStore:
