@@ -37,9 +37,6 @@ MAX_DECOMPRESSED_SIZE = 2**30
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """Errors of file systems that have no file locks, such as some network file systems."""
 
-# Where DVC puts the temporary workspaces of experiments, in a repository.
-_EXPERIMENTS = Path(".dvc", "tmp", "exps")
-
 # From linux/fs.h and linux/fcntl.h.
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -225,15 +222,13 @@ def dvc_root(path: Path) -> Path | None:
 def original_path(path: Path) -> Path:
     """Map a path in the temporary workspace of a DVC experiment to the repository that the experiment came from.
 
-    `dvc exp run --queue` and `--temp` run stages in a clone in `.dvc/tmp/exps`, which DVC deletes afterwards. Other
-    paths are returned unchanged.
+    `dvc exp run --queue` and `--temp` run stages in a clone below `.dvc/tmp/exps`, which DVC deletes afterwards.
+    `DVC_ROOT` is then the original repository. Other paths are returned unchanged.
     """
-    workspace = dvc_root(path)
-    if workspace is not None:
-        for repository in workspace.parents:
-            if workspace.is_relative_to(repository / _EXPERIMENTS):
-                return repository / path.absolute().relative_to(workspace)
-    return path
+    workspace, repository = dvc_root(path), os.environ.get("DVC_ROOT")
+    if workspace is None or not repository or Path(repository) not in workspace.parents:
+        return path
+    return Path(repository) / path.absolute().relative_to(workspace)
 
 
 @contextmanager

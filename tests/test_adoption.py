@@ -1,13 +1,9 @@
 """Adoption of grids from DVC's cache: a team's repository with the stage `encode`, run by DVC itself."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +18,7 @@ from pipeline.features.adoption import adopt_shards
 from pipeline.features.store import FeatureStore
 from pipeline.params import to_plain
 from tests.command_line import git
+from tests.dvc_repository import Repository
 from tests.factories import encode_params, small_spec
 from tests.feature_stores import write_store
 from tests.image_files import encode_jpeg
@@ -40,25 +37,8 @@ STAGE = {
 }
 
 
-@dataclass(frozen=True)
-class Clone:
+class Clone(Repository):
     """A clone of the team's repository."""
-
-    folder: Path
-
-    def dvc(self, *words: str) -> str:
-        environment = os.environ | {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
-        }
-        command = [sys.executable, "-m", "dvc", *words]
-        result = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
-        assert result.returncode == 0, result.stdout + result.stderr
-        return result.stdout + result.stderr
-
-    def commit(self) -> None:
-        git(self.folder, "add", ".")
-        git(self.folder, "commit", "--quiet", "--message", "A change")
 
     def write_images(self, image_ids: range, version: int = 0) -> None:
         """Write a JPEG of random colors for each id, and the records of all images."""
@@ -88,6 +68,14 @@ class Clone:
         """Return the shards in DVC's cache."""
         objects = (self.folder / ".dvc/cache/files/md5").rglob("*")
         return [path for path in objects if path.is_file() and path.read_bytes().startswith(b"\x89HDF")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def source_path() -> Iterator[None]:
+    """Let the stage import this project."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +108,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 @pytest.fixture
 def clone(team: Clone, tmp_path: Path) -> Clone:
     """A new clone, without DVC's cache."""
-    git(tmp_path, "clone", "--quiet", str(team.folder), str(tmp_path / "clone"))
-    return Clone(tmp_path / "clone")
+    return team.clone(tmp_path / "clone")
 
 
 @pytest.mark.slow
@@ -186,7 +173,7 @@ def test_a_damaged_file_in_the_cache_is_refused(clone: Clone) -> None:
 @pytest.mark.slow
 def test_another_spec_and_an_unchanged_dataset_adopt_nothing(clone: Clone) -> None:
     clone.dvc("pull")
-    assert "didn't change, skipping" in clone.dvc("repro")
+    assert clone.repro() == []
 
     clone.set(image_size=64)
     clone.dvc("repro")
@@ -213,18 +200,14 @@ def test_without_the_cache_a_message_names_the_fetch(clone: Clone) -> None:
 @pytest.mark.slow
 def test_experiments_share_grids_with_each_other_and_with_the_repository(clone: Clone) -> None:
     clone.dvc("pull")
-    views = ["encode.views=[whole,center]", "encode.views=[whole,top_left]"]
-    for view in views:
-        clone.dvc("exp", "run", "--queue", "-S", view)
-    clone.dvc("queue", "start", "--jobs", "2")
-    clone.dvc("queue", "logs", "--follow", queued(clone)[0])
-    clone.dvc("queue", "logs", "--follow", queued(clone)[1])
+    for views in ("[whole,center]", "[whole,top_left]"):
+        clone.dvc("exp", "run", "--queue", "-S", f"encode.views={views}")
+    clone.run_queue(num_workers=2)
     assert clone.counts() == [(20, 0), (20, 0)]
 
-
-def queued(clone: Clone) -> list[str]:
-    rows: list[dict[str, Any]] = json.loads(clone.dvc("queue", "status", "--json"))
-    return [row["rev"] for row in rows]
+    clone.set(views=["center", "top_left"])
+    clone.dvc("repro")
+    assert clone.counts()[2:] == [(0, 20)]
 
 
 def test_adoption_without_a_repository_reads_the_published_store(tmp_path: Path) -> None:
