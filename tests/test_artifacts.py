@@ -19,6 +19,7 @@ from pipeline.artifacts import (
     Schema,
     fingerprint,
     fresh_folder,
+    original_path,
     publish,
     read_json,
     work_folder,
@@ -278,3 +279,20 @@ def test_a_failed_copy_leaves_the_old_version_only(tmp_path: Path, monkeypatch: 
         publish(make_version(tmp_path / "work", 1), tmp_path / "out")
     assert (tmp_path / "out" / "version").read_text() == "0"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "work"]
+
+
+def test_a_path_in_the_workspace_of_an_experiment_maps_to_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = tmp_path / ".dvc/tmp/exps/standalone/tmp1"
+    (workspace / ".dvc").mkdir(parents=True)
+    work, unrelated = Path("data/.work"), tmp_path.parent / "data/.work"
+    monkeypatch.chdir(workspace)
+    assert original_path(work) == work
+
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert original_path(work) == tmp_path / work
+    assert original_path(tmp_path / work) == tmp_path / work
+    assert original_path(unrelated) == unrelated
+    with work_folder(work, "encode", "0") as folder:
+        assert folder == tmp_path / work / "encode/0"

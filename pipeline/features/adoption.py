@@ -9,12 +9,13 @@ import logging
 import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from typing_extensions import TypedDict
 
-from pipeline.artifacts import dvc_root, original_path, read_json
+from pipeline.artifacts import dvc_root, file_digest, original_path, read_json
 from pipeline.errors import UserError
 from pipeline.features.store import INDEX_FILE, EncoderSpec, RowKey, Shard, adopt_shard, read_keys, shard_digests
 
@@ -29,7 +30,7 @@ Version = Mapping[str, Path]
 def adopt_shards(folder: Path, spec: EncoderSpec, missing: Set[RowKey], store: Path) -> list[Shard]:
     """Link shards that have missing rows into a work folder, after comparing their spec and digest.
 
-    Nothing is read if no row is missing. Files of the cache stay as they are.
+    Nothing is read if no row is missing. A damaged shard is deleted, as DVC deletes damaged files of its cache.
 
     Args:
         folder: Work folder of the spec; its shards must be intact.
@@ -85,10 +86,14 @@ def _adopt_from(version: Version, folder: Path, spec: EncoderSpec, missing: Set[
             shard = adopt_shard(path, folder / name, digests[name], keys)
         except UserError:
             shard = None
-        if shard is None:
-            logger.warning("%s: %s is damaged. Its images are encoded again.", path, name)
-        else:
+        if shard is not None:
             yield shard
+            continue
+        with suppress(OSError):
+            if file_digest(path) != digests[name]:
+                logger.warning("%s: %s is damaged. Its images are encoded again.", path, name)
+                # DVC would link it into the published store again.
+                path.unlink()
 
 
 class _DirEntry(TypedDict):
