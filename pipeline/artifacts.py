@@ -261,22 +261,39 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, text + "\n")
 
 
+def dvc_root(path: Path) -> Path | None:
+    """Return the root of the DVC repository that a file or folder is in, or None."""
+    return next((folder for folder in path.absolute().parents if (folder / ".dvc").is_dir()), None)
+
+
+def original_path(path: Path) -> Path:
+    """Map a path in the temporary workspace of a DVC experiment to the repository that the experiment came from.
+
+    `dvc exp run --queue` and `--temp` run stages in a clone below `.dvc/tmp/exps`, which DVC deletes afterwards.
+    `DVC_ROOT` is then the original repository. Other paths are returned unchanged.
+    """
+    workspace, repository = dvc_root(path), os.environ.get("DVC_ROOT")
+    if workspace is None or not repository or Path(repository) not in workspace.parents:
+        return path
+    return Path(repository) / path.absolute().relative_to(workspace)
+
+
 @contextmanager
 def work_folder(root: Path, stage: str, name: str) -> Iterator[Path]:
     """Open the work folder of a stage and fingerprint, and lock it for this process.
 
-    A second process logs the id of the lock's holder and waits: the child of a killed `dvc` may still be running. On a
-    file system without locks, the folder is not locked, and a warning is logged.
+    A second process logs the id of the lock's holder and waits: the child of a killed `dvc` may still be running, or
+    another experiment. On a file system without locks, the folder is not locked, and a warning is logged.
 
     Args:
-        root: Folder of all work folders.
+        root: Folder of all work folders. Experiments use that of their original repository.
         stage: Name of the stage.
         name: Fingerprint of the run.
 
     Yields:
         The folder, `root/stage/name`, with all files of earlier runs.
     """
-    folder = root / stage / name
+    folder = original_path(root) / stage / name
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder.with_name(f"{name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
     try:

@@ -38,7 +38,7 @@ def main(
     with (
         init_processes() as processes,
         encode(
-            records, image_dir, encode_params, work, setup_device(device), num_threads, processes, bad_images
+            records, image_dir, encode_params, work, setup_device(device), num_threads, processes, bad_images, out
         ) as result,
     ):
         if processes.is_main:

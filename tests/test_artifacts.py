@@ -19,6 +19,7 @@ from pipeline.artifacts import (
     Schema,
     fingerprint,
     fresh_folder,
+    original_path,
     publish,
     publish_together,
     read_json,
@@ -356,3 +357,20 @@ def test_an_old_folder_returns_if_the_new_one_cannot_be_renamed(
     with pytest.raises(OSError, match="Input/output"):
         publish(source, tmp_path / "out")
     assert (tmp_path / "out" / "version").read_text() == "0"
+
+
+def test_a_path_in_the_workspace_of_an_experiment_maps_to_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = tmp_path / ".dvc/tmp/exps/standalone/tmp1"
+    (workspace / ".dvc").mkdir(parents=True)
+    work, unrelated = Path("data/.work"), tmp_path.parent / "data/.work"
+    monkeypatch.chdir(workspace)
+    assert original_path(work) == work
+
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert original_path(work) == tmp_path / work
+    assert original_path(tmp_path / work) == tmp_path / work
+    assert original_path(unrelated) == unrelated
+    with work_folder(work, "encode", "0") as folder:
+        assert folder == tmp_path / work / "encode/0"

@@ -2,111 +2,23 @@
 
 import json
 import os
-import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import h5py
 import pytest
 from PIL import Image
-from ruamel.yaml import YAML
 
 from pipeline.captions.records import read_records
 from pipeline.dvc_repair import repair
 from pipeline.params import read_yaml
 from pipeline.prediction.captioner import Captioner
 from pipeline.presets import use
-from tests.command_line import git
-from tests.paths import ROOT
+from tests.dvc_repository import STAGES, Repository
 
 pytestmark = pytest.mark.slow
-
-SOURCES = ["gridcap.py", "pipeline", "stages", "presets", "data/weights", "data/ensemble", "dvc.yaml", "params.yaml"]
-SOURCES += [".dvcignore", ".dvc/config"]
-SOURCES += [f"data/scenes/{name}" for name in ("dvc.yaml", "params.yaml", "encoder.json")]
-SOURCES += ["data/scenes/encoder.safetensors"]
-STAGES = ["data/scenes/dvc.yaml:render", "prepare", "tokenize", "encode", "train", "generate", "evaluate"]
-
-
-class Repository:
-    """A small copy of the project, with git and DVC set up."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        for name in SOURCES:
-            source, target = ROOT / name, folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if source.is_dir():
-                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy(source, target)
-        # params.yaml of the working tree may select another dataset.
-        use(ROOT / "presets/scenes.yaml", [], folder / "params.yaml")
-        self.edit("data/scenes/params.yaml", render={"num_train": 24, "num_val": 6, "num_test": 9})
-        decoder = {"embedding_size": 16, "hidden_size": 16, "attention_size": 16, "dropout": 0.1}
-        decoder |= {"region_dropout": 0.0, "word_dropout": 0.1}
-        self.edit(
-            "params.yaml", train={"max_epochs": 3, "decoder": decoder}, evaluate={"meteor": False, "attention_plots": 1}
-        )
-        (folder / ".gitignore").write_text("/data/.work\n/results/live\n")
-        git(folder, "init", "--quiet")
-        git(folder, "add", ".")
-        git(folder, "commit", "--quiet", "--message", "A small copy")
-
-    def edit(self, file: str, **sections: dict[str, object]) -> None:
-        yaml = YAML()
-        document = yaml.load(self.folder / file)
-        for section, values in sections.items():
-            document[section].update(values)
-        yaml.dump(document, self.folder / file)
-
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        return subprocess.Popen(
-            [sys.executable, "-m", "dvc", *words],
-            cwd=self.folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    def dvc(self, *words: str) -> str:
-        with self.start(*words) as process:
-            output = process.communicate()[0]
-        assert process.returncode == 0, output
-        return output
-
-    def dvc_fails(self, *words: str) -> str:
-        with self.start(*words) as process:
-            output = process.communicate()[0]
-        assert process.returncode != 0, output
-        return output
-
-    def repro(self) -> list[str]:
-        """Run `dvc repro` and return the stages that ran."""
-        return re.findall(r"Running stage '([^']+)'", self.dvc("repro"))
-
-    def changed(self) -> list[str]:
-        """Return the stages whose dependencies have changed."""
-        output = self.dvc("status", "--json")  # preceded by a warning about the frozen stage
-        return sorted(json.loads(output[output.index("{") :]))
-
-    def locks(self) -> dict[str, str]:
-        return {name: (self.folder / name).read_text() for name in ("dvc.lock", "data/scenes/dvc.lock")}
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """A repository in which every stage has run once, uninterrupted."""
-    repository = Repository(tmp_path_factory.mktemp("uninterrupted"))
-    assert repository.repro() == STAGES
-    return repository
 
 
 def test_every_stage_writes_its_outputs(repository: Repository) -> None:
@@ -257,7 +169,7 @@ def test_a_model_in_the_ensemble_folder_is_used(repository: Repository) -> None:
 
 def test_a_run_killed_in_every_stage_gives_the_same_bytes(repository: Repository, tmp_path: Path) -> None:
     """Kill all processes, but in `train` only `dvc`, so that its child still runs when the next run starts."""
-    killed = Repository(tmp_path)
+    killed = Repository.copy_project(tmp_path)
     killed_in = []
     for stage in STAGES:
         repair(killed.folder)

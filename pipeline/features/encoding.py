@@ -31,6 +31,7 @@ from pipeline.artifacts import file_digests, publish_together
 from pipeline.captions.records import SPLITS, Policy, Record
 from pipeline.distributed import SINGLE_PROCESS, Processes
 from pipeline.errors import NO_SPACE, UserError, no_space_message, summarize
+from pipeline.features.adoption import adopt_shards
 from pipeline.features.encoder import (
     IMAGES_PER_BATCH,
     EncodeParams,
@@ -158,12 +159,14 @@ def encode(
     num_threads: int,
     processes: Processes = SINGLE_PROCESS,
     bad_images: Policy = "error",
+    published: Path | None = None,
 ) -> Iterator[EncodeResult]:
     """Encode the images of a dataset. The lock of the work folder is held while the caller publishes the store.
 
-    Finished shards stay in the work folder for later runs, even if the dataset changes. A row depends only on the bytes
-    of the image file, the view and the encoder spec. All processes must call this with the same arguments on shared
-    folders; rank 0 writes the store.
+    Finished shards stay in the work folder for later runs, even if the dataset changes. Rows that it lacks are taken
+    from the published store or from DVC's cache, if they are there. A row depends only on the bytes of the image file,
+    the view and the encoder spec. All processes must call this with the same arguments on shared folders; rank 0
+    writes the store.
 
     Args:
         records: Records of the images.
@@ -174,6 +177,8 @@ def encode(
         num_threads: Threads that read and decode images ahead of the encoder.
         processes: The processes that share the work.
         bad_images: Policy for images that can be read but not decoded. Skipped images are listed in the index.
+        published: Folder of the published store, whose rows and those of its versions in DVC's cache are reused; None
+            for no such store.
 
     Yields:
         Counts of the run, and the finished store in the work folder.
@@ -199,7 +204,7 @@ def encode(
                 processes=processes,
                 bad_images=bad_images,
             )
-            yield job.run(records, image_dir)
+            yield job.run(records, image_dir, published)
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
@@ -242,13 +247,14 @@ class _EncodeJob:
     processes: Processes
     bad_images: Policy
 
-    def run(self, records: Sequence[Record], image_dir: Path) -> EncodeResult:
+    def run(self, records: Sequence[Record], image_dir: Path, published: Path | None) -> EncodeResult:
         """Encode the missing rows, and write the store unless an image is unreadable."""
         start = time.monotonic()
         records = sorted(records, key=lambda record: record.image_id)
-        shards = self.processes.broadcast(intact_shards(self.folder, self.spec) if self.processes.is_main else [])
-        stored_keys = {key for shard in shards for key in shard.keys}
         image_digests = self._digest_images(records, image_dir)
+        needed_keys = {(digest, view) for digest in image_digests.values() for view in self.views}
+        shards = self.processes.broadcast(self._stored_shards(needed_keys, published) if self.processes.is_main else [])
+        stored_keys = {key for shard in shards for key in shard.keys}
         known_undecodable = {digest for shard in shards for digest in shard.undecodable}
         plan = self._plan(records, image_dir, image_digests, stored_keys, known_undecodable)
         num_reused = len(records) - sum(map(len, plan))
@@ -257,7 +263,6 @@ class _EncodeJob:
         encoded = self._encode_plan(plan)
         undecodable = {image.sha256 for image in encoded.skipped}
         skipped_ids = [image_id for image_id, digest in image_digests.items() if digest in undecodable]
-        needed_keys = {(digest, view) for digest in image_digests.values() for view in self.views}
         counts = EncodeCounts(
             encoded=_count_encoded(plan, encoded.shards),
             # Of skipped images with the same bytes, only one was in the plan.
@@ -288,6 +293,14 @@ class _EncodeJob:
             views=self.views,
             spec=self.spec,
         )
+
+    def _stored_shards(self, needed_keys: Set[RowKey], published: Path | None) -> list[Shard]:
+        """Return the shards of the work folder, and adopt others if it lacks rows."""
+        shards = intact_shards(self.folder, self.spec)
+        undecodable = {digest for shard in shards for digest in shard.undecodable}
+        stored_keys = {key for shard in shards for key in shard.keys}
+        missing = {key for key in needed_keys - stored_keys if key[0] not in undecodable}
+        return shards if published is None else [*shards, *adopt_shards(self.folder, self.spec, missing, published)]
 
     def _digest_images(self, records: Sequence[Record], image_dir: Path) -> dict[int, str]:
         """Map image ids to the SHA-256 of their files, or to a unique placeholder for an unreadable file."""

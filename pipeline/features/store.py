@@ -22,7 +22,17 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from pipeline.artifacts import Int64, Schema, Sha256, file_digests, fingerprint, read_json, write_atomically
+from pipeline.artifacts import (
+    Int64,
+    Schema,
+    Sha256,
+    file_digest,
+    file_digests,
+    fingerprint,
+    publish,
+    read_json,
+    write_atomically,
+)
 from pipeline.errors import UserError, summarize
 from pipeline.features.resnets import Architecture, Layer
 from pipeline.features.views import View
@@ -198,6 +208,26 @@ def write_shard(
     return shard
 
 
+def adopt_shard(source: Path, path: Path, expected_digest: str, keys: Sequence[RowKey]) -> Shard | None:
+    """Link a shard of another store into a work folder, or copy it, then write its digest.
+
+    Args:
+        source: The shard.
+        path: Its path in the work folder.
+        expected_digest: Its SHA-256, in hexadecimal.
+        keys: Key of each of its rows.
+
+    Returns:
+        The shard in the work folder, or None if the bytes of `source` do not match the digest.
+    """
+    publish(source, path)
+    if file_digest(path) != expected_digest:
+        path.unlink()
+        return None
+    write_atomically(_digest_path(path), expected_digest + "\n")
+    return Shard(path=path, sha256=expected_digest, keys=tuple(keys))
+
+
 def intact_shards(folder: Path, spec: EncoderSpec) -> list[Shard]:
     """List the shards of a work folder whose bytes match their digests, and delete all other shards.
 
@@ -213,7 +243,7 @@ def intact_shards(folder: Path, spec: EncoderSpec) -> list[Shard]:
         if isinstance(digest, OSError):
             raise digest
         recorded = _recorded_digests(path)
-        keys = _read_keys(path, spec) if recorded[:1] == [digest] else None
+        keys = read_keys(path, spec) if recorded[:1] == [digest] else None
         if keys is None:
             logger.warning("%s: unfinished or damaged. Its images are encoded again.", path)
             path.unlink()
@@ -228,7 +258,7 @@ def _recorded_digests(path: Path) -> list[str]:
     return file.read_text(errors="replace").splitlines() if file.is_file() else []
 
 
-def _read_keys(path: Path, spec: EncoderSpec) -> tuple[RowKey, ...] | None:
+def read_keys(path: Path, spec: EncoderSpec) -> tuple[RowKey, ...] | None:
     """Read the keys of a shard's rows; None if it is not a shard of the spec."""
     try:
         with _open_shard(path, spec) as file:
@@ -282,6 +312,20 @@ def write_index(
         skipped=tuple(sorted(skipped)),
     )
     write_atomically(folder / INDEX_FILE, json.dumps(asdict(index), separators=(",", ":")) + "\n")
+
+
+def shard_digests(index: Path, fingerprint: str) -> dict[str, str]:
+    """Read the SHA-256, in hexadecimal, of each shard of a store from its index, by file name.
+
+    Args:
+        index: The index file.
+        fingerprint: Fingerprint of the stores of interest; another store has no shards of interest.
+
+    Raises:
+        UserError: The file is missing, damaged or of another schema version.
+    """
+    contents = read_json(index, _Index, _REMEDY, SCHEMA)
+    return {shard.file: shard.sha256 for shard in contents.shards} if contents.fingerprint == fingerprint else {}
 
 
 class FeatureStore:
