@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import sys
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -31,9 +32,10 @@ def serve(models: list[Path], default_model: Path, host: str, port: int) -> None
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from starlette.formparsers import MultiPartParser
-        from streamlit.web import cli
+        from starlette.middleware import Middleware
+        from streamlit import App
 
-        from pipeline.app import captioning, training, uploads  # noqa: F401
+        from pipeline.app import captioning, training, upload_store, uploads  # noqa: F401
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
         raise UserError(
@@ -55,18 +57,20 @@ def serve(models: list[Path], default_model: Path, host: str, port: int) -> None
         "server.headless": True,
         "server.maxUploadSize": uploads.MAX_MEGABYTES,
         # Pasted images arrive as base64, which is a third larger than the file.
-        "server.maxWidgetStateSize": 2 * uploads.MAX_MEGABYTES,
+        "server.maxMessageSize": 3 * uploads.MAX_MEGABYTES // 2,
+        "server.maxWidgetStateSize": 3 * uploads.MAX_MEGABYTES // 2,
         "server.port": port,
         "theme.baseRadius": "large",
         "theme.dark.primaryColor": "#e07b50",
         "theme.light.primaryColor": "#c8552b",
         "theme.paddingTop": "1.5rem",
     }
-    flags = [f"--{name}={value}" for name, value in options.items()]
     if host in _LOOPBACK_HOSTS:
         # Prevents DNS rebinding: a page of another site could otherwise reach this server under its own host name.
-        flags += [f"--server.allowedHosts={name}" for name in _LOOPBACK_HOSTS]
-    cli.main(["run", *flags, str(_PAGE), "--", *map(str, models or [default_model])], prog_name="streamlit")
+        options["server.allowedHosts"] = list(_LOOPBACK_HOSTS)
+    upload_store.install_upload_store()
+    sys.argv = [str(_PAGE), *map(str, models or [default_model])]  # as the page reads it
+    App(_PAGE, middleware=[Middleware(upload_store.UploadLimits)]).run(config=options)
 
 
 def _check_address(host: str, port: int) -> None:
