@@ -152,12 +152,9 @@ def upload_strays(page: Any, path: Path) -> str:
 
 def upload_bomb(page: Any, path: Path) -> str:
     """Upload an image that takes much memory to decode, and return the answer."""
+    image = page.locator(".attention-overlay img").first.get_attribute("src")
     page.locator("input[type=file]").first.set_input_files(path)
-    alert = page.get_by_test_id("stAlert")
-    new_image = page.locator(".attention-overlay")
-    page.wait_for_function("() => !document.querySelector('[data-testid=stSpinner]')")
-    alert.or_(new_image).first.wait_for()
-    return "error" if alert.count() else "caption"
+    return wait_for_answer(page, image)
 
 
 def upload_at_once(pages: list[Any], files: list[Path]) -> str:
