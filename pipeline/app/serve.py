@@ -2,11 +2,15 @@
 
 import errno
 import os
+import signal
 import socket
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.startup import exit_at_once
 
 _PAGE = Path(__file__).with_name("page.py")
 _LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -70,7 +74,17 @@ def serve(models: list[Path], default_model: Path, host: str, port: int) -> None
         options["server.allowedHosts"] = list(_LOOPBACK_HOSTS)
     upload_store.install_upload_store()
     sys.argv = [str(_PAGE), *map(str, models or [default_model])]  # as the page reads it
-    App(_PAGE, middleware=[Middleware(upload_store.UploadLimits)]).run(config=options)
+    sigint_handler = signal.getsignal(signal.SIGINT)
+
+    @asynccontextmanager
+    async def exit_on_signals(_: App) -> AsyncIterator[None]:
+        # The server would wait for uploads and captions in progress. There is nothing to finish: it writes no file.
+        signal.signal(signal.SIGINT, exit_at_once if callable(sigint_handler) else sigint_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        yield
+
+    middleware = [Middleware(upload_store.UploadLimits)]
+    App(_PAGE, lifespan=exit_on_signals, middleware=middleware).run(config=options)
 
 
 def _check_address(host: str, port: int) -> None:
