@@ -4,12 +4,13 @@ import base64
 import os
 import re
 import resource
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPConnection
 from pathlib import Path
@@ -182,23 +183,28 @@ def new_image(page: "Page") -> Iterator[None]:
     page.evaluate("window.imageChanged")
 
 
-def put(url: str, cookies: list[dict[str, str]], content: bytes) -> tuple[int, str]:
-    """Upload a file as the page does, and return status and text of the answer."""
+def start_put(url: str, cookies: list[dict[str, str]], num_bytes: int) -> HTTPConnection:
+    """Send the headers of an upload of `num_bytes`, as the page does."""
     token = next(cookie["value"] for cookie in cookies if cookie["name"] == "_streamlit_xsrf")
-    head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n\r\n'
-    headers = {
-        "Content-Type": "multipart/form-data; boundary=b",
-        "Cookie": f"_streamlit_xsrf={token}",
-        "X-Xsrftoken": token,
-    }
     parts = urlsplit(url)
     connection = HTTPConnection(parts.netloc, timeout=60)
-    with suppress(BrokenPipeError, ConnectionResetError):  # the server may answer before it has read the body
-        connection.request("PUT", parts.path, head + content + b"\r\n--b--\r\n", headers)
-    response = connection.getresponse()
-    text = response.read().decode()
-    connection.close()
-    return response.status, text
+    connection.putrequest("PUT", parts.path)
+    connection.putheader("Content-Type", "multipart/form-data; boundary=b")
+    connection.putheader("Content-Length", str(num_bytes))
+    connection.putheader("Cookie", f"_streamlit_xsrf={token}")
+    connection.putheader("X-Xsrftoken", token)
+    connection.endheaders()
+    return connection
+
+
+def put(url: str, cookies: list[dict[str, str]], content: bytes) -> tuple[int, str]:
+    """Upload a file as the page does, and return status and text of the answer."""
+    body = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n\r\n' + content + b"\r\n--b--\r\n"
+    with closing(start_put(url, cookies, len(body))) as connection:
+        with suppress(BrokenPipeError, ConnectionResetError):  # the server may answer before it has read the body
+            connection.send(body)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
 
 
 def bytes_of_uploads(server: Server) -> int:
@@ -505,19 +511,16 @@ def test_uploads_of_a_session_are_limited_while_they_arrive(open_page: Callable[
     page.route("**/_stcore/upload_file/**", lambda route: route.abort())
     with page.expect_request(lambda request: request.method == "PUT") as request:
         upload(page, "a.jpg", encode_jpeg(red_blue_image(320, 200)))
-    url = urlsplit(request.value.url)
-    connections = []
-    for _ in range(3):  # each announces a file and sends none of it
-        connections.append(HTTPConnection(url.netloc))
-        connections[-1].putrequest("PUT", url.path)
-        connections[-1].putheader("Content-Length", str(19 * 2**20))
-        connections[-1].endheaders()
-    wait_until(lambda: put(request.value.url, page.context.cookies(), bytes(19 * 2**20))[0] == 413, "the limit")
-    status, answer = put(request.value.url, page.context.cookies(), bytes(19 * 2**20))
-    assert (status, answer) == (413, "this page holds too many images (limit 60 MB). Reload the page.")
-    for connection in connections:
-        connection.close()
-    wait_until(lambda: put(request.value.url, page.context.cookies(), bytes(2**20))[0] == 204, "memory is released")
+    url, cookies = request.value.url, page.context.cookies()
+    with ExitStack() as stack:
+        # Each announces a file and sends none of it.
+        uploads = [stack.enter_context(closing(start_put(url, cookies, 19 * 2**20))) for _ in range(4)]
+        answered, _, _ = select.select([upload.sock for upload in uploads], [], [], 30)
+        [refused] = [upload for upload in uploads if upload.sock in answered]
+        response = refused.getresponse()
+        assert response.status == 413
+        assert response.read() == b"this page holds too many images (limit 60 MB). Reload the page."
+    wait_until(lambda: put(url, cookies, bytes(2**20))[0] == 204, "the memory is released")
 
 
 @pytest.mark.parametrize("is_captioning", [False, True], ids=["idle", "captioning"])
