@@ -168,20 +168,16 @@ def upload_at_once(pages: list[Any], files: list[Path]) -> str:
 
 def wait_for_answer(page: Any, image: str | None) -> str:
     """Wait until a page shows another image than before, or an error."""
-    from playwright.sync_api import TimeoutError
-
-    try:
-        page.wait_for_function(
-            """before => {
-                const image = document.querySelector('.attention-overlay img');
-                return document.querySelector('[data-testid=stAlert], [data-testid=stFileUploaderFileErrorMessage]')
-                    || (image && image.src !== before);
-            }""",
-            arg=image,
-        )
-    except TimeoutError:
-        return "timeout"
-    return "error" if page.get_by_test_id("stAlert").count() else "caption"
+    error = page.get_by_test_id("stAlert").or_(page.get_by_test_id("stFileUploaderFileErrorMessage"))
+    viewer = page.locator(".attention-overlay img")
+    deadline = time.monotonic() + TIMEOUT / 1000
+    while time.monotonic() < deadline:
+        if error.count():
+            return "error"
+        if viewer.count() and viewer.first.get_attribute("src") != image:
+            return "caption"
+        time.sleep(0.1)
+    return "timeout"
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from PIL import ExifTags, Image
 from pipeline.captions.vocabulary import END, SPECIALS, Vocabulary
 from pipeline.decoder.model_io import write_model
 from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
+from pipeline.errors import printable
 from pipeline.features.encoder import GridEncoder, weights_digest
 from pipeline.features.resnets import STRIDES, Architecture, Layer
 from pipeline.features.store import EncoderSpec
@@ -392,10 +393,13 @@ def test_unreadable_image_is_reported_and_the_next_image_captioned(open_page: Ca
         ("broken.jpg", b"\xff\xd8\xff\xe0 and no more", "JPEG, PNG"),
         ("cut.jpg", encode_jpeg(red_blue_image(800, 600))[:3000], "truncated"),
         ("*b* <b>old.png", b"GIF", "JPEG, PNG"),
+        ("\x1b[31mred.png", b"GIF", "JPEG, PNG"),
         ("bomb.png", png_bomb(10_000, 10_000), "10000 x 10000"),
     ):
         upload(page, name, content)
-        wait_until(lambda: [text.startswith(f"{name}: ") for text in alert.all_inner_texts()] == [True], name)  # noqa: B023
+        wait_until(
+            lambda: [text.startswith(f"{printable(name)}: ") for text in alert.all_inner_texts()] == [True], name
+        )  # noqa: B023
         assert details in alert.inner_text()
         assert page.locator(".viewer").count() == 0
     upload(page, "whole.jpg", encode_jpeg(red_blue_image(320, 200)))

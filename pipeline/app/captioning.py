@@ -17,7 +17,7 @@ from pipeline.app.search_controls import search_controls
 from pipeline.app.upload_store import upload_store
 from pipeline.app.uploads import FORMATS, ImageFile, check_image, make_preview
 from pipeline.app.work_queue import work_queue
-from pipeline.errors import UserError
+from pipeline.errors import UserError, printable
 from pipeline.generation.search import SearchParams
 from pipeline.prediction.captioner import Captioner
 
@@ -136,7 +136,7 @@ def _use_sample(index: int) -> None:
 
 
 def _use_file(name: str, content: bytes) -> None:
-    st.session_state["image"] = ImageFile(name=name, content=content)
+    st.session_state["image"] = ImageFile(name=printable(name), content=content)
 
 
 def _register(image: ImageFile) -> None:
