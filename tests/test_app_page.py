@@ -397,9 +397,8 @@ def test_unreadable_image_is_reported_and_the_next_image_captioned(open_page: Ca
         ("bomb.png", png_bomb(10_000, 10_000), "10000 x 10000"),
     ):
         upload(page, name, content)
-        wait_until(
-            lambda: [text.startswith(f"{printable(name)}: ") for text in alert.all_inner_texts()] == [True], name
-        )  # noqa: B023
+        prefix = f"{printable(name)}: "
+        wait_until(lambda: [text.startswith(prefix) for text in alert.all_inner_texts()] == [True], name)  # noqa: B023
         assert details in alert.inner_text()
         assert page.locator(".viewer").count() == 0
     upload(page, "whole.jpg", encode_jpeg(red_blue_image(320, 200)))
