@@ -56,7 +56,7 @@ def main() -> None:
         folder = Path(name)
         records, source = write_photographs(folder, NUM_ROUNDS)
         files = [folder / record.file for record in records]
-        with serve_app(write_model(folder), folder) as url, sync_playwright() as playwright:
+        with serve_app(write_model(folder), folder) as (url, _), sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, chromium_sandbox=False)
             page = browser.new_page()
             start = time.perf_counter()
@@ -84,18 +84,18 @@ def write_model(folder: Path) -> Path:
 
 
 @contextmanager
-def serve_app(model: Path, folder: Path) -> Iterator[str]:
+def serve_app(model: Path, folder: Path) -> Iterator[tuple[str, int]]:
     """Run `gridcap app` on a free port, with `folder` as its working directory.
 
     Yields:
-        The URL of the app.
+        The URL of the app, and the id of its process.
     """
     command = [sys.executable, "-W", "ignore", "-c", "from pipeline.cli import main; main()", "app", "--port", "0"]
     with subprocess.Popen([*command, "--model", str(model)], cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             match = next(filter(None, (re.search(r"http://\S+:\d+", line) for line in process.stdout)))
-            yield match[0]
+            yield match[0], process.pid
         finally:
             process.send_signal(signal.SIGTERM)
             process.communicate(timeout=30)

@@ -81,7 +81,7 @@ def _receive(signum: int, frame: FrameType | None) -> None:
         return
     # An exception in an import can be lost in C code, or leave a half-initialized module behind.
     if not _State.is_running or _State.is_interrupted or _is_importing(frame):
-        _exit_at_once()
+        exit_at_once()
     _State.is_interrupted = True
     raise KeyboardInterrupt
 
@@ -97,10 +97,11 @@ def _is_importing(frame: FrameType | None) -> bool:
 def _report_unraisable(unraisable: Any) -> None:
     """Exit if an interrupt was raised where Python ignores exceptions, such as in a finalizer."""
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
-        _exit_at_once()
+        exit_at_once()
     sys.__unraisablehook__(unraisable)
 
 
-def _exit_at_once() -> None:
+def exit_at_once(*_: object) -> None:
+    """Report the interrupt and exit, without waiting for threads; usable as a handler of SIGINT."""
     report_interrupt()
     os._exit(INTERRUPT_STATUS)

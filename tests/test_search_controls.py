@@ -109,3 +109,7 @@ def test_defaults_beyond_the_usual_range_of_a_slider_are_kept() -> None:
     assert settings(run_controls(wide)) == replace(wide, n_best=32)
     hot = replace(SAMPLING, temperature=5.0, n_best=50)
     assert settings(run_controls(hot)) == hot
+
+
+def test_seed_beyond_the_integers_of_a_browser_is_reduced() -> None:
+    assert settings(run_controls(replace(SAMPLING, seed=2**60))).seed == 2**53 - 1

@@ -1,3 +1,4 @@
+import weakref
 from threading import Event
 
 import pytest
@@ -35,3 +36,15 @@ def test_cancelled_and_failed_jobs_leave_the_queue() -> None:
     with pytest.raises(ZeroDivisionError):
         failed.result()
     assert [queue.submit(lambda: 3).result() for _ in range(4)] == [3] * 4
+
+
+def test_canceled_job_is_freed_while_it_waits() -> None:
+    queue, event, image = WorkQueue(max_jobs=2), Event(), Event()
+    running, waiting = queue.submit(event.wait), queue.submit(image.is_set)
+    image_ref = weakref.ref(image)
+    del image
+    assert image_ref() is not None
+    assert waiting.cancel()
+    assert image_ref() is None
+    event.set()
+    assert running.result()

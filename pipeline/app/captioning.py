@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from pipeline.app.components import escape_markdown, pick_image, show_caption
 from pipeline.app.models import load_captioner
 from pipeline.app.samples import sample_images, thumbnails
 from pipeline.app.search_controls import search_controls
+from pipeline.app.upload_store import upload_store
 from pipeline.app.uploads import FORMATS, ImageFile, check_image, make_preview
 from pipeline.app.work_queue import work_queue
-from pipeline.errors import UserError
+from pipeline.errors import UserError, printable
 from pipeline.generation.search import SearchParams
 from pipeline.prediction.captioner import Captioner
 
@@ -50,6 +52,7 @@ def page() -> None:
     _choose_image()
     image = st.session_state.setdefault("image", sample_images()[0])
     try:
+        _register(image)
         check_image(image)
         _show_captions(image, captioners, search)
     except UserError as error:
@@ -122,8 +125,10 @@ def _submit(jobs: dict[Job, Future[Any]], function: Callable[..., Any], *argumen
 
 def _use_upload(key: str) -> None:
     upload = st.session_state[key]
-    _use_file(upload.name, upload.getvalue())
     st.session_state["num_uploads"] = st.session_state.get("num_uploads", 0) + 1
+    if upload is not None:  # unless the browser has replaced the upload
+        _use_file(upload.name, upload.getvalue())
+        upload_store().remove_file(_session_id(), upload.file_id)
 
 
 def _use_sample(index: int) -> None:
@@ -131,4 +136,19 @@ def _use_sample(index: int) -> None:
 
 
 def _use_file(name: str, content: bytes) -> None:
-    st.session_state["image"] = ImageFile(name=name, content=content)
+    st.session_state["image"] = ImageFile(name=printable(name), content=content)
+
+
+def _register(image: ImageFile) -> None:
+    """Count the image towards the limits on memory, and drop it if there is no room."""
+    try:
+        upload_store().register_image(_session_id(), image)
+    except UserError:
+        del st.session_state["image"]
+        raise
+
+
+def _session_id() -> str:
+    context = get_script_run_ctx()
+    assert context is not None, "the page is drawn in a session"
+    return context.session_id

@@ -29,6 +29,8 @@ _SLIDER_MAX = {
     "n_best": 10,
 }
 """Maximum of a slider, for settings with a higher limit or none."""
+_INTEGER_MAX = 2**53 - 1
+"""Largest integer of a browser. A larger recorded seed is shown, and used, as this one."""
 _SLIDER_STEP = 0.05
 """Step of the sliders of floats."""
 
@@ -99,7 +101,7 @@ def _control(name: str, field: Mapping[str, Any], value: Any) -> Any:
         case "boolean":
             return st.toggle(label, value, help=description)
         case "integer" if limit is None:
-            return st.number_input(label, field["minimum"], None, value, help=description)
+            return st.number_input(label, field["minimum"], _INTEGER_MAX, min(value, _INTEGER_MAX), help=description)
         case "integer":
             return st.slider(label, field["minimum"], max(limit, value), value, help=description)
         case "number" if limit is not None:

@@ -2,10 +2,15 @@
 
 import errno
 import os
+import signal
 import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.startup import exit_at_once
 
 _PAGE = Path(__file__).with_name("page.py")
 _LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -31,9 +36,10 @@ def serve(models: list[Path], default_model: Path, host: str, port: int) -> None
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from starlette.formparsers import MultiPartParser
-        from streamlit.web import cli
+        from starlette.middleware import Middleware
+        from streamlit import App
 
-        from pipeline.app import captioning, training, uploads  # noqa: F401
+        from pipeline.app import captioning, training, upload_store, uploads  # noqa: F401
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
         raise UserError(
@@ -55,18 +61,30 @@ def serve(models: list[Path], default_model: Path, host: str, port: int) -> None
         "server.headless": True,
         "server.maxUploadSize": uploads.MAX_MEGABYTES,
         # Pasted images arrive as base64, which is a third larger than the file.
-        "server.maxWidgetStateSize": 2 * uploads.MAX_MEGABYTES,
+        "server.maxMessageSize": 3 * uploads.MAX_MEGABYTES // 2,
+        "server.maxWidgetStateSize": 3 * uploads.MAX_MEGABYTES // 2,
         "server.port": port,
         "theme.baseRadius": "large",
         "theme.dark.primaryColor": "#e07b50",
         "theme.light.primaryColor": "#c8552b",
         "theme.paddingTop": "1.5rem",
     }
-    flags = [f"--{name}={value}" for name, value in options.items()]
     if host in _LOOPBACK_HOSTS:
         # Prevents DNS rebinding: a page of another site could otherwise reach this server under its own host name.
-        flags += [f"--server.allowedHosts={name}" for name in _LOOPBACK_HOSTS]
-    cli.main(["run", *flags, str(_PAGE), "--", *map(str, models or [default_model])], prog_name="streamlit")
+        options["server.allowedHosts"] = list(_LOOPBACK_HOSTS)
+    upload_store.install_upload_store()
+    sys.argv = [str(_PAGE), *map(str, models or [default_model])]  # as the page reads it
+    sigint_handler = signal.getsignal(signal.SIGINT)
+
+    @asynccontextmanager
+    async def exit_on_signals(_: App) -> AsyncIterator[None]:
+        # The server would wait for uploads and captions in progress. There is nothing to finish: it writes no file.
+        signal.signal(signal.SIGINT, exit_at_once if callable(sigint_handler) else sigint_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        yield
+
+    middleware = [Middleware(upload_store.UploadLimits)]
+    App(_PAGE, lifespan=exit_on_signals, middleware=middleware).run(config=options)
 
 
 def _check_address(host: str, port: int) -> None:

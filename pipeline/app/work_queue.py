@@ -15,8 +15,8 @@ from pipeline.errors import UserError
 
 T = TypeVar("T")
 
-MAX_JOBS = 16
-"""Maximum waiting and running jobs of all sessions together."""
+MAX_JOBS = 96
+"""Maximum waiting and running jobs of all sessions together: three for each of 32 visitors who compare two models."""
 
 
 class WorkQueue:
@@ -39,7 +39,9 @@ class WorkQueue:
         """
         if not self._slots.acquire(blocking=False):
             raise UserError("too many images in the queue. Try again in a moment.")
-        future = self._executor.submit(job)
+        pending = [job]  # emptied when the job starts or is canceled, to free its image
+        future = self._executor.submit(lambda: pending.pop()())
+        future.add_done_callback(lambda _: pending.clear())
         future.add_done_callback(lambda _: self._slots.release())
         return future
 
