@@ -17,7 +17,16 @@ from typing_extensions import TypedDict
 
 from pipeline.artifacts import dvc_root, file_digest, original_path, read_json
 from pipeline.errors import UserError
-from pipeline.features.store import INDEX_FILE, EncoderSpec, RowKey, Shard, adopt_shard, read_keys, shard_digests
+from pipeline.features.store import (
+    INDEX_FILE,
+    EncoderSpec,
+    RowKey,
+    Shard,
+    adopt_shard,
+    read_keys,
+    shard_digests,
+    shard_name,
+)
 
 logger = logging.getLogger("gridcap")
 
@@ -81,7 +90,8 @@ def _adopt_from(version: Version, folder: Path, spec: EncoderSpec, missing: Set[
         path = version[name]
         try:
             keys = read_keys(path, spec.fingerprint)
-            if missing.isdisjoint(keys):
+            # With another name, the keys are damaged.
+            if missing.isdisjoint(keys) and name == shard_name(keys):
                 continue
             shard = adopt_shard(path, folder / name, digests[name], keys)
         except UserError:
