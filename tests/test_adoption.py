@@ -156,12 +156,13 @@ def test_make_clean_costs_nothing_that_dvc_has(clone: Clone) -> None:
 
 
 @pytest.mark.slow
-def test_a_damaged_file_in_the_cache_is_replaced(clone: Clone) -> None:
+@pytest.mark.parametrize("position", [49_400, 20_000], ids=["keys", "grids"])
+def test_a_damaged_file_in_the_cache_is_replaced(clone: Clone, position: int) -> None:
     clone.dvc("pull")
     (shard,) = clone.cached_shards()
     content = shard.read_bytes()
     shard.chmod(0o644)
-    shard.write_bytes(content[:-1000] + bytes(1000))
+    shard.write_bytes(content[:position] + bytes(500) + content[position + 500 :])
     shard.chmod(0o444)  # DVC trusts files that nobody may write to
 
     output = clone.dvc("repro", "--force", "--single-item", "encode")

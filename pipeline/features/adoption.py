@@ -17,7 +17,16 @@ from typing_extensions import TypedDict
 
 from pipeline.artifacts import dvc_root, file_digest, original_path, read_json
 from pipeline.errors import UserError
-from pipeline.features.store import INDEX_FILE, EncoderSpec, RowKey, Shard, adopt_shard, read_keys, shard_digests
+from pipeline.features.store import (
+    INDEX_FILE,
+    EncoderSpec,
+    RowKey,
+    Shard,
+    adopt_shard,
+    read_keys,
+    shard_digests,
+    shard_name,
+)
 
 logger = logging.getLogger("gridcap")
 
@@ -80,7 +89,8 @@ def _adopt_from(version: Version, folder: Path, spec: EncoderSpec, missing: Set[
     for name in sorted(digests.keys() & version.keys()):
         path = version[name]
         keys = read_keys(path, spec)
-        if keys is not None and missing.isdisjoint(keys):
+        # With another name, the keys are damaged.
+        if keys is not None and missing.isdisjoint(keys) and name == shard_name(keys):
             continue
         shard = None if keys is None else adopt_shard(path, folder / name, digests[name], keys)
         if shard is not None:

@@ -196,9 +196,8 @@ def write_shard(
             file.create_dataset(name, data=values).attrs["description"] = description
         file.flush()
         content = file.id.get_file_image()
-    name = sha256("\n".join(f"{digest} {view}" for digest, view in keys).encode()).hexdigest()[:16]
     shard = Shard(
-        path=folder / f"shard-{name}.h5",
+        path=folder / shard_name(keys),
         sha256=sha256(content).hexdigest(),
         keys=tuple(keys),
         undecodable=tuple(undecodable),
@@ -206,6 +205,12 @@ def write_shard(
     write_atomically(shard.path, content)
     write_atomically(_digest_path(shard.path), "".join(f"{line}\n" for line in (shard.sha256, *shard.undecodable)))
     return shard
+
+
+def shard_name(keys: Sequence[RowKey]) -> str:
+    """Return the file name of the shard with these rows."""
+    digest = sha256("\n".join(f"{digest} {view}" for digest, view in keys).encode()).hexdigest()
+    return f"shard-{digest[:16]}.h5"
 
 
 def adopt_shard(source: Path, path: Path, expected_digest: str, keys: Sequence[RowKey]) -> Shard | None:
