@@ -135,7 +135,7 @@ def test_weights_of_another_digest_are_an_error(folder: Path) -> None:
 
 
 def test_weights_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
-    weights = build_decoder().state_dict()
+    weights = make_decoder().state_dict()
     weights["output_proj.bias"][1] = float("nan")
     write_model(tmp_path, weights, VOCABULARY, CONFIG)
     with pytest.raises(UserError, match=rf"{WEIGHTS_FILE}: .*not finite"):
