@@ -22,7 +22,7 @@ def main(
 ) -> None:
     """Caption the images of a split."""
     # Imported here so that --help is fast.
-    from pipeline.captions.records import read_records
+    from pipeline.captions.records import iter_records
     from pipeline.features.store import FeatureStore
     from pipeline.generation.caption_io import write_captions
     from pipeline.generation.ensemble import read_models
@@ -33,7 +33,7 @@ def main(
     models = read_models(model, generate_params.ensemble)
     require_watched(generate_params.ensemble, generate_params.ensemble.glob("*/*"))
     store = FeatureStore(features, fingerprint=models[0].config.encoder_fingerprint, verify_reads=True)
-    records, skipped_ids = read_records(prepared, generate_params.split), store.skipped_ids
+    records, skipped_ids = iter_records(prepared, generate_params.split), store.skipped_ids
     image_ids = [record.image_id for record in records if record.image_id not in skipped_ids]
     captions = generate(models, store, image_ids, generate_params.search, batch_size, setup_device(device))
     fingerprint = "+".join(model.config.fingerprint for model in models)

@@ -5,7 +5,6 @@ Only this module reads and writes the files. docs/features.md documents their fo
 Shapes: B images, N rows of a shard, P = H * W regions of a grid in row-major order, C channels.
 """
 
-import json
 import logging
 import os
 import threading
@@ -20,7 +19,7 @@ from typing import Annotated, Any, Literal
 import h5py
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from pipeline.artifacts import (
     Int64,
@@ -316,7 +315,7 @@ def write_index(
         },
         skipped=tuple(sorted(skipped)),
     )
-    write_atomically(folder / INDEX_FILE, json.dumps(asdict(index), separators=(",", ":")) + "\n")
+    write_atomically(folder / INDEX_FILE, TypeAdapter(_Index).dump_json(index) + b"\n")
 
 
 def shard_digests(index: Path, fingerprint: str) -> dict[str, str]:
