@@ -46,8 +46,8 @@ class Repository:
         # params.yaml of the working tree may select another dataset.
         use(ROOT / "presets/scenes.yaml", [], folder / "params.yaml")
         self.edit("data/scenes/params.yaml", render={"num_train": 24, "num_val": 6, "num_test": 9})
-        decoder = {"embedding_size": 16, "hidden_size": 16, "attention_size": 16, "dropout": 0.1}
-        decoder |= {"region_dropout": 0.0, "word_dropout": 0.1}
+        decoder = {"kind": "soft_attention", "embedding_size": 16, "hidden_size": 16, "attention_size": 16}
+        decoder |= {"dropout": 0.1, "region_dropout": 0.0, "word_dropout": 0.1}
         self.edit(
             "params.yaml", train={"max_epochs": 3, "decoder": decoder}, evaluate={"meteor": False, "attention_plots": 1}
         )
