@@ -30,7 +30,7 @@ def main() -> None:
         help="numbers of images in the runs of memory (default: %(default)s)",
     )
     parser.add_argument(
-        "--kind", dest="kinds", nargs="+", metavar="KIND", help="kinds of decoders in training (default: all)"
+        "--kind", dest="kinds", nargs="+", default=(), metavar="KIND", help="decoders of training (default: all kinds)"
     )
     arguments = parser.parse_args()
     for name in NAMES:
@@ -39,7 +39,7 @@ def main() -> None:
             benchmark = import_module(f"benchmarks.{name}").main
             if name == "memory":
                 benchmark(arguments.images)
-            elif name == "training" and arguments.kinds:
+            elif name == "training":
                 benchmark(arguments.kinds)
             else:
                 benchmark()
