@@ -270,7 +270,7 @@ def write_linked_dataset(folder: Path) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def odd_repository(tmp_path_factory: pytest.TempPathFactory) -> tuple[Repository, dict[str, Path]]:
     """A repository in which every stage has run on a dataset of odd names, with bad images and links."""
-    repository = Repository(tmp_path_factory.mktemp("odd"))
+    repository = Repository.copy_project(tmp_path_factory.mktemp("odd"))
     linked = write_linked_dataset(repository.folder)
     values = {
         "dataset.format": "flickr8k",
