@@ -17,7 +17,13 @@ from statistics import median
 import torch
 
 from benchmarks.encoding import ENCODERS, NUM_THREADS, SIZE
-from benchmarks.workloads import encode_params, save_random_model, save_random_weights, write_photographs
+from benchmarks.workloads import (
+    encode_params,
+    make_vocabulary,
+    save_random_model,
+    save_random_weights,
+    write_photographs,
+)
 from pipeline.captions.records import Record
 from pipeline.decoder.model_io import read_model
 from pipeline.decoder.soft_attention import DecoderParams
@@ -48,7 +54,9 @@ def main(num_images: int = NUM_IMAGES, rounds: int = ROUNDS) -> None:
             save_random_weights(architecture, weights)
             params = encode_params(architecture, layer, weights, SIZE)
             spec = encoder_spec(load_encoder(params), params)
-            model = save_random_model(folder / architecture, DECODER, spec, VOCAB_SIZE, str(params.weights))
+            model = save_random_model(
+                folder / architecture, DECODER, spec, make_vocabulary(VOCAB_SIZE), str(params.weights)
+            )
             print(f"{architecture:>18} {measure(model, records, folder, params, rounds)}", flush=True)
 
 

@@ -8,10 +8,12 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
 from pipeline.artifacts import Schema, naming
 from pipeline.errors import UserError
@@ -71,6 +73,26 @@ def create_artifact(path: Path, schema: Schema) -> Iterator[h5py.File]:
             if file.error is not None:
                 raise file.error
         os.fsync(raw.fileno())
+
+
+def content_digest(file: h5py.File) -> str:
+    """Return the SHA-256, in hexadecimal, of all datasets and attributes of a file, except its attribute `sha256`.
+
+    Names, types, shapes and values count. How the file stores them does not.
+    """
+    digest = sha256()
+
+    def update(name: str, item: h5py.HLObject) -> None:
+        for key, value in sorted(item.attrs.items()):
+            if (name, key) != ("/", "sha256"):
+                digest.update(f"{name}@{key}: {value!s}\n".encode())
+        if isinstance(item, h5py.Dataset):
+            digest.update(f"{name}: {item.dtype} {item.shape}\n".encode())
+            digest.update(np.ascontiguousarray(item).data)
+
+    update("/", file)
+    file.visititems(update)
+    return digest.hexdigest()
 
 
 class _WritableFile(io.RawIOBase):

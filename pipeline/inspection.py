@@ -204,13 +204,13 @@ def _dataset_table(datasets: dict[str, h5py.Dataset]) -> Iterator[str]:
 
 def _describe_tokens(file: h5py.File, vocabulary: Vocabulary | None) -> Iterator[str]:
     for split, group in file.items():
-        image_ids, lengths = group["image_id"], group["length"]
+        image_ids, offset = group["image_id"], group["offset"]
         num_images = len(np.unique(image_ids[:]))
-        mean_length = f", {np.mean(lengths[:]):.1f} ids per caption" if len(lengths) else ""
+        mean_length = f", {len(group['ids']) / len(image_ids):.1f} ids per caption" if len(image_ids) else ""
         yield ""
         yield f"  {split}: {len(image_ids):,} captions of {num_images:,} images{mean_length}"
         for row in range(min(_SAMPLE_SIZE, len(image_ids))):
-            ids = group["tokens"][row, : lengths[row]].tolist()
+            ids = group["ids"][offset[row] : offset[row + 1]].tolist()
             words = vocabulary.decode(ids) if vocabulary else map(str, ids)
             yield f"    image {image_ids[row]}: {format_value(' '.join(words), max_length=1000)}"
 

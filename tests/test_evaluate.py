@@ -25,6 +25,7 @@ from pipeline.generation.caption_io import GeneratedCaptions, write_captions
 from tests.evaluation_data import make_caption
 from tests.java_programs import needs_java
 from tests.tiny_captioner import COLORS, Tiny
+from tests.tiny_dataset import write_token_files
 
 pytestmark = pytest.mark.slow
 
@@ -151,6 +152,13 @@ def test_captions_of_other_images_are_rejected(inputs: EvaluateInputs, tmp_path:
     assert message.startswith(f"{tmp_path / 'other'}: ")
     assert "1 of the 8 images of split val" in message
     assert "1 other" in message
+
+
+def test_tokens_of_another_vocabulary_are_rejected(inputs: EvaluateInputs, tmp_path: Path) -> None:
+    record = Record(image_id=0, file="0.jpg", split="train", captions=("zebra",))
+    write_token_files(tmp_path, [record])
+    with pytest.raises(UserError, match=r"tokens\.h5: was written with vocabulary "):
+        read_inputs(replace(inputs, tokens=tmp_path / "tokens"), "val")
 
 
 def test_a_damaged_history_is_rejected(inputs: EvaluateInputs, tiny: Tiny, tmp_path: Path) -> None:

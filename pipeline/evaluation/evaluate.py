@@ -15,7 +15,14 @@ from pydantic import Field
 
 from pipeline.artifacts import write_atomically, write_json
 from pipeline.captions.records import Record, Split, read_records
-from pipeline.captions.tokens import TOKENS_FILE, CaptionTokens, group_references, read_tokenization, read_tokens
+from pipeline.captions.tokens import (
+    TOKENS_FILE,
+    CaptionTokens,
+    group_references,
+    read_tokenization,
+    read_tokens,
+    require_vocabulary,
+)
 from pipeline.captions.vocabulary import SPECIALS
 from pipeline.decoder.model_io import TrainedModel, read_history, read_model
 from pipeline.errors import UserError
@@ -150,6 +157,7 @@ def read_inputs(inputs: EvaluateInputs, split: Split) -> EvaluationData:
         UserError: An artifact is missing or damaged, or the artifacts do not belong together.
     """
     model = read_model(inputs.model)
+    require_vocabulary(inputs.tokens / TOKENS_FILE, model.vocabulary)
     data = EvaluationData(
         split=split,
         records=read_records(inputs.prepared, split),

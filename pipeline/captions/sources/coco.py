@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NotRequired
 
 from pycocotools.coco import COCO
+from pydantic import FiniteFloat
 from typing_extensions import TypedDict
 
 from pipeline.artifacts import read_json
@@ -25,7 +26,7 @@ from pipeline.errors import UserError
 
 class _Object(TypedDict):
     attributes: dict[str, str]
-    box: tuple[float, float, float, float]
+    box: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
 
 
 class _Image(TypedDict):

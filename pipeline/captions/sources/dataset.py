@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from pipeline.captions.records import SPLITS, Record, Split
+from pipeline.captions.records import SPLITS, Record, Split, escapes_root
 from pipeline.captions.sources import coco, flickr8k, karpathy
 from pipeline.captions.sources.parsed_file import (
     ParsedFile,
     ParsedImage,
     SourceCaption,
-    escapes_root,
     id_from_path,
     require_relative,
 )
