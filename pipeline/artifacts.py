@@ -15,13 +15,14 @@ import logging
 import os
 import shutil
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from tqdm import tqdm
 from typing_extensions import TypedDict
 
@@ -30,6 +31,11 @@ from pipeline.errors import UserError, summarize
 T = TypeVar("T")
 
 logger = logging.getLogger("gridcap")
+
+Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""An integer that NumPy and HDF5 can hold, such as an image id. JSON has integers of any size."""
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+"""A SHA-256 in hexadecimal."""
 
 MAX_DECOMPRESSED_SIZE = 2**30
 """Bytes of the largest content that is read from a compressed file."""
@@ -151,13 +157,26 @@ def read_json(path: Path, expected_type: type[T], remedy: str, schema: Schema | 
         schema: Schema that the document must record under `schema` and `schema_version`.
 
     Raises:
-        UserError: The file is missing, unreadable, not JSON, of another schema or of another type.
+        UserError: The file is missing, unreadable, not JSON, of another schema or of another type, or an object has
+            two values of one key.
     """
     content = read_bytes(path, remedy)
     if schema is not None:
         header = _validate(path, content, _Header, remedy)
         schema.check(path, (header["schema"], header["schema_version"]), remedy)
-    return _validate(path, content, expected_type, remedy)
+    value = _validate(path, content, expected_type, remedy)
+    try:
+        # pydantic keeps the last value of a key. It has checked syntax and depth.
+        json.loads(content, object_pairs_hook=_require_unique, parse_int=str)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}. {remedy}") from error
+    return value
+
+
+def _require_unique(pairs: list[tuple[str, Any]]) -> None:
+    if len(dict(pairs)) < len(pairs):
+        key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"has two values of the key {json.dumps(key, ensure_ascii=False)}")
 
 
 def read_bytes(path: Path, remedy: str) -> bytes:

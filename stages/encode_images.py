@@ -21,7 +21,8 @@ def main(
     work: Annotated[Path, typer.Option(help="Folder of finished shards, kept between runs.")],
     metrics: Annotated[Path, typer.Option(help="Output JSON file of metrics.")],
     device: DeviceOption = "auto",
-    num_threads: Annotated[int, typer.Option(min=1, help="Threads that decode images.")] = os.cpu_count() or 1,
+    num_threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads that decode images.")] = os.cpu_count()
+    or 1,
 ) -> None:
     """Encode the images of the dataset. Resumes after an interruption. Runs on many processes under torchrun."""
     # Imported here so that --help is fast.

@@ -18,7 +18,7 @@ def main(
     model: Annotated[Path, typer.Option(help="Model folder, from `train`.")],
     out: Annotated[Path, typer.Option(help="Output folder of captions, attention and search settings.")],
     device: DeviceOption = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Batch size, in images.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Batch size, in images.")] = 64,
 ) -> None:
     """Caption the images of a split."""
     # Imported here so that --help is fast.

@@ -15,7 +15,8 @@ def main(
     params: Annotated[Path, typer.Option(help="Params file with section `render`.")],
     out: Annotated[Path, typer.Option(help="Output folder of the dataset.")],
     work: Annotated[Path, typer.Option(help="Folder of finished images, kept between runs.")],
-    num_workers: Annotated[int, typer.Option(min=1, help="Number of rendering processes.")] = os.cpu_count() or 1,
+    num_workers: Annotated[int, typer.Option(min=1, max=1024, help="Number of rendering processes.")] = os.cpu_count()
+    or 1,
 ) -> None:
     """Render the scenes and write their captions. Resumes after an interruption."""
     render_params = load(params, "render", RenderParams)

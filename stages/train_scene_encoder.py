@@ -17,7 +17,8 @@ def main(
     out: Annotated[Path, typer.Option(help="Output safetensors file of the encoder weights.")],
     metrics: Annotated[Path, typer.Option(help="Output JSON file of metrics.")],
     work: Annotated[Path, typer.Option(help="Folder of checkpoints, kept between runs.")],
-    num_workers: Annotated[int, typer.Option(min=1, help="Number of rendering processes.")] = os.cpu_count() or 1,
+    num_workers: Annotated[int, typer.Option(min=1, max=1024, help="Number of rendering processes.")] = os.cpu_count()
+    or 1,
 ) -> None:
     """Train the encoder on rendered scenes. Resumes after the last complete epoch."""
     # Imported here so that --help is fast.

@@ -48,6 +48,12 @@ def write_image(path: Path, seed: int) -> None:
     coarse.resize((40, 32), Image.Resampling.BICUBIC).save(path, quality=90)
 
 
+def count_finished_rows(work: Path, finished: Path) -> int:
+    """Count the rows of the finished shards in all work folders, of the same spec as a finished store."""
+    spec = FeatureStore(finished).spec
+    return sum(len(shard.keys) for folder in work.glob("*/") for shard in intact_shards(folder, spec))
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A folder of images with params of `encode`."""
@@ -372,7 +378,7 @@ def test_resume_after_kills_gives_the_same_bytes(make):
         assert finished.items() <= finished_shards().items()
         finished = finished_shards()
     shutil.rmtree(dataset.out, ignore_errors=True)
-    num_rows = sum(len(shard.keys) for folder in work.glob("*/") for shard in intact_shards(folder))
+    num_rows = count_finished_rows(work, dataset.folder / "uninterrupted-features")
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
     assert result.returncode == 0, result.stderr
@@ -401,7 +407,7 @@ def test_two_processes_give_the_bytes_of_one_and_reuse_shards_of_a_killed_one(ma
         process.communicate()
     assert process.returncode != 0
     assert not dataset.out.exists()
-    num_rows = sum(len(shard.keys) for folder in work.glob("*/") for shard in intact_shards(folder))
+    num_rows = count_finished_rows(work, dataset.folder / "single-features")
     assert ROWS_PER_SHARD <= num_rows < len(dataset.records())
     resumed = subprocess.run(launch, cwd=ROOT, env=environment, capture_output=True, text=True)
 

@@ -91,6 +91,11 @@ def test_an_existing_folder_is_not_overwritten(tiny: Tiny, tmp_path: Path) -> No
         ('{"protocol": {"BLEU-4": [3]}, "BLEU-4": 0.5}', "protocol.BLEU-4"),
         ('{"protocol": {"BLEU-4": []}, "BLEU-4": NaN}', "nan"),
         ('{"protocol": {"BLEU-4": []}, "BLEU-4": 1e999}', "inf"),
+        ('{"protocol": {"BLEU-4": []}, "BLEU-4": 1' + "0" * 400 + "}", "finite"),
+        ('{"protocol": {"BLEU-4": []}, "BLEU-4": 0.5, "intervals": {"BLEU-4": ["a", 3]}}', "intervals.BLEU-4"),
+        ('{"protocol": {"BLEU-4": []}, "BLEU-4": 0.5, "intervals": 3}', "intervals"),
+        ('{"protocol": {"BLEU-4": []}, "BLEU-4": 0.5, "signature": {"BLEU-4": 3}}', "signature.BLEU-4"),
+        ('{"protocol": {"BLEU-4": []}, "BLEU-4": 0.5, "num_images": "ten"}', "num_images"),
     ],
 )
 def test_unusable_scores_are_errors(tiny: Tiny, tmp_path: Path, content: str, fact: str) -> None:

@@ -136,6 +136,18 @@ train(eval(sys.argv[1]), TrainingSet(**safetensors.torch.load_file(sys.argv[2]))
 """
 
 
+def test_a_damaged_checkpoint_is_one_sentence(training_set, tmp_path):
+    checkpoint = tmp_path / "checkpoint"
+    for content in (b"", b"half a checkpoint"):
+        checkpoint.write_bytes(content)
+        with pytest.raises(UserError, match=r"checkpoint: not a valid checkpoint\. Delete it"):
+            train(PARAMS, training_set, checkpoint)
+    for state in ([], {"model": {}, "optimizer": {}, "num_epochs": 1}):
+        torch.save(state, checkpoint)
+        with pytest.raises(UserError, match=r"checkpoint: not a valid checkpoint\. Delete it"):
+            train(PARAMS, training_set, checkpoint)
+
+
 def test_a_held_out_pair_has_no_gradient(training_set):
     red, sphere, cube = 1 + COLORS.index("red"), 1 + SHAPES.index("sphere"), 1 + SHAPES.index("cube")
     labels = torch.full((1, len(ATTRIBUTES), 4, 4), IGNORE, dtype=torch.int8)

@@ -21,7 +21,7 @@ from pipeline import import_graph
 from pipeline.captions.records import Record
 from pipeline.captions.tokens import TOKENS_FILE
 from pipeline.captions.vocabulary import VOCABULARY_FILE, Vocabulary, read_vocabulary, write_vocabulary
-from pipeline.decoder.model_io import WEIGHTS_FILE
+from pipeline.decoder.model_io import MODEL_FILES, WEIGHTS_FILE
 from pipeline.errors import UserError
 from pipeline.features.encoding import encode
 from pipeline.import_graph import reachable
@@ -244,13 +244,14 @@ def test_tokens_of_another_vocabulary_are_rejected(data: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", MODEL_FILES)
 def test_a_damaged_finished_model_is_trained_again(
-    data: Path, tmp_path: Path, model_files: dict[str, bytes], caplog: pytest.LogCaptureFixture
+    data: Path, tmp_path: Path, model_files: dict[str, bytes], caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     model = train_tiny(data, tmp_path / "run", train_params(max_epochs=1))
-    content = bytearray((model / WEIGHTS_FILE).read_bytes())
-    content[-1] ^= 1
-    (model / WEIGHTS_FILE).write_bytes(content)
+    content = bytearray((model / name).read_bytes())
+    content[-4:] = b"\xff\xff\xff\xff"
+    (model / name).write_bytes(content)
     assert read_files(train_tiny(data, tmp_path / "run", train_params(max_epochs=1))) == model_files
     assert "damaged" in caplog.text
 

@@ -5,6 +5,7 @@ The steps `draw` and `write_report` are in `pipeline.report`.
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,9 @@ from pipeline.metrics.tokenizers import TokenizerName, build_corpora
 from pipeline.params import params_section
 from pipeline.training.batches import CaptionBatches
 from pipeline.training.teacher_forcing import evaluate_split
+
+_MAX_LOSS = math.log(sys.float_info.max)
+"""Loss of the largest perplexity that a float can hold."""
 
 
 @params_section
@@ -166,7 +170,7 @@ def read_inputs(inputs: EvaluateInputs, split: Split) -> EvaluationData:
         train_tokens=read_tokens(inputs.tokens / TOKENS_FILE, "train"),
         store=FeatureStore(inputs.features, fingerprint=model.config.encoder_fingerprint),
         model=model,
-        history=read_history(inputs.model),
+        history=read_history(inputs.model, model.config),
         inputs=inputs,
     )
     expected = {record.image_id for record in data.records}
@@ -268,6 +272,11 @@ def _diversity(data: EvaluationData) -> dict[str, Any]:
 
 def _teacher_forcing(model: TrainedModel, batches: CaptionBatches, device: torch.device) -> dict[str, Any]:
     result = evaluate_split(model.decoder.to(device), batches, device)
+    if not result.loss <= _MAX_LOSS:
+        raise UserError(
+            f"evaluate: the loss under teacher forcing is {result.loss:.3g} nats per word. Check the feature store with"
+            " `gridcap inspect --verify`, or train again."
+        )
     scores = token_accuracy.token_scores(result.predicted, result.target)
     values = {
         "loss": result.loss,

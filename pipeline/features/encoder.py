@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pipeline.errors import UserError, summarize
-from pipeline.features.images import Pixels, View, normalize
+from pipeline.features.images import Pixels, normalize
 from pipeline.features.quantization.quantized_encoder import QuantizedEncoder
 from pipeline.features.resnets import STRIDES, Architecture, Layer
+from pipeline.features.views import View
 from pipeline.params import params_section
 
 Precision = Literal["float32", "bfloat16", "int8"]

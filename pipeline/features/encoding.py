@@ -41,9 +41,10 @@ from pipeline.features.encoder import (
     runs_on_cpu,
     weights_digest,
 )
-from pipeline.features.images import Pixels, View, read_image_file, read_views
+from pipeline.features.images import Pixels, read_image_file, read_views
 from pipeline.features.resnets import STRIDES
 from pipeline.features.store import EncoderSpec, Grids, RowKey, Shard, intact_shards, write_index, write_shard
+from pipeline.features.views import View
 
 logger = logging.getLogger("gridcap")
 
@@ -215,7 +216,7 @@ class _EncodeJob:
         """Encode the missing rows, and publish the store unless an image is unreadable."""
         start = time.monotonic()
         records = sorted(records, key=lambda record: record.image_id)
-        shards = self.processes.broadcast(intact_shards(self.folder) if self.processes.is_main else [])
+        shards = self.processes.broadcast(intact_shards(self.folder, self.spec) if self.processes.is_main else [])
         stored_keys = {key for shard in shards for key in shard.keys}
         image_digests = self._digest_images(records, image_dir)
         plan = self._plan(records, image_dir, image_digests, stored_keys)

@@ -10,7 +10,8 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -21,10 +22,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from pipeline.artifacts import Schema, file_digests, fingerprint, read_json, write_atomically
+from pipeline.artifacts import Int64, Schema, Sha256, file_digests, fingerprint, read_json, write_atomically
 from pipeline.errors import UserError, summarize
 from pipeline.features.resnets import Architecture, Layer
-from pipeline.hdf5 import open_artifact
+from pipeline.features.views import View
+from pipeline.hdf5 import dataset, open_artifact, read_dataset
 
 logger = logging.getLogger("gridcap")
 
@@ -39,6 +41,9 @@ RowKey = tuple[str, str]
 
 _REMEDY = "Run `dvc repro -f -s encode`."
 
+_KEY_DTYPES = {"sha256": "S64", "view": "S24"}
+"""Dtypes of the datasets of a shard that hold the keys of its rows."""
+
 # All shards of COCO, with 128 rows each, would nearly reach the usual limit of 1,024 open files per process.
 _MAX_OPEN_SHARDS = 512
 
@@ -51,7 +56,7 @@ class EncoderSpec:
     """Name of the ResNet in torchvision."""
     layer: Layer
     """Last layer of the encoder."""
-    weights_digest: str
+    weights_digest: Sha256
     """SHA-256 of the encoder's weights, in hexadecimal."""
     image_size: Annotated[int, Field(ge=8, le=2048)]
     """Side of the square that images are resized to, in px."""
@@ -95,9 +100,9 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class _ShardEntry:
-    file: str
-    sha256: str
-    rows: int
+    file: Annotated[str, Field(pattern=r"^shard-[0-9a-f]{16}\.h5$")]
+    sha256: Sha256
+    rows: Annotated[int, Field(ge=1, lt=2**31)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,19 +111,22 @@ class _Index:
     schema_version: int
     fingerprint: str
     spec: EncoderSpec
-    views: tuple[str, ...]
+    views: Annotated[tuple[View, ...], Field(min_length=1)]
     shards: tuple[_ShardEntry, ...]
-    images: dict[int, tuple[tuple[int, int], ...]]
+    images: dict[Int64, tuple[tuple[int, int], ...]]
     """Image id to (shard, row) of each view."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class _OpenShard:
-    """An open shard and the offset of its rows. HDF5 takes longer to locate a row than to read it."""
-
-    descriptor: int
-    offset: int
-    """Byte offset of row 0; the rows are contiguous."""
+    def __post_init__(self) -> None:
+        """Check that the parts of the index belong together."""
+        if self.fingerprint != self.spec.fingerprint:
+            raise ValueError(f"fingerprint is {self.fingerprint}, but that of the spec is {self.spec.fingerprint}")
+        num_rows = [shard.rows for shard in self.shards]
+        for image_id, locations in self.images.items():
+            if len(locations) != len(self.views):
+                raise ValueError(f"image {image_id} has {len(locations)} rows, but there are {len(self.views)} views")
+            for shard, row in locations:
+                if not (0 <= shard < len(num_rows) and 0 <= row < num_rows[shard]):
+                    raise ValueError(f"image {image_id} has row {row} of shard {shard}, which does not exist")
 
 
 def write_shard(
@@ -155,11 +163,11 @@ def write_shard(
                 f"image id at the time of encoding; {INDEX_FILE} maps current image ids to rows",
             ),
             "sha256": (
-                np.array([digest for digest, _ in keys], dtype="S64"),
+                np.array([digest for digest, _ in keys], dtype=_KEY_DTYPES["sha256"]),
                 "SHA-256 of the image file, in hexadecimal",
             ),
             "view": (
-                np.array([view for _, view in keys], dtype="S24"),
+                np.array([view for _, view in keys], dtype=_KEY_DTYPES["view"]),
                 "view of the image: whole or a crop, mirrored if flipped",
             ),
         }
@@ -174,10 +182,12 @@ def write_shard(
     return shard
 
 
-def intact_shards(folder: Path) -> list[Shard]:
+def intact_shards(folder: Path, spec: EncoderSpec) -> list[Shard]:
     """List the shards of a work folder whose bytes match their digests, and delete all other shards.
 
-    All shards of the folder must have the same spec.
+    Args:
+        folder: Work folder of one spec.
+        spec: The spec.
     """
     for partial in folder.glob(".shard-*.partial"):
         partial.unlink()
@@ -186,18 +196,43 @@ def intact_shards(folder: Path) -> list[Shard]:
     for path, digest in zip(paths, file_digests(paths, str(folder), "shard"), strict=True):
         if isinstance(digest, OSError):
             raise digest
-        if not _digest_path(path).is_file() or _digest_path(path).read_text() != digest + "\n":
+        keys = _read_keys(path, spec) if _is_recorded(path, digest) else None
+        if keys is None:
             logger.warning("%s: unfinished or damaged. Its images are encoded again.", path)
             path.unlink()
             continue
-        with open_artifact(path, SCHEMA, "Delete the file.") as file:
-            digests, views = (file[name].asstr()[:].tolist() for name in ("sha256", "view"))
-        shards.append(Shard(path=path, sha256=digest, keys=tuple(zip(digests, views, strict=True))))
+        shards.append(Shard(path=path, sha256=digest, keys=keys))
     return shards
 
 
+def _is_recorded(path: Path, digest: str) -> bool:
+    """Whether a shard has a digest file, and `digest` in it."""
+    return _digest_path(path).is_file() and _digest_path(path).read_bytes() == f"{digest}\n".encode()
+
+
+def _read_keys(path: Path, spec: EncoderSpec) -> tuple[RowKey, ...] | None:
+    """Read the keys of a shard's rows; None if it is not a shard of the spec."""
+    try:
+        with _open_shard(path, spec) as file:
+            digests, views = (read_dataset(file, name, dtype, [None]) for name, dtype in _KEY_DTYPES.items())
+            dataset(file, "grid", "<f2", [len(digests), *spec.grid_shape])
+            return tuple(zip(digests.astype(str).tolist(), views.astype(str).tolist(), strict=True))
+    except UserError:
+        return None
+
+
+@contextmanager
+def _open_shard(path: Path, spec: EncoderSpec) -> Iterator[h5py.File]:
+    """Open a shard, and check its schema and its spec."""
+    with open_artifact(path, SCHEMA, _REMEDY) as file:
+        actual = file.attrs["fingerprint"]
+        if actual != spec.fingerprint:
+            raise UserError(f"{path}: has encoder fingerprint {actual}, expected {spec.fingerprint}. {_REMEDY}")
+        yield file
+
+
 def write_index(
-    folder: Path, spec: EncoderSpec, views: Sequence[str], shards: Sequence[Shard], image_digests: Mapping[int, str]
+    folder: Path, spec: EncoderSpec, views: Sequence[View], shards: Sequence[Shard], image_digests: Mapping[int, str]
 ) -> None:
     """Write the index, which turns a folder of shards into a store.
 
@@ -296,7 +331,7 @@ class FeatureStore:
         return tuple(self._index.images)
 
     @property
-    def views(self) -> tuple[str, ...]:
+    def views(self) -> tuple[View, ...]:
         """Views of every image; captions are generated from the first."""
         return self._index.views
 
@@ -340,8 +375,9 @@ class FeatureStore:
             UserError: As `grids`.
         """
         shard, row = self._locations(image_id)[0]
-        with open_artifact(self._path(shard), SCHEMA, _REMEDY) as file:
-            return str(file["sha256"].asstr()[row])
+        num_rows = self._index.shards[shard].rows
+        with _open_shard(self._path(shard), self.spec) as file:
+            return str(dataset(file, "sha256", _KEY_DTYPES["sha256"], [num_rows]).asstr()[row])
 
     def _locations(self, image_id: int) -> tuple[tuple[int, int], ...]:
         """Return (shard, row) of each view of an image."""
@@ -352,44 +388,48 @@ class FeatureStore:
 
     def _read_row(self, shard: int, row: int, out: Grids) -> None:
         """Read one row into `out`, float16 [P, C]."""
-        if shard in self._open_shards:
-            self._open_shards.move_to_end(shard)
-        else:
-            self._open_shards[shard] = self._open_shard(self._path(shard))
-            if len(self._open_shards) > _MAX_OPEN_SHARDS:
-                os.close(self._open_shards.popitem(last=False)[1].descriptor)
-        file = self._open_shards[shard]
+        if shard not in self._offsets:
+            self._offsets[shard] = self._find_rows(shard)
         try:
-            num_read = os.preadv(file.descriptor, [out.data], file.offset + row * out.nbytes)
+            num_read = os.preadv(self._descriptor(shard), [out.data], self._offsets[shard] + row * out.nbytes)
         except OSError as error:
             raise UserError(f"{self._path(shard)}: cannot be read ({error.strerror}). {_REMEDY}") from error
         if num_read < out.nbytes:
             raise UserError(f"{self._path(shard)}: truncated at row {row}. {_REMEDY}")
 
+    def _descriptor(self, shard: int) -> int:
+        """Return the descriptor of an open shard; open it if necessary."""
+        if shard in self._descriptors:
+            self._descriptors.move_to_end(shard)
+        else:
+            self._descriptors[shard] = os.open(self._path(shard), os.O_RDONLY | os.O_CLOEXEC)
+            if len(self._descriptors) > _MAX_OPEN_SHARDS:
+                os.close(self._descriptors.popitem(last=False)[1])
+        return self._descriptors[shard]
+
     def _path(self, shard: int) -> Path:
         return self._folder / self._index.shards[shard].file
 
-    def _open_shard(self, path: Path) -> _OpenShard:
-        with open_artifact(path, SCHEMA, _REMEDY) as file:
-            actual = file.attrs["fingerprint"]
-            if actual != self.fingerprint:
-                raise UserError(f"{path}: has encoder fingerprint {actual}, expected {self.fingerprint}. {_REMEDY}")
-            grid = file["grid"]
+    def _find_rows(self, shard: int) -> int:
+        """Check a shard and return the byte offset of row 0. HDF5 takes longer to locate a row than to read it."""
+        path, num_rows = self._path(shard), self._index.shards[shard].rows
+        with _open_shard(path, self.spec) as file:
+            grid = dataset(file, "grid", "<f2", [num_rows, *self.grid_shape])
             offset = grid.id.get_offset()
-            if grid.shape[1:] != self.grid_shape or grid.dtype != np.dtype("<f2") or offset is None:
-                num_regions, channels = self.grid_shape
-                raise ValueError(f"dataset grid is not contiguous float16 [N, {num_regions}, {channels}]")
-            return _OpenShard(descriptor=os.open(path, os.O_RDONLY | os.O_CLOEXEC), offset=offset)
+            if offset is None or offset + grid.nbytes > path.stat().st_size:
+                raise ValueError("dataset grid is not contiguous, or truncated")
+            return int(offset)
 
     def _init_process_state(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._open_shards: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._descriptors: OrderedDict[int, int] = OrderedDict()
+        self._offsets: dict[int, int] = {}
 
     def _reset_after_fork(self) -> None:
         """Close inherited files and replace the lock, which another thread may have held during the fork."""
-        for shard in self._open_shards.values():
-            os.close(shard.descriptor)
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
         self._init_process_state()
 
     def __getstate__(self) -> dict[str, Any]:

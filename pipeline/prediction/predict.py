@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from pipeline.errors import UserError, printable
-from pipeline.features.images import Pixels, View, read_upright, read_views
+from pipeline.features.images import Pixels, read_upright, read_views
 from pipeline.generation.caption import Caption
 from pipeline.generation.search import SearchParams
 from pipeline.prediction.captioner import Captioner
@@ -146,7 +146,7 @@ def draw_attention(captioner: Captioner, image: NamedImage, caption: Caption, pa
 
 def _visible_part(captioner: Captioner, image: NamedImage) -> Pixels:
     """Read the part of the image that the grid covers: the whole image in its aspect ratio, or a square view."""
-    view = cast(View, captioner.config.view)
+    view = captioner.config.view
     if view == "whole":
         return read_upright(image.source, DRAWING_SIZE, image.name)
     return cast(Pixels, read_views(image.source, DRAWING_SIZE, (view,), image.name)[0])

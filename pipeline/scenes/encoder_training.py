@@ -9,6 +9,7 @@ regions, C channels, A attributes.
 
 import io
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -189,17 +190,20 @@ def train(params: SceneEncoderParams, training_set: TrainingSet, checkpoint: Pat
         The model in evaluation mode.
 
     Raises:
-        UserError: The loss is not finite.
+        UserError: The checkpoint is damaged, or the loss is not finite.
     """
     torch.manual_seed(params.seed)
     model = EncoderWithHeads()
     optimizer = torch.optim.AdamW(model.parameters(), lr=params.peak_lr, weight_decay=params.weight_decay)
     start_epoch = 0
     if checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        start_epoch = state["num_epochs"]
+        try:
+            state = torch.load(checkpoint, weights_only=True)
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            start_epoch = operator.index(state["num_epochs"])
+        except Exception as error:  # torch.load raises errors of every kind for damaged files.
+            raise UserError(f"{checkpoint}: not a valid checkpoint. Delete it to train from the start.") from error
     model.train()
     for epoch in range(start_epoch, params.max_epochs):
         _train_epoch(params, model, optimizer, training_set, epoch)

@@ -9,7 +9,7 @@ from pycocotools.coco import COCO
 from pydantic import FiniteFloat
 from typing_extensions import TypedDict
 
-from pipeline.artifacts import read_json
+from pipeline.artifacts import Int64, read_json
 from pipeline.captions.records import AnnotatedObject
 from pipeline.captions.sources.parsed_file import (
     REMEDY,
@@ -32,8 +32,8 @@ class _Object(TypedDict):
 class _Image(TypedDict):
     id: ImageId
     file_name: str
-    width: NotRequired[int]
-    height: NotRequired[int]
+    width: NotRequired[Int64]
+    height: NotRequired[Int64]
     subset: NotRequired[str | None]
     domain: NotRequired[str | None]
     objects: NotRequired[list[_Object]]
