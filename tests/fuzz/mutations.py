@@ -3,7 +3,6 @@
 import gzip
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -19,20 +18,17 @@ Mutator = Callable[[Path, Random], None]
 _FRAGMENTS = [b"\0", b"\n", b"\r", b'"', b"{", b"\xff", b"\xed\xa0\x80", "\u2028".encode(), b"-", b"\xef\xbb\xbf"]
 _VALUES: list[Any] = [None, True, -1, 0, 2**31, 2**63, 10**400, -0.5, float("nan"), float("inf"), 1e308]
 _VALUES += ["", "x", "../x", "a\0b", "\ud800", [], {}, [[]], json.loads("[" * 100 + "]" * 100)]
+_DOCUMENTS = (".json", ".jsonl", ".gz", ".yaml", ".safetensors")
 _NUMBERS = [-1, 0, 1, 127, 2**31 - 1, 2**63 - 1, float("nan"), float("inf"), -1e308]
 
 
-def mutators(path: Path) -> dict[str, Mutator]:
-    """Return the mutators that suit a file, by name."""
-    by_suffix = {
-        ".json": _DOCUMENT_MUTATORS,
-        ".gz": _DOCUMENT_MUTATORS,
-        ".jsonl": _DOCUMENT_MUTATORS,
-        ".yaml": _DOCUMENT_MUTATORS,
-        ".safetensors": _DOCUMENT_MUTATORS,
-        ".h5": _HDF5_MUTATORS,
-    }
-    return _FILE_MUTATORS | by_suffix.get(path.suffix, {})
+def damage(path: Path, rng: Random) -> str:
+    """Damage a file, half of the time by its structure if it has one, and return the name of the mutator."""
+    structured = {".h5": _HDF5_MUTATORS} | dict.fromkeys(_DOCUMENTS, _DOCUMENT_MUTATORS)
+    named = rng.choice([_FILE_MUTATORS, structured.get(path.suffix, _FILE_MUTATORS)])
+    name = rng.choice(sorted(named))
+    named[name](path, rng)
+    return name
 
 
 def _of_bytes(change: Callable[[bytes, Random], bytes]) -> Mutator:
@@ -154,7 +150,6 @@ def _add_key(document: Any, rng: Random) -> str:
 
 _DOCUMENT_MUTATORS: dict[str, Mutator] = {
     "replace a value": _of_document(_replace_value),
-    "replace a value again": _of_document(_replace_value),
     "drop an entry": _of_document(_drop_entry),
     "repeat an entry": _of_document(_repeat_entry),
     "add a key": _of_document(_add_key),
@@ -177,18 +172,18 @@ def _change_value(file: h5py.File, name: str, rng: Random) -> None:
         return
     index = tuple(rng.randrange(size) for size in values.shape)
     number = rng.choice(_NUMBERS)
-    if values.dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            values[index] = np.float64(number)
-    else:
-        values[index] = np.int64(min(max(np.nan_to_num(number), -(2**31)), 2**31 - 1)) if values.dtype.kind == "i" else b"x"
+    if values.dtype.kind in "iu":
+        limits = np.iinfo(values.dtype)
+        number = min(max(int(np.nan_to_num(number)), limits.min), limits.max)
+    with np.errstate(over="ignore"):
+        values[index] = number if values.dtype.kind in "iuf" else b"x"
     file[name][...] = values
 
 
 def _change_shape(file: h5py.File, name: str, rng: Random) -> None:
     values = file[name][...]
     del file[name]
-    file[name] = rng.choice([values[:-1], values[:0], values[None], np.repeat(values, 2, axis=0), values.flat[0]])
+    file[name] = rng.choice([values[:-1], values[:0], values[None], np.repeat(values, 2, axis=0), np.float32(1)])
 
 
 def _change_dtype(file: h5py.File, name: str, rng: Random) -> None:
@@ -211,7 +206,6 @@ def _drop_dataset(file: h5py.File, name: str, rng: Random) -> None:
 
 _HDF5_MUTATORS: dict[str, Mutator] = {
     "change a value": _of_hdf5(_change_value),
-    "change a value again": _of_hdf5(_change_value),
     "change a shape": _of_hdf5(_change_shape),
     "change a dtype": _of_hdf5(_change_dtype),
     "change an attribute": _of_hdf5(_change_attribute),

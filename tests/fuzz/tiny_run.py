@@ -90,7 +90,9 @@ def write_inputs(folder: Path) -> None:
     ]
     (photos / "karpathy.json").write_text(json.dumps({"images": karpathy, "dataset": "coco"}))
     encoder = random_encoder("resnet18", "layer2", 8)
-    save_file({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, folder / "weights.safetensors")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, folder / "weights.safetensors"
+    )
     (folder / "preset.yaml").write_text(_DATASET)
     for name in ("coco", "flickr8k", "karpathy"):
         (folder / f"{name}.yaml").write_text((ROOT / "params.yaml").read_text())
