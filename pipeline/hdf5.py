@@ -54,7 +54,7 @@ def _require_self_contained(file: h5py.File) -> None:
     """Check that a file has no data outside of it, which could be any file of the computer.
 
     Raises:
-        ValueError: The file has a soft or external link, or a dataset with external or virtual storage.
+        ValueError: The file has an external link, or a dataset with external or virtual storage.
     """
     visited: set[int] = set()
     groups: list[h5py.Group] = [file]
@@ -62,8 +62,11 @@ def _require_self_contained(file: h5py.File) -> None:
         group = groups.pop()
         for name in group:
             # The methods that visit all objects call Python code, and HDF5 can lose its exceptions.
-            if group.get(name, getclass=True, getlink=True) is not h5py.HardLink:
-                raise ValueError(f"{name} is a link")
+            link = group.get(name, getclass=True, getlink=True)
+            if link is h5py.SoftLink:  # to another name in this file
+                continue
+            if link is not h5py.HardLink:
+                raise ValueError(f"{name} is a link to another file")
             item = group[name]
             address = h5py.h5o.get_info(item.id).addr
             if isinstance(item, h5py.Group) and address not in visited:

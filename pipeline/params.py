@@ -1,14 +1,16 @@
 """Typed params: one frozen dataclass without defaults for each section of `params.yaml`, validated when it is read."""
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast, dataclass_transform
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import YAMLError, YAMLWarning
 from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent, ScalarEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
@@ -22,6 +24,9 @@ MAX_VALUES = 100_000
 """Maximum number of values in a params file, with aliases expanded."""
 MAX_INTEGER = 2**63 - 1
 """Maximum absolute value of an integer in a params file."""
+
+_SCALAR_ERRORS = (ValueError, OverflowError, LookupError)
+"""Errors of scalars such as 2024-13-45, an integer of 5,000 digits, or `!!bool maybe`."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -110,9 +115,8 @@ def parse_yaml(text: str, source: str, name: str = "") -> Any:
     except RecursionError as error:
         key = _join(name, _deep_key(text))
         raise UserError(f"{source}: {key} is nested deeper than {MAX_DEPTH} levels. Change the value.") from error
-    except (ValueError, OverflowError) as error:
-        # A scalar such as 2024-13-45 or an integer of 5,000 digits. The error does not say where it is.
-        key = next((key for key, node in _scalars(compose_yaml(text), name) if not _is_valid(node)), name)
+    except _SCALAR_ERRORS as error:
+        key = _invalid_key(text, name) or "a value"
         raise UserError(f"{source}: {key} is not valid ({error}). Correct the value.") from error
     _require_plain(value, source, name)
     return value
@@ -120,12 +124,30 @@ def parse_yaml(text: str, source: str, name: str = "") -> Any:
 
 def compose_yaml(text: str) -> Node:
     """Parse YAML to nodes, which have positions in the text. Scalars stay text."""
-    node: Node = YAML(typ="safe", pure=True).compose(text)
+    with _without_warnings():
+        node: Node = YAML(typ="safe", pure=True).compose(text)
     return node
 
 
 def _load(text: str) -> Any:
-    return YAML(typ="safe", pure=True).load(text)
+    with _without_warnings():
+        return YAML(typ="safe", pure=True).load(text)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Silence warnings, such as those about the second use of an anchor, which YAML allows."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", YAMLWarning)
+        yield
+
+
+def _invalid_key(text: str, name: str) -> str | None:
+    """Return the key of a scalar that is not valid, which the error does not name; None if it is not found."""
+    try:
+        return next((key for key, node in _scalars(compose_yaml(text), name) if not _is_valid(node)), None)
+    except OverflowError:  # an escape such as \UFFFFFFFF, at which not even the scalars can be told apart
+        return None
 
 
 def _deep_key(text: str) -> str:
@@ -158,11 +180,9 @@ def _scalars(node: Node, key: str) -> Iterator[tuple[str, ScalarNode]]:
 
 
 def _is_valid(node: ScalarNode) -> bool:
-    if node.style is not None:  # in quotes
-        return True
     try:
-        _load(node.value)
-    except (YAMLError, ValueError, OverflowError):
+        YAML(typ="safe", pure=True).constructor.construct_object(node)
+    except (YAMLError, *_SCALAR_ERRORS):
         return False
     return True
 

@@ -60,8 +60,9 @@ def add_external_link(file: h5py.File) -> None:
     file["linked"] = h5py.ExternalLink("/etc/passwd", "/")
 
 
-def add_soft_link(file: h5py.File) -> None:
-    file["linked"] = h5py.SoftLink("/values")
+def add_soft_link_to_external_link(file: h5py.File) -> None:
+    file["soft"] = h5py.SoftLink("/group/linked")
+    file.create_group("group")["linked"] = h5py.ExternalLink("/etc/passwd", "/")
 
 
 def add_external_storage(file: h5py.File) -> None:
@@ -77,8 +78,8 @@ def add_virtual_dataset(file: h5py.File) -> None:
 @pytest.mark.parametrize(
     ("add", "fault"),
     [
-        (add_external_link, "linked is a link"),
-        (add_soft_link, "linked is a link"),
+        (add_external_link, "linked is a link to another file"),
+        (add_soft_link_to_external_link, "linked is a link to another file"),
         (add_external_storage, "dataset stored is stored in another file"),
         (add_virtual_dataset, "virtual is stored in another file"),
     ],
