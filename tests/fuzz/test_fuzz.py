@@ -175,7 +175,6 @@ class Fuzzer:
         shutil.rmtree(folder)
         if outcome.isupper():
             outcome += f"\n{stderr[-2000:]}"
-        print("DBG", index, f"{name}: {mutator}, read by {command}", outcome, flush=True)
         return f"{name}: {mutator}, read by {command}", outcome
 
     def _judge(self, command: str, path: Path, folder: Path, status: int, stderr: str, is_unchanged: bool) -> str:

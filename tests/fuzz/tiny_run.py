@@ -4,10 +4,12 @@ The server imports the slow modules once, and forks for each command. It is sing
 """
 
 import gc
+import gzip
 import json
 import os
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,10 +21,17 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from safetensors.torch import save_file
 
 from pipeline import cli, errors
-from pipeline.params import read_yaml
+from pipeline.params import load, read_yaml
+from pipeline.presets import use
+from pipeline.training.train import run_fingerprint
+from pipeline.training.trainer import TrainParams
+from tests.dataset_files import write_coco
+from tests.factories import random_encoder
 from tests.paths import ROOT
+from tests.tiny_dataset import make_trainer, paths_of, take_steps
 
 TIMEOUT = 60
 """Seconds after which a command counts as hung. Idle, the slowest takes 3."""
@@ -42,12 +51,14 @@ dataset:
   missing_images: error
   bad_captions: error
 """
-_SETTINGS = (
-    "tokenize.min_count=1 encode.layer=layer2 encode.image_size=32 encode.weights=weights.safetensors"
-    " train.decoder.embedding_size=8 train.decoder.hidden_size=8 train.decoder.attention_size=8 train.batch_size=4"
-    " train.max_epochs=2 train.max_length=8 generate.search.beam_size=2 generate.search.n_best=2"
-    " generate.search.max_length=8 generate.search.min_length=3 evaluate.meteor=false evaluate.bootstrap_samples=100 evaluate.attention_plots=1"
-)
+_SETTINGS = """
+tokenize.min_count=1
+encode.layer=layer2 encode.image_size=32 encode.weights=weights.safetensors
+train.decoder.embedding_size=8 train.decoder.hidden_size=8 train.decoder.attention_size=8
+train.batch_size=4 train.max_epochs=2 train.max_length=8
+generate.search.beam_size=2 generate.search.n_best=2 generate.search.min_length=3 generate.search.max_length=8
+evaluate.meteor=false evaluate.bootstrap_samples=100 evaluate.attention_plots=1
+"""
 
 
 def stage_commands() -> dict[str, str]:
@@ -58,63 +69,45 @@ def stage_commands() -> dict[str, str]:
 
 
 def write_inputs(folder: Path) -> None:
-    """Write a dataset in every format, params, a preset, the encoder's weights and files to score."""
-    from safetensors.torch import save_file
-
-    from pipeline.presets import use
-    from tests.factories import random_encoder
-
+    """Write a dataset in every format, params, a preset, the encoder's weights and captions to score."""
     photos = folder / "photos"
-    (folder / "data" / "ensemble").mkdir(parents=True)
-    (photos / "images").mkdir(parents=True)
+    for new in (photos / "images", folder / "data" / "ensemble"):
+        new.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    names, captions = [], []
-    for index in range(NUM_IMAGES):
-        color = ["red", "green", "blue"][index % 3]
+    colors = ["red", "green", "blue"] * (NUM_IMAGES // 3)
+    names = [f"{index}_{color}.{['png', 'jpg'][index % 2]}" for index, color in enumerate(colors)]
+    captions = [[f"a {color} wall", f"The wall is {color}."] for color in colors]
+    pairs = [(index, caption) for index, texts in enumerate(captions) for caption in texts]
+    for name, color in zip(names, colors, strict=True):
         pixels = np.array(Image.new("RGB", (40, 30), color)) ^ rng.integers(0, 16, (30, 40, 3), np.uint8)
-        names.append(f"{index}_{color}.{['png', 'jpg'][index % 2]}")
-        captions.append([f"a {color} wall", f"The wall is {color}."])
-        Image.fromarray(pixels).save(photos / "images" / names[-1])
+        Image.fromarray(pixels).save(photos / "images" / name)
     for split, part in {"train": names[:6], "val": names[6:9], "test": names[9:]}.items():
         (photos / f"{split}.txt").write_text("\n".join(part) + "\n")
-    pairs = [(index, caption) for index, texts in enumerate(captions) for caption in texts]
-    annotations = [{"id": n, "image_id": index, "caption": text} for n, (index, text) in enumerate(pairs)]
-    images = [{"id": index, "file_name": name, "width": 40, "height": 30} for index, name in enumerate(names)]
-    (photos / "coco.json").write_text(json.dumps({"images": images, "annotations": annotations}, indent=1))
-    rows = "".join(f"{names[index]},{text}\n" for index, text in pairs)
-    (photos / "flickr8k.csv").write_text("image,caption\n" + rows)
+    write_coco(photos / "coco", [{"id": index, "file_name": name} for index, name in enumerate(names)], pairs)
+    (photos / "flickr8k").write_text("image,caption\n" + "".join(f"{names[index]},{text}\n" for index, text in pairs))
     karpathy = [
-        {"filename": name, "imgid": index, "split": ["train", "val", "test"][index % 3]}
-        | {"sentences": [{"raw": text, "tokens": text.split()} for text in captions[index]]}
-        for index, name in enumerate(names)
+        {"filename": name, "split": ["train", "val", "test"][index % 3], "sentences": [{"raw": text} for text in texts]}
+        for index, (name, texts) in enumerate(zip(names, captions, strict=True))
     ]
-    (photos / "karpathy.json").write_text(json.dumps({"images": karpathy, "dataset": "coco"}))
-    encoder = random_encoder("resnet18", "layer2", 8)
-    save_file(
-        {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, folder / "weights.safetensors"
-    )
+    (photos / "karpathy").write_text(json.dumps({"images": karpathy, "dataset": "coco"}))
+    encoder = random_encoder("resnet18", "layer2", num_images=8)
+    weights = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
+    save_file(weights, folder / "weights.safetensors")
     (folder / "preset.yaml").write_text(_DATASET)
     for name in ("coco", "flickr8k", "karpathy"):
-        (folder / f"{name}.yaml").write_text((ROOT / "params.yaml").read_text())
-        file = {"flickr8k": "flickr8k.csv"}.get(name, f"{name}.json")
-        captions_of_format = f'dataset.captions=[{{file: {file}, folder: ".", split: null}}]'
-        settings = [*_SETTINGS.split(), f"dataset.format={name}", captions_of_format]
-        use(folder / "preset.yaml", settings + ["dataset.splits=null"] * (name == "karpathy"), folder / f"{name}.yaml")
+        file = (photos / name).rename(photos / f"{name}.{'csv' if name == 'flickr8k' else 'json'}").name
+        params = Path(shutil.copy(ROOT / "params.yaml", folder / f"{name}.yaml"))
+        source = f'dataset.captions=[{{file: {file}, folder: ".", split: null}}]'
+        splits = ["dataset.splits=null"] if name == "karpathy" else []
+        use(folder / "preset.yaml", [*_SETTINGS.split(), f"dataset.format={name}", source, *splits], params)
     (folder / "coco.yaml").rename(folder / "params.yaml")
     for name, words in {"a.json": "a red wall", "b.json.gz": "the wall"}.items():
-        import gzip
-
         content = json.dumps([{"image_id": index, "caption": words} for index in range(NUM_IMAGES)]).encode()
         (folder / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
 
 
 def write_checkpoint(folder: Path) -> None:
     """Write the checkpoint of the run in data/.work after a few optimizer steps."""
-    from pipeline.params import load
-    from pipeline.training.train import run_fingerprint
-    from pipeline.training.trainer import TrainParams
-    from tests.tiny_dataset import make_trainer, paths_of, take_steps
-
     params = load(folder / "params.yaml", "train", TrainParams)
     work = folder / "data" / ".work" / "train" / run_fingerprint(params, paths_of(folder / "data", folder), 1)
     take_steps(make_trainer(folder / "data", work, params), 3)
