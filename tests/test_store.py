@@ -149,6 +149,19 @@ def test_every_shard_is_verified(folder):
     assert f"{second}: cannot be read (No such file" in str(error.value)
 
 
+def test_verified_reads_reject_an_altered_shard_at_its_first_row(folder):
+    first, second = sorted(folder.glob("shard-*.h5"))
+    damage_by_one_bit(first)
+    store, unverified = FeatureStore(folder, verify_reads=True), FeatureStore(folder)
+    with h5py.File(second) as file:
+        intact_ids = file["image_id"][:].tolist()
+    assert np.array_equal(store.grids(intact_ids), unverified.grids(intact_ids))
+    with pytest.raises(UserError, match=r"SHA-256 differs from index\.json") as error:
+        pickle.loads(pickle.dumps(store)).grids(store.image_ids)
+    assert str(first) in str(error.value)
+    unverified.grids(store.image_ids)
+
+
 def damage_by_truncation(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
