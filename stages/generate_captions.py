@@ -31,7 +31,7 @@ def main(
 
     generate_params = load(params, "generate", GenerateParams)
     models = read_models(model, generate_params.ensemble)
-    store = FeatureStore(features, fingerprint=models[0].config.encoder_fingerprint)
+    store = FeatureStore(features, models[0].config.encoder_fingerprint, verify_reads=True)
     image_ids = [record.image_id for record in read_records(prepared, generate_params.split)]
     captions = generate(models, store, image_ids, generate_params.search, batch_size, setup_device(device))
     fingerprint = "+".join(model.config.fingerprint for model in models)

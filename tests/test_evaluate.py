@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -169,3 +170,14 @@ def test_a_damaged_history_is_rejected(inputs: EvaluateInputs, tiny: Tiny, tmp_p
     (model / "history.json").write_text('[{"epoch": "one"}]')
     with pytest.raises(UserError, match=r"history\.json: \[0\]\.epoch"):
         read_inputs(replace(inputs, model=model), "val")
+
+
+def test_an_altered_shard_is_rejected(inputs: EvaluateInputs, tmp_path: Path) -> None:
+    features = Path(shutil.copytree(inputs.features, tmp_path / "features"))
+    (shard,) = features.glob("*.h5")
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    store = read_inputs(replace(inputs, features=features), "val").store
+    with pytest.raises(UserError, match=rf"{shard.name}: SHA-256 differs from index.json"):
+        store.grid(store.image_ids[0])

@@ -168,7 +168,7 @@ def read_inputs(inputs: EvaluateInputs, split: Split) -> EvaluationData:
         generated={image.image_id: image for image in read_captions(inputs.generated)},
         tokens=read_tokens(inputs.tokens / TOKENS_FILE, split),
         train_tokens=read_tokens(inputs.tokens / TOKENS_FILE, "train"),
-        store=FeatureStore(inputs.features, fingerprint=model.config.encoder_fingerprint),
+        store=FeatureStore(inputs.features, model.config.encoder_fingerprint, verify_reads=True),
         model=model,
         history=read_history(inputs.model, model.config),
         inputs=inputs,
