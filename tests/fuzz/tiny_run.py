@@ -207,7 +207,6 @@ def _show_training_page() -> None:
     app = AppTest.from_function(script).run(timeout=TIMEOUT)
     for error in app.exception:
         print("Traceback", error.message, *error.stack_trace, sep="\n", file=sys.stderr)
-    print(app)
     sys.exit(len(app.exception))
 
 
