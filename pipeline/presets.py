@@ -86,7 +86,7 @@ def use(preset: Path, assignments: Sequence[str], params: Path) -> None:
     ]
     for key, value, source in changes:
         text = _set(text, key, value, params, source)
-    _check_sections(text, {*overlay, *(key[0] for key, _, _ in changes)}, params)
+    _check_sections(text, {*overlay, *(key[0] for key, _, _ in changes)}, f"{params} (left unchanged) with {preset}")
     write_atomically(params, text)
 
 
@@ -106,10 +106,10 @@ def _leaves(overlay: dict[str, Any], prefix: _Key = ()) -> Iterator[tuple[_Key, 
             yield (*prefix, str(name)), value
 
 
-def _check_sections(text: str, sections: set[str], params: Path) -> None:
-    values = parse_yaml(text, f"{params} (left unchanged)")
+def _check_sections(text: str, sections: set[str], source: str) -> None:
+    values = parse_yaml(text, source)
     for name in sorted(sections & SECTIONS.keys()):
-        check(values[name], name, section_class(name), f"{params} (left unchanged)")
+        check(values[name], name, section_class(name), source)
 
 
 def _set(text: str, path: _Key, value: Any, params: Path, source: str) -> str:

@@ -235,3 +235,14 @@ def test_every_score_is_a_number_or_not_defined(
     assert ("not defined" in page) == (num_images == 1 or len(caption.split()) < 2)
     assert page.count("<article") == num_images
     assert ("not defined for one image" in outputs["model_card.md"].decode()) == (num_images == 1)
+
+
+def test_an_altered_shard_is_rejected(inputs: EvaluateInputs, tmp_path: Path) -> None:
+    features = Path(shutil.copytree(inputs.features, tmp_path / "features"))
+    (shard,) = features.glob("*.h5")
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    store = read_inputs(replace(inputs, features=features), "val").store
+    with pytest.raises(UserError, match=rf"{shard.name}: SHA-256 differs from index.json"):
+        store.grid(store.image_ids[0])

@@ -159,7 +159,7 @@ def test_the_default_params_are_the_scenes_preset(real_params: Path) -> None:
         ("demo: {rate: 1}", "demo.seed=.nan", ["demo.seed", "nan"]),
         ("demo: {rate: 1}", "demo.seed=[1", ["'demo.seed=[1'", "YAML"]),
         ("demo: {rate: 1}", "dataset.format=voc", ["left unchanged", "dataset.format", "voc"]),
-        ("dataset: {format: coco}", "demo.seed=1", ["left unchanged", "dataset.root is missing"]),
+        ("dataset: {format: coco}", "demo.seed=1", ["left unchanged", "overlay.yaml", "dataset.root is missing"]),
         ("dataset: null", "demo.seed=1", ["left unchanged", "dataset"]),
         ("- 1", "demo.seed=1", ["overlay.yaml", "mapping"]),
         ("demo: {rate: 2024-05-01}", "demo.seed=1", ["overlay.yaml", "demo.rate", "date"]),

@@ -18,6 +18,7 @@ def test_missing_files_give_no_metrics(tmp_path: Path) -> None:
 def test_live_metrics_are_read_up_to_the_row_that_is_being_written(tmp_path: Path) -> None:
     folder = tmp_path / "plots" / "metrics"
     (folder / "train").mkdir(parents=True)
+    (folder / "val_bleu4.tsv").mkdir()
     (folder / "train" / "loss.tsv").write_text("step\tloss\n10\t3.5\n20\t2.25\n3")
     (folder / "val_loss.tsv").write_text("step\tval_loss\n25\t2.5\n")
     (folder / "val_cider.tsv").write_text("")

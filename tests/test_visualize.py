@@ -289,7 +289,7 @@ def test_a_grid_that_is_not_finite_is_an_error(dataset: Path) -> None:
     grids = grids_with_one_odd_region()
     grids[2, 0, 0] = np.inf
     store = write_store(dataset / "features", grids)
-    with pytest.raises(UserError, match=r"image 3: .*NaN"):
+    with pytest.raises(UserError, match=r"shard-\w+\.h5: image 3: .*NaN"):
         draw(dataset, store)
 
 

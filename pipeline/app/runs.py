@@ -49,7 +49,7 @@ def read_live(folder: Path) -> LiveRun | None:
         The metrics, or None if there are none.
     """
     root = folder / _LIVE_METRICS
-    paths = sorted(root.rglob("*.tsv"))
+    paths = sorted(path for path in root.rglob("*.tsv") if path.is_file())
     if not paths:
         return None
     return LiveRun(

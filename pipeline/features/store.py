@@ -451,6 +451,14 @@ class FeatureStore:
                 self._read_row(shard, row, grid)
         return grids
 
+    def shard_path(self, image_id: int) -> Path:
+        """Return the file with the grid of an image's first view.
+
+        Raises:
+            UserError: The index lacks the image.
+        """
+        return self._path(self._locations(image_id)[0][0])
+
     def image_digest(self, image_id: int) -> str:
         """Read the SHA-256, in hexadecimal, of the image file that was encoded.
 

@@ -112,7 +112,8 @@ def draw_grid(store: FeatureStore, image_id: int, prepared: Path, image_dir: Pat
     grids = store.grids(sample_ids)
     for grid_id, values in zip((image_id, *sample_ids), (grid, *grids), strict=True):
         if not np.isfinite(values).all():
-            raise UserError(f"image {grid_id}: grid has NaN or infinite values. Run `dvc repro -f -s encode`.")
+            path = store.shard_path(grid_id)
+            raise UserError(f"{path}: image {grid_id}: has NaN or infinite values. Run `dvc repro -f -s encode`.")
     view = store.views[0]
     path = image_dir / record.file
     content = _read_encoded_file(path, store, image_id)
