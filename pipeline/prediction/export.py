@@ -61,7 +61,7 @@ class _ScoresFile(TypedDict):
 
     protocol: dict[str, list[str]]
     signature: NotRequired[dict[str, list[str]]]
-    intervals: NotRequired[dict[str, list[FiniteFloat]]]
+    intervals: NotRequired[dict[str, list[FiniteFloat] | dict[str, Any]]]
     num_images: NotRequired[Int64]
 
 
