@@ -491,7 +491,7 @@ def test_resume_after_kills_gives_the_same_bytes(make):
     assert result.returncode == 0, result.stderr
     assert read_files(dataset.out) == read_files(dataset.folder / "uninterrupted-features")
     assert json.loads((dataset.folder / "metrics.json").read_text()) == uninterrupted.metrics
-    counts = f"{len(dataset.records()) - num_rows} encoded, {num_rows} reused, 0 removed, 0 failed"
+    counts = f"{len(dataset.records()) - num_rows} encoded, {num_rows} reused, 0 removed, 0 skipped, 0 failed"
     assert f"encode: {counts}" in result.stderr
     assert sorted(path.name for path in dataset.folder.glob(".*")) == []
 
