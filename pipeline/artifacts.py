@@ -15,10 +15,11 @@ import logging
 import os
 import shutil
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
@@ -39,6 +40,8 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 MAX_DECOMPRESSED_SIZE = 2**30
 """Bytes of the largest content that is read from a compressed file."""
+
+_MAX_PENDING_DIGESTS = 256
 
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """Errors of file systems that have no file locks, such as some network file systems."""
@@ -90,12 +93,12 @@ def file_digest(path: Path) -> str:
 
 
 def file_digests(
-    paths: Sequence[Path], desc: str, unit: str, num_threads: int | None = None, silent: bool = False
+    paths: Sequence[Path | str], desc: str, unit: str, num_threads: int | None = None, silent: bool = False
 ) -> list[str | OSError]:
     """Compute the SHA-256 of many files on several threads.
 
     Args:
-        paths: The files.
+        paths: The files; many paths take less memory as strings.
         desc: Label of the progress bar, which is shown on a terminal only.
         unit: Unit of the progress bar.
         num_threads: Number of threads; None uses the default of `ThreadPoolExecutor`.
@@ -105,15 +108,23 @@ def file_digests(
         For each file, its digest in hexadecimal, or the error if it cannot be read.
     """
 
-    def digest(path: Path) -> str | OSError:
+    def digest(path: Path | str) -> str | OSError:
         try:
-            return file_digest(path)
+            return file_digest(Path(path))
         except OSError as error:
             return error
 
+    def digest_all(pool: ThreadPoolExecutor) -> Iterator[str | OSError]:
+        # pool.map would make a future for every file at once, of 2 KB each.
+        remaining = iter(paths)
+        pending = deque(pool.submit(digest, path) for path in islice(remaining, _MAX_PENDING_DIGESTS))
+        while pending:
+            yield pending.popleft().result()
+            pending.extend(pool.submit(digest, path) for path in islice(remaining, 1))
+
     with ThreadPoolExecutor(num_threads) as pool:
-        digests = pool.map(digest, paths)
-        return list(tqdm(digests, desc, len(paths), unit=unit, leave=False, disable=True if silent else None))
+        progress = tqdm(digest_all(pool), desc, len(paths), unit=unit, leave=False, disable=True if silent else None)
+        return list(progress)
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

@@ -22,7 +22,7 @@ def main(
 ) -> None:
     """Caption the images of a split."""
     # Imported here so that --help is fast.
-    from pipeline.captions.records import read_records
+    from pipeline.captions.records import iter_records
     from pipeline.features.store import FeatureStore
     from pipeline.generation.caption_io import write_captions
     from pipeline.generation.ensemble import read_models
@@ -32,7 +32,7 @@ def main(
     generate_params = load(params, "generate", GenerateParams)
     models = read_models(model, generate_params.ensemble)
     store = FeatureStore(features, models[0].config.encoder_fingerprint, verify_reads=True)
-    image_ids = [record.image_id for record in read_records(prepared, generate_params.split)]
+    image_ids = [record.image_id for record in iter_records(prepared, generate_params.split)]
     captions = generate(models, store, image_ids, generate_params.search, batch_size, setup_device(device))
     fingerprint = "+".join(model.config.fingerprint for model in models)
     with fresh_folder(out) as folder:

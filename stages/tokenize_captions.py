@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline.artifacts import file_digest, fingerprint, fresh_folder, publish, write_json
-from pipeline.captions.records import RECORDS_FILE, read_records
+from pipeline.captions.records import RECORDS_FILE, iter_records
 from pipeline.captions.tokenizer import TokenizeParams
 from pipeline.captions.tokens import SCHEMA, TOKENS_FILE, tokenize, write_tokens
 from pipeline.captions.vocabulary import VOCABULARY_FILE, write_vocabulary
@@ -23,7 +23,7 @@ def main(
     """Tokenize the captions of every split and build the vocabulary from the train captions."""
     tokenize_params = load(params, "tokenize", TokenizeParams)
     records_file = prepared / RECORDS_FILE
-    dataset = tokenize(read_records(prepared), tokenize_params, records_file)
+    dataset = tokenize(iter_records(prepared), tokenize_params, records_file)
     name = fingerprint(schema=SCHEMA.version, params=to_plain(tokenize_params), records=file_digest(records_file))
     with fresh_folder(out) as folder:
         write_vocabulary(folder / VOCABULARY_FILE, dataset.vocabulary)

@@ -41,7 +41,7 @@ from pipeline.metrics.diversity import diversity
     ],
 )
 def test_diversity(captions: list[str], expected: dict[str, float]) -> None:
-    train_captions = {("a", "dog", "runs"), ("a", "dog", "runs", "home")}
+    train_captions = {"a dog runs", "a dog runs home"}
     vocabulary = {"a", "dog", "red", "home"}
     assert diversity([caption.split() for caption in captions], vocabulary, train_captions) == pytest.approx(
         expected, abs=1e-3

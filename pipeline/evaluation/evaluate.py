@@ -261,7 +261,7 @@ def _subsets(records: Sequence[Record]) -> dict[str, list[int]]:
 
 def _diversity(data: EvaluationData) -> dict[str, Any]:
     vocabulary = set(data.model.vocabulary.words[len(SPECIALS) :])
-    train_captions = {tuple(caption.split(" ")) for caption in data.train_tokens.captions}
+    train_captions = frozenset(data.train_tokens.captions)
     first_references = [captions[0] for captions in group_references(data.tokens).values()]
     return {
         "generated": diversity([caption.words for caption in data.generated.values()], vocabulary, train_captions),

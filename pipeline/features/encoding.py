@@ -106,15 +106,22 @@ class EncodeResult:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _PlannedImage:
     """An image file with missing rows."""
 
     image_id: int
-    path: Path
+    image_dir: Path
+    file: str
+    """Path relative to `image_dir`. A `Path` would take 400 bytes per image."""
     sha256: str
     views: tuple[View, ...]
     """Views whose rows are missing."""
+
+    @property
+    def path(self) -> Path:
+        """The image file."""
+        return self.image_dir / self.file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +258,7 @@ class _EncodeJob:
     def _digest_images(self, records: Sequence[Record], image_dir: Path) -> dict[int, str]:
         """Map image ids to the SHA-256 of their files, or to a unique placeholder for an unreadable file."""
         share = records[self.processes.rank :: self.processes.world_size]
-        paths = [image_dir / record.file for record in share]
+        paths = [f"{image_dir}/{record.file}" for record in share]
         silent = not self.processes.is_main
         results = file_digests(paths, f"{STAGE}, digests", "image", self.num_threads, silent=silent)
         digests = {
@@ -276,8 +283,11 @@ class _EncodeJob:
             if num_rows >= ROWS_PER_SHARD:
                 plan.append([])
                 num_rows = 0
-            image = _PlannedImage(image_id=record.image_id, path=image_dir / record.file, sha256=digest, views=views)
-            plan[-1].append(image)
+            plan[-1].append(
+                _PlannedImage(
+                    image_id=record.image_id, image_dir=image_dir, file=record.file, sha256=digest, views=views
+                )
+            )
             num_rows += len(views)
         return plan
 

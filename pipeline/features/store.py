@@ -5,7 +5,6 @@ Only this module reads and writes the files. docs/features.md documents their fo
 Shapes: B images, N rows of a shard, P = H * W regions of a grid in row-major order, C channels.
 """
 
-import json
 import logging
 import os
 import threading
@@ -20,7 +19,7 @@ from typing import Annotated, Any, Literal
 import h5py
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from pipeline.artifacts import Int64, Schema, Sha256, file_digests, fingerprint, read_json, write_atomically
 from pipeline.errors import UserError, summarize
@@ -256,7 +255,7 @@ def write_index(
             for image_id, digest in sorted(image_digests.items())
         },
     )
-    write_atomically(folder / INDEX_FILE, json.dumps(asdict(index), separators=(",", ":")) + "\n")
+    write_atomically(folder / INDEX_FILE, TypeAdapter(_Index).dump_json(index) + b"\n")
 
 
 class FeatureStore:

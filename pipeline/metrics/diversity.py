@@ -20,14 +20,14 @@ PROTOCOL = (
 
 
 def diversity(
-    captions: Sequence[Words], vocabulary: AbstractSet[str], train_captions: AbstractSet[tuple[str, ...]]
+    captions: Sequence[Words], vocabulary: AbstractSet[str], train_captions: AbstractSet[str]
 ) -> dict[str, int | float]:
     """Compute diversity statistics, as JSON values.
 
     Args:
         captions: Tokenized captions, at least one.
         vocabulary: Words of the decoder's vocabulary.
-        train_captions: Tokenized captions of the train split.
+        train_captions: Captions of the train split: words joined by spaces.
     """
     texts = [tuple(words) for words in captions]
     lengths = [len(words) for words in texts]
@@ -43,7 +43,7 @@ def diversity(
         "vocab_size": len(distinct_words),
         "vocab_coverage": _rate(len(distinct_words & vocabulary), len(vocabulary)),
         "distinct_bigram_rate": _rate(len(set(bigrams)), len(bigrams)),
-        "verbatim_in_train": _rate(sum(words in train_captions for words in texts), len(texts)),
+        "verbatim_in_train": _rate(sum(" ".join(words) in train_captions for words in texts), len(texts)),
     }
 
 
