@@ -48,7 +48,7 @@ GENERATED = [
 
 def test_captions_survive_a_round_trip(tmp_path: Path) -> None:
     write_captions(tmp_path, iter(GENERATED), len(GENERATED), GRID, "abc")
-    for result, expected in zip(read_captions(tmp_path), GENERATED, strict=True):
+    for result, expected in zip(read_captions(tmp_path, "en"), GENERATED, strict=True):
         assert result == expected
         np.testing.assert_array_equal(result.attention, expected.attention)
         assert [caption.attention for caption in result.captions[1:]] == [None] * len(expected.captions[1:])
@@ -62,6 +62,7 @@ def test_the_layout_of_the_files(tmp_path: Path) -> None:
     second = json.loads((tmp_path / "n_best.json").read_text(encoding="utf-8"))[0]["captions"][1]
     assert second == {
         "caption": "ein Hund",
+        "words": ["ein", "Hund"],
         "log_probability": -4.5,
         "score": -1.5,
         "word_log_probabilities": list(GENERATED[0].captions[1].word_log_probabilities),
@@ -97,7 +98,7 @@ def test_captions_are_written_before_all_are_generated(tmp_path: Path) -> None:
 def test_no_images_give_empty_files(tmp_path: Path) -> None:
     write_captions(tmp_path, [], 0, GRID, "abc")
     assert json.loads((tmp_path / "captions.json").read_text()) == []
-    assert read_captions(tmp_path) == []
+    assert read_captions(tmp_path, "en") == []
 
 
 def test_words_and_attention_are_those_of_the_best_caption() -> None:
@@ -129,7 +130,7 @@ def test_errors_about_unusable_files_name_file_and_remedy(
     else:
         path.write_text(content)
     with pytest.raises(UserError) as error:
-        read_captions(tmp_path)
+        read_captions(tmp_path, "en")
     for fact in [str(tmp_path), *facts, "dvc repro -f -s generate"]:
         assert fact in str(error.value)
 
@@ -199,7 +200,7 @@ def test_values_out_of_bounds_and_inconsistent_files_are_errors(
     write_captions(tmp_path, GENERATED, len(GENERATED), GRID, "abc")
     damage(tmp_path)
     with pytest.raises(UserError, match=rf"{fault}.* Run `dvc repro -f -s generate`\.") as error:
-        read_captions(tmp_path)
+        read_captions(tmp_path, "en")
     assert str(error.value).startswith(str(tmp_path))
     assert "\n" not in str(error.value)
 

@@ -23,7 +23,7 @@ from pipeline.captions.vocabulary import END, PAD, START, Vocabulary
 from pipeline.errors import UserError
 from pipeline.hdf5 import content_digest
 
-PARAMS = TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_length=4)
+PARAMS = TokenizeParams(language="en", lowercase=True, punctuation="drop", min_count=1, max_length=4)
 
 
 def record(image_id: int, split: Split, *captions: str) -> Record:
@@ -63,7 +63,7 @@ def test_captions_become_truncated_ids() -> None:
 def test_ids_equal_those_of_each_caption_alone(max_length: int) -> None:
     rng = np.random.default_rng(0)
     captions = [rng.choice(list("abcdefgh"), size=size).tolist() for size in rng.integers(1, 10, size=60)]
-    params = TokenizeParams(lowercase=True, punctuation="drop", min_count=35, max_length=max_length)
+    params = TokenizeParams(language="en", lowercase=True, punctuation="drop", min_count=35, max_length=max_length)
     dataset = tokenize([record(1, "train", *map(" ".join, captions))], params, Path("records.jsonl"))
     assert 4 < len(dataset.vocabulary) < 12
     for row, words in enumerate(captions):
@@ -103,7 +103,7 @@ def test_image_whose_captions_have_no_word_is_an_error() -> None:
 
 
 def test_empty_vocabulary_is_an_error() -> None:
-    rare = TokenizeParams(lowercase=True, punctuation="drop", min_count=99, max_length=4)
+    rare = TokenizeParams(language="en", lowercase=True, punctuation="drop", min_count=99, max_length=4)
     with pytest.raises(UserError, match=r"records\.jsonl: .*tokenize\.min_count = 99"):
         tokenize(RECORDS, rare, Path("records.jsonl"))
 

@@ -48,6 +48,7 @@ def human_agreement(corpus: Corpus, with_meteor: bool, resampling: Resampling) -
     unavailable = []
     if with_meteor:
         try:
+            corpus.require_english("METEOR")
             human_tables["METEOR"], model_tables["METEOR"] = _meteor_tables([human, model])
         except UnavailableError as error:
             unavailable.append(f"METEOR is missing: {error}")
