@@ -43,7 +43,13 @@ class Repository:
         # params.yaml of the working tree may select another dataset.
         use(ROOT / "presets/scenes.yaml", [], folder / "params.yaml")
         repository.edit("data/scenes/params.yaml", render={"num_train": 24, "num_val": 6, "num_test": 9})
-        decoder = {"embedding_size": 16, "hidden_size": 16, "attention_size": 16, "dropout": 0.1}
+        decoder = {
+            "kind": "soft_attention",
+            "embedding_size": 16,
+            "hidden_size": 16,
+            "attention_size": 16,
+            "dropout": 0.1,
+        }
         decoder |= {"region_dropout": 0.0, "word_dropout": 0.1}
         repository.edit(
             "params.yaml", train={"max_epochs": 3, "decoder": decoder}, evaluate={"meteor": False, "attention_plots": 1}

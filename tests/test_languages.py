@@ -25,7 +25,11 @@ def test_the_codes_are_those_of_spacy() -> None:
 
 
 def test_codes_are_listed_without_importing_spacy() -> None:
-    code = "import sys; from pipeline.captions.languages import language_codes as f; print(len(f()), 'spacy' in sys.modules)"
+    code = """
+import sys
+from pipeline.captions.languages import language_codes
+print(len(language_codes()), "spacy" in sys.modules)
+"""
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     assert result.stdout.split() == [str(len(language_codes())), "False"]
 

@@ -47,13 +47,10 @@ def test_other_languages_have_their_own_rules(language: str, caption: str, words
 
 
 @pytest.mark.slow
-def test_every_language_splits_captions_or_names_its_package() -> None:
-    for language in language_codes():
+def test_every_language_without_a_package_of_its_own_splits_captions() -> None:
+    for language in set(language_codes()) - SEGMENTERS.keys():
         params = TokenizeParams(language=language, lowercase=True, punctuation="drop", min_count=1, max_length=9)
-        try:
-            assert make_tokenizer(params)("a b") == ["a", "b"], language
-        except UserError as error:
-            assert SEGMENTERS[language][0] in str(error)
+        assert make_tokenizer(params)("a b") == ["a", "b"], language
 
 
 @pytest.mark.parametrize("language", sorted(SEGMENTERS))
