@@ -54,6 +54,18 @@ def test_captions_survive_a_round_trip(tmp_path: Path) -> None:
         assert [caption.attention for caption in result.captions[1:]] == [None] * len(expected.captions[1:])
 
 
+def test_words_of_captions_without_spaces_survive_a_round_trip(tmp_path: Path) -> None:
+    image = make_captions(7, ("一 只 狗", -3.0))
+    image = replace(image, captions=(replace(image.best, language="zh"),))
+    write_captions(tmp_path, [image], 1, GRID, "abc")
+    assert json.loads((tmp_path / "captions.json").read_text(encoding="utf-8"))[0]["caption"] == "一只狗"
+    assert read_captions(tmp_path, "zh") == [image]
+    with pytest.raises(UserError, match="a caption of other words"):
+        read_captions(tmp_path, "en")
+    with h5py.File(tmp_path / "attention.h5") as file:
+        assert file["caption"].asstr()[0] == "一 只 狗"
+
+
 def test_the_layout_of_the_files(tmp_path: Path) -> None:
     write_captions(tmp_path, GENERATED[:2], 2, GRID, "abc")
     assert (tmp_path / "captions.json").read_text(encoding="utf-8") == (
@@ -177,6 +189,7 @@ def set_weight(value: float) -> Callable[[Path], None]:
         (edit_n_best(lambda rows: rows[0]["captions"][0].update(log_probability=800)), "log_probability"),
         (edit_n_best(lambda rows: rows[0]["captions"][0]["word_log_probabilities"].pop()), "different captions"),
         (edit_n_best(lambda rows: rows[0]["captions"][1]["word_log_probabilities"].pop()), "another number of words"),
+        (edit_n_best(lambda rows: rows[0]["captions"][1].update(words=["eine", "Katze"])), "a caption of other words"),
         (edit_n_best(lambda rows: rows[0]["captions"][1]["word_log_probabilities"].append(900)), "less than"),
         (lambda folder: (folder / "captions.json").write_text('[{"image_id": 7, "caption": "a"}]'), "captions.json"),
         (lambda folder: (folder / "captions.json").unlink(), "no such file"),

@@ -35,7 +35,9 @@ def chinese(tmp_path_factory: pytest.TempPathFactory) -> Repository:
         "captions": [{"file": "captions.csv", "folder": ".", "split": None}],
         "splits": {"by": "seed", "seed": 1, "val": 0.2, "test": 0.2},
     }
-    repository.edit("params.yaml", dataset=dataset, train={"max_epochs": 12}, evaluate={"meteor": True})
+    lr = {"peak": 0.02, "warmup_steps": 5, "schedule": "constant", "step_epochs": 1, "step_factor": 1.0}
+    train = {"max_epochs": 25, "lr": lr, "batch_size": 4, "ema_decay": 0.0, "select_by": "last"}
+    repository.edit("params.yaml", dataset=dataset, train=train, evaluate={"meteor": True})
     repository.dvc("repro", "prepare")
     return repository
 

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -108,6 +109,29 @@ def test_empty_vocabulary_is_an_error() -> None:
         tokenize(RECORDS, rare, Path("records.jsonl"))
 
 
+UNSEGMENTED = ["一只棕色的狗在草地上奔跑", "狗在跑", "两个男人在长椅上聊天", "一个孩子爬上黄色的滑梯"]
+
+
+@pytest.mark.parametrize("language", ["en", "xx", "de"])
+def test_captions_that_a_language_does_not_split_are_an_error(language: str) -> None:
+    with pytest.raises(UserError, match=rf"^records\.jsonl: 3 of 4 captions .* tokenize\.language={language} .* zh"):
+        tokenize([record(1, "train", *UNSEGMENTED)], replace(PARAMS, language=language), Path("records.jsonl"))
+
+
+def test_chinese_is_split_into_characters() -> None:
+    params = replace(PARAMS, language="zh")
+    dataset = tokenize([record(1, "train", *UNSEGMENTED)], params, Path("records.jsonl"))
+    assert dataset.vocabulary.language == "zh"
+    assert dataset.splits["train"].captions[1] == "狗 在 跑"
+    assert words_of(dataset, "train")[1] == "<start> 狗 在 跑 <end> <pad>"
+
+
+@pytest.mark.parametrize("labels", [["dog", "cat"], ["狗", "自行车"], ["สุนัข", "จักรยาน"]])
+def test_one_word_labels_are_captions(labels: list[str]) -> None:
+    dataset = tokenize([record(1, "train", *labels)], PARAMS, Path("records.jsonl"))
+    assert dataset.splits["train"].captions == labels
+
+
 def test_file_round_trip_with_descriptions(tmp_path: Path) -> None:
     dataset = tokenize(RECORDS, PARAMS, Path("records.jsonl"))
     path = tmp_path / "tokens.h5"
@@ -151,6 +175,7 @@ def test_tokenization_is_recorded_in_the_file(tmp_path: Path) -> None:
     assert tokenization.version == version("spacy")
     assert tokenization.lowercase is True
     assert tokenization.punctuation == "drop"
+    assert tokenization.language == "en"
 
 
 def test_tokens_of_another_vocabulary_are_an_error(tmp_path: Path) -> None:

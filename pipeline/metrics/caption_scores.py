@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.metrics import bleu, cider, meteor, rouge, spice
 from pipeline.metrics.bootstrap import Resampling, ScoreFunction, Table, mean, score_interval, score_table
 from pipeline.metrics.corpus import Corpus
-from pipeline.metrics.java import UnavailableError
+from pipeline.metrics.java import UnavailableError, require_english
 
 _BLEU_NAMES = [f"BLEU-{order}" for order in range(1, bleu.MAX_ORDER + 1)]
 
@@ -90,7 +90,7 @@ def compute_metrics(corpus: Corpus, with_meteor: bool, with_spice: bool) -> Metr
     tables |= dict.fromkeys(_BLEU_NAMES, bleu.bleu_counts(hypotheses, references))
     if with_meteor:
         try:
-            corpus.require_english("METEOR")
+            require_english("METEOR", corpus.tokenization.language)
             tables["METEOR"] = meteor.meteor_counts(hypotheses, references)
             image_scores["METEOR"] = meteor.meteor(tables["METEOR"])
         except UnavailableError as error:
@@ -104,7 +104,7 @@ def compute_metrics(corpus: Corpus, with_meteor: bool, with_spice: bool) -> Metr
         unavailable |= dict.fromkeys(("CIDEr-D", "CIDEr"), f"not defined for {images}")
     if with_spice:
         try:
-            corpus.require_english("SPICE")
+            require_english("SPICE", corpus.tokenization.language)
             image_scores["SPICE"] = spice.spice(hypotheses, references)
         except UnavailableError as error:
             unavailable["SPICE"] = str(error)

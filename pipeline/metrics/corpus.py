@@ -4,9 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline import __version__
-from pipeline.captions.languages import ENGLISH
 from pipeline.captions.tokenization import Tokenization
-from pipeline.metrics.java import UnavailableError
 
 Words = Sequence[str]
 """A tokenized caption."""
@@ -42,12 +40,6 @@ class Corpus:
         """Signature fields that all scores of this corpus share."""
         low, high = self._num_references_range
         return {"refs": str(low) if low == high else f"{low}-{high}", **self.tokenization.signature}
-
-    def require_english(self, metric: str) -> None:
-        """Raise `UnavailableError` for a metric that is for English alone, if this corpus is not English."""
-        language = self.tokenization.language
-        if language != ENGLISH:
-            raise UnavailableError(f"{metric} is for English, and the language of the captions is {language}.")
 
     @property
     def _num_references_range(self) -> tuple[int, int]:
