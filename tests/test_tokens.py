@@ -123,7 +123,7 @@ def test_chinese_is_split_into_characters() -> None:
     dataset = tokenize([record(1, "train", *UNSEGMENTED)], params, Path("records.jsonl"))
     assert dataset.vocabulary.language == "zh"
     assert dataset.splits["train"].captions[1] == "狗 在 跑"
-    assert words_of(dataset, "train")[1] == "<start> 狗 在 跑 <end> <pad>"
+    assert words_of(dataset, "train")[1] == "<start> 狗 在 跑 <end>"
 
 
 @pytest.mark.parametrize("labels", [["dog", "cat"], ["狗", "自行车"], ["สุนัข", "จักรยาน"]])
