@@ -35,9 +35,15 @@ Tokenizer = Annotated[
     Literal["spacy", "ptb"],
     typer.Option(help="Tokenizer: spacy as in `tokenize`, or ptb as in coco-caption (needs Java)."),
 ]
-Meteor = Annotated[bool, typer.Option("--meteor/--no-meteor", help="Compute METEOR; needs Java.")]
+Language = Annotated[
+    str, typer.Option(help="Language of the captions, by its code in spaCy, as in `tokenize`; ptb is for English.")
+]
+Meteor = Annotated[bool, typer.Option("--meteor/--no-meteor", help="Compute METEOR; for English, needs Java.")]
 Spice = Annotated[
-    bool, typer.Option("--spice/--no-spice", help="Compute SPICE; needs Java 8 to 14 and Stanford CoreNLP 3.6.0.")
+    bool,
+    typer.Option(
+        "--spice/--no-spice", help="Compute SPICE; for English, needs Java 8 to 14 and Stanford CoreNLP 3.6.0."
+    ),
 ]
 BootstrapSamples = Annotated[int, typer.Option(min=100, max=100_000, help="Bootstrap samples for 95% intervals.")]
 Seed = Annotated[int, typer.Option(min=0, help="Bootstrap seed.")]
@@ -256,6 +262,7 @@ def score(
     hypotheses: Annotated[Path, typer.Argument(help="Captions in COCO's results format, or a folder from `generate`.")],
     references: Annotated[Path, typer.Argument(help="COCO annotations, or a folder from `prepare`.")],
     tokenizer: Tokenizer = "spacy",
+    language: Language = "en",
     meteor: Meteor = True,
     spice: Spice = False,
     bootstrap_samples: BootstrapSamples = 1000,
@@ -270,6 +277,7 @@ def score(
         hypotheses,
         references,
         tokenizer=tokenizer,
+        language=language,
         meteor=meteor,
         spice=spice,
         bootstrap_samples=bootstrap_samples,
@@ -286,6 +294,7 @@ def compare(
         "data/prepared"
     ),
     tokenizer: Tokenizer = "spacy",
+    language: Language = "en",
     meteor: Meteor = True,
     spice: Spice = False,
     bootstrap_samples: BootstrapSamples = 1000,
@@ -301,6 +310,7 @@ def compare(
         b,
         references,
         tokenizer=tokenizer,
+        language=language,
         meteor=meteor,
         spice=spice,
         bootstrap_samples=bootstrap_samples,

@@ -1,5 +1,6 @@
 """Human agreement on a small corpus."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,14 @@ def test_single_references_have_no_agreement() -> None:
 def test_meteor_of_humans_and_the_model() -> None:
     meteor = human_agreement(small_corpus(), with_meteor=True, resampling=RESAMPLING)["METEOR"]
     assert 0 < meteor["human"][0] < meteor["model"][0]
+
+
+def test_meteor_is_missing_in_other_languages() -> None:
+    corpus = small_corpus()
+    corpus = replace(corpus, tokenization=replace(corpus.tokenization, language="de"))
+    scores = human_agreement(corpus, with_meteor=True, resampling=RESAMPLING)
+    assert "METEOR" not in scores
+    assert "METEOR is missing: METEOR is for English, and the language of the captions is de." in scores["protocol"]
 
 
 def test_without_java_meteor_is_missing_and_the_protocol_has_the_reason(

@@ -26,7 +26,7 @@ RECORDS = [
     )
     for index, split in enumerate(("train", "val", "test"))
 ]
-PARAMS = TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_length=9)
+PARAMS = TokenizeParams(language="en", lowercase=True, punctuation="drop", min_count=1, max_length=9)
 
 
 def section(title: str) -> str:

@@ -29,7 +29,23 @@ def test_confidence_is_the_geometric_mean_of_the_word_probabilities() -> None:
 def test_a_caption_without_words_has_confidence_0() -> None:
     caption = make_caption(words=(), word_log_probabilities=(), attention=np.zeros((0, 6)))
     assert (caption.text, caption.confidence) == ("", 0.0)
-    assert caption.reshape_attention((2, 3)).attention.shape == (0, 2, 3)  # type: ignore[union-attr]
+    assert caption.complete((2, 3), "en").attention.shape == (0, 2, 3)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("language", "words", "text"),
+    [
+        ("en", ("a", "dog"), "a dog"),
+        ("zh", ("一", "只", "狗"), "一只狗"),
+        ("ja", ("犬", "が", "走る"), "犬が走る"),
+        ("th", ("สุนัข", "วิ่ง"), "สุนัขวิ่ง"),
+        ("vi", ("sinh_viên", "chạy"), "sinh viên chạy"),
+        ("ko", ("개", "가"), "개 가"),
+    ],
+)
+def test_words_are_joined_as_their_language_is_written(language: str, words: tuple[str, ...], text: str) -> None:
+    caption = make_caption(words=words, attention=np.zeros((len(words), 6))).complete((2, 3), language)
+    assert caption.text == text
 
 
 def test_captions_are_equal_whatever_their_attention() -> None:
@@ -39,6 +55,6 @@ def test_captions_are_equal_whatever_their_attention() -> None:
 
 def test_attention_is_reshaped_by_rows() -> None:
     attention = np.arange(12, dtype=np.float32).reshape(2, 6)
-    reshaped = make_caption(attention=attention).reshape_attention((2, 3)).attention
+    reshaped = make_caption(attention=attention).complete((2, 3), "en").attention
     assert reshaped is not None
     assert reshaped[1].tolist() == [[6, 7, 8], [9, 10, 11]]

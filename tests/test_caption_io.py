@@ -48,10 +48,22 @@ GENERATED = [
 
 def test_captions_survive_a_round_trip(tmp_path: Path) -> None:
     write_captions(tmp_path, iter(GENERATED), len(GENERATED), GRID, "abc")
-    for result, expected in zip(read_captions(tmp_path), GENERATED, strict=True):
+    for result, expected in zip(read_captions(tmp_path, "en"), GENERATED, strict=True):
         assert result == expected
         np.testing.assert_array_equal(result.attention, expected.attention)
         assert [caption.attention for caption in result.captions[1:]] == [None] * len(expected.captions[1:])
+
+
+def test_words_of_captions_without_spaces_survive_a_round_trip(tmp_path: Path) -> None:
+    image = make_captions(7, ("一 只 狗", -3.0))
+    image = replace(image, captions=(replace(image.best, language="zh"),))
+    write_captions(tmp_path, [image], 1, GRID, "abc")
+    assert json.loads((tmp_path / "captions.json").read_text(encoding="utf-8"))[0]["caption"] == "一只狗"
+    assert read_captions(tmp_path, "zh") == [image]
+    with pytest.raises(UserError, match="a caption of other words"):
+        read_captions(tmp_path, "en")
+    with h5py.File(tmp_path / "attention.h5") as file:
+        assert file["caption"].asstr()[0] == "一 只 狗"
 
 
 def test_the_layout_of_the_files(tmp_path: Path) -> None:
@@ -62,6 +74,7 @@ def test_the_layout_of_the_files(tmp_path: Path) -> None:
     second = json.loads((tmp_path / "n_best.json").read_text(encoding="utf-8"))[0]["captions"][1]
     assert second == {
         "caption": "ein Hund",
+        "words": ["ein", "Hund"],
         "log_probability": -4.5,
         "score": -1.5,
         "word_log_probabilities": list(GENERATED[0].captions[1].word_log_probabilities),
@@ -97,7 +110,7 @@ def test_captions_are_written_before_all_are_generated(tmp_path: Path) -> None:
 def test_no_images_give_empty_files(tmp_path: Path) -> None:
     write_captions(tmp_path, [], 0, GRID, "abc")
     assert json.loads((tmp_path / "captions.json").read_text()) == []
-    assert read_captions(tmp_path) == []
+    assert read_captions(tmp_path, "en") == []
 
 
 def test_words_and_attention_are_those_of_the_best_caption() -> None:
@@ -129,7 +142,7 @@ def test_errors_about_unusable_files_name_file_and_remedy(
     else:
         path.write_text(content)
     with pytest.raises(UserError) as error:
-        read_captions(tmp_path)
+        read_captions(tmp_path, "en")
     for fact in [str(tmp_path), *facts, "dvc repro -f -s generate"]:
         assert fact in str(error.value)
 
@@ -176,6 +189,7 @@ def set_weight(value: float) -> Callable[[Path], None]:
         (edit_n_best(lambda rows: rows[0]["captions"][0].update(log_probability=800)), "log_probability"),
         (edit_n_best(lambda rows: rows[0]["captions"][0]["word_log_probabilities"].pop()), "different captions"),
         (edit_n_best(lambda rows: rows[0]["captions"][1]["word_log_probabilities"].pop()), "another number of words"),
+        (edit_n_best(lambda rows: rows[0]["captions"][1].update(words=["eine", "Katze"])), "a caption of other words"),
         (edit_n_best(lambda rows: rows[0]["captions"][1]["word_log_probabilities"].append(900)), "less than"),
         (lambda folder: (folder / "captions.json").write_text('[{"image_id": 7, "caption": "a"}]'), "captions.json"),
         (lambda folder: (folder / "captions.json").unlink(), "no such file"),
@@ -199,7 +213,7 @@ def test_values_out_of_bounds_and_inconsistent_files_are_errors(
     write_captions(tmp_path, GENERATED, len(GENERATED), GRID, "abc")
     damage(tmp_path)
     with pytest.raises(UserError, match=rf"{fault}.* Run `dvc repro -f -s generate`\.") as error:
-        read_captions(tmp_path)
+        read_captions(tmp_path, "en")
     assert str(error.value).startswith(str(tmp_path))
     assert "\n" not in str(error.value)
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def test_signatures(metric: str, signature: str) -> None:
 def test_the_signature_gives_the_ptb_tokenizer_and_a_fixed_number_of_references() -> None:
     corpus = Corpus(image_ids=(1,), hypotheses=(["a"],), references=([["a"]] * 5,), tokenization=PTB)
     signature = compute_metrics(corpus, with_meteor=False, with_spice=False).signature["BLEU-4"]
-    assert signature.startswith("BLEU-4|refs:5|tok:ptb-3.4.1|case:lower|punct:drop|")
+    assert signature.startswith("BLEU-4|refs:5|tok:ptb-3.4.1|lang:en|case:lower|punct:drop|")
 
 
 @needs_java
@@ -90,7 +91,16 @@ def test_meteor_of_all_images_and_of_a_subset() -> None:
     assert 0.2 < scores["METEOR"] < 1
     assert scores["subsets"]["odd"]["METEOR"] != scores["METEOR"]
     assert metrics.image_scores["METEOR"].shape == (4,)
-    assert scores["signature"]["METEOR"][0].endswith(f"|lang:en|norm:yes|lib:meteor-1.5+{LIBRARY_TAG}")
+    assert scores["signature"]["METEOR"][0].endswith(f"|norm:yes|lib:meteor-1.5+{LIBRARY_TAG}")
+
+
+def test_metrics_for_english_are_unavailable_in_other_languages() -> None:
+    corpus = replace(CORPUS, tokenization=replace(SPACY, language="de"))
+    metrics = compute_metrics(corpus, with_meteor=True, with_spice=True)
+    for metric in ("METEOR", "SPICE"):
+        assert metric not in metrics.tables
+        assert metrics.unavailable[metric] == f"{metric} is for English, and the language of the captions is de."
+    assert "|lang:de|" in metrics.signature["BLEU-4"]
 
 
 def test_metrics_without_java_are_unavailable(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

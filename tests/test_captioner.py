@@ -227,7 +227,7 @@ def test_prediction_starts_from_the_settings_of_the_generated_captions(tiny: Tin
     )
     captioner = Captioner.load(tmp_path / "model", device="cpu")
     assert captioner.search == replace(DEFAULT_SEARCH, beam_size=2, n_best=2, length_alpha=0.3)
-    generated = read_captions(tmp_path / "generated")
+    generated = read_captions(tmp_path / "generated", "en")
     for image, caption in zip(generated, captioner.caption(files), strict=True):
         assert caption.text == image.best.text
         assert caption.score == pytest.approx(image.best.score, abs=1e-4)

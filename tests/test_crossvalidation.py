@@ -162,7 +162,7 @@ def image_set(folder: Path) -> ImageSet:
             for image_id, captions in CAPTIONS.items()
         },
         references=REFERENCES,
-        tokenize=TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_length=20),
+        tokenize=TokenizeParams(language="en", lowercase=True, punctuation="drop", min_count=1, max_length=20),
         store=write_store(folder, spec, list(CAPTIONS), grids),
         features=folder,
     )

@@ -32,6 +32,22 @@ def test_one_figure_per_metric_with_values(tmp_path):
     assert not (bleu4 == train_color).all(axis=-1).any()
 
 
+@pytest.mark.slow
+def test_words_are_drawn_in_an_installed_font_of_their_script_or_a_warning_names_a_character(tmp_path, caplog):
+    def draw(name, *words):
+        attention_strip(IMAGE, words, peaked_attention(*[(0, 0)] * len(words)), tmp_path / name)
+        return (tmp_path / name).read_bytes()
+
+    assert draw("a.png", "dog", "runs") != draw("b.png", "dog", "ran")
+    assert not caplog.records
+    draw("c.png", "\u0359")  # a font of Matplotlib has it, unlike the default font
+    assert not caplog.records
+    draw("d.png", "dog", "\U000f0000")
+    draw("e.png", "\U000f0000")
+    [record] = caplog.records
+    assert "\U000f0000" in record.getMessage()
+
+
 def test_no_rows_give_no_figures(tmp_path):
     assert draw_curves([], tmp_path, ".svg") == []
 

@@ -28,7 +28,7 @@ def write_token_folder(folder: Path) -> Path:
         Record(image_id=8, file="8.jpg", split="train", captions=("A red cube .", "A cube , and a cone .")),
         Record(image_id=9, file="9.jpg", split="val", captions=("A blue cube .",)),
     ]
-    params = TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_length=9)
+    params = TokenizeParams(language="en", lowercase=True, punctuation="drop", min_count=1, max_length=9)
     dataset = tokens.tokenize(records, params, Path("records.jsonl"))
     tokens.write_tokens(folder / tokens.TOKENS_FILE, dataset, params, "0123456789abcdef")
     write_vocabulary(folder / VOCABULARY_FILE, dataset.vocabulary)

@@ -43,6 +43,7 @@ def make_example(**changes: Any) -> Example:
         "group": "best",
         "image": GRAY,
         "words": tuple(PEAKS),
+        "language": "en",
         "attention": peaked_attention(*PEAKS.values()),
         "references": (REFERENCE, "A second one"),
         "scores": {"CIDEr-D": 1.25, "ROUGE-L": 0.5},

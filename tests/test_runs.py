@@ -71,7 +71,9 @@ def test_damaged_scores_are_skipped(tmp_path: Path, content: str) -> None:
 @pytest.mark.slow
 def test_scores_are_read_by_subset(tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
-    (corpus,) = build_corpora("spacy", {1: ["a red cube"], 2: ["a blue cube"]}, [{1: "a red cube", 2: "a red cube"}])
+    (corpus,) = build_corpora(
+        "spacy", "en", {1: ["a red cube"], 2: ["a blue cube"]}, [{1: "a red cube", 2: "a red cube"}]
+    )
     metrics = compute_metrics(corpus, with_meteor=False, with_spice=False)
     write_json(path, summarize_scores(metrics, {"seen": [1]}, Resampling(bootstrap_samples=100, seed=0)))
     scores = read_scores(path)

@@ -16,7 +16,7 @@ CAPTIONS = {9: "a man", 4: "A Dog."}
 
 
 def test_a_corpus_is_ordered_by_image_id_and_ignores_other_images() -> None:
-    (corpus,) = build_corpora("spacy", REFERENCES, [CAPTIONS])
+    (corpus,) = build_corpora("spacy", "en", REFERENCES, [CAPTIONS])
     assert corpus.image_ids == (4, 9)
     assert corpus.hypotheses == (["a", "dog"], ["a", "man"])
     assert corpus.references == ([["a", "dog", "running"], ["a", "brown", "dog"]], [["a", "man", "on", "a", "bike"]])
@@ -25,22 +25,22 @@ def test_a_corpus_is_ordered_by_image_id_and_ignores_other_images() -> None:
 
 
 def test_systems_share_their_references() -> None:
-    first, second = build_corpora("spacy", REFERENCES, [CAPTIONS, dict.fromkeys(CAPTIONS, "A Cat!")])
-    assert first == build_corpora("spacy", REFERENCES, [CAPTIONS])[0]
+    first, second = build_corpora("spacy", "en", REFERENCES, [CAPTIONS, dict.fromkeys(CAPTIONS, "A Cat!")])
+    assert first == build_corpora("spacy", "en", REFERENCES, [CAPTIONS])[0]
     assert second.references == first.references
     assert second.hypotheses == (["a", "cat"],) * 2
 
 
 @needs_java
 def test_a_corpus_of_the_ptb_tokenizer() -> None:
-    (corpus,) = build_corpora("ptb", REFERENCES, [{2: "can't (go)"}])
+    (corpus,) = build_corpora("ptb", "en", REFERENCES, [{2: "can't (go)"}])
     assert corpus.hypotheses == (["ca", "n't", "-lrb-", "go", "-rrb-"],)
     assert corpus.references == ([["kids", "-lrb-", "two", "-rrb-", "play"]],)
     assert corpus.tokenization == PTB
-    assert corpus.signature == {"refs": "1", "tok": "ptb-3.4.1", "case": "lower", "punct": "drop"}
+    assert corpus.signature == {"refs": "1", "tok": "ptb-3.4.1", "lang": "en", "case": "lower", "punct": "drop"}
 
 
 def test_without_java_the_error_names_both_tokenizers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"ptb.*java.*spacy"):
-        build_corpora("ptb", REFERENCES, [CAPTIONS])
+        build_corpora("ptb", "en", REFERENCES, [CAPTIONS])

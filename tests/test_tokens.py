@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +24,7 @@ from pipeline.captions.vocabulary import END, PAD, START, Vocabulary
 from pipeline.errors import UserError
 from pipeline.hdf5 import content_digest
 
-PARAMS = TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_length=4)
+PARAMS = TokenizeParams(language="en", lowercase=True, punctuation="drop", min_count=1, max_length=4)
 
 
 def record(image_id: int, split: Split, *captions: str) -> Record:
@@ -63,7 +64,7 @@ def test_captions_become_truncated_ids() -> None:
 def test_ids_equal_those_of_each_caption_alone(max_length: int) -> None:
     rng = np.random.default_rng(0)
     captions = [rng.choice(list("abcdefgh"), size=size).tolist() for size in rng.integers(1, 10, size=60)]
-    params = TokenizeParams(lowercase=True, punctuation="drop", min_count=35, max_length=max_length)
+    params = TokenizeParams(language="en", lowercase=True, punctuation="drop", min_count=35, max_length=max_length)
     dataset = tokenize([record(1, "train", *map(" ".join, captions))], params, Path("records.jsonl"))
     assert 4 < len(dataset.vocabulary) < 12
     for row, words in enumerate(captions):
@@ -103,9 +104,32 @@ def test_image_whose_captions_have_no_word_is_an_error() -> None:
 
 
 def test_empty_vocabulary_is_an_error() -> None:
-    rare = TokenizeParams(lowercase=True, punctuation="drop", min_count=99, max_length=4)
+    rare = TokenizeParams(language="en", lowercase=True, punctuation="drop", min_count=99, max_length=4)
     with pytest.raises(UserError, match=r"records\.jsonl: .*tokenize\.min_count = 99"):
         tokenize(RECORDS, rare, Path("records.jsonl"))
+
+
+UNSEGMENTED = ["一只棕色的狗在草地上奔跑", "狗在跑", "两个男人在长椅上聊天", "一个孩子爬上黄色的滑梯"]
+
+
+@pytest.mark.parametrize("language", ["en", "xx", "de"])
+def test_captions_that_a_language_does_not_split_are_an_error(language: str) -> None:
+    with pytest.raises(UserError, match=rf"^records\.jsonl: 3 of 4 captions .* tokenize\.language={language} .* zh"):
+        tokenize([record(1, "train", *UNSEGMENTED)], replace(PARAMS, language=language), Path("records.jsonl"))
+
+
+def test_chinese_is_split_into_characters() -> None:
+    params = replace(PARAMS, language="zh")
+    dataset = tokenize([record(1, "train", *UNSEGMENTED)], params, Path("records.jsonl"))
+    assert dataset.vocabulary.language == "zh"
+    assert dataset.splits["train"].captions[1] == "狗 在 跑"
+    assert words_of(dataset, "train")[1] == "<start> 狗 在 跑 <end>"
+
+
+@pytest.mark.parametrize("labels", [["dog", "cat"], ["狗", "自行车"], ["สุนัข", "จักรยาน"]])
+def test_one_word_labels_are_captions(labels: list[str]) -> None:
+    dataset = tokenize([record(1, "train", *labels)], PARAMS, Path("records.jsonl"))
+    assert dataset.splits["train"].captions == labels
 
 
 def test_file_round_trip_with_descriptions(tmp_path: Path) -> None:
@@ -151,6 +175,7 @@ def test_tokenization_is_recorded_in_the_file(tmp_path: Path) -> None:
     assert tokenization.version == version("spacy")
     assert tokenization.lowercase is True
     assert tokenization.punctuation == "drop"
+    assert tokenization.language == "en"
 
 
 def test_tokens_of_another_vocabulary_are_an_error(tmp_path: Path) -> None:

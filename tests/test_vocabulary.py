@@ -49,8 +49,12 @@ def test_invalid_word_lists_are_rejected(words: tuple[str, ...]) -> None:
         Vocabulary(words)
 
 
+def test_the_language_is_part_of_the_digest() -> None:
+    assert Vocabulary.build(CAPTIONS, 1, "de").digest != Vocabulary.build(CAPTIONS, 1, "en").digest
+
+
 def test_file_round_trip(tmp_path: Path) -> None:
-    vocabulary = Vocabulary.build([["ä", "dog"]], min_count=1)
+    vocabulary = Vocabulary.build([["ä", "dog"]], min_count=1, language="de")
     write_vocabulary(tmp_path / "vocabulary.json", vocabulary)
     assert read_vocabulary(tmp_path / "vocabulary.json") == vocabulary
 
@@ -61,9 +65,10 @@ def test_file_round_trip(tmp_path: Path) -> None:
         ('"dog"', '"cat"', "digest"),
         ('"<unk>",', "", "must start with"),
         ('"words"', '"tokens"', "words: Field required"),
-        ('"schema_version": 1', '"schema_version": 2', "gridcap.vocabulary version 2"),
+        ('"schema_version": 2', '"schema_version": 3', "gridcap.vocabulary version 3"),
         ('"dog"', '""', "words[4]: String should have at least 1 character"),
         ('"dog"', '"\\ud800"', "Invalid JSON"),
+        ('"language": "en"', '"language": "ja"', "digest"),
         ("{", "", "Invalid JSON"),
     ],
 )

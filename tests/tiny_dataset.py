@@ -24,7 +24,7 @@ COLORS = ["red", "green", "blue", "black"]
 NUM_TRAIN, NUM_VAL = 24, 8
 NUM_REGIONS, CHANNELS = 4, 6
 SPEC = small_spec(channels=CHANNELS)
-TOKENIZE = TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_length=9)
+TOKENIZE = TokenizeParams(language="en", lowercase=True, punctuation="drop", min_count=1, max_length=9)
 
 EVERY_FEATURE = train_params(
     gradient_accumulation_steps=2,

@@ -1,7 +1,7 @@
 // An image with its captions. While a word is active, the overlay shows where the decoder attends.
 //
-// data: {image: URL, width, height, grid: [rows, columns], captions: [{confidence, score, words: [{text, probability,
-// map, sentinel}]}]}, best caption first. `map` is the attention of the word, as `AttentionOverlay.show` reads it;
+// data: {image: URL, width, height, grid: [rows, columns], captions: [{confidence, score, text, separator, lang,
+// words: [{text, probability, map, sentinel}]}]}, best caption first. `map` is the attention of the word, as `AttentionOverlay.show` reads it;
 // `sentinel` is the weight of the visual sentinel.
 //
 // pipeline/app/components.py puts pipeline/report/page/overlay.js before this script.
@@ -27,7 +27,7 @@ function showCaptions(root, data) {
 
   imageFrame.style.aspectRatio = `${data.width} / ${data.height}`;
   image.src = data.image;
-  image.alt = best.words.map((word) => word.text).join(" ");
+  image.alt = best.text;
 
   const wordOfButton = new Map();
   const showWord = (button) => {
@@ -41,18 +41,19 @@ function showCaptions(root, data) {
   const selection = new WordSelection(showWord);
   showWord(null);
 
-  const showWords = (toolbar, words) => {
+  const showWords = (toolbar, { words, separator, lang }) => {
     const buttons = words.map((word) => {
       const button = wordButton(word);
       wordOfButton.set(button, word);
       button.onpointermove = button.onfocus = () => player.stop();
       return button;
     });
-    toolbar.replaceChildren(...buttons.flatMap((button) => [button, " "]));
+    toolbar.lang = lang;
+    toolbar.replaceChildren(...buttons.flatMap((button) => [button, separator]));
     selection.addCaption(toolbar);
     return buttons;
   };
-  const bestButtons = showWords(root.querySelector(".caption"), best.words);
+  const bestButtons = showWords(root.querySelector(".caption"), best);
   if (best.words.length === 0) root.querySelector(".caption").textContent = "(no words)";
   root.querySelector(".meter span").style.width = percent(best.confidence);
   root.querySelector(".confidence b").textContent = percent(best.confidence);
@@ -66,7 +67,7 @@ function showCaptions(root, data) {
       toolbar.className = "caption-words";
       toolbar.setAttribute("role", "toolbar");
       toolbar.setAttribute("aria-label", "Words of an alternative caption");
-      showWords(toolbar, caption.words);
+      showWords(toolbar, caption);
       const score = document.createElement("span");
       score.className = "score";
       score.textContent = `${percent(caption.confidence)} · ${caption.score.toFixed(2)}`;

@@ -13,8 +13,17 @@ from typing import Any
 import streamlit as st
 
 from pipeline.app.uploads import MAX_BYTES, Preview
+from pipeline.captions.languages import word_separator
 from pipeline.generation.caption import Caption
-from pipeline.report.overlay import attention_levels, encode_levels, jpeg_url, overlay_css, overlay_js, sentinel_weights
+from pipeline.report.overlay import (
+    attention_levels,
+    encode_levels,
+    html_lang,
+    jpeg_url,
+    overlay_css,
+    overlay_js,
+    sentinel_weights,
+)
 
 
 def _declare(name: str, shared_css: str = "", shared_js: str = "") -> Callable[..., Any]:
@@ -96,6 +105,9 @@ def _caption_data(caption: Caption) -> dict[str, Any]:
     return {
         "confidence": caption.confidence,
         "score": caption.score,
+        "text": caption.text,
+        "separator": word_separator(caption.language),
+        "lang": html_lang(caption.language),
         "words": [
             {"text": word, "probability": probability, "map": attention_map, "sentinel": sentinel}
             for word, probability, attention_map, sentinel in zip(

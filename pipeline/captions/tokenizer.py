@@ -6,6 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from pipeline.captions.languages import SEGMENTERS, Language
+from pipeline.captions.tokenization import Tokenization, spacy_tokenization, spacy_version
+from pipeline.errors import UserError
 from pipeline.params import params_section
 
 
@@ -13,6 +16,9 @@ from pipeline.params import params_section
 class TokenizeParams:
     """Section `tokenize`: how to split captions into words, and which words are in the vocabulary."""
 
+    language: Language
+    """Language of the captions, by its code in spaCy: `en`, `de`, `fr`, `hi`, `zh` (characters), `xx` (any), ...; `ja`,
+    `ko`, `th` and `vi` need a further package."""
     lowercase: bool
     """Lowercase every caption."""
     punctuation: Literal["drop", "keep"]
@@ -24,16 +30,49 @@ class TokenizeParams:
 
 
 def make_tokenizer(params: TokenizeParams) -> Callable[[str], list[str]]:
-    """Return a function that splits a caption into words by spaCy's rules for English."""
-    spacy_tokenizer = _import_spacy().blank("en").tokenizer
+    """Return a function that splits a caption into words by spaCy's rules for its language.
+
+    Spaces within a word, which only Vietnamese has, become underscores.
+
+    Raises:
+        UserError: A package that spaCy needs for the language is missing.
+    """
+    spacy_tokenizer = _load_tokenizer(params.language)
 
     def tokenize(caption: str) -> list[str]:
         tokens = [token.text for token in spacy_tokenizer(caption.lower() if params.lowercase else caption)]
+        if params.language in SEGMENTERS:
+            tokens = ["_".join(token.split()) for token in tokens]
         if params.punctuation == "drop":
             return [token for token in tokens if any(character.isalnum() for character in token)]
-        return [token for token in tokens if not token.isspace()]
+        return [token for token in tokens if token and not token.isspace()]
 
     return tokenize
+
+
+def describe_tokenizer(params: TokenizeParams) -> Tokenization:
+    """Describe the tokenizer of `make_tokenizer`."""
+    return spacy_tokenization(params.language, params.lowercase, params.punctuation, spacy_version(params.language))
+
+
+def _load_tokenizer(language: str) -> Any:
+    spacy = _import_spacy()
+    if language not in SEGMENTERS:
+        return spacy.blank(language).tokenizer
+    try:
+        tokenizer = spacy.blank(language).tokenizer
+        tokenizer("a")  # loads dictionary and library, which may be missing
+    except ImportError as error:
+        raise UserError(
+            f"language {language}: splitting captions into words needs {' and '.join(SEGMENTERS[language])}."
+            f" Run `pip install 'gridcap[{language}]'`."
+        ) from error
+    except Exception as error:  # MeCab, of Korean, has errors of its own
+        raise UserError(
+            f"language {language}: {' and '.join(SEGMENTERS[language])} cannot split captions into words ({error})."
+            " Install its library and dictionary."
+        ) from error
+    return tokenizer
 
 
 def _import_spacy() -> Any:

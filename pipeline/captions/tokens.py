@@ -14,15 +14,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.artifacts import Schema
+from pipeline.captions.languages import is_unsegmented, require_segmented
 from pipeline.captions.records import SPLITS, Record, Split
-from pipeline.captions.tokenization import Tokenization, installed_version, spacy_tokenization
-from pipeline.captions.tokenizer import TokenizeParams, make_tokenizer
+from pipeline.captions.tokenization import Tokenization, spacy_tokenization
+from pipeline.captions.tokenizer import TokenizeParams, describe_tokenizer, make_tokenizer
 from pipeline.captions.vocabulary import END, PAD, REMEDY, SPECIALS, START, UNK, VOCABULARY_FILE, Vocabulary
 from pipeline.errors import UserError
 from pipeline.hdf5 import content_digest, create_artifact, open_artifact, read_dataset
 from pipeline.startup import defer_interrupts
 
-SCHEMA = Schema("gridcap.tokens", 3)
+SCHEMA = Schema("gridcap.tokens", 4)
 TOKENS_FILE = "tokens.h5"
 
 _COLUMNS: dict[str, tuple[np.dtype[Any], str]] = {
@@ -117,12 +118,13 @@ def tokenize(records: Iterable[Record], params: TokenizeParams, source: Path) ->
         source: File of the records, for error messages.
 
     Raises:
-        UserError: An image has no caption with a word, or no word occurs `min_count` times.
+        UserError: An image has no caption with a word, no word occurs `min_count` times, or the language does not split
+            the captions into words.
     """
     split_words = make_tokenizer(params)
     numbers: dict[str, int] = {}  # of every distinct word
     captions = {split: _SplitWords() for split in SPLITS}
-    num_without_words = 0
+    num_without_words = num_unsegmented = 0
     for record in records:
         tokenized = [words for words in map(split_words, record.captions) if words]
         if not tokenized:
@@ -136,9 +138,13 @@ def tokenize(records: Iterable[Record], params: TokenizeParams, source: Path) ->
             split_captions.numbers.extend([numbers.setdefault(word, len(numbers)) for word in words])
             split_captions.num_words.append(len(words))
             split_captions.image_id.append(record.image_id)
-            split_captions.text += (" ".join(words) + "\n").encode()
+            line = " ".join(words)
+            num_unsegmented += is_unsegmented(line)
+            split_captions.text += (line + "\n").encode()
+    num_captions = sum(len(split_captions.num_words) for split_captions in captions.values())
+    require_segmented(num_unsegmented, num_captions, params.language, str(source), "tokenize.language")
     counts = np.bincount(captions["train"].numbers, minlength=len(numbers)).tolist()
-    vocabulary = Vocabulary.from_counts(dict(zip(numbers, counts, strict=True)), params.min_count)
+    vocabulary = Vocabulary.from_counts(dict(zip(numbers, counts, strict=True)), params.min_count, params.language)
     if len(vocabulary) == len(SPECIALS):
         raise UserError(
             f"{source}: no word occurs tokenize.min_count = {params.min_count} times. Lower tokenize.min_count."
@@ -199,7 +205,7 @@ def write_tokens(path: Path, dataset: TokenizedDataset, params: TokenizeParams, 
         params: The params of `tokenize` that gave `dataset`.
         fingerprint: Fingerprint of params and records, recorded as an attribute.
     """
-    tokenization = spacy_tokenization(params.lowercase, params.punctuation, installed_version("spacy"))
+    tokenization = describe_tokenizer(params)
     with create_artifact(path, SCHEMA) as file, defer_interrupts():
         file.attrs.update(
             {
@@ -208,6 +214,7 @@ def write_tokens(path: Path, dataset: TokenizedDataset, params: TokenizeParams, 
                 "vocab_size": len(dataset.vocabulary),
                 "tokenizer": tokenization.source,
                 "tokenizer_version": tokenization.version,
+                "language": tokenization.language,
                 "lowercase": tokenization.lowercase,
                 "punctuation": tokenization.punctuation,
             }
@@ -302,9 +309,10 @@ def read_tokenization(path: Path) -> Tokenization:
     with open_artifact(path, SCHEMA, REMEDY) as file:
         _verify(path, file)
         return spacy_tokenization(
+            language=file.attrs["language"],
             lowercase=bool(file.attrs["lowercase"]),
             punctuation=file.attrs["punctuation"],
-            spacy_version=file.attrs["tokenizer_version"],
+            version=file.attrs["tokenizer_version"],
         )
 
 

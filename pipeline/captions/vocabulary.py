@@ -10,9 +10,10 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from pipeline.artifacts import Schema, fingerprint, read_json, write_json
+from pipeline.captions.languages import ENGLISH
 from pipeline.errors import UserError
 
-SCHEMA = Schema("gridcap.vocabulary", 1)
+SCHEMA = Schema("gridcap.vocabulary", 2)
 VOCABULARY_FILE = "vocabulary.json"
 REMEDY = "Run `dvc repro -f -s tokenize`."
 """What to do about a missing or damaged output of `tokenize`."""
@@ -22,6 +23,7 @@ SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
 
 class _VocabularyFile(TypedDict):
     digest: str
+    language: str
     words: list[Annotated[str, Field(min_length=1)]]
 
 
@@ -30,6 +32,8 @@ class Vocabulary:
     """Words in the order of their ids, starting with the special tokens `<pad> <start> <end> <unk>`."""
 
     words: tuple[str, ...]
+    language: str = ENGLISH
+    """Code of the language, which determines how words are joined to a text."""
     _ids: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -40,31 +44,32 @@ class Vocabulary:
         object.__setattr__(self, "_ids", {word: index for index, word in enumerate(self.words)})
 
     @classmethod
-    def build(cls, captions: Iterable[Sequence[str]], min_count: int) -> "Vocabulary":
+    def build(cls, captions: Iterable[Sequence[str]], min_count: int, language: str = ENGLISH) -> "Vocabulary":
         """Build a vocabulary of the words that occur at least `min_count` times.
 
         Args:
             captions: Captions as lists of words.
             min_count: Minimum occurrences of a word.
+            language: Code of the language.
 
         Returns:
             The vocabulary, sorted by descending frequency, then by word.
         """
-        return cls.from_counts(Counter(word for words in captions for word in words), min_count)
+        return cls.from_counts(Counter(word for words in captions for word in words), min_count, language)
 
     @classmethod
-    def from_counts(cls, counts: Mapping[str, int], min_count: int) -> "Vocabulary":
+    def from_counts(cls, counts: Mapping[str, int], min_count: int, language: str = ENGLISH) -> "Vocabulary":
         """Build a vocabulary as `build` does, from the number of occurrences of each word."""
         frequent = sorted((-count, word) for word, count in counts.items() if count >= min_count)
-        return cls(SPECIALS + tuple(word for _, word in frequent if word not in SPECIALS))
+        return cls(SPECIALS + tuple(word for _, word in frequent if word not in SPECIALS), language)
 
     def __len__(self) -> int:
         return len(self.words)
 
     @property
     def digest(self) -> str:
-        """Digest of the words and their order, 16 hexadecimal digits."""
-        return fingerprint(words=self.words)
+        """Digest of the words, their order and their language, 16 hexadecimal digits."""
+        return fingerprint(words=self.words, language=self.language)
 
     def encode(self, words: Iterable[str]) -> list[int]:
         """Convert words to ids. Unknown words become `<unk>`. No `<start>` or `<end>` is added."""
@@ -83,7 +88,13 @@ class Vocabulary:
 
 def write_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
     """Write `vocabulary.json`; a word's id is its index in `words`."""
-    write_json(path, {**SCHEMA.header, "digest": vocabulary.digest, "words": list(vocabulary.words)})
+    document = {
+        **SCHEMA.header,
+        "digest": vocabulary.digest,
+        "language": vocabulary.language,
+        "words": list(vocabulary.words),
+    }
+    write_json(path, document)
 
 
 def read_vocabulary(path: Path, remedy: str = REMEDY) -> Vocabulary:
@@ -98,9 +109,9 @@ def read_vocabulary(path: Path, remedy: str = REMEDY) -> Vocabulary:
     """
     document = read_json(path, _VocabularyFile, remedy, SCHEMA)
     try:
-        vocabulary = Vocabulary(tuple(document["words"]))
+        vocabulary = Vocabulary(tuple(document["words"]), document["language"])
     except ValueError as error:
         raise UserError(f"{path}: {error}. {remedy}") from error
     if vocabulary.digest != document["digest"]:
-        raise UserError(f"{path}: the words do not match the digest {document['digest']}. {remedy}")
+        raise UserError(f"{path}: words and language do not match the digest {document['digest']}. {remedy}")
     return vocabulary

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.metrics.bootstrap import Resampling, Table, paired_difference, score_interval
 from pipeline.metrics.caption_scores import CORPUS_SCORES, compute_metrics
 from pipeline.metrics.corpus import LIBRARY, Corpus, Words
-from pipeline.metrics.java import UnavailableError
+from pipeline.metrics.java import UnavailableError, require_english
 from pipeline.metrics.meteor import meteor_counts
 
 PROTOCOL = (
@@ -48,6 +48,7 @@ def human_agreement(corpus: Corpus, with_meteor: bool, resampling: Resampling) -
     unavailable = []
     if with_meteor:
         try:
+            require_english("METEOR", corpus.tokenization.language)
             human_tables["METEOR"], model_tables["METEOR"] = _meteor_tables([human, model])
         except UnavailableError as error:
             unavailable.append(f"METEOR is missing: {error}")

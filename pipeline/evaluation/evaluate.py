@@ -63,11 +63,12 @@ class EvaluateParams:
     """Settings of the evaluation."""
 
     tokenizer: TokenizerName
-    """Tokenizer of the scores: `spacy` (the tokens of the pipeline) or `ptb` (coco-caption's; needs Java)."""
+    """Tokenizer of the scores: `spacy` (the tokens of the pipeline) or `ptb` (coco-caption's; English, needs Java)."""
     meteor: bool
-    """Compute METEOR. Needs Java; without it METEOR is reported as unavailable."""
+    """Compute METEOR, for English. Needs Java; without it METEOR is reported as unavailable."""
     spice: bool
-    """Compute SPICE. Needs Java 8 to 14 and Stanford CoreNLP 3.6.0; without them SPICE is reported as unavailable."""
+    """Compute SPICE, for English. Needs Java 8 to 14 and Stanford CoreNLP 3.6.0; without them SPICE is reported as
+    unavailable."""
     human_meteor: bool
     """Also compute METEOR of human agreement; slow. Needs `meteor`."""
     bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)]
@@ -172,7 +173,7 @@ def read_inputs(inputs: EvaluateInputs, split: Split) -> EvaluationData:
         split=split,
         records=records,
         num_skipped_images=len(all_records) - len(records),
-        generated={image.image_id: image for image in read_captions(inputs.generated)},
+        generated={image.image_id: image for image in read_captions(inputs.generated, model.vocabulary.language)},
         tokens=read_tokens(inputs.tokens / TOKENS_FILE, split, skipped_ids),
         train_tokens=read_tokens(inputs.tokens / TOKENS_FILE, "train", skipped_ids),
         store=store,
@@ -201,16 +202,14 @@ def score(data: EvaluationData, params: EvaluateParams, folder: Path) -> Scores:
         folder: Output folder.
 
     Raises:
-        UserError: The tokenizer is `ptb`, and Java is missing or fails.
+        UserError: The tokenizer is `ptb`, and Java is missing or fails, or the captions are not English.
     """
     corpus = _build_corpus(data, params.tokenizer)
     metrics = compute_metrics(corpus, params.meteor, params.spice)
     summary = summarize_scores(metrics, _subsets(data.records), params.resampling)
     summary = {"num_skipped_images": data.num_skipped_images, **summary}
     write_json(folder / "scores.json", summary)
-    rows = [
-        {**row, "caption": " ".join(data.generated[int(row["image_id"])].words)} for row in per_image_scores(metrics)
-    ]
+    rows = [{**row, "caption": data.generated[int(row["image_id"])].best.text} for row in per_image_scores(metrics)]
     write_atomically(folder / "images.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return Scores(corpus=corpus, metrics=metrics, summary=summary)
 
@@ -246,8 +245,8 @@ def analyze(
 def _build_corpus(data: EvaluationData, tokenizer: TokenizerName) -> Corpus:
     if tokenizer == "ptb":
         untokenized_references = {record.image_id: record.captions for record in data.records}
-        hypotheses = {image_id: " ".join(caption.words) for image_id, caption in data.generated.items()}
-        return build_corpora("ptb", untokenized_references, [hypotheses])[0]
+        hypotheses = {image_id: captions.best.text for image_id, captions in data.generated.items()}
+        return build_corpora("ptb", data.model.vocabulary.language, untokenized_references, [hypotheses])[0]
     # Captions are generated in the words of tokens.h5, so hypotheses and references are already tokenized.
     tokenized_references = group_references(data.tokens)
     image_ids = tuple(sorted(data.generated))

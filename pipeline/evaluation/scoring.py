@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.captions.languages import ENGLISH
 from pipeline.errors import UserError
 from pipeline.evaluation.coco_files import read_references, read_results, select_scored
 from pipeline.metrics.bootstrap import Resampling, paired_difference
@@ -22,6 +23,7 @@ def score(
     references: Path | str,
     *,
     tokenizer: TokenizerName = "spacy",
+    language: str = ENGLISH,
     meteor: bool = True,
     spice: bool = False,
     bootstrap_samples: int = 1000,
@@ -33,8 +35,9 @@ def score(
         hypotheses: COCO results file, or a folder written by `generate`.
         references: COCO annotations file, or a folder written by `prepare`.
         tokenizer: Tokenizer of captions and references.
-        meteor: Whether to compute METEOR, which needs Java.
-        spice: Whether to compute SPICE, which needs Java 8 to 14 and Stanford CoreNLP.
+        language: Language of the captions, by its code in spaCy.
+        meteor: Whether to compute METEOR, which is for English and needs Java.
+        spice: Whether to compute SPICE, which is for English and needs Java 8 to 14 and Stanford CoreNLP.
         bootstrap_samples: Number of bootstrap samples for the 95% intervals.
         seed: Bootstrap seed.
 
@@ -42,12 +45,13 @@ def score(
         JSON values; `score_lines` formats them.
 
     Raises:
-        UserError: A file is malformed, an image has no reference, or the tokenizer is unavailable.
+        UserError: A file is malformed, an image has no reference, or the tokenizer or the language is
+            unavailable.
     """
     hypotheses, references = Path(hypotheses), Path(references)
     annotations = read_references(references)
     captions = select_scored(read_results(hypotheses), annotations, hypotheses, references)
-    (corpus,) = build_corpora(tokenizer, annotations.captions, [captions])
+    (corpus,) = build_corpora(tokenizer, language, annotations.captions, [captions])
     return {
         "hypotheses": str(hypotheses),
         "references": str(references),
@@ -84,6 +88,7 @@ def compare(
     references: Path | str,
     *,
     tokenizer: TokenizerName = "spacy",
+    language: str = ENGLISH,
     meteor: bool = True,
     spice: bool = False,
     bootstrap_samples: int = 1000,
@@ -96,8 +101,9 @@ def compare(
         b: Results to compare with `a`.
         references: COCO annotations file, or a folder written by `prepare`.
         tokenizer: Tokenizer of captions and references.
-        meteor: Whether to compute METEOR, which needs Java.
-        spice: Whether to compute SPICE, which needs Java 8 to 14 and Stanford CoreNLP.
+        language: Language of the captions, by its code in spaCy.
+        meteor: Whether to compute METEOR, which is for English and needs Java.
+        spice: Whether to compute SPICE, which is for English and needs Java 8 to 14 and Stanford CoreNLP.
         bootstrap_samples: Number of bootstrap samples for the 95% intervals.
         seed: Bootstrap seed.
 
@@ -106,8 +112,8 @@ def compare(
         for one image there is no interval.
 
     Raises:
-        UserError: A file is malformed, an image has no reference, no image is in both files, or the tokenizer is
-            unavailable.
+        UserError: A file is malformed, an image has no reference, no image is in both files, or the tokenizer or
+            the language is unavailable.
     """
     a, b, references = Path(a), Path(b), Path(references)
     annotations = read_references(references)
@@ -117,6 +123,7 @@ def compare(
         raise UserError(f"{a}: no image in common with {b}. Compare captions of the same images.")
     corpus_a, corpus_b = build_corpora(
         tokenizer,
+        language,
         annotations.captions,
         [{image_id: captions[image_id] for image_id in common} for captions in (captions_a, captions_b)],
     )

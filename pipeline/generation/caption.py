@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.captions.languages import ENGLISH, join_words
+
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
@@ -16,6 +18,8 @@ class Caption:
     """
 
     words: tuple[str, ...]
+    language: str = ENGLISH
+    """Code of the language of the words. Captions from `search`, which knows no language, have the default."""
     log_probability: float
     """Sum of the log-probabilities of the words, and of `<end>` if the caption reached it, in nats."""
     score: float
@@ -31,8 +35,8 @@ class Caption:
 
     @property
     def text(self) -> str:
-        """The words joined by spaces."""
-        return " ".join(self.words)
+        """The words joined to a text, without spaces in languages that have none."""
+        return join_words(self.words, self.language)
 
     @property
     def word_probabilities(self) -> tuple[float, ...]:
@@ -46,7 +50,12 @@ class Caption:
             return 0.0
         return math.exp(math.fsum(self.word_log_probabilities) / len(self.words))
 
-    def reshape_attention(self, grid: tuple[int, int]) -> "Caption":
-        """Return the caption with attention [T, P] reshaped to the height and width of `grid`: [T, H, W]."""
+    def complete(self, grid: tuple[int, int], language: str) -> "Caption":
+        """Return a caption from `search` with what the search does not know.
+
+        Args:
+            grid: Height and width of the grid, to which attention [T, P] is reshaped: [T, H, W].
+            language: Code of the language.
+        """
         assert self.attention is not None, "captions from a search have attention"
-        return replace(self, attention=self.attention.reshape(-1, *grid))
+        return replace(self, attention=self.attention.reshape(-1, *grid), language=language)

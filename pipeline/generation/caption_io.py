@@ -19,6 +19,7 @@ from pydantic import Field, FiniteFloat
 from typing_extensions import TypedDict
 
 from pipeline.artifacts import Int64, Schema, naming, read_json
+from pipeline.captions.languages import join_words
 from pipeline.errors import UserError
 from pipeline.generation.caption import Caption
 from pipeline.hdf5 import checked_dataset, create_artifact, open_artifact, read_dataset
@@ -137,7 +138,7 @@ def _write_block(file: h5py.File, attention: h5py.Dataset, start: int, block: li
     file["length"][rows] = [len(image.words) for image in block]
     file["log_probability"][rows] = [image.best.log_probability for image in block]
     file["score"][rows] = [image.best.score for image in block]
-    file["caption"][rows] = [image.best.text for image in block]
+    file["caption"][rows] = [" ".join(image.words) for image in block]
 
 
 class _BestRow(TypedDict):
@@ -155,6 +156,7 @@ class _CaptionRow(TypedDict):
     """A caption in `n_best.json`."""
 
     caption: str
+    words: list[str]
     log_probability: _LogProbability
     score: FiniteFloat
     word_log_probabilities: list[_LogProbability]
@@ -170,6 +172,7 @@ class _ImageRow(TypedDict):
 def _to_row(caption: Caption) -> _CaptionRow:
     return {
         "caption": caption.text,
+        "words": list(caption.words),
         "log_probability": caption.log_probability,
         "score": caption.score,
         "word_log_probabilities": list(caption.word_log_probabilities),
@@ -199,8 +202,12 @@ def _json_list(path: Path) -> Iterator[Callable[[Any], None]]:
         os.fsync(file.fileno())
 
 
-def read_captions(folder: Path) -> list[GeneratedCaptions]:
+def read_captions(folder: Path, language: str) -> list[GeneratedCaptions]:
     """Read the captions, and the attention of the best one of each image, in the order they were written.
+
+    Args:
+        folder: Folder of the files.
+        language: Code of the language of the model that generated the captions.
 
     Raises:
         UserError: A file is missing, damaged or of another schema, or the files do not belong together.
@@ -219,7 +226,7 @@ def read_captions(folder: Path) -> list[GeneratedCaptions]:
         "length": [len(row["word_log_probabilities"]) for row in best],
         "log_probability": [row["log_probability"] for row in best],
         "score": [row["score"] for row in best],
-        "caption": [row["caption"] for row in best],
+        "caption": [" ".join(row["words"]) for row in best],
     }
     with open_artifact(folder / ATTENTION_FILE, SCHEMA, _REMEDY) as file:
         for name, (dtype, _) in _COLUMNS.items():
@@ -229,19 +236,24 @@ def read_captions(folder: Path) -> list[GeneratedCaptions]:
         if min(grid) < 1:
             raise ValueError(f"the grid is {grid[0]} x {grid[1]}")
         attention = checked_dataset(file, "attention", np.float16, [len(rows), None, grid[0] * grid[1]])
-        return [_read_image(row, attention, index, grid) for index, row in enumerate(rows)]
+        return [_read_image(row, language, attention, index, grid) for index, row in enumerate(rows)]
 
 
-def _read_image(row: _ImageRow, attention: h5py.Dataset, index: int, grid: tuple[int, int]) -> GeneratedCaptions:
+def _read_image(
+    row: _ImageRow, language: str, attention: h5py.Dataset, index: int, grid: tuple[int, int]
+) -> GeneratedCaptions:
     """Convert a row of `n_best.json`, and read its attention from row `index` of the dataset [N, T, P]."""
     captions = []
     for rank, fields in enumerate(row["captions"]):
-        words = tuple(fields["caption"].split())
+        words = tuple(fields["words"])
         if len(words) != len(fields["word_log_probabilities"]):
             raise ValueError(f"{N_BEST_FILE} has another number of words for image {row['image_id']}")
+        if join_words(words, language) != fields["caption"]:
+            raise ValueError(f"{N_BEST_FILE} has a caption of other words for image {row['image_id']}")
         captions.append(
             Caption(
                 words=words,
+                language=language,
                 log_probability=fields["log_probability"],
                 score=fields["score"],
                 word_log_probabilities=tuple(fields["word_log_probabilities"]),

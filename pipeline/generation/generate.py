@@ -59,16 +59,16 @@ def generate(
             f" Put {view} first, or train again."
         )
     decoders = [model.decoder.to(device) for model in models]
-    words = models[0].vocabulary.words
+    vocabulary = models[0].vocabulary
     word_projections = precompute(decoders, params)
     with tqdm(total=len(image_ids), desc="generate", unit="image") as bar:
         for start in range(0, len(image_ids), batch_size):
             batch_ids = image_ids[start : start + batch_size]
             grids = torch.from_numpy(store.grids(batch_ids)).to(device)  # [B, P, C]
-            results = caption_grids(decoders, words, grids, batch_ids, params, word_projections)
+            results = caption_grids(decoders, vocabulary.words, grids, batch_ids, params, word_projections)
             for image_id, captions in zip(batch_ids, results, strict=True):
                 yield GeneratedCaptions(
                     image_id=image_id,
-                    captions=tuple(caption.reshape_attention(store.spec.grid) for caption in captions),
+                    captions=tuple(caption.complete(store.spec.grid, vocabulary.language) for caption in captions),
                 )
             bar.update(len(batch_ids))

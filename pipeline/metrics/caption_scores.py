@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.metrics import bleu, cider, meteor, rouge, spice
 from pipeline.metrics.bootstrap import Resampling, ScoreFunction, Table, mean, score_interval, score_table
 from pipeline.metrics.corpus import Corpus
-from pipeline.metrics.java import UnavailableError
+from pipeline.metrics.java import UnavailableError, require_english
 
 _BLEU_NAMES = [f"BLEU-{order}" for order in range(1, bleu.MAX_ORDER + 1)]
 
@@ -71,7 +71,7 @@ class MetricTables:
 
 
 def compute_metrics(corpus: Corpus, with_meteor: bool, with_spice: bool) -> MetricTables:
-    """Compute the tables of all metrics. Metrics that this machine cannot compute are listed as unavailable.
+    """Compute the tables of all metrics. Metrics that this machine or language does not have are listed as unavailable.
 
     Args:
         corpus: Hypotheses and references.
@@ -90,6 +90,7 @@ def compute_metrics(corpus: Corpus, with_meteor: bool, with_spice: bool) -> Metr
     tables |= dict.fromkeys(_BLEU_NAMES, bleu.bleu_counts(hypotheses, references))
     if with_meteor:
         try:
+            require_english("METEOR", corpus.tokenization.language)
             tables["METEOR"] = meteor.meteor_counts(hypotheses, references)
             image_scores["METEOR"] = meteor.meteor(tables["METEOR"])
         except UnavailableError as error:
@@ -103,6 +104,7 @@ def compute_metrics(corpus: Corpus, with_meteor: bool, with_spice: bool) -> Metr
         unavailable |= dict.fromkeys(("CIDEr-D", "CIDEr"), f"not defined for {images}")
     if with_spice:
         try:
+            require_english("SPICE", corpus.tokenization.language)
             image_scores["SPICE"] = spice.spice(hypotheses, references)
         except UnavailableError as error:
             unavailable["SPICE"] = str(error)

@@ -5,9 +5,22 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 
+from pipeline.captions.languages import ENGLISH
+
 
 class UnavailableError(Exception):
     """A metric or tokenizer that this machine cannot run. The message gives the reason."""
+
+
+def require_english(name: str, language: str) -> None:
+    """Raise `UnavailableError` if captions are not in English, the language of these programs.
+
+    Args:
+        name: Name of the program for the error message.
+        language: Code of the language of the captions.
+    """
+    if language != ENGLISH:
+        raise UnavailableError(f"{name} is for English, and the language of the captions is {language}.")
 
 
 def find_java() -> str:

@@ -27,7 +27,7 @@ PROTOCOL: dict[str, str] = {
     "reference": "Denkowski and Lavie 2014",
 }
 """Protocol lines of METEOR, by key."""
-SIGNATURE: dict[str, str] = {"lang": "en", "norm": "yes", "lib": f"meteor-1.5+{LIBRARY_TAG}"}
+SIGNATURE: dict[str, str] = {"norm": "yes", "lib": f"meteor-1.5+{LIBRARY_TAG}"}
 """Fields of METEOR's signature."""
 
 # Parameters of the program for English ("rank" task), in the symbols of the paper: alpha weighs precision against

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from importlib.resources import as_file, files
 
+from pipeline.captions.languages import ENGLISH
 from pipeline.captions.tokenization import Tokenization, installed_version
 from pipeline.metrics.java import UnavailableError, run_java
 
@@ -10,6 +11,7 @@ PTB = Tokenization(
     tokenizer="ptb",
     version="3.4.1",
     source=f"Stanford CoreNLP's PTBTokenizer in pycocoevalcap {installed_version('pycocoevalcap')}",
+    language=ENGLISH,
     lowercase=True,
     punctuation="drop",
 )

@@ -248,12 +248,11 @@ class Captioner:
         grids = torch.from_numpy(self.encode(pixels)).to(self._device)  # [B, P, C]
         # The pixels of an image seed its samples, which therefore depend neither on its index nor on other images.
         image_ids = [int.from_bytes(sha256(image.tobytes()).digest()[:7]) for image in pixels]
-        results = caption_grids(
-            self._decoders, self._model.vocabulary.words, grids, image_ids, search, word_projections
-        )
+        vocabulary = self._model.vocabulary
+        results = caption_grids(self._decoders, vocabulary.words, grids, image_ids, search, word_projections)
         grid = self.config.encoder.grid
         best_captions = []
         for captions in results:
-            best, *others = (result.reshape_attention(grid) for result in captions)
+            best, *others = (result.complete(grid, vocabulary.language) for result in captions)
             best_captions.append(replace(best, alternatives=tuple(others)))
         return best_captions

@@ -7,21 +7,29 @@ Legend: `T` words, `h` x `w` grid of regions, `H` x `W` pixels.
 """
 
 import io
+import logging
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib.style
 import numpy as np
 import numpy.typing as npt
+from matplotlib import font_manager
 from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from pipeline.artifacts import write_atomically
 from pipeline.report.curve_style import SPLIT_COLORS, curve_label
 from pipeline.report.overlay import DIMMED_BRIGHTNESS, GLOW, sentinel_label, sentinel_weights
+
+logger = logging.getLogger("gridcap")
 
 Point = tuple[float, float]
 """An epoch, and the value of a metric after it."""
@@ -119,7 +127,7 @@ def attention_strip(
     num_rows = math.ceil(len(panels) / num_columns)
     total_width = num_columns * (panel_width + PANEL_GAP) + PANEL_GAP
     total_height = num_rows * (panel_height + TITLE_HEIGHT) + PANEL_GAP
-    with matplotlib.style.context(["default", STYLE]):
+    with _style_for("".join(words)):
         figure = Figure(figsize=(total_width, total_height))
         for index, (title, panel) in enumerate(panels):
             row, column = divmod(index, num_columns)
@@ -139,6 +147,38 @@ def attention_strip(
             font_size = min(12.0, 72 * panel_width / (0.65 * max(len(title), 1)))
             axes.set_title(title, fontsize=font_size, pad=4, parse_math=False)
         _save(figure, path)
+
+
+@contextmanager
+def _style_for(text: str) -> Iterator[None]:
+    """Use the style of this module with a font for scripts that the default font lacks, such as Han or Thai."""
+    characters = {ord(character) for character in text if not character.isspace()}
+    default_font = matplotlib.rcParamsDefault["font.sans-serif"][0]
+    families = [default_font]
+    if missing := characters - _characters(font_manager.findfont(default_font)):
+        fonts = ((font.name, font.fname) for font in font_manager.fontManager.ttflist)
+        names = (name for name, path in sorted(fonts) if "Last Resort" not in name and missing <= _characters(path))
+        if (name := next(names, None)) is None:
+            _warn_of_missing_font(chr(min(missing)))
+        else:
+            families.append(name)
+    with matplotlib.style.context(["default", STYLE | {"font.family": families}]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # reported above, once
+        yield
+
+
+@cache
+def _characters(font: str) -> frozenset[int]:
+    """Return the code points that a font file has."""
+    try:
+        return frozenset(FT2Font(font).get_charmap())
+    except (OSError, RuntimeError):  # removed since Matplotlib listed it, or of another format
+        return frozenset()
+
+
+@cache
+def _warn_of_missing_font(character: str) -> None:
+    logger.warning("attention plots: no installed font has all characters of a caption, such as %s", character)
 
 
 def _draw_curve(lines: Mapping[str, list[Point]], metric: str, path: Path) -> None:

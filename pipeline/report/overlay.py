@@ -82,3 +82,8 @@ def overlay_js() -> str:
 def page_file(name: str) -> str:
     """Read a file of `pipeline/report/page`."""
     return (files("pipeline.report") / "page" / name).read_text(encoding="utf-8")
+
+
+def html_lang(language: str) -> str:
+    """Return the attribute `lang` of captions in a language of spaCy; browsers choose fonts and voices by it."""
+    return "" if language == "xx" else language  # xx is any language, which HTML writes as none

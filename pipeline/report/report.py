@@ -22,6 +22,7 @@ from PIL import Image
 
 from pipeline import __version__
 from pipeline.artifacts import write_atomically
+from pipeline.captions.languages import join_words, word_separator
 from pipeline.evaluation.evaluate import Analysis, EvaluateParams, EvaluationData, Scores
 from pipeline.features.images import Pixels
 from pipeline.metrics.caption_scores import CORPUS_SCORES
@@ -32,6 +33,7 @@ from pipeline.report.examples import Example, ExampleGroup, build_examples
 from pipeline.report.overlay import (
     attention_levels,
     encode_levels,
+    html_lang,
     jpeg_url,
     overlay_css,
     overlay_js,
@@ -146,7 +148,9 @@ def _example_values(example: Example) -> dict[str, Any]:
         "width": width,
         "height": height,
         "grid": example.attention.shape[1:],
-        "caption": " ".join(example.words),
+        "caption": join_words(example.words, example.language),
+        "lang": html_lang(example.language),
+        "separator": word_separator(example.language),
         "words": [
             _word(text, attention, sentinel, example.boxes.get(index, ()))
             for index, (text, attention, sentinel) in enumerate(

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pipeline.captions.languages import join_words
 from pipeline.training.checkpoint_timer import CheckpointTimer
 from pipeline.training.interrupts import Interrupt, defer_signals
 from pipeline.training.live_metrics import LiveMetrics
@@ -108,7 +109,7 @@ def _checkpoint_if_due(trainer: Trainer, timer: CheckpointTimer, interrupt: Inte
 def _report_epoch(trainer: Trainer, validation: ValidationResult, live: LiveMetrics | None) -> None:
     """Log some captions and the metrics of the completed epoch."""
     for image_id, words in islice(validation.captions.items(), _LOGGED_CAPTIONS):
-        logger.info("  image %d: %s", image_id, " ".join(words))
+        logger.info("  image %d: %s", image_id, join_words(words, trainer.vocabulary.language))
     row = {name: value for name, value in trainer.progress.history[-1].items() if value is not None}
     logger.info("  ".join(f"{name} {value:.4g}" for name, value in row.items()))
     if live is not None:
