@@ -272,6 +272,39 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, text + "\n")
 
 
+def write_document(path: Path, schema: Schema, value: Mapping[str, Any], indent: int | None = 2) -> None:
+    """Write a JSON object atomically, with its schema and a digest of itself for `read_document`.
+
+    Args:
+        path: The file.
+        schema: Schema of the document.
+        value: JSON values by key; each key is a string.
+        indent: Spaces per level; None writes one line.
+    """
+    document = {**schema.header, **value}
+    document["document_digest"] = document_digest(document)
+    write_atomically(path, json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_document(path: Path, expected_type: type[T], remedy: str, schema: Schema) -> T:
+    """Read a JSON object of `write_document`, as `read_json`, and compare it with its digest.
+
+    Raises:
+        UserError: As `read_json`, or the document was altered.
+    """
+    value = read_json(path, expected_type, remedy, schema)
+    document = read_json(path, dict[str, Any], remedy)
+    if document.pop("document_digest", None) != document_digest(document):
+        raise UserError(f"{path}: was altered: its contents do not match document_digest. {remedy}")
+    return value
+
+
+def document_digest(document: Mapping[str, Any]) -> str:
+    """Compute the SHA-256, in hexadecimal, of the keys and values of a JSON object in any order and layout."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def dvc_root(path: Path) -> Path | None:
     """Return the root of the DVC repository that a file or folder is in, or None."""
     return next((folder for folder in path.absolute().parents if (folder / ".dvc").is_dir()), None)

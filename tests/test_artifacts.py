@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,9 +23,11 @@ from pipeline.artifacts import (
     original_path,
     publish,
     publish_together,
+    read_document,
     read_json,
     work_folder,
     write_atomically,
+    write_document,
     write_json,
 )
 from pipeline.errors import UserError
@@ -374,3 +377,17 @@ def test_a_path_in_the_workspace_of_an_experiment_maps_to_the_repository(
     assert original_path(unrelated) == unrelated
     with work_folder(work, "encode", "0") as folder:
         assert folder == tmp_path / work / "encode/0"
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_every_altered_byte_of_a_document_is_noticed(tmp_path: Path, indent: int | None) -> None:
+    path, schema = tmp_path / "a.json", Schema("test", 1)
+    value = {"b": [1, 2.5, None, "é"], "10": {"9": True}}
+    write_document(path, schema, value, indent)
+    read = {**schema.header, **value}
+    assert read_document(path, dict[str, object], "Redo it.", schema).items() >= read.items()
+    content = path.read_bytes()
+    for index, byte in enumerate(content):
+        path.write_bytes(content[:index] + bytes([byte ^ 1]) + content[index + 1 :])
+        with suppress(UserError):
+            assert read_document(path, dict[str, object], "Redo it.", schema).items() >= read.items()

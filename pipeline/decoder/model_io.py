@@ -15,7 +15,17 @@ from pydantic import Field, FiniteFloat
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from pipeline.artifacts import Int64, Schema, Sha256, read_bytes, read_json, write_atomically, write_json
+from pipeline.artifacts import (
+    Int64,
+    Schema,
+    Sha256,
+    read_bytes,
+    read_document,
+    read_json,
+    write_atomically,
+    write_document,
+    write_json,
+)
 from pipeline.captions.vocabulary import VOCABULARY_FILE, Vocabulary, read_vocabulary, write_vocabulary
 from pipeline.decoder.decoder import Decoder, DecoderParams
 from pipeline.decoder.registry import build_decoder
@@ -206,16 +216,11 @@ def read_history(folder: Path, config: ModelConfig) -> Sequence[Mapping[str, flo
 
 
 def _write_config(folder: Path, config: ModelConfig, weights_digest: str) -> None:
-    document = {
-        **SCHEMA.header,
-        "weights_digest": weights_digest,
-        **asdict(config),
-    }
-    write_json(folder / CONFIG_FILE, document)
+    write_document(folder / CONFIG_FILE, SCHEMA, {"weights_digest": weights_digest, **asdict(config)})
 
 
 def _read_config(folder: Path) -> tuple[ModelConfig, str]:
     """Return the configuration, and the SHA-256 of the weights file."""
     path = folder / CONFIG_FILE
-    config = read_json(path, ModelConfig, REMEDY, SCHEMA)
+    config = read_document(path, ModelConfig, REMEDY, SCHEMA)
     return config, read_json(path, _WeightsDigest, REMEDY)["weights_digest"]

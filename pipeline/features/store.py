@@ -29,8 +29,9 @@ from pipeline.artifacts import (
     file_digests,
     fingerprint,
     publish,
-    read_json,
+    read_document,
     write_atomically,
+    write_document,
 )
 from pipeline.errors import UserError, summarize
 from pipeline.features.resnets import Architecture, Layer
@@ -41,7 +42,7 @@ logger = logging.getLogger("gridcap")
 
 # Raise the version when the format changes, and when the same image file would get another grid: it is part of the
 # fingerprint, so no old row is reused.
-SCHEMA = Schema("gridcap.features", 3)
+SCHEMA = Schema("gridcap.features", 4)
 INDEX_FILE = "index.json"
 
 Grids = npt.NDArray[np.float16]
@@ -119,8 +120,6 @@ class _ShardEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class _Index:
-    schema: str
-    schema_version: int
     fingerprint: str
     spec: EncoderSpec
     views: Annotated[tuple[View, ...], Field(min_length=1)]
@@ -303,8 +302,6 @@ def write_index(
     """
     locations = {key: (shard, row) for shard, entry in enumerate(shards) for row, key in enumerate(entry.keys)}
     index = _Index(
-        schema=SCHEMA.name,
-        schema_version=SCHEMA.version,
         fingerprint=spec.fingerprint,
         spec=spec,
         views=tuple(views),
@@ -315,7 +312,7 @@ def write_index(
         },
         skipped=tuple(sorted(skipped)),
     )
-    write_atomically(folder / INDEX_FILE, TypeAdapter(_Index).dump_json(index) + b"\n")
+    write_document(folder / INDEX_FILE, SCHEMA, TypeAdapter(_Index).dump_python(index, mode="json"), indent=None)
 
 
 def shard_digests(index: Path, fingerprint: str) -> dict[str, str]:
@@ -328,7 +325,7 @@ def shard_digests(index: Path, fingerprint: str) -> dict[str, str]:
     Raises:
         UserError: The file is missing, damaged or of another schema version.
     """
-    contents = read_json(index, _Index, _REMEDY, SCHEMA)
+    contents = read_document(index, _Index, _REMEDY, SCHEMA)
     return {shard.file: shard.sha256 for shard in contents.shards} if contents.fingerprint == fingerprint else {}
 
 
@@ -350,7 +347,7 @@ class FeatureStore:
             UserError: The index is missing, damaged, of another schema version, or has another fingerprint.
         """
         self._folder = Path(folder)
-        self._index = read_json(self._folder / INDEX_FILE, _Index, _REMEDY, SCHEMA)
+        self._index = read_document(self._folder / INDEX_FILE, _Index, _REMEDY, SCHEMA)
         if fingerprint not in (None, self.fingerprint):
             raise UserError(
                 f"{self._folder / INDEX_FILE}: has features of encoder fingerprint {self.fingerprint}, expected"

@@ -7,7 +7,7 @@ Stage `generate` writes the file next to the captions, and `gridcap export` copi
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipeline.artifacts import Schema, read_json, write_json
+from pipeline.artifacts import Schema, read_document, write_document
 from pipeline.generation.search import SearchParams
 
 SCHEMA = Schema("gridcap.search", 1)
@@ -35,7 +35,7 @@ def write_search_settings(folder: Path, search: SearchParams, model_fingerprint:
         model_fingerprint: Fingerprint of the training run of the model.
     """
     recorded = _RecordedSearch(model_fingerprint=model_fingerprint, search=search)
-    write_json(folder / SEARCH_FILE, {**SCHEMA.header, **asdict(recorded)})
+    write_document(folder / SEARCH_FILE, SCHEMA, asdict(recorded))
 
 
 def search_settings_paths(model: Path) -> tuple[Path, Path]:
@@ -60,7 +60,7 @@ def find_search_settings(model: Path, model_fingerprint: str) -> SearchParams | 
     """
     for path in search_settings_paths(model):
         if path.is_file():
-            recorded = read_json(path, _RecordedSearch, _REMEDY, SCHEMA)
+            recorded = read_document(path, _RecordedSearch, _REMEDY, SCHEMA)
             if recorded.model_fingerprint == model_fingerprint:
                 return recorded.search
     return None
