@@ -113,9 +113,9 @@ def test_document_frequencies_of_a_larger_corpus_score_each_image_alone(corpus):
 
 
 def test_n_grams_that_the_other_corpus_lacks_are_as_rare_as_those_of_one_image():
-    frequencies = DocumentFrequencies([["a b c d".split()], ["a b x y".split()], ["z z z z".split()]])
-    unknown = cider(["p q r s".split()], [["p q r s".split(), "a b c d".split()]], frequencies)
+    frequencies = DocumentFrequencies([[["a", "b", "c", "d"]], [["a", "b", "x", "y"]], [["z", "z", "z", "z"]]])
+    unknown = cider([["p", "q", "r", "s"]], [[["p", "q", "r", "s"], ["a", "b", "c", "d"]]], frequencies)
     assert unknown.cider_d == pytest.approx([10 / 2])
-    partly = cider(["a b".split()], [["a c".split()]], frequencies).cider[0]
+    partly = cider([["a", "b"]], [[["a", "c"]]], frequencies).cider[0]
     a, b, c = math.log(3 / 2), math.log(3 / 2), math.log(3)
     assert partly == pytest.approx(10 / 4 * a**2 / (math.hypot(a, b) * math.hypot(a, c)))
