@@ -22,6 +22,9 @@ def main() -> None:
         metavar="N",
         help="numbers of images in the runs of memory (default: %(default)s)",
     )
+    parser.add_argument(
+        "--kind", dest="kinds", nargs="+", metavar="KIND", help="kinds of decoders in training (default: all)"
+    )
     arguments = parser.parse_args()
     for name in NAMES:
         if not arguments.names or name in arguments.names:
@@ -29,6 +32,8 @@ def main() -> None:
             benchmark = import_module(f"benchmarks.{name}").main
             if name == "memory":
                 benchmark(arguments.images)
+            elif name == "training" and arguments.kinds:
+                benchmark(arguments.kinds)
             else:
                 benchmark()
             print(flush=True)

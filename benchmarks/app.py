@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.workloads import encode_params, save_random_model, save_random_weights, write_photographs
-from pipeline.decoder.soft_attention import DecoderParams
+from pipeline.decoder.decoder import DecoderParams
 from pipeline.features.encoder import load_encoder
 from pipeline.features.encoding import encoder_spec
 
@@ -28,7 +28,13 @@ IMAGE_SIZE = 224  # px
 VOCAB_SIZE = 2500
 TIMEOUT = 120_000  # ms
 DECODER = DecoderParams(
-    embedding_size=256, hidden_size=512, attention_size=256, dropout=0.0, region_dropout=0.0, word_dropout=0.0
+    kind="soft_attention",
+    embedding_size=256,
+    hidden_size=512,
+    attention_size=256,
+    dropout=0.0,
+    region_dropout=0.0,
+    word_dropout=0.0,
 )
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.workloads import encode_params, make_records, random_jpeg, save_random_model, save_random_weights
 from pipeline.artifacts import read_json
 from pipeline.captions.records import write_records
-from pipeline.decoder.soft_attention import DecoderParams
+from pipeline.decoder.decoder import DecoderParams
 from pipeline.features.store import FeatureStore
 from pipeline.generation.caption_io import CAPTIONS_FILE
 from pipeline.generation.generate import GenerateParams
@@ -31,7 +31,13 @@ SIZE = 64
 REMEDY = "Run the benchmark again."
 VOCAB_SIZE = 1000
 DECODER = DecoderParams(
-    embedding_size=64, hidden_size=64, attention_size=64, dropout=0.0, region_dropout=0.0, word_dropout=0.0
+    kind="soft_attention",
+    embedding_size=64,
+    hidden_size=64,
+    attention_size=64,
+    dropout=0.0,
+    region_dropout=0.0,
+    word_dropout=0.0,
 )
 
 # Runs a stage and prints its peak memory in KiB as the last line.

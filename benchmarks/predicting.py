@@ -19,8 +19,8 @@ import torch
 from benchmarks.encoding import ENCODERS, NUM_THREADS, SIZE
 from benchmarks.workloads import encode_params, save_random_model, save_random_weights, write_photographs
 from pipeline.captions.records import Record
+from pipeline.decoder.decoder import DecoderParams
 from pipeline.decoder.model_io import read_model
-from pipeline.decoder.soft_attention import DecoderParams
 from pipeline.features.encoder import EncodeParams, load_encoder
 from pipeline.features.encoding import encode, encoder_spec
 from pipeline.features.store import FeatureStore
@@ -29,7 +29,13 @@ from pipeline.prediction.captioner import DEFAULT_SEARCH, SEARCH_BATCH_SIZE, Cap
 
 NUM_IMAGES, ROUNDS = 500, 3
 DECODER = DecoderParams(
-    embedding_size=256, hidden_size=512, attention_size=256, dropout=0.0, region_dropout=0.0, word_dropout=0.0
+    kind="soft_attention",
+    embedding_size=256,
+    hidden_size=512,
+    attention_size=256,
+    dropout=0.0,
+    region_dropout=0.0,
+    word_dropout=0.0,
 )
 VOCAB_SIZE = 2500
 CPU = torch.device("cpu")

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from benchmarks.training import describe_device, describe_target, measure
 from pipeline.captions.vocabulary import END, PAD, SPECIALS, START, UNK
-from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
+from pipeline.decoder.decoder import DecoderParams
+from pipeline.decoder.soft_attention import SoftAttentionDecoder
 from pipeline.decoder.soft_attention_reference import ReferenceState, SoftAttentionReference
 from pipeline.device import setup_device
 from pipeline.generation.ensemble import caption_grids, precompute
@@ -32,6 +33,7 @@ from pipeline.generation.search import SearchParams
 
 HIDDEN_SIZE, BEAM_SIZE, MEAN_LENGTH, STD_LENGTH = 512, 5, 12, 3
 SIZES = DecoderParams(
+    kind="soft_attention",
     embedding_size=HIDDEN_SIZE,
     hidden_size=HIDDEN_SIZE,
     attention_size=HIDDEN_SIZE,

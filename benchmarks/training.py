@@ -1,14 +1,14 @@
-"""Training speed of the decoder relative to its reference implementation, on one batch, in one run.
+"""Training speed of a kind of decoder relative to its reference implementation, on one batch, in one run.
 
-The reference is `pipeline/decoder/soft_attention_reference.py`, trained in float32 with plain Adam. The decoder is
-trained as the trainer does, with fused Adam, in each of its modes. A step is forward, loss, backward, gradient clipping
-and optimizer; dropout is equal. Each round measures every row once. Rates, speedups and shares are medians of the
-rounds; `lowest` and `highest` are the extreme speedups of a round. `first step` includes compilation.
+The reference is `pipeline/decoder/KIND_reference.py`, trained in float32 with plain Adam: a loop over steps with one
+caption per row. The decoder is trained as the trainer does, with fused Adam, in each of its modes. A step is forward,
+loss, backward, gradient clipping and optimizer; dropout is equal. Each round measures every row once. Rates, speedups
+and shares are medians of the rounds; `lowest` and `highest` are the extreme speedups of a round. `first step` includes
+compilation.
 
 Two rows per precision show the limits of the hardware:
 - "matrix products only": the matrix products of a decoder step, in their shapes, and nothing else.
 - "peak rate": as many multiply-adds in a product of 2048 x 2048 matrices. `of peak` relates every row to this rate.
-The products are listed by `products`; their number of multiply-adds is checked against PyTorch's FLOP counter.
 
 For modes with a target, PyTorch's profiler gives the share of time by kind of operation:
 - products: matrix products;
@@ -23,33 +23,34 @@ import copy
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.decoder.soft_attention import POSITION_CHANNELS, DecoderParams, SoftAttentionDecoder
-from pipeline.decoder.soft_attention_reference import SoftAttentionReference
+from pipeline.decoder.decoder import Decoder, DecoderKind, DecoderParams
+from pipeline.decoder.decoder_reference import DecoderReference
+from pipeline.decoder.references import REFERENCES
+from pipeline.decoder.registry import build_decoder
 from pipeline.device import setup_device
 from pipeline.training.loss import caption_loss
 
 NUM_IMAGES, CAPTIONS_PER_IMAGE, CAPTION_LENGTH, SIZE = 16, 5, 13, 512
-PARAMS = DecoderParams(
-    embedding_size=SIZE, hidden_size=SIZE, attention_size=SIZE, dropout=0.5, region_dropout=0.0, word_dropout=0.0
-)
 NUM_CAPTIONS = NUM_IMAGES * CAPTIONS_PER_IMAGE
 LEARNING_RATE = 4e-4
+DECODERS: tuple[DecoderKind, ...] = get_args(DecoderKind)
 ROUNDS, STEPS_PER_ROUND = 5, 4
 PEAK_MATRIX_SIZE = 2048
 REFERENCE, PRODUCTS_ONLY, PEAK = "reference, float32", "matrix products only", "peak rate"
 PRECISIONS = ["float32", "bfloat16"]
 
-PRODUCT_OPERATIONS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
+PRODUCT_OPERATIONS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 KINDS = ("products", "scores", "elementwise", "casting", "optimizer", "overhead")
 
 
@@ -100,9 +101,8 @@ class Row(NamedTuple):
 
 
 class Product(NamedTuple):
-    """A product of matrices [rows, inner] and [inner, columns], `repetitions` times, each for `batch` pairs at once."""
+    """A product of matrices [rows, inner] and [inner, columns], for `batch` pairs at once."""
 
-    repetitions: int
     batch: int
     rows: int
     inner: int
@@ -110,50 +110,31 @@ class Product(NamedTuple):
 
     @property
     def multiply_adds(self) -> int:
-        """Multiply-adds of all repetitions."""
-        return self.repetitions * self.batch * self.rows * self.inner * self.columns
+        """Multiply-adds of the product."""
+        return self.batch * self.rows * self.inner * self.columns
 
 
-def products(case: Case) -> Iterator[Product]:
-    """List the matrix products of one training step of the decoder.
+class RecordProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records the matrix products that are computed while it is active, forward and backward."""
 
-    A layer has a product for the output, one for the gradient of its weight and one for the gradient of its input;
-    layers that read the grids lack the last. Layers that read the state or the context run at every step, with one
-    product for the gradient of the weight over all steps. An image with fewer regions than decoding steps has
-    projected regions in place of context vectors. Attention scores involve no matrix product over the regions.
-    """
-    num_regions, region_size = case.side**2, case.num_channels + POSITION_CHANNELS
-    num_gates, joint_size = 4 * SIZE, SIZE + 2 + 4 * SIZE  # LSTM gates; query, beta, coverage weight and gates
-    steps_per_image = CAPTIONS_PER_IMAGE * CAPTION_LENGTH
-    layers = [  # repetitions, rows, inputs, outputs
-        (1, NUM_CAPTIONS * CAPTION_LENGTH, SIZE, joint_size),  # word_proj
-        (CAPTION_LENGTH, NUM_CAPTIONS, SIZE, joint_size),  # state_proj
-        (1, NUM_CAPTIONS * CAPTION_LENGTH, SIZE, SIZE),  # state_output
-        (1, NUM_CAPTIONS * CAPTION_LENGTH, SIZE, case.vocab_size),  # output_proj
-    ]
-    grid_layers = [(NUM_IMAGES * num_regions, SIZE), (NUM_IMAGES, SIZE), (NUM_IMAGES, SIZE)]  # key_proj, init_h, init_c
-    if num_regions < steps_per_image:
-        grid_layers += [(NUM_IMAGES * num_regions, num_gates), (NUM_IMAGES * num_regions, SIZE)]
-        for repetitions, outputs in ((CAPTION_LENGTH, num_gates), (1, SIZE)):  # gated alpha @ projected regions
-            rows = steps_per_image // repetitions
-            yield Product(repetitions, NUM_IMAGES, rows, num_regions, outputs)
-            yield Product(repetitions, NUM_IMAGES, rows, outputs, num_regions)
-            yield Product(1, NUM_IMAGES, outputs, steps_per_image, num_regions)
-    else:
-        layers += [
-            (CAPTION_LENGTH, NUM_CAPTIONS, region_size, num_gates),  # context_proj
-            (1, NUM_CAPTIONS * CAPTION_LENGTH, region_size, SIZE),  # context_output
-        ]
-        # Context vectors; the regions have no gradient.
-        yield Product(CAPTION_LENGTH, NUM_IMAGES, CAPTIONS_PER_IMAGE, num_regions, region_size)
-        yield Product(CAPTION_LENGTH, NUM_IMAGES, CAPTIONS_PER_IMAGE, region_size, num_regions)
-    for rows, outputs in grid_layers:
-        yield Product(1, 1, rows, region_size, outputs)
-        yield Product(1, 1, outputs, rows, region_size)
-    for repetitions, rows, inputs, outputs in layers:
-        yield Product(repetitions, 1, rows, inputs, outputs)
-        yield Product(repetitions, 1, rows, outputs, inputs)
-        yield Product(1, 1, outputs, repetitions * rows, inputs)
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.products: list[Product] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.name().partition(".")[0] in PRODUCT_OPERATIONS:
+            left, right = [argument.shape for argument in args if isinstance(argument, Tensor)][-2:]
+            batch = left[0] if len(left) == 3 else 1
+            self.products.append(Product(batch, left[-2], left[-1], right[-1]))
+        return func(*args, **(kwargs or {}))
+
+
+def record_products(step: Callable[[], None]) -> list[Product]:
+    """Return the matrix products of a training step. Attention scores involve no matrix product over the regions."""
+    recorder = RecordProducts()
+    with recorder:
+        step()
+    return recorder.products
 
 
 def train_step(
@@ -179,11 +160,11 @@ def multiply(step_products: list[Product], precision: str, device: torch.device)
     dtype = getattr(torch, precision)
     operands = [
         (
-            product.repetitions,
+            repetitions,
             torch.rand(product.batch, product.rows, product.inner, device=device).to(dtype).squeeze(0),
             torch.rand(product.batch, product.inner, product.columns, device=device).to(dtype).squeeze(0),
         )
-        for product in step_products
+        for product, repetitions in Counter(step_products).items()
     ]
 
     def multiply_all() -> None:
@@ -192,13 +173,6 @@ def multiply(step_products: list[Product], precision: str, device: torch.device)
                 left @ right
 
     return multiply_all
-
-
-def count_multiply_adds(step: Callable[[], None]) -> int:
-    """Count the multiply-adds of all matrix products with PyTorch's FLOP counter."""
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return int(counter.get_total_flops()) // 2
 
 
 def describe_device(device: torch.device) -> str:
@@ -250,16 +224,14 @@ def operation_kind(names: list[str]) -> str:
         return "scores"
     if "optimizer" in names:
         return "optimizer"
-    if not PRODUCT_OPERATIONS.isdisjoint(names):
+    if not set(PRODUCT_OPERATIONS).isdisjoint(names):
         return "products"
     if "aten::_to_copy" in names:
         return "casting"
     return "elementwise" if names[0].startswith("aten::") else "overhead"
 
 
-def check_equal(
-    decoder: SoftAttentionDecoder, reference: SoftAttentionReference, grids: Tensor, tokens: Tensor
-) -> None:
+def check_equal(decoder: Decoder, reference: DecoderReference, grids: Tensor, tokens: Tensor) -> None:
     """Check that the outputs of decoder and reference are equal up to rounding."""
     with torch.no_grad():
         for output, expected in zip(decoder.eval()(grids, tokens), reference.eval()(grids, tokens), strict=True):
@@ -268,21 +240,22 @@ def check_equal(
     reference.train()
 
 
-def main(rounds: int = ROUNDS) -> None:
-    """Print a table for each case."""
+def main(kinds: Sequence[DecoderKind] = DECODERS, rounds: int = ROUNDS) -> None:
+    """Print a table for each case of each kind."""
     device = setup_device(os.environ.get("GRIDCAP_DEVICE", "auto"))
     print(
         f"training on {describe_device(device)}: batches of {NUM_IMAGES} images x {CAPTIONS_PER_IMAGE} captions x"
         f" {CAPTION_LENGTH} words; attention, embedding and hidden size {SIZE}; median of {rounds} rounds"
     )
-    for case in CASES:
-        for line in compare(case, device, rounds):
-            print(line, flush=True)
+    for kind in kinds:
+        for case in CASES:
+            for line in compare(kind, case, device, rounds):
+                print(line, flush=True)
 
 
-def compare(case: Case, device: torch.device, rounds: int) -> Iterator[str]:
-    """Measure one case and yield the lines of its table."""
-    rows = list(table_rows(case, device))
+def compare(kind: DecoderKind, case: Case, device: torch.device, rounds: int) -> Iterator[str]:
+    """Measure one case of a kind and yield the lines of its table."""
+    rows = list(table_rows(kind, case, device))
     first_steps = {row.name: measure(row.function, 1, device) for row in rows}
     seconds = [  # of a training step, for each round
         {row.name: measure(row.function, row.repetitions, device) / row.steps_per_call for row in rows}
@@ -295,9 +268,9 @@ def compare(case: Case, device: torch.device, rounds: int) -> Iterator[str]:
     fastest = max(modes, key=lambda row: median(speedups[row.name]))
     targets = {modes[0].name: case.float32_target, fastest.name: case.best_target}
 
-    heading = f"{case.side**2} regions x {case.num_channels}, {case.vocab_size} words"
+    yield f"{kind}, {case.side**2} regions x {case.num_channels}, {case.vocab_size} words"
     yield (
-        f"{heading:>32} {'captions/s':>10} {'speedup':>8} {'lowest':>7} {'highest':>7} {'target':>10}"
+        f"{'':>32} {'captions/s':>10} {'speedup':>8} {'lowest':>7} {'highest':>7} {'target':>10}"
         f" {'GFLOP/caption':>13} {'GFLOP/s':>8} {'of peak':>8} {'first step, s':>13}"
     )
     for row in rows:
@@ -322,32 +295,43 @@ def describe_target(target: float | None, speedup: float) -> str:
     return "" if target is None else f"{target:g} {'met' if speedup >= target else 'missed'}"
 
 
-def table_rows(case: Case, device: torch.device) -> Iterator[Row]:
-    """Build the functions to measure in one case, all on one batch."""
+def table_rows(kind: DecoderKind, case: Case, device: torch.device) -> Iterator[Row]:
+    """Build the functions to measure in one case of a kind, all on one batch."""
     torch.manual_seed(0)
     grids = torch.rand(NUM_IMAGES, case.side**2, case.num_channels).half().to(device)
     tokens = torch.randint(4, case.vocab_size, (NUM_IMAGES, CAPTIONS_PER_IMAGE, CAPTION_LENGTH + 1)).to(device)
-    decoder = SoftAttentionDecoder(PARAMS, (case.side, case.side), case.num_channels, case.vocab_size).to(device)
-    reference = SoftAttentionReference(decoder)
+    params = DecoderParams(
+        kind=kind,
+        embedding_size=SIZE,
+        hidden_size=SIZE,
+        attention_size=SIZE,
+        dropout=0.5,
+        region_dropout=0.0,
+        word_dropout=0.0,
+    )
+    decoder = build_decoder(params, (case.side, case.side), case.num_channels, case.vocab_size).to(device)
+    reference = REFERENCES[kind](decoder)
     check_equal(decoder, reference, grids, tokens[:, :, :-1])
-    step_products = list(products(case))
-    multiply_adds = sum(product.multiply_adds for product in step_products)
 
-    optimizer = torch.optim.Adam(reference.parameters(), lr=LEARNING_RATE)
-    step = train_step(reference, optimizer, grids, tokens, "float32")
-    yield Row(REFERENCE, "float32", step, count_multiply_adds(step), repetitions=1)
+    def make_step(model: nn.Module, precision: str, fused: bool) -> Callable[[], None]:
+        optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=fused)
+        return train_step(model, optimizer, grids, tokens, precision)
+
+    def count_multiply_adds(products: list[Product]) -> int:
+        return sum(product.multiply_adds for product in products)
+
+    step = make_step(reference, "float32", fused=False)
+    yield Row(REFERENCE, "float32", step, count_multiply_adds(record_products(step)), repetitions=1)
+    step_products = record_products(make_step(copy.deepcopy(decoder), "float32", fused=True))
+    multiply_adds = count_multiply_adds(step_products)
     for mode in MODES:
         if mode.compiled and device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
             print(f"{mode.name:>32} skipped: compilation needs g++")
             continue
         model = copy.deepcopy(decoder)
         model.compiled = mode.compiled
-        optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
-        step = train_step(model, optimizer, grids, tokens, mode.precision)
-        if mode is MODES[0]:
-            assert count_multiply_adds(step) == multiply_adds
-        yield Row(mode.name, mode.precision, step, multiply_adds)
-    peak_product = Product(1, 1, PEAK_MATRIX_SIZE, PEAK_MATRIX_SIZE, PEAK_MATRIX_SIZE)
+        yield Row(mode.name, mode.precision, make_step(model, mode.precision, fused=True), multiply_adds)
+    peak_product = Product(1, PEAK_MATRIX_SIZE, PEAK_MATRIX_SIZE, PEAK_MATRIX_SIZE)
     for precision in PRECISIONS:
         yield Row(f"{PRODUCTS_ONLY}, {precision}", precision, multiply(step_products, precision, device), multiply_adds)
         function = multiply([peak_product], precision, device)

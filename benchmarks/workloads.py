@@ -14,8 +14,9 @@ from torch import nn
 
 from pipeline.captions.records import Record
 from pipeline.captions.vocabulary import SPECIALS, Vocabulary
+from pipeline.decoder.decoder import DecoderParams
 from pipeline.decoder.model_io import ModelConfig, TrainingData, write_model
-from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
+from pipeline.decoder.registry import build_decoder
 from pipeline.features.encoder import EncodeParams, Precision
 from pipeline.features.resnets import Architecture, Layer
 from pipeline.features.store import EncoderSpec
@@ -105,7 +106,7 @@ def save_random_model(
 
     Args:
         folder: The folder to write.
-        params: Sizes of the decoder.
+        params: Kind and sizes of the decoder.
         spec: Encoder of the grids.
         num_words: Number of words in the vocabulary, without special tokens.
         encoder_weights: Path of the encoder's weights that the model records.
@@ -115,7 +116,7 @@ def save_random_model(
     """
     vocabulary = Vocabulary((*SPECIALS, *(f"word{i}" for i in range(num_words))))
     torch.manual_seed(0)
-    decoder = SoftAttentionDecoder(params, spec.grid, spec.channels, len(vocabulary))
+    decoder = build_decoder(params, spec.grid, spec.channels, len(vocabulary))
     config = ModelConfig(
         fingerprint="random",
         decoder=params,

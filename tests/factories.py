@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.decoder.soft_attention import DecoderParams
+from pipeline.decoder.decoder import DecoderParams
 from pipeline.features.encoder import EncodeParams, GridEncoder
 from pipeline.features.quantization.moments import dead_leaves
 from pipeline.features.resnets import Architecture, Layer
@@ -59,6 +59,7 @@ def random_encoder(architecture: Architecture, layer: Layer, num_images: int) ->
 def decoder_params(**changes: object) -> DecoderParams:
     """Return params of a small decoder without dropout, with some fields changed."""
     values: dict[str, object] = {
+        "kind": "soft_attention",
         "embedding_size": 8,
         "hidden_size": 12,
         "attention_size": 8,

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.captions.vocabulary import SPECIALS, Vocabulary
 from pipeline.decoder.model_io import ModelConfig, TrainingData, write_model
-from pipeline.decoder.soft_attention import SoftAttentionDecoder
+from pipeline.decoder.registry import build_decoder
 from pipeline.features.store import EncoderSpec
 from tests.factories import decoder_params, small_spec
 
@@ -51,7 +51,7 @@ def make_model(
     """
     vocabulary = Vocabulary((*SPECIALS, *words.split()))
     torch.manual_seed(seed)
-    decoder = SoftAttentionDecoder(SIZES, spec.grid, spec.channels, len(vocabulary))
+    decoder = build_decoder(SIZES, spec.grid, spec.channels, len(vocabulary))
     config = model_config(fingerprint=f"run {seed}", vocabulary_digest=vocabulary.digest, encoder=spec, view=view)
     write_model(folder, decoder.state_dict(), vocabulary, config)
     return folder

@@ -21,8 +21,9 @@ import torch
 from PIL import ExifTags, Image
 
 from pipeline.captions.vocabulary import END, SPECIALS, Vocabulary
+from pipeline.decoder.decoder import DecoderParams
 from pipeline.decoder.model_io import write_model
-from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
+from pipeline.decoder.registry import build_decoder
 from pipeline.features.encoder import GridEncoder, weights_digest
 from pipeline.features.resnets import STRIDES, Architecture, Layer
 from pipeline.features.store import EncoderSpec
@@ -64,7 +65,7 @@ def write_random_model(
         channels=encoder.channels,
     )
     params = load_key(ROOT / "params.yaml", "train.decoder", DecoderParams)
-    decoder = SoftAttentionDecoder(params, spec.grid, encoder.channels, len(vocabulary))
+    decoder = build_decoder(params, spec.grid, encoder.channels, len(vocabulary))
     with torch.no_grad():
         decoder.score_weight *= 50
         decoder.output_proj.weight *= 20

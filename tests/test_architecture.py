@@ -5,11 +5,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from ruamel.yaml import YAML
 
+from pipeline.decoder.decoder import DecoderKind
 from pipeline.import_graph import DVC_FILES, ROOT, imports, modules, stage_module
 
 # The order of the data: a package imports only itself, the base modules and packages before it in this list.
@@ -138,6 +139,8 @@ def test_every_module_has_a_test_file_of_its_name() -> None:
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
     if "app_page" in tests:  # tests all pages of the app in a browser
         tests |= {"captioning", "models", "app_training"}
+    if "decoder_reference" in tests:  # tests the reference of every kind of decoder
+        tests |= {f"{kind}_reference" for kind in get_args(DecoderKind)}
     stems = {name: name.rpartition(".")[2] for name in modules_with_code() if name.startswith("pipeline.")}
     untested = [
         name for name, stem in sorted(stems.items()) if stem not in tests and f"{package(name)}_{stem}" not in tests

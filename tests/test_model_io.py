@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pipeline.captions.vocabulary import SPECIALS, VOCABULARY_FILE, Vocabulary
+from pipeline.decoder.decoder import Decoder
 from pipeline.decoder.model_io import (
     CONFIG_FILE,
     HISTORY_FILE,
@@ -18,7 +19,7 @@ from pipeline.decoder.model_io import (
     write_history,
     write_model,
 )
-from pipeline.decoder.soft_attention import SoftAttentionDecoder
+from pipeline.decoder.registry import build_decoder
 from pipeline.errors import UserError
 from tests.factories import decoder_params, small_spec
 from tests.model_folders import model_config
@@ -32,15 +33,15 @@ CONFIG = model_config(
 HISTORY = [{"epoch": 1, "train_loss": 2.0, "val_cider": 0.5}, {"epoch": 2, "train_loss": 1.5, "val_cider": 0.75}]
 
 
-def build_decoder() -> SoftAttentionDecoder:
+def make_decoder() -> Decoder:
     torch.manual_seed(0)
-    return SoftAttentionDecoder(PARAMS, SPEC.grid, SPEC.channels, len(VOCABULARY))
+    return build_decoder(PARAMS, SPEC.grid, SPEC.channels, len(VOCABULARY))
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
-    write_model(folder, build_decoder().state_dict(), VOCABULARY, CONFIG)
+    write_model(folder, make_decoder().state_dict(), VOCABULARY, CONFIG)
     write_history(folder, HISTORY)
     return folder
 
@@ -50,7 +51,7 @@ def test_a_model_is_read_as_written(folder: Path) -> None:
     assert model.config == CONFIG
     assert model.vocabulary == VOCABULARY
     assert not model.decoder.training
-    expected = build_decoder().state_dict()
+    expected = make_decoder().state_dict()
     weights = model.decoder.state_dict()
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
@@ -58,7 +59,7 @@ def test_a_model_is_read_as_written(folder: Path) -> None:
 
 def test_equal_models_have_equal_bytes(folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    write_model(other, build_decoder().state_dict(), VOCABULARY, CONFIG)
+    write_model(other, make_decoder().state_dict(), VOCABULARY, CONFIG)
     for name in (WEIGHTS_FILE, CONFIG_FILE, VOCABULARY_FILE):
         assert (other / name).read_bytes() == (folder / name).read_bytes()
 
@@ -82,6 +83,8 @@ def test_provenance_is_recorded_in_the_config_alone(folder: Path) -> None:
     ("file", "old", "new", "named_file", "facts"),
     [
         (CONFIG_FILE, '"channels": 6', '"channels": 7', WEIGHTS_FILE, ["size mismatch for key_proj.weight"]),
+        (CONFIG_FILE, '"soft_attention"', '"hard"', CONFIG_FILE, ["decoder.kind", "'top_down' or 'adaptive'"]),
+        (CONFIG_FILE, '"soft_attention"', '"adaptive"', WEIGHTS_FILE, [CONFIG_FILE, "AdaptiveDecoder"]),
         (CONFIG_FILE, '"hidden_size": 12', '"hidden_size": "x"', CONFIG_FILE, ["decoder.hidden_size", "integer"]),
         (CONFIG_FILE, '"hidden_size": 12', '"hidden_size": 10000000000', CONFIG_FILE, ["decoder.hidden_size", "8192"]),
         (CONFIG_FILE, '"hidden_size": 12', '"hidden_size": 8000', WEIGHTS_FILE, [CONFIG_FILE, "8000"]),
@@ -93,7 +96,7 @@ def test_provenance_is_recorded_in_the_config_alone(folder: Path) -> None:
         (CONFIG_FILE, '"grid_width": 2', '"grid_width": 0', CONFIG_FILE, ["encoder.grid_width", "1"]),
         (CONFIG_FILE, '"channels": 6', '"channels": 1000000', CONFIG_FILE, ["encoder.channels", "2048"]),
         (CONFIG_FILE, '"epoch": 1,', "", CONFIG_FILE, ["epoch", "required"]),
-        (CONFIG_FILE, '"schema_version": 5', '"schema_version": 4', CONFIG_FILE, ["gridcap.model version 4"]),
+        (CONFIG_FILE, '"schema_version": 6', '"schema_version": 5', CONFIG_FILE, ["gridcap.model version 5"]),
         (CONFIG_FILE, '"gridcap.model"', '"gridcap.tokens"', CONFIG_FILE, ["gridcap.tokens"]),
         (CONFIG_FILE, '"weights_digest": "', '"weights_digest": "f', WEIGHTS_FILE, ["SHA-256", CONFIG_FILE]),
         (CONFIG_FILE, '"vocabulary_digest": "', '"vocabulary_digest": "f', VOCABULARY_FILE, [VOCABULARY.digest]),

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from pipeline.captions.vocabulary import END, SPECIALS, START, UNK
-from pipeline.decoder.soft_attention import SoftAttentionDecoder
-from pipeline.decoder.soft_attention_reference import ReferenceState, SoftAttentionReference
+from pipeline.decoder.decoder import Decoder, DecoderKind
+from pipeline.decoder.references import REFERENCES
+from pipeline.decoder.registry import build_decoder
 from pipeline.errors import UserError
 from pipeline.generation.caption import Caption
 from pipeline.generation.ensemble import caption_grids, precompute
@@ -22,6 +23,7 @@ from pipeline.generation.search import SearchParams, search, select_beams
 from pipeline.params import check
 from tests.defaults import default_section
 from tests.factories import decoder_params
+from tests.kinds import KINDS, all_kinds
 from tests.search_reference import Hypothesis, reference_search, score
 
 A, B, C = 4, 5, 6
@@ -188,10 +190,10 @@ class RandomSteps:
         return logits.log_softmax(dim=-1).flatten().tolist(), state, attention.flatten().tolist()
 
 
-def make_decoder(hidden_size: int = 8) -> SoftAttentionDecoder:
+def make_decoder(hidden_size: int = 8, kind: DecoderKind = "soft_attention") -> Decoder:
     """Make a decoder of grids of 2 x 3 regions with 5 channels, with large weights for confident predictions."""
-    sizes = decoder_params(embedding_size=7, hidden_size=hidden_size, attention_size=6, dropout=0.3)
-    decoder = SoftAttentionDecoder(sizes, (2, 3), 5, len(MORE_WORDS)).double().eval()
+    sizes = decoder_params(kind=kind, embedding_size=7, hidden_size=hidden_size, attention_size=6, dropout=0.3)
+    decoder = build_decoder(sizes, (2, 3), 5, len(MORE_WORDS)).double().eval()
     for weights in decoder.parameters():
         weights.data *= 3
     return decoder
@@ -265,12 +267,13 @@ def test_random_networks_give_the_same_captions_as_the_reference_search() -> Non
 
 
 @pytest.mark.slow
-def test_decoders_give_the_same_captions_as_the_reference_search() -> None:
+@all_kinds
+def test_decoders_give_the_same_captions_as_the_reference_search(kind: DecoderKind) -> None:
     torch.manual_seed(3)
-    decoder, grids = make_decoder(), torch.randn(6, 6, 5, dtype=torch.float64)
-    reference = SoftAttentionReference(decoder).eval()
+    decoder, grids = make_decoder(kind=kind), torch.randn(6, 6, 5, dtype=torch.float64)
+    reference = REFERENCES[kind](decoder).eval()
 
-    def step_one(token: int, state: tuple[Tensor, ReferenceState]) -> tuple[list[float], object, list[float]]:
+    def step_one(token: int, state: tuple[Tensor, tuple[Tensor, ...]]) -> tuple[list[float], object, list[float]]:
         regions, decoder_state = state
         logits, decoder_state, alpha = reference.decode_step(torch.tensor([token]), decoder_state, regions)
         return logits.log_softmax(dim=-1).flatten().tolist(), (regions, decoder_state), alpha.flatten().tolist()
@@ -287,10 +290,12 @@ def test_decoders_give_the_same_captions_as_the_reference_search() -> None:
             assert_same(captions, hypotheses, MORE_WORDS, params)
 
 
+@all_kinds
 @pytest.mark.parametrize("method", ["beam", "sample"])
-def test_captions_do_not_depend_on_the_batch(method: str) -> None:
-    torch.manual_seed(4)
-    decoder, grids, image_ids = make_decoder().float(), torch.randn(20, 6, 5), [7 * index for index in range(20)]
+def test_captions_do_not_depend_on_the_batch(method: str, kind: DecoderKind) -> None:
+    torch.manual_seed(9)
+    decoder, grids = make_decoder(kind=kind).float(), torch.randn(20, 6, 5)
+    image_ids = [7 * index for index in range(20)]
     params = replace(SearchParams.greedy(max_length=12), min_length=1)
     params = replace(params, beam_size=4, n_best=4) if method == "beam" else replace(params, method="sample", n_best=2)
     together = caption_grids([decoder], MORE_WORDS, grids, image_ids, params)
@@ -321,9 +326,9 @@ def test_precomputed_word_projections_do_not_change_captions() -> None:
         assert result.score == pytest.approx(expected_caption.score, rel=1e-9)
 
 
-def test_an_ensemble_averages_probabilities_and_attention() -> None:
+def test_an_ensemble_of_all_kinds_averages_probabilities_and_attention() -> None:
     torch.manual_seed(6)
-    decoders = [make_decoder(hidden_size=8), make_decoder(hidden_size=5), make_decoder(hidden_size=3)]
+    decoders = [make_decoder(hidden_size, kind) for hidden_size, kind in zip((8, 5, 3), KINDS, strict=True)]
     grids = torch.randn(4, 6, 5, dtype=torch.float64)
     params = replace(SearchParams.greedy(max_length=6), beam_size=3, n_best=3)
     for grid, captions in zip(grids, caption_grids(decoders, MORE_WORDS, grids, range(4), params), strict=True):

@@ -45,7 +45,8 @@ encode: {weights: data/encoder.safetensors}
 train:
   seed: 3
   decoder:
-    {embedding_size: 8, hidden_size: 12, attention_size: 8, dropout: 0.2, region_dropout: 0.1, word_dropout: 0.1}
+    {kind: soft_attention, embedding_size: 8, hidden_size: 12, attention_size: 8,
+     dropout: 0.2, region_dropout: 0.1, word_dropout: 0.1}
   batch_size: 5
   gradient_accumulation_steps: 2
   random_views: false

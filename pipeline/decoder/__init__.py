@@ -1,1 +1,1 @@
-"""The decoder: a soft attention LSTM, its reference implementation, and the model folder."""
+"""The decoders: one interface, a module and a readable reference implementation for each kind, and the model folder."""

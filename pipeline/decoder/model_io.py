@@ -15,11 +15,12 @@ from typing_extensions import TypedDict
 
 from pipeline.artifacts import Schema, read_bytes, read_json, write_atomically, write_json
 from pipeline.captions.vocabulary import VOCABULARY_FILE, Vocabulary, read_vocabulary, write_vocabulary
-from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
+from pipeline.decoder.decoder import Decoder, DecoderParams
+from pipeline.decoder.registry import build_decoder
 from pipeline.errors import UserError
 from pipeline.features.store import EncoderSpec
 
-SCHEMA = Schema("gridcap.model", 5)
+SCHEMA = Schema("gridcap.model", 6)
 WEIGHTS_FILE = "decoder.safetensors"
 CONFIG_FILE = "config.json"
 HISTORY_FILE = "history.json"
@@ -48,7 +49,7 @@ class ModelConfig:
     fingerprint: str
     """Fingerprint of the training run: params, inputs, code and versions."""
     decoder: DecoderParams
-    """Sizes and dropout of the decoder."""
+    """Kind, sizes and dropout of the decoder."""
     vocabulary_digest: str
     """Digest of the vocabulary."""
     encoder: EncoderSpec
@@ -75,7 +76,7 @@ class ModelConfig:
 class TrainedModel:
     """A decoder in evaluation mode with its vocabulary and configuration."""
 
-    decoder: SoftAttentionDecoder
+    decoder: Decoder
     vocabulary: Vocabulary
     config: ModelConfig
 
@@ -158,8 +159,8 @@ def read_model(folder: Path) -> TrainedModel:
     return TrainedModel(decoder=decoder.eval(), vocabulary=vocabulary, config=config)
 
 
-def _build_decoder(config: ModelConfig, vocabulary: Vocabulary) -> SoftAttentionDecoder:
-    return SoftAttentionDecoder(config.decoder, config.encoder.grid, config.encoder.channels, len(vocabulary))
+def _build_decoder(config: ModelConfig, vocabulary: Vocabulary) -> Decoder:
+    return build_decoder(config.decoder, config.encoder.grid, config.encoder.channels, len(vocabulary))
 
 
 def write_history(folder: Path, history: Sequence[Mapping[str, float]]) -> None:

@@ -1,10 +1,7 @@
 """The decoder of `soft_attention.py` in slow and readable code.
 
-Tests compare the two; benchmarks measure how much faster the decoder is. Names and equation numbers are those of Show,
-Attend and Tell (Xu et al. 2015, arXiv:1502.03044).
-
-Shapes: `B` images, `K` captions per image, `N` captions of all images, `T` words, `P` regions, `C` channels, `D` region
-size (C + 16), `A` attention size, `E` embedding size, `H` hidden size, `V` vocabulary size.
+Names and equation numbers are those of Show, Attend and Tell (Xu et al. 2015, arXiv:1502.03044). Shapes are those of
+`decoder_reference.py`.
 """
 
 from typing import NamedTuple
@@ -13,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.decoder.decoder_reference import DecoderReference
 from pipeline.decoder.soft_attention import SoftAttentionDecoder
 
 
@@ -27,23 +25,15 @@ class ReferenceState(NamedTuple):
     """Sum of the attention weights of all steps so far [N, P]."""
 
 
-class SoftAttentionReference(nn.Module):
-    """Reference implementation with a copy of a decoder's weights.
-
-    It decodes one word at a time, repeats the regions of an image for each of its captions, and precomputes nothing.
-    """
-
-    position_encoding: Tensor
+class SoftAttentionReference(DecoderReference[ReferenceState]):
+    """Show, Attend and Tell, one layer per term."""
 
     def __init__(self, decoder: SoftAttentionDecoder) -> None:
         """Copy the weights of a decoder, which must use neither word dropout nor region dropout."""
-        super().__init__()
-        if decoder.word_dropout.p or decoder.region_dropout.p:
-            raise ValueError("the reference has neither word dropout nor region dropout")
+        super().__init__(decoder)
         region_size, attention_size = decoder.key_proj.in_features, decoder.key_proj.out_features
         vocab_size, embedding_size = decoder.embedding.num_embeddings, decoder.embedding.embedding_dim
         hidden_size = decoder.init_h.out_features
-        self.register_buffer("position_encoding", decoder.position_encoding, persistent=False)
         self.key_proj = nn.Linear(region_size, attention_size)
         self.query_proj = nn.Linear(embedding_size + hidden_size, attention_size)
         self.score_proj = nn.Linear(attention_size, 1, bias=False)
@@ -56,36 +46,7 @@ class SoftAttentionReference(nn.Module):
         self.state_output = nn.Linear(hidden_size, embedding_size)  # L_h
         self.context_output = nn.Linear(region_size, embedding_size, bias=False)  # L_z
         self.output_proj = nn.Linear(embedding_size, vocab_size)  # L_o
-        self.dropout = nn.Dropout(decoder.dropout.p)
-        self.to(decoder.score_weight)
-        self.load_state_dict(convert_weights({name: weight.detach() for name, weight in decoder.named_parameters()}))
-        # The decoder has one bias where nn.LSTMCell adds two. The second stays 0.
-        self.lstm.bias_hh.requires_grad_(False)
-
-    def forward(self, grids: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Read whole captions and predict every next word.
-
-        Args:
-            grids: Grids [B, P, C] of any floating-point type.
-            tokens: Ids of the words to read [B, K, T].
-
-        Returns:
-            Logits [B, K, T, V] and attention weights alpha [B, K, T, P].
-        """
-        regions = self.prepare(grids).repeat_interleave(tokens.shape[1], dim=0)  # [N, P, D], N = B * K
-        state = self.init_state(regions)
-        step_logits, step_alphas = [], []
-        for words in tokens.flatten(0, 1).unbind(dim=1):  # [N]
-            logits, state, alpha = self.decode_step(words, state, regions)
-            step_logits.append(logits)
-            step_alphas.append(alpha)
-        logits, alpha = torch.stack(step_logits, dim=1), torch.stack(step_alphas, dim=1)  # [N, T, V], [N, T, P]
-        return logits.view(*tokens.shape, -1), alpha.view(*tokens.shape, -1)
-
-    def prepare(self, grids: Tensor) -> Tensor:
-        """Return regions [B, P, D]: grids [B, P, C], layer-normalized, with a position encoding."""
-        normalized = F.layer_norm(grids.to(self.position_encoding.dtype), grids.shape[2:])  # [B, P, C]
-        return torch.cat([normalized, self.position_encoding.expand(len(grids), -1, -1)], dim=-1)
+        self._copy_weights(decoder)
 
     def init_state(self, regions: Tensor) -> ReferenceState:
         """Compute the state before the first word from the mean of the regions [N, P, D]."""
@@ -98,16 +59,7 @@ class SoftAttentionReference(nn.Module):
     def decode_step(
         self, tokens: Tensor, state: ReferenceState, regions: Tensor
     ) -> tuple[Tensor, ReferenceState, Tensor]:
-        """Read one word of each caption and predict the next.
-
-        Args:
-            tokens: Ids of the words to read [N].
-            state: State before the step.
-            regions: Regions of each caption's image [N, P, D].
-
-        Returns:
-            Logits [N, V], the next state, and attention weights alpha [N, P].
-        """
+        """Read one word of each caption and predict the next."""
         embedded = self.dropout(self.embedding(tokens))  # [N, E]
         word_and_state = torch.cat([embedded, state.h], dim=1)  # [N, E + H]
 
@@ -125,28 +77,28 @@ class SoftAttentionReference(nn.Module):
         logits = self.output_proj(self.dropout(deep_output))  # [N, V], eq. 7
         return logits, ReferenceState(h, c, state.coverage + alpha), alpha
 
+    @staticmethod
+    def convert_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Convert a decoder's weights, or their gradients, to the names and shapes of the reference.
 
-def convert_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Convert a decoder's weights, or their gradients, to the names and shapes of the reference.
+        The decoder computes query, beta, coverage weight and LSTM gates by joint projections of the word and of the
+        state; the reference has a layer for each.
+        """
+        attention_size, hidden_size = len(weights["score_weight"]), len(weights["init_h.bias"])
+        split_sizes = [attention_size, 1, 1, 4 * hidden_size]
+        *word_weights, word_gates = torch.split(weights["word_proj.weight"], split_sizes)
+        *state_weights, state_gates = torch.split(weights["state_proj.weight"], split_sizes)
+        *biases, gates_bias = torch.split(weights["state_proj.bias"], split_sizes)
 
-    The decoder computes query, beta, coverage weight and LSTM gates by joint projections of the word and of the state;
-    the reference has a layer for each.
-    """
-    attention_size, hidden_size = len(weights["score_weight"]), len(weights["init_h.bias"])
-    split_sizes = [attention_size, 1, 1, 4 * hidden_size]
-    *word_weights, word_gates = torch.split(weights["word_proj.weight"], split_sizes)
-    *state_weights, state_gates = torch.split(weights["state_proj.weight"], split_sizes)
-    *biases, gates_bias = torch.split(weights["state_proj.bias"], split_sizes)
-
-    shared = ("key_proj", "init_h", "init_c", "embedding", "state_output", "context_output", "output_proj")
-    converted = {name: weight for name, weight in weights.items() if name.partition(".")[0] in shared}
-    names = ("query_proj", "f_beta", "coverage_weight")
-    for name, word_weight, state_weight, bias in zip(names, word_weights, state_weights, biases, strict=True):
-        converted[f"{name}.weight"] = torch.cat([word_weight, state_weight], dim=1)
-        converted[f"{name}.bias"] = bias
-    converted["score_proj.weight"] = weights["score_weight"].unsqueeze(0)
-    converted["lstm.weight_ih"] = torch.cat([word_gates, weights["context_proj.weight"]], dim=1)
-    converted["lstm.weight_hh"] = state_gates
-    converted["lstm.bias_ih"] = gates_bias
-    converted["lstm.bias_hh"] = torch.zeros_like(gates_bias)
-    return converted
+        shared = ("key_proj", "init_h", "init_c", "embedding", "state_output", "context_output", "output_proj")
+        converted = {name: weight for name, weight in weights.items() if name.partition(".")[0] in shared}
+        names = ("query_proj", "f_beta", "coverage_weight")
+        for name, word_weight, state_weight, bias in zip(names, word_weights, state_weights, biases, strict=True):
+            converted[f"{name}.weight"] = torch.cat([word_weight, state_weight], dim=1)
+            converted[f"{name}.bias"] = bias
+        converted["score_proj.weight"] = weights["score_weight"].unsqueeze(0)
+        converted["lstm.weight_ih"] = torch.cat([word_gates, weights["context_proj.weight"]], dim=1)
+        converted["lstm.weight_hh"] = state_gates
+        converted["lstm.bias_ih"] = gates_bias
+        converted["lstm.bias_hh"] = torch.zeros_like(gates_bias)
+        return converted

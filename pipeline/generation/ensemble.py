@@ -11,18 +11,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pipeline.decoder.decoder import Decoder, map_state
+from pipeline.decoder.encoded_images import EncodedImages
 from pipeline.decoder.model_io import CONFIG_FILE, TrainedModel, read_model
-from pipeline.decoder.soft_attention import DecoderState, EncodedImages, SoftAttentionDecoder
 from pipeline.errors import UserError
 from pipeline.generation.caption import Caption
 from pipeline.generation.search import SearchParams, search, select_beams
 
 _TYPICAL_LENGTH = 12
-"""Words of a typical caption, to estimate the decoding steps per image for `SoftAttentionDecoder.prepare`."""
+"""Words of a typical caption, to estimate the decoding steps per image for `Decoder.prepare`."""
 
 
 def caption_grids(
-    decoders: Sequence[SoftAttentionDecoder],
+    decoders: Sequence[Decoder],
     words: Sequence[str],
     grids: Tensor,
     image_ids: Sequence[int],
@@ -32,8 +33,8 @@ def caption_grids(
     """Generate the captions of a batch of images.
 
     Args:
-        decoders: One decoder or an ensemble, in evaluation mode. Members of an ensemble share one vocabulary; their
-            word probabilities and attention weights are averaged.
+        decoders: One decoder or an ensemble, in evaluation mode. Members of an ensemble share one vocabulary and may be
+            of different kinds; their word probabilities and attention weights are averaged.
         words: The vocabulary, indexed by token id.
         grids: Grids of the images [B, P, C].
         image_ids: Ids of the images, which seed sampling together with `params.seed`. Beam search ignores them.
@@ -50,7 +51,7 @@ def caption_grids(
         return search(ensemble, ensemble.start(grids, params), image_ids, params, words, grids.device)
 
 
-def precompute(decoders: Sequence[SoftAttentionDecoder], params: SearchParams) -> list[Tensor]:
+def precompute(decoders: Sequence[Decoder], params: SearchParams) -> list[Tensor]:
     """Compute each decoder's word projections [V, G], which do not depend on images."""
     with torch.inference_mode(), _autocast(params, next(decoders[0].parameters()).device):
         return [decoder.project_vocabulary() for decoder in decoders]
@@ -64,13 +65,13 @@ class _MemberState(NamedTuple):
     """State of one decoder of the ensemble."""
 
     images: EncodedImages
-    decoder_state: DecoderState
+    decoder_state: tuple[Tensor, ...]
 
 
 class Ensemble:
     """Step function of a search, which averages the word probabilities and attention weights of its decoders."""
 
-    def __init__(self, decoders: Sequence[SoftAttentionDecoder], word_projections: Sequence[Tensor | None]) -> None:
+    def __init__(self, decoders: Sequence[Decoder], word_projections: Sequence[Tensor | None]) -> None:
         """Combine decoders.
 
         Args:
@@ -112,7 +113,7 @@ class Ensemble:
         """Return the state of the beams `beam_index` [B, K'] of each image."""
         return [
             member._replace(
-                decoder_state=DecoderState(*(select_beams(values, beam_index) for values in member.decoder_state))
+                decoder_state=map_state(member.decoder_state, lambda values: select_beams(values, beam_index))
             )
             for member in state
         ]
@@ -122,7 +123,7 @@ class Ensemble:
         return [
             _MemberState(
                 member.images.select_images(image_index),
-                DecoderState(*(values[image_index] for values in member.decoder_state)),
+                map_state(member.decoder_state, lambda values: values[image_index]),
             )
             for member in state
         ]

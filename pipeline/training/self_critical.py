@@ -23,8 +23,8 @@ from torch.nn import functional as F
 
 from pipeline.captions.tokens import CaptionTokens, group_references
 from pipeline.captions.vocabulary import END, PAD, SPECIALS, START, UNK
+from pipeline.decoder.decoder import DecoderParams
 from pipeline.decoder.model_io import TrainedModel
-from pipeline.decoder.soft_attention import DecoderParams
 from pipeline.distributed import SINGLE_PROCESS, Processes
 from pipeline.features.store import FeatureStore
 from pipeline.generation.ensemble import caption_grids

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.captions.vocabulary import PAD
-from pipeline.decoder.soft_attention import SoftAttentionDecoder
+from pipeline.decoder.decoder import Decoder
 from pipeline.training.batches import Batch, CaptionBatches
 from pipeline.training.loss import caption_loss
 
@@ -33,13 +33,13 @@ class TeacherForcedResult:
         return float((self.predicted == self.target).mean())
 
 
-def evaluate_split(decoder: SoftAttentionDecoder, batches: CaptionBatches, device: torch.device) -> TeacherForcedResult:
+def evaluate_split(decoder: Decoder, batches: CaptionBatches, device: torch.device) -> TeacherForcedResult:
     """Evaluate a decoder, in evaluation mode, on all captions of a split."""
     return merge_results([evaluate_batch(decoder, batch, device) for batch in batches.in_order()])
 
 
 @torch.inference_mode()
-def evaluate_batch(decoder: SoftAttentionDecoder, batch: Batch, device: torch.device) -> TeacherForcedResult:
+def evaluate_batch(decoder: Decoder, batch: Batch, device: torch.device) -> TeacherForcedResult:
     """Evaluate a decoder, in evaluation mode, on the captions of one batch."""
     assert not decoder.training, "dropout would make the loss random"
     tokens = batch.tokens.to(device)  # [B, K, T + 1]

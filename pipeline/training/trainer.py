@@ -23,7 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.captions.tokens import CaptionTokens, group_references
 from pipeline.captions.vocabulary import Vocabulary
-from pipeline.decoder.soft_attention import DecoderParams, SoftAttentionDecoder
+from pipeline.decoder.decoder import Decoder, DecoderParams
+from pipeline.decoder.registry import build_decoder
 from pipeline.distributed import SINGLE_PROCESS, Processes
 from pipeline.errors import UserError
 from pipeline.features.store import FeatureStore
@@ -152,7 +153,7 @@ class Trainer:
         self._val_batches = CaptionBatches(val, store, params.batch_size)
         self._val_references = group_references(val)
         torch.manual_seed(params.seed)
-        self.decoder = SoftAttentionDecoder(params.decoder, store.spec.grid, store.channels, len(vocabulary)).to(device)
+        self.decoder = build_decoder(params.decoder, store.spec.grid, store.channels, len(vocabulary)).to(device)
         if initial_weights is not None:
             self.decoder.load_state_dict(initial_weights)
         self.decoder.compiled = params.compile
@@ -180,9 +181,9 @@ class Trainer:
         return self._state.best_weights
 
     @property
-    def eval_model(self) -> SoftAttentionDecoder:
+    def eval_model(self) -> Decoder:
         """The decoder that is validated and published: the EMA if there is one."""
-        return self.decoder if self._state.ema is None else cast(SoftAttentionDecoder, self._state.ema.module)
+        return self.decoder if self._state.ema is None else cast(Decoder, self._state.ema.module)
 
     @property
     def batches_per_epoch(self) -> int:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from pipeline.captions.vocabulary import Vocabulary
-from pipeline.decoder.soft_attention import SoftAttentionDecoder
+from pipeline.decoder.decoder import Decoder
 from pipeline.generation.ensemble import caption_grids
 from pipeline.generation.search import SearchParams
 from pipeline.metrics.bleu import bleu, bleu_counts
@@ -61,7 +61,7 @@ class ValidationResult:
 
 
 def validate(
-    decoder: SoftAttentionDecoder,
+    decoder: Decoder,
     batches: CaptionBatches,
     references: Mapping[int, Sequence[Words]],
     vocabulary: Vocabulary,
@@ -102,7 +102,7 @@ def validate(
 
 
 def _greedy_captions(
-    decoder: SoftAttentionDecoder, batch: Batch, vocabulary: Vocabulary, max_length: int, device: torch.device
+    decoder: Decoder, batch: Batch, vocabulary: Vocabulary, max_length: int, device: torch.device
 ) -> dict[int, Words]:
     search = SearchParams.greedy(max_length)
     results = caption_grids([decoder], vocabulary.words, batch.grids.to(device), batch.image_ids, search)
