@@ -42,6 +42,7 @@ scene-encoder: $(INSTALLED)
 		--out data/scenes/encoder.safetensors --metrics data/scenes/encoder.json --work data/.work
 	dvc commit --force data/scenes/dvc.yaml:encoder
 
+# Delete unfinished work, and finished shards: `encode` takes those that DVC has from its cache.
 clean:
 	rm -rf data/.work
 

@@ -1,6 +1,10 @@
-"""Run benchmarks, all or the named ones, and print their tables."""
+"""Run benchmarks, all or the named ones, and print their tables.
+
+`scale`, which takes an hour, runs only if it is named; `python -m benchmarks scale --help` describes its arguments.
+"""
 
 import argparse
+import sys
 from importlib import import_module
 
 import stages  # noqa: F401  # sets GOMP_SPINCOUNT before PyTorch is imported
@@ -10,6 +14,9 @@ NAMES = ("training", "searching", "encoding", "reading", "memory", "predicting",
 
 def main() -> None:
     """Parse the arguments and run the benchmarks in the order of `NAMES`."""
+    if sys.argv[1:2] == ["scale"]:
+        import_module("benchmarks.scale").main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "names", nargs="*", choices=NAMES, metavar="NAME", help=f"one of {', '.join(NAMES)} (default: all)"

@@ -18,7 +18,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.workloads import encode_params, save_random_model, save_random_weights, write_photographs
+from benchmarks.workloads import (
+    encode_params,
+    make_vocabulary,
+    save_random_model,
+    save_random_weights,
+    write_photographs,
+)
 from pipeline.decoder.decoder import DecoderParams
 from pipeline.features.encoder import load_encoder
 from pipeline.features.encoding import encoder_spec
@@ -74,7 +80,7 @@ def write_model(folder: Path) -> Path:
     save_random_weights("resnet50", weights)
     params = encode_params("resnet50", "layer4", weights, IMAGE_SIZE)
     spec = encoder_spec(load_encoder(params), params)
-    return save_random_model(folder / "model", DECODER, spec, VOCAB_SIZE, str(weights))
+    return save_random_model(folder / "model", DECODER, spec, make_vocabulary(VOCAB_SIZE), str(weights))
 
 
 @contextmanager

@@ -43,7 +43,7 @@ import numpy.typing as npt
 import torch
 
 from benchmarks import retrieval, soft_attention
-from pipeline.artifacts import file_digest, fingerprint, read_json, work_folder, write_json
+from pipeline.artifacts import file_digest, fingerprint, publish, read_json, work_folder, write_json
 from pipeline.captions.records import Record, Split
 from pipeline.captions.sources.dataset import DatasetParams, prepare
 from pipeline.captions.tokenizer import TokenizeParams, make_tokenizer
@@ -208,6 +208,7 @@ def read_images(
         "captions": [{"file": "captions.txt", "folder": ".", "split": None}],
         "splits": {"by": "json", "file": "splits.json"},
         "missing_images": "error",
+        "bad_images": "error",
         "bad_captions": "error",
     }
     all_records, _ = prepare(check(dataset, "dataset", DatasetParams, str(real)))
@@ -215,7 +216,8 @@ def read_images(
     order = np.random.default_rng(seed).permutation(len(all_records))
     records = [all_records[index] for index in order[:num_images]]
     features, encoder = work / "features", load(params, "encode", EncodeParams)
-    encode(records, real / "flickr" / "images", encoder, work, features, device, os.cpu_count() or 1)
+    with encode(records, real / "flickr" / "images", encoder, work, device, os.cpu_count() or 1) as result:
+        publish(result.store, features)
     tokenize_params = load(params, "tokenize", TokenizeParams)
     tokenizer = make_tokenizer(tokenize_params)
     return ImageSet(

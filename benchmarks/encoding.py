@@ -115,12 +115,10 @@ class Stage:
             patch.object(encoding, "optimize_for_inference", return_value=self._network),
             open(os.devnull, "w") as devnull,
             contextlib.redirect_stderr(devnull),
+            encode(records, image_dir, self._params, folder, self._device, NUM_THREADS) as result,
         ):
-            result = encode(
-                records, image_dir, self._params, folder / "work", folder / "out", self._device, NUM_THREADS
-            )
-        assert result.counts.encoded == len(records)
-        return FeatureStore(folder / "out")
+            assert result.counts.encoded == len(records)
+            return FeatureStore(result.store)
 
 
 def decode(files: Sequence[Path], _: Path) -> list[Pixels]:

@@ -17,7 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.workloads import encode_params, make_records, random_jpeg, save_random_model, save_random_weights
+from benchmarks.workloads import (
+    encode_params,
+    make_records,
+    make_vocabulary,
+    random_jpeg,
+    save_random_model,
+    save_random_weights,
+)
 from pipeline.artifacts import read_json
 from pipeline.captions.records import write_records
 from pipeline.decoder.decoder import DecoderParams
@@ -86,7 +93,7 @@ def generate(folder: Path, num_images: int) -> float:
     """Caption the images that `encode` encoded and return the peak memory in MiB."""
     run = folder / f"generate-{num_images}"
     encoded = folder / f"encode-{num_images}"
-    save_random_model(run / "model", DECODER, FeatureStore(encoded / "features").spec, VOCAB_SIZE)
+    save_random_model(run / "model", DECODER, FeatureStore(encoded / "features").spec, make_vocabulary(VOCAB_SIZE))
     memory = peak_memory(
         "stages.generate_captions",
         params=folder / "params.yaml",

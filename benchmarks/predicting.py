@@ -17,7 +17,13 @@ from statistics import median
 import torch
 
 from benchmarks.encoding import ENCODERS, NUM_THREADS, SIZE
-from benchmarks.workloads import encode_params, save_random_model, save_random_weights, write_photographs
+from benchmarks.workloads import (
+    encode_params,
+    make_vocabulary,
+    save_random_model,
+    save_random_weights,
+    write_photographs,
+)
 from pipeline.captions.records import Record
 from pipeline.decoder.decoder import DecoderParams
 from pipeline.decoder.model_io import read_model
@@ -54,7 +60,9 @@ def main(num_images: int = NUM_IMAGES, rounds: int = ROUNDS) -> None:
             save_random_weights(architecture, weights)
             params = encode_params(architecture, layer, weights, SIZE)
             spec = encoder_spec(load_encoder(params), params)
-            model = save_random_model(folder / architecture, DECODER, spec, VOCAB_SIZE, str(params.weights))
+            model = save_random_model(
+                folder / architecture, DECODER, spec, make_vocabulary(VOCAB_SIZE), str(params.weights)
+            )
             print(f"{architecture:>18} {measure(model, records, folder, params, rounds)}", flush=True)
 
 
@@ -86,9 +94,9 @@ def run_stages(model: Path, records: Sequence[Record], folder: Path, params: Enc
         contextlib.redirect_stderr(io.StringIO()),
     ):
         start = time.perf_counter()
-        encode(records, folder / "images", params, Path(work) / "work", Path(work) / "features", CPU, NUM_THREADS)
+        with encode(records, folder / "images", params, Path(work), CPU, NUM_THREADS) as result:
+            store = FeatureStore(result.store)
         encoded = time.perf_counter()
-        store = FeatureStore(Path(work) / "features")
         models = [read_model(model)]
         generated = list(generate(models, store, store.image_ids, DEFAULT_SEARCH, SEARCH_BATCH_SIZE, CPU))
         assert len(generated) == len(records)

@@ -150,11 +150,10 @@ def train(
     optimizer = torch.optim.Adam(decoder.parameters(), lr=settings.learning_rate)
     image_ids, image_index = np.unique(captions.image_id, return_inverse=True)
     grids = torch.from_numpy(store.grids(image_ids.tolist()))
-    tokens = torch.from_numpy(captions.tokens).long()
-    length, grid_index = torch.from_numpy(captions.length), torch.from_numpy(image_index)
+    grid_index = torch.from_numpy(image_index)
     for _ in range(settings.num_epochs):
-        for rows in torch.split(torch.randperm(len(tokens)), settings.batch_size):
-            batch = tokens[rows, : length[rows].max()].to(device)
+        for rows in torch.split(torch.randperm(len(image_index)), settings.batch_size):
+            batch = torch.from_numpy(captions.padded(rows.numpy())).long().to(device)
             logits, alpha = decoder(grids[grid_index[rows]].to(device).float(), batch[:, :-1])
             loss = caption_loss(logits, alpha, batch[:, 1:], settings.doubly_stochastic_weight)
             optimizer.zero_grad(set_to_none=True)

@@ -99,8 +99,13 @@ def real_weights(architecture: str, layer: str) -> Path | None:
     return path if path.is_file() else None
 
 
+def make_vocabulary(num_words: int) -> Vocabulary:
+    """Make a vocabulary of the words `word0`, `word1` and so on."""
+    return Vocabulary((*SPECIALS, *(f"word{i}" for i in range(num_words))))
+
+
 def save_random_model(
-    folder: Path, params: DecoderParams, spec: EncoderSpec, num_words: int, encoder_weights: str | None = None
+    folder: Path, params: DecoderParams, spec: EncoderSpec, vocabulary: Vocabulary, encoder_weights: str | None = None
 ) -> Path:
     """Save a model folder with random weights, whose captions rarely end before the maximum length.
 
@@ -108,13 +113,12 @@ def save_random_model(
         folder: The folder to write.
         params: Kind and sizes of the decoder.
         spec: Encoder of the grids.
-        num_words: Number of words in the vocabulary, without special tokens.
+        vocabulary: Vocabulary of the decoder.
         encoder_weights: Path of the encoder's weights that the model records.
 
     Returns:
         The folder.
     """
-    vocabulary = Vocabulary((*SPECIALS, *(f"word{i}" for i in range(num_words))))
     torch.manual_seed(0)
     decoder = build_decoder(params, spec.grid, spec.channels, len(vocabulary))
     config = ModelConfig(

@@ -13,23 +13,31 @@ import hashlib
 import json
 import logging
 import os
+import shlex
 import shutil
 import zlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from tqdm import tqdm
 from typing_extensions import TypedDict
 
 from pipeline.errors import UserError, summarize
+from pipeline.startup import defer_interrupts
 
 T = TypeVar("T")
 
 logger = logging.getLogger("gridcap")
+
+Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""An integer that NumPy and HDF5 can hold, such as an image id. JSON has integers of any size."""
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+"""A SHA-256 in hexadecimal."""
 
 MAX_DECOMPRESSED_SIZE = 2**30
 """Bytes of the largest content that is read from a compressed file."""
@@ -110,6 +118,32 @@ def file_digests(
         return list(tqdm(digests, desc, len(paths), unit=unit, leave=False, disable=True if silent else None))
 
 
+def require_watched(dependency: Path, files: Iterable[Path]) -> None:
+    """Check that DVC notices changes of files below a folder that is a dependency.
+
+    DVC follows links to files, and a link that is the dependency itself or above it, but no link to a folder below it.
+
+    Args:
+        dependency: The folder.
+        files: Files below the folder, which may be missing.
+
+    Raises:
+        UserError: The path of a file has a link to a folder below `dependency`.
+    """
+    parents = {file.parent for file in files}
+    folders = {folder for parent in parents for folder in (parent, *parent.parents) if dependency in folder.parents}
+    # Unlike the methods of Path, these functions accept any name.
+    links = sorted(str(folder) for folder in folders if os.path.islink(folder) and os.path.isdir(folder))
+    if links:
+        link, target = shlex.quote(links[0]), shlex.quote(os.path.realpath(links[0]))
+        raise UserError(
+            f"{dependency}: DVC does not notice changes behind links to folders:"
+            f" {summarize([f'{link} -> {os.path.realpath(link)}' for link in links])}."
+            f" Replace each link with its folder, a bind mount, or links to its files"
+            f" (`rm {link} && cp -rs {target} {link}`)."
+        )
+
+
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a file such that a crash leaves either the old content or the new content."""
     content = content.encode() if isinstance(content, str) else content
@@ -127,7 +161,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    _sync(path.parent)
 
 
 @contextmanager
@@ -151,13 +185,26 @@ def read_json(path: Path, expected_type: type[T], remedy: str, schema: Schema | 
         schema: Schema that the document must record under `schema` and `schema_version`.
 
     Raises:
-        UserError: The file is missing, unreadable, not JSON, of another schema or of another type.
+        UserError: The file is missing, unreadable, not JSON, of another schema or of another type, or an object has
+            two values of one key.
     """
     content = read_bytes(path, remedy)
     if schema is not None:
         header = _validate(path, content, _Header, remedy)
         schema.check(path, (header["schema"], header["schema_version"]), remedy)
-    return _validate(path, content, expected_type, remedy)
+    value = _validate(path, content, expected_type, remedy)
+    try:
+        # pydantic keeps the last value of a key. It has checked syntax and depth.
+        json.loads(content, object_pairs_hook=_require_unique, parse_int=str)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}. {remedy}") from error
+    return value
+
+
+def _require_unique(pairs: list[tuple[str, Any]]) -> None:
+    if len(dict(pairs)) < len(pairs):
+        key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"has two values of the key {json.dumps(key, ensure_ascii=False)}")
 
 
 def read_bytes(path: Path, remedy: str) -> bytes:
@@ -214,22 +261,39 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, text + "\n")
 
 
+def dvc_root(path: Path) -> Path | None:
+    """Return the root of the DVC repository that a file or folder is in, or None."""
+    return next((folder for folder in path.absolute().parents if (folder / ".dvc").is_dir()), None)
+
+
+def original_path(path: Path) -> Path:
+    """Map a path in the temporary workspace of a DVC experiment to the repository that the experiment came from.
+
+    `dvc exp run --queue` and `--temp` run stages in a clone below `.dvc/tmp/exps`, which DVC deletes afterwards.
+    `DVC_ROOT` is then the original repository. Other paths are returned unchanged.
+    """
+    workspace, repository = dvc_root(path), os.environ.get("DVC_ROOT")
+    if workspace is None or not repository or Path(repository) not in workspace.parents:
+        return path
+    return Path(repository) / path.absolute().relative_to(workspace)
+
+
 @contextmanager
 def work_folder(root: Path, stage: str, name: str) -> Iterator[Path]:
     """Open the work folder of a stage and fingerprint, and lock it for this process.
 
-    A second process logs the id of the lock's holder and waits: the child of a killed `dvc` may still be running. On a
-    file system without locks, the folder is not locked, and a warning is logged.
+    A second process logs the id of the lock's holder and waits: the child of a killed `dvc` may still be running, or
+    another experiment. On a file system without locks, the folder is not locked, and a warning is logged.
 
     Args:
-        root: Folder of all work folders.
+        root: Folder of all work folders. Experiments use that of their original repository.
         stage: Name of the stage.
         name: Fingerprint of the run.
 
     Yields:
         The folder, `root/stage/name`, with all files of earlier runs.
     """
-    folder = root / stage / name
+    folder = original_path(root) / stage / name
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder.with_name(f"{name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -278,36 +342,68 @@ def fresh_folder(target: Path) -> Iterator[Path]:
 
 
 def publish(source: Path, target: Path) -> None:
-    """Publish a finished file or folder under its final name in one step, replacing an older version.
+    """Publish one finished file or folder under its final name, as `publish_together` does."""
+    publish_together({target: source})
 
-    Files are hard-linked, or copied where the file system has no hard links, so `source` remains for a later run. A
-    folder is exchanged with the older one. Where the system cannot exchange names, the older folder is renamed to
-    `.NAME.retired` first: a kill between the two renames leaves no folder under the final name until the next run.
+
+def publish_together(sources: Mapping[Path, Path]) -> None:
+    """Publish finished files and folders under their final names, replacing older versions.
+
+    All are first copied next to their final names, so an error, such as a full disk, leaves every older version. Then
+    they are renamed one after the other: only a kill in that instant leaves some new and some old, until the next run.
+
+    Files are hard-linked, or copied where the file system has no hard links, so the sources remain for a later run. A
+    folder is exchanged with the older one in one step. Where the system cannot exchange names, the older folder is
+    renamed to `.NAME.retired` first: a kill between the two renames leaves no folder under the final name until the
+    next run.
 
     Args:
-        source: The finished file or folder.
-        target: Its final name.
+        sources: Finished file or folder by final name.
+
+    Raises:
+        OSError: A file cannot be written, or a folder has the final name of a file, or a file that of a folder.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staged = target.with_name(f".{target.name}.staged")
-    retired = target.with_name(f".{target.name}.retired")
-    _remove(staged)
+    staged = {target: target.with_name(f".{target.name}.staged") for target in sources}
+    retired = {target: target.with_name(f".{target.name}.retired") for target in sources}
     try:
-        _link_tree(source, staged)
-    except BaseException:
-        with suppress(OSError):
-            _remove(staged)
-        raise
-    _remove(retired)
-    if not target.is_dir() or target.is_symlink():
-        os.replace(staged, target)
-    elif _exchange(staged, target):
-        retired = staged
-    else:
+        for target, source in sources.items():
+            _require_same_kind(source, target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _remove(staged[target])
+            _link_tree(source, staged[target])
+            _remove(retired[target])
+        with defer_interrupts():
+            for target in sources:
+                _replace(staged[target], target, retired[target])
+        for folder in dict.fromkeys(target.parent for target in sources):
+            _sync(folder)
+    finally:
+        for path in (*staged.values(), *retired.values()):
+            # An error of the removal must not hide another, and the next run removes what remains.
+            with suppress(OSError):
+                _remove(path)
+
+
+def _require_same_kind(source: Path, target: Path) -> None:
+    """Raise an error if one of two existing paths is a file and the other a folder."""
+    if target.exists() and target.is_dir() != source.is_dir():
+        number = errno.EISDIR if target.is_dir() else errno.ENOTDIR
+        raise OSError(number, os.strerror(number), str(target))
+
+
+def _replace(staged: Path, target: Path, retired: Path) -> None:
+    """Rename a file or folder to its final name. An older folder is renamed to `staged` or `retired`."""
+    if target.is_dir() and not target.is_symlink():
+        if _exchange(staged, target):
+            return
         os.replace(target, retired)
+        try:
+            os.replace(staged, target)
+        except OSError:
+            os.replace(retired, target)
+            raise
+    else:
         os.replace(staged, target)
-    _sync_folder(target.parent)
-    _remove(retired)
 
 
 def _exchange(a: Path, b: Path) -> bool:
@@ -325,13 +421,14 @@ def _link_tree(source: Path, target: Path) -> None:
         target.mkdir()
         for entry in sorted(source.iterdir()):
             _link_tree(entry, target / entry.name)
-        _sync_folder(target)
+        _sync(target)
         return
     try:
         os.link(source, target)
     except OSError:
         with naming(target):
             shutil.copyfile(source, target)
+        _sync(target)
 
 
 def _remove(path: Path) -> None:
@@ -341,10 +438,11 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _sync(path: Path) -> None:
+    """Sync a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        with naming(folder):
+        with naming(path):
             os.fsync(descriptor)
     except OSError as error:
         # Some network file systems cannot sync folders.

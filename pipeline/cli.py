@@ -319,7 +319,7 @@ def _print_scores(scores: dict[str, Any], lines: list[str], as_json: bool, out: 
         try:
             write_json(out, scores)
         except OSError as error:
-            raise errors.UserError(f"{out}: cannot be written ({error.strerror}). Name another file.") from error
+            raise errors.write_error(error, out, "Name another file.") from error
 
 
 @app.command("app")

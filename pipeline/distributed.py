@@ -15,7 +15,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from pipeline.artifacts import work_folder
+from pipeline.artifacts import original_path, work_folder
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ class Processes:
 
     def work_folder(self, root: Path, stage: str, name: str) -> AbstractContextManager[Path]:
         """Open the work folder of a stage and fingerprint. Rank 0 holds its lock for all processes."""
-        return work_folder(root, stage, name) if self.is_main else nullcontext(root / stage / name)
+        return work_folder(root, stage, name) if self.is_main else nullcontext(original_path(root) / stage / name)
 
 
 SINGLE_PROCESS = Processes(rank=0, world_size=1)

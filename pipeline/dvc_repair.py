@@ -44,7 +44,8 @@ def repair(repository: Path) -> list[Path]:
 def _is_valid_lock(path: Path) -> bool:
     try:
         COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe", pure=True).load(path.read_bytes()))
-    except (Invalid, YAMLError):
+    # Damaged scalars, such as a date of month 13, raise errors of many kinds.
+    except (Invalid, YAMLError, ValueError, ArithmeticError, LookupError, RecursionError):
         return False
     return True
 

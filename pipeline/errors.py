@@ -124,6 +124,19 @@ def no_space_message(error: OSError, path: Path) -> str:
     return f"{path}: cannot be written ({error.strerror}). {shutil.disk_usage(folder).free:,} bytes are free now"
 
 
+def write_error(error: OSError, path: Path, remedy: str) -> UserError:
+    """Convert an error of a write to a `UserError`.
+
+    Args:
+        error: The error.
+        path: The file that was written.
+        remedy: What the user should do, as a sentence, unless the disk is full.
+    """
+    if error.errno in NO_SPACE:
+        return UserError(f"{no_space_message(error, path)}. Free disk space, then run again.")
+    return UserError(f"{path}: cannot be written ({error.strerror}). {remedy}")
+
+
 def _message(error: UserError | ModuleNotFoundError | OSError) -> list[str] | None:
     """Return the lines to print for the user, or None for an internal error."""
     match error:

@@ -19,13 +19,14 @@ from pipeline.captions import tokens
 from pipeline.captions.vocabulary import VOCABULARY_FILE, Vocabulary, read_vocabulary
 from pipeline.errors import UserError, printable
 from pipeline.features import store
-from pipeline.hdf5 import open_artifact
+from pipeline.hdf5 import checked_dataset, open_artifact, read_dataset
 
 _REMEDY = "Restore it with `dvc checkout`, or run its stage again."
 _HDF5_SUFFIXES = (".h5", ".hdf5")
 _SAMPLE_SIZE = 5  # rows or values printed per dataset
 # Statistics read at most this many values of a dataset: a file of any size can be inspected.
 _MAX_VALUES = 2**22
+_MAX_ROW_VALUES = 2**27
 _SHADES = " .:-=+*#%@"
 # Baseline of the size comparison: the feature grids of Xu et al. 2015, in PyTorch's default dtype.
 _BASELINE_SIDE, _BASELINE_DTYPE = 14, np.dtype(np.float32)
@@ -116,7 +117,8 @@ def _total_size(folder: Path, sizes: Sequence[tuple[int, int]]) -> str:
 def _size_per_image(shard: Path) -> str:
     """Compare the size of an image's grids with the baseline; empty without an index, which lists the views."""
     index = shard.with_name(store.INDEX_FILE)
-    num_views = len(_read_index(index).get("views", ())) if index.is_file() else 0
+    views = _read_index(index).get("views") if index.is_file() else None
+    num_views = len(views) if isinstance(views, list) else 0
     if not num_views:
         return ""
     with _open(shard) as file:
@@ -204,13 +206,15 @@ def _dataset_table(datasets: dict[str, h5py.Dataset]) -> Iterator[str]:
 
 def _describe_tokens(file: h5py.File, vocabulary: Vocabulary | None) -> Iterator[str]:
     for split, group in file.items():
-        image_ids, lengths = group["image_id"], group["length"]
-        num_images = len(np.unique(image_ids[:]))
-        mean_length = f", {np.mean(lengths[:]):.1f} ids per caption" if len(lengths) else ""
+        image_ids = read_dataset(group, "image_id", np.int64, [None])
+        num_ids = checked_dataset(group, "ids", np.int32, [None]).size
+        offset = read_dataset(group, "offset", np.int64, [len(image_ids) + 1])
+        num_images = len(np.unique(image_ids))
+        mean_length = f", {num_ids / len(image_ids):.1f} ids per caption" if len(image_ids) else ""
         yield ""
         yield f"  {split}: {len(image_ids):,} captions of {num_images:,} images{mean_length}"
         for row in range(min(_SAMPLE_SIZE, len(image_ids))):
-            ids = group["tokens"][row, : lengths[row]].tolist()
+            ids = group["ids"][offset[row] : offset[row + 1]].tolist()
             words = vocabulary.decode(ids) if vocabulary else map(str, ids)
             yield f"    image {image_ids[row]}: {format_value(' '.join(words), max_length=1000)}"
 
@@ -219,7 +223,7 @@ def _describe_grid(file: h5py.File) -> Iterator[str]:
     """Summarize the first grid of a shard and draw the norms of its regions."""
     if not len(file["grid"]):
         return
-    grid = file["grid"][0].astype(np.float32)  # [P, C]
+    grid = _read_first_rows(file["grid"])[0].astype(np.float32)  # [P, C]
     height, width = int(file.attrs["grid_height"]), int(file.attrs["grid_width"])
     norms = np.linalg.norm(grid, axis=1).reshape(height, width)
     yield ""
@@ -249,9 +253,15 @@ def _describe_values(datasets: dict[str, h5py.Dataset]) -> Iterator[str]:
 
 
 def _read_first_rows(dataset: h5py.Dataset) -> NDArray[Any]:
-    """Read as many rows as `_MAX_VALUES` allows, but at least one."""
+    """Read as many rows as `_MAX_VALUES` allows, but at least one.
+
+    Raises:
+        ValueError: A row has more values than that of any grid.
+    """
     if not dataset.shape:
         return np.asarray(dataset[()])
+    if dataset.size // len(dataset) > _MAX_ROW_VALUES:
+        raise ValueError(f"dataset {dataset.name} has more than {_MAX_ROW_VALUES:,} values per row")
     num_rows = max(1, _MAX_VALUES * len(dataset) // dataset.size)
     return np.asarray(dataset[:num_rows])
 

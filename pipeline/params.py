@@ -1,14 +1,17 @@
 """Typed params: one frozen dataclass without defaults for each section of `params.yaml`, validated when it is read."""
 
 import json
+import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, cast, dataclass_transform
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import YAMLError, YAMLWarning
 from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent, ScalarEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
@@ -24,6 +27,34 @@ MAX_INTEGER = 2**63 - 1
 """Maximum absolute value of an integer in a params file."""
 DISCRIMINATOR = "by"
 """Key that selects the dataclass of a mapping where the params allow several."""
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def _require_dependency(value: object) -> object:
+    """Check that dvc.yaml can have a path as a dependency. DVC accepts all other characters.
+
+    Raises:
+        ValueError: The path is empty, a URL, the name of a DVC file, or has an escape of DVC's templates.
+    """
+    if isinstance(value, str):
+        name = PurePosixPath(value).name
+        if not value:
+            raise ValueError("must not be empty")
+        if _URL.match(value):
+            raise ValueError(f"must be a local path, not the URL {value!r}")
+        if name.endswith(".dvc") or name == "dvc.yaml":
+            raise ValueError(f"must not have the name of a DVC file, got {value!r}")
+        if "\\${" in value:
+            raise ValueError(f"must not contain \\${{, which DVC replaces with ${{, got {value!r}")
+    return value
+
+
+DEPENDENCY = BeforeValidator(_require_dependency)
+"""Annotation of a path that is a dependency in dvc.yaml."""
+
+_SCALAR_ERRORS = (ValueError, OverflowError, LookupError)
+"""Errors of scalars such as 2024-13-45, an integer of 5,000 digits, or `!!bool maybe`."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -112,9 +143,8 @@ def parse_yaml(text: str, source: str, name: str = "") -> Any:
     except RecursionError as error:
         key = _join(name, _deep_key(text))
         raise UserError(f"{source}: {key} is nested deeper than {MAX_DEPTH} levels. Change the value.") from error
-    except (ValueError, OverflowError) as error:
-        # A scalar such as 2024-13-45 or an integer of 5,000 digits. The error does not say where it is.
-        key = next((key for key, node in _scalars(compose_yaml(text), name) if not _is_valid(node)), name)
+    except _SCALAR_ERRORS as error:
+        key = _invalid_key(text, name) or "a value"
         raise UserError(f"{source}: {key} is not valid ({error}). Correct the value.") from error
     _require_plain(value, source, name)
     return value
@@ -122,12 +152,30 @@ def parse_yaml(text: str, source: str, name: str = "") -> Any:
 
 def compose_yaml(text: str) -> Node:
     """Parse YAML to nodes, which have positions in the text. Scalars stay text."""
-    node: Node = YAML(typ="safe", pure=True).compose(text)
+    with _without_warnings():
+        node: Node = YAML(typ="safe", pure=True).compose(text)
     return node
 
 
 def _load(text: str) -> Any:
-    return YAML(typ="safe", pure=True).load(text)
+    with _without_warnings():
+        return YAML(typ="safe", pure=True).load(text)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Silence warnings, such as those about the second use of an anchor, which YAML allows."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", YAMLWarning)
+        yield
+
+
+def _invalid_key(text: str, name: str) -> str | None:
+    """Return the key of a scalar that is not valid, which the error does not name; None if it is not found."""
+    try:
+        return next((key for key, node in _scalars(compose_yaml(text), name) if not _is_valid(node)), None)
+    except OverflowError:  # an escape such as \UFFFFFFFF, at which not even the scalars can be told apart
+        return None
 
 
 def _deep_key(text: str) -> str:
@@ -160,11 +208,9 @@ def _scalars(node: Node, key: str) -> Iterator[tuple[str, ScalarNode]]:
 
 
 def _is_valid(node: ScalarNode) -> bool:
-    if node.style is not None:  # in quotes
-        return True
     try:
-        _load(node.value)
-    except (YAMLError, ValueError, OverflowError):
+        YAML(typ="safe", pure=True).constructor.construct_object(node)
+    except (YAMLError, *_SCALAR_ERRORS):
         return False
     return True
 

@@ -63,7 +63,9 @@ def report_interrupt() -> None:
 
 @contextmanager
 def defer_interrupts() -> Iterator[None]:
-    """Let the block finish before an interrupt takes effect: for short calls of C code that calls Python code back."""
+    """Let the block finish before an interrupt takes effect: for short calls of C code that calls Python code back, and
+    for renames that belong together.
+    """
     _State.is_deferring, _State.is_pending = True, False
     try:
         yield

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.artifacts import fresh_folder, publish
+from pipeline.artifacts import fresh_folder, publish_together
 from pipeline.captions.records import Split
 from pipeline.device import DeviceOption, setup_device
 from pipeline.errors import run
@@ -24,7 +24,7 @@ def main(
     report: Annotated[Path, typer.Option(help="Output HTML file of the report.")],
     card: Annotated[Path, typer.Option(help="Output Markdown file of the model card.")],
     device: DeviceOption = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Batch size of teacher forcing, in images.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Batch size of teacher forcing, in images.")] = 64,
 ) -> None:
     """Score and analyze the generated captions of a split, and write figures, the report and the model card."""
     # Imported here so that --help is fast.
@@ -40,14 +40,18 @@ def main(
         prepared=prepared, image_dir=image_dir, tokens=tokens, features=features, model=model, generated=generated
     )
     data = read_inputs(inputs, split)
-    scores = score(data, evaluate_params, metrics)
-    analysis = analyze(data, scores.corpus, evaluate_params, metrics, torch_device, batch_size)
-    with fresh_folder(plots) as folder:
-        draw(data, evaluate_params, folder)
-        write_report(report, build_report(data, scores, analysis, evaluate_params, read_yaml(params)))
-        write_model_card(card, data.model.config, data.history, scores.summary)
+    # Other stages write to the folder of metrics too, so its files are published one by one.
+    with fresh_folder(metrics) as folder:
+        metrics_dir, plots_dir = folder / "metrics", folder / "plots"
+        report_file, card_file = folder / "report.html", folder / "model_card.md"
+        scores = score(data, evaluate_params, metrics_dir)
+        analysis = analyze(data, scores.corpus, evaluate_params, metrics_dir, torch_device, batch_size)
+        draw(data, evaluate_params, plots_dir)
+        write_report(report_file, build_report(data, scores, analysis, evaluate_params, read_yaml(params)))
+        write_model_card(card_file, data.model.config, data.history, scores.summary)
         require_unchanged(params, "evaluate", evaluate_params)
-        publish(folder, plots)
+        metrics_files = {metrics / path.name: path for path in sorted(metrics_dir.iterdir())}
+        publish_together({**metrics_files, plots: plots_dir, report: report_file, card: card_file})
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.artifacts import fresh_folder, publish
+from pipeline.artifacts import fresh_folder, publish, require_watched
 from pipeline.device import DeviceOption, setup_device
 from pipeline.errors import run
 from pipeline.params import load, require_unchanged
@@ -18,7 +18,7 @@ def main(
     model: Annotated[Path, typer.Option(help="Model folder, from `train`.")],
     out: Annotated[Path, typer.Option(help="Output folder of captions, attention and search settings.")],
     device: DeviceOption = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Batch size, in images.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Batch size, in images.")] = 64,
 ) -> None:
     """Caption the images of a split."""
     # Imported here so that --help is fast.
@@ -31,8 +31,10 @@ def main(
 
     generate_params = load(params, "generate", GenerateParams)
     models = read_models(model, generate_params.ensemble)
-    store = FeatureStore(features, fingerprint=models[0].config.encoder_fingerprint)
-    image_ids = [record.image_id for record in read_records(prepared, generate_params.split)]
+    require_watched(generate_params.ensemble, generate_params.ensemble.glob("*/*"))
+    store = FeatureStore(features, fingerprint=models[0].config.encoder_fingerprint, verify_reads=True)
+    records, skipped_ids = read_records(prepared, generate_params.split), store.skipped_ids
+    image_ids = [record.image_id for record in records if record.image_id not in skipped_ids]
     captions = generate(models, store, image_ids, generate_params.search, batch_size, setup_device(device))
     fingerprint = "+".join(model.config.fingerprint for model in models)
     with fresh_folder(out) as folder:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.artifacts import fresh_folder, publish, write_json
+from pipeline.artifacts import fresh_folder, publish_together, write_json
 from pipeline.captions.records import write_records
 from pipeline.captions.sources.dataset import DatasetParams, prepare
 from pipeline.errors import run
@@ -22,10 +22,11 @@ def main(
     dataset_params = load(params, "dataset", DatasetParams)
     records, counts = prepare(dataset_params)
     with fresh_folder(out) as folder:
-        write_records(folder, records)
+        prepared, metrics_file = folder / "prepared", folder / "metrics.json"
+        write_records(prepared, records)
+        write_json(metrics_file, asdict(counts))
         require_unchanged(params, "dataset", dataset_params)
-        publish(folder, out)
-    write_json(metrics, asdict(counts))
+        publish_together({out: prepared, metrics: metrics_file})
 
 
 if __name__ == "__main__":

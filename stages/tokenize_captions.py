@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.artifacts import file_digest, fingerprint, fresh_folder, publish, write_json
+from pipeline.artifacts import file_digest, fingerprint, fresh_folder, publish_together, write_json
 from pipeline.captions.records import RECORDS_FILE, read_records
 from pipeline.captions.tokenizer import TokenizeParams
 from pipeline.captions.tokens import SCHEMA, TOKENS_FILE, tokenize, write_tokens
@@ -26,11 +26,12 @@ def main(
     dataset = tokenize(read_records(prepared), tokenize_params, records_file)
     name = fingerprint(schema=SCHEMA.version, params=to_plain(tokenize_params), records=file_digest(records_file))
     with fresh_folder(out) as folder:
-        write_vocabulary(folder / VOCABULARY_FILE, dataset.vocabulary)
-        write_tokens(folder / TOKENS_FILE, dataset, tokenize_params, name)
+        tokens, metrics_file = folder / "tokens", folder / "metrics.json"
+        write_vocabulary(tokens / VOCABULARY_FILE, dataset.vocabulary)
+        write_tokens(tokens / TOKENS_FILE, dataset, tokenize_params, name)
+        write_json(metrics_file, dataset.metrics)
         require_unchanged(params, "tokenize", tokenize_params)
-        publish(folder, out)
-    write_json(metrics, dataset.metrics)
+        publish_together({out: tokens, metrics: metrics_file})
 
 
 if __name__ == "__main__":

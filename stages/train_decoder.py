@@ -21,9 +21,15 @@ def main(
     work: Annotated[Path, typer.Option(help="Folder of unfinished runs and their checkpoints.")],
     live: Annotated[Path, typer.Option(help="Output folder of live metrics.")],
     device: DeviceOption = "auto",
-    checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Maximum seconds between checkpoints.")] = 60.0,
-    checkpoint_steps: Annotated[int, typer.Option(min=1, help="Maximum optimizer steps between checkpoints.")] = 1000,
-    live_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps between rows of live metrics.")] = 10,
+    checkpoint_seconds: Annotated[
+        int, typer.Option(min=0, max=86_400, help="Maximum seconds between checkpoints.")
+    ] = 60,
+    checkpoint_steps: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Maximum optimizer steps between checkpoints.")
+    ] = 1000,
+    live_steps: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Optimizer steps between rows of live metrics.")
+    ] = 10,
 ) -> None:
     """Train the decoder. Resumes after an interruption. Runs on many processes under torchrun."""
     # Imported here so that --help is fast.

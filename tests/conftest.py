@@ -13,6 +13,7 @@ import stages  # noqa: F401  # sets OpenMP's environment variables before anythi
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+    from tests.dvc_repository import Repository
     from tests.tiny_captioner import Tiny
 
 # The tests need no network, so the background services of the browser are off.
@@ -45,6 +46,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_dataset import make_dataset
 
     return make_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> "Repository":
+    """Copy the project into a repository in which every stage has run once. Tests must leave it as it was."""
+    from tests.dvc_repository import STAGES, Repository
+
+    repository = Repository.copy_project(tmp_path_factory.mktemp("uninterrupted"))
+    assert repository.repro() == STAGES
+    repository.commit()
+    return repository
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ def dataset_section(root: Path, /, file: str = "captions.txt", **changes: Any) -
         "captions": [{"file": file, "folder": ".", "split": None}],
         "splits": SEEDED,
         "missing_images": "error",
+        "bad_images": "error",
         "bad_captions": "error",
     } | changes
 

@@ -54,6 +54,7 @@ def make_data(
     values: dict[str, Any] = {
         "split": "test",
         "records": records,
+        "num_skipped_images": 0,
         "generated": {
             record.image_id: GeneratedCaptions(image_id=record.image_id, captions=(best,)) for record in records
         },

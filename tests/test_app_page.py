@@ -21,7 +21,7 @@ import torch
 from PIL import ExifTags, Image
 
 from pipeline.captions.vocabulary import END, SPECIALS, Vocabulary
-from pipeline.decoder.decoder import DecoderParams
+from pipeline.decoder.decoder import DecoderKind, DecoderParams
 from pipeline.decoder.model_io import write_model
 from pipeline.decoder.registry import build_decoder
 from pipeline.features.encoder import GridEncoder, weights_digest
@@ -46,7 +46,12 @@ TIMEOUT = 60_000  # ms
 
 
 def write_random_model(
-    folder: Path, architecture: Architecture, layer: Layer, image_size: int, words: tuple[str, ...]
+    folder: Path,
+    architecture: Architecture,
+    layer: Layer,
+    image_size: int,
+    words: tuple[str, ...],
+    kind: DecoderKind = "soft_attention",
 ) -> Path:
     """Write a model folder with its encoder, with random weights, sharp attention and captions of full length."""
     torch.manual_seed(1)
@@ -64,7 +69,7 @@ def write_random_model(
         grid_width=grid_side,
         channels=encoder.channels,
     )
-    params = load_key(ROOT / "params.yaml", "train.decoder", DecoderParams)
+    params = replace(load_key(ROOT / "params.yaml", "train.decoder", DecoderParams), kind=kind)
     decoder = build_decoder(params, spec.grid, encoder.channels, len(vocabulary))
     with torch.no_grad():
         decoder.score_weight *= 50
@@ -125,7 +130,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("models")
     models = [
         write_random_model(folder / "plain", "resnet50", "layer4", 224, WORDS),
-        write_random_model(folder / "markup", "resnet18", "layer3", 128, MARKUP),
+        write_random_model(folder / "markup", "resnet18", "layer3", 128, MARKUP, kind="adaptive"),
         write_random_model(folder / "slow", "resnet18", "layer4", 2048, WORDS),
     ]
     write_search_settings(folder / "markup", replace(DEFAULT_SEARCH, beam_size=3), "random")
@@ -337,6 +342,9 @@ def test_two_models_are_compared_and_captions_are_text(open_page: Callable[..., 
     assert set(page.locator(".caption").nth(1).inner_text().split()) <= set(MARKUP)
     assert page.locator(".caption b, .caption img, li b, li img").count() == 0
     assert page.title() == "gridcap"
+    for index, pattern in enumerate((r".+ · \d+%", r".+ · \d+% · sentinel \d+%")):
+        words_of(page, index).first.hover()
+        assert re.fullmatch(pattern, page.locator(".viewer .status").nth(index).inner_text())
 
 
 def test_controls_start_from_the_recorded_settings_of_the_model(open_page: Callable[..., "Page"]) -> None:

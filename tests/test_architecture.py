@@ -1,11 +1,12 @@
 """The architecture: which package may import which, and a dvc.yaml that agrees with the code."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from ruamel.yaml import YAML
@@ -73,6 +74,14 @@ def test_imports_follow_the_order_of_the_data(module: str) -> None:
 @pytest.mark.parametrize("module", sorted(BASE_MODULES))
 def test_base_modules_import_only_each_other(module: str) -> None:
     assert sorted(imports(module) - BASE_MODULES) == []
+
+
+@pytest.mark.parametrize("module", STAGE_MODULES)
+def test_every_number_that_a_stage_takes_is_bounded(module: str) -> None:
+    hints = get_type_hints(importlib.import_module(module).main, include_extras=True)
+    numbers = {name: get_args(hint) for name, hint in hints.items() if get_args(hint)[:1] in ((int,), (float,))}
+    # NaN is within all bounds of a float.
+    assert [name for name, (number, option) in numbers.items() if number is float or option.max is None] == []
 
 
 def test_the_library_imports_no_stage() -> None:

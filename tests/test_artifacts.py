@@ -19,7 +19,9 @@ from pipeline.artifacts import (
     Schema,
     fingerprint,
     fresh_folder,
+    original_path,
     publish,
+    publish_together,
     read_json,
     work_folder,
     write_atomically,
@@ -159,6 +161,10 @@ def test_a_byte_order_mark_of_json_is_skipped(tmp_path: Path) -> None:
         (b"\xff\xfe", ["JSON"]),
         (b"[" * 100_000, ["recursion"]),
         (b'{"values": [1]}', ["schema"]),
+        (b'{"values": [1], "\xff": 1}', ["unicode"]),
+        (b'{"values": [1], "\\ud800": 1}', ["hex escape"]),
+        (b'{"values": [1' + b"0" * 5000 + b"]}", ["out of range"]),
+        (b'{"schema": "gridcap.test", "schema_version": 1, "values": [1], "values": [2]}', ["two values", '"values"']),
         (b'{"schema": "gridcap.other", "schema_version": 1, "values": [1]}', ["gridcap.other", "gridcap.test"]),
         (b'{"schema": "gridcap.test", "schema_version": 2, "values": [1]}', ["version 2", "version 1"]),
         (b'{"schema": "gridcap.test", "schema_version": 1, "values": [1, "x"]}', ["values[1]", "integer"]),
@@ -278,3 +284,93 @@ def test_a_failed_copy_leaves_the_old_version_only(tmp_path: Path, monkeypatch: 
         publish(make_version(tmp_path / "work", 1), tmp_path / "out")
     assert (tmp_path / "out" / "version").read_text() == "0"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "work"]
+
+
+def make_outputs(folder: Path, version: int) -> dict[Path, Path]:
+    """Write a version of three outputs, and return the sources by final name."""
+    sources = folder.parent / "sources"
+    sources.mkdir(exist_ok=True)
+    for name in ("first.json", "last.html"):
+        write_atomically(sources / name, str(version))
+    make_version(sources / "middle", version)
+    return {folder / name: sources / name for name in ("first.json", "middle", "last.html")}
+
+
+def read_outputs(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_several_outputs_are_published_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool
+) -> None:
+    if not exchanges:
+        monkeypatch.setattr(artifacts, "_exchange", lambda a, b: False)
+    for version in ("0", "1"):
+        publish_together(make_outputs(tmp_path / "out", int(version)))
+        assert read_outputs(tmp_path / "out") == dict.fromkeys(("first.json", "middle/version", "last.html"), version)
+
+
+@pytest.mark.parametrize("num_copies", range(3))
+def test_a_disk_that_is_full_before_the_last_copy_leaves_every_old_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_copies: int
+) -> None:
+    publish_together(make_outputs(tmp_path / "out", 0))
+    outputs = make_outputs(tmp_path / "out", 1)
+    copyfile, copied = shutil.copyfile, []
+
+    def fill(source: Path, target: Path) -> None:
+        if len(copied) == num_copies:
+            failing(errno.ENOSPC)()
+        copied.append(copyfile(source, target))
+
+    monkeypatch.setattr(os, "link", failing(errno.ENOTSUP))
+    monkeypatch.setattr(shutil, "copyfile", fill)
+    with pytest.raises(OSError, match=("first", "version", "last")[num_copies]):
+        publish_together(outputs)
+    assert read_outputs(tmp_path / "out") == dict.fromkeys(("first.json", "middle/version", "last.html"), "0")
+
+
+def test_a_folder_in_place_of_a_file_is_an_error_before_anything_is_published(tmp_path: Path) -> None:
+    publish_together(make_outputs(tmp_path / "out", 0))
+    (tmp_path / "out" / "last.html").unlink()
+    (tmp_path / "out" / "last.html").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"last\.html"):
+        publish_together(make_outputs(tmp_path / "out", 1))
+    assert read_outputs(tmp_path / "out") == dict.fromkeys(("first.json", "middle/version"), "0")
+
+
+def test_an_old_folder_returns_if_the_new_one_cannot_be_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(make_version(tmp_path / "work", 0), tmp_path / "out")
+    replace = os.replace
+
+    def fail_for_staged(source: Path, target: Path) -> None:
+        if source.name == ".out.staged":
+            failing(errno.EIO)()
+        replace(source, target)
+
+    monkeypatch.setattr(artifacts, "_exchange", lambda a, b: False)
+    monkeypatch.setattr(os, "replace", fail_for_staged)
+    source = make_version(tmp_path / "work", 1)
+    with pytest.raises(OSError, match="Input/output"):
+        publish(source, tmp_path / "out")
+    assert (tmp_path / "out" / "version").read_text() == "0"
+
+
+def test_a_path_in_the_workspace_of_an_experiment_maps_to_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = tmp_path / ".dvc/tmp/exps/standalone/tmp1"
+    (workspace / ".dvc").mkdir(parents=True)
+    work, unrelated = Path("data/.work"), tmp_path.parent / "data/.work"
+    monkeypatch.chdir(workspace)
+    assert original_path(work) == work
+
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert original_path(work) == tmp_path / work
+    assert original_path(tmp_path / work) == tmp_path / work
+    assert original_path(unrelated) == unrelated
+    with work_folder(work, "encode", "0") as folder:
+        assert folder == tmp_path / work / "encode/0"

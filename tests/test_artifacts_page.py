@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import pytest
 
-from pipeline.captions.records import AnnotatedObject, Record, write_records
+from pipeline.captions.records import SCHEMA, AnnotatedObject, Record, write_records
 from pipeline.captions.sources.dataset import PreparedCounts
 from pipeline.captions.tokenizer import TokenizeParams
 from pipeline.captions.tokens import TokenizedDataset, tokenize, write_tokens
@@ -47,7 +47,8 @@ def dataset() -> TokenizedDataset:
 def test_keys_of_records_are_documented(tmp_path: Path) -> None:
     write_records(tmp_path, RECORDS)
     record = json.loads((tmp_path / "records.jsonl").read_text().splitlines()[0])
-    keys = {*record, *(f"objects[].{key}" for key in record["objects"][0])}
+    index = json.loads((tmp_path / "index.json").read_text())
+    keys = {*record, *(f"objects[].{key}" for key in record["objects"][0]), *(index.keys() - SCHEMA.header)}
     assert keys <= documented(section("`data/prepared`"))
 
 
@@ -65,9 +66,15 @@ def test_datasets_and_attributes_of_tokens_are_documented_with_their_types(
     with h5py.File(tmp_path / "tokens.h5") as file:
         assert set(file.attrs) <= documented(text)
         rows = set(re.findall(r"(?m)^\| `(\w+)` \| (\w+) \| ([^|]+) \|", text))
+        num_captions = len(file["train/image_id"])
+        shapes = {
+            num_captions: "N",
+            num_captions + 1: "N + 1",
+            len(file["train/ids"]): "M",
+            len(file["train/text"]): "L",
+        }
         for name, values in file["train"].items():
-            dtype = "string" if h5py.check_string_dtype(values.dtype) else str(values.dtype)
-            assert (name, dtype, "N x T" if values.ndim == 2 else "N") in rows
+            assert (name, str(values.dtype), shapes[len(values)]) in rows
 
 
 def test_metrics_of_prepare_and_tokenize_are_documented(dataset: TokenizedDataset) -> None:

@@ -52,9 +52,9 @@ def test_a_batch_has_the_captions_and_the_grid_of_each_image(captions: CaptionTo
     for batch in CaptionBatches(captions, store, 5).shuffled(1, 0):
         assert np.array_equal(batch.grids.numpy(), store.grids(batch.image_ids))
         for image_id, tokens in zip(batch.image_ids, batch.tokens.numpy(), strict=True):
-            expected = captions.tokens[captions.image_id == image_id]
-            assert np.array_equal(tokens[: len(expected)], expected[:, : tokens.shape[1]])
-            assert (expected[:, tokens.shape[1] :] == PAD).all()
+            expected = captions.padded(np.flatnonzero(captions.image_id == image_id))
+            assert np.array_equal(tokens[: len(expected), : expected.shape[1]], expected)
+            assert (tokens[: len(expected), expected.shape[1] :] == PAD).all()
             assert (tokens[len(expected) :] == PAD).all()
         assert (batch.tokens[:, :, -1] != PAD).any()  # no wider than the longest caption
 
@@ -84,9 +84,9 @@ def test_epochs_sample_views_and_validation_uses_the_first(tmp_path: Path) -> No
     store = write_store(tmp_path, SPEC, range(num_images), np.stack(grids), views)
     captions = CaptionTokens(
         image_id=np.arange(num_images),
-        tokens=np.full((num_images, 3), 5, dtype=np.int32),
-        length=np.full(num_images, 3, dtype=np.int32),
-        captions=("",) * num_images,
+        ids=np.full(num_images * 3, 5, dtype=np.int32),
+        offset=np.arange(num_images + 1) * 3,
+        text="a dog\n" * num_images,
     )
     batches = CaptionBatches(captions, store, 7, random_views=True)
 

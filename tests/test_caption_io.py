@@ -1,11 +1,13 @@
 """Files of generated captions: round trips, layout, equal bytes, and damaged files."""
 
 import json
+import math
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -110,7 +112,7 @@ def test_words_and_attention_are_those_of_the_best_caption() -> None:
 @pytest.mark.parametrize(
     ("content", "facts"),
     [
-        ("[]", ["n_best.json", "attention.h5", "different images"]),
+        ("[]", ["n_best.json", "captions.json", "different captions"]),
         ("[{}]", ["n_best.json", "[0].image_id"]),
         ('[{"image_id": 7, "captions": [{"caption": 3}]}]', ["n_best.json", "[0].captions[0].caption"]),
         ("[", ["n_best.json", "Invalid JSON"]),
@@ -130,6 +132,76 @@ def test_errors_about_unusable_files_name_file_and_remedy(
         read_captions(tmp_path)
     for fact in [str(tmp_path), *facts, "dvc repro -f -s generate"]:
         assert fact in str(error.value)
+
+
+def edit_n_best(edit: Callable[[list[dict[str, Any]]], object]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / "n_best.json"
+        rows = json.loads(path.read_text())
+        edit(rows)
+        path.write_text(json.dumps(rows))
+
+    return damage
+
+
+def edit_attention(edit: Callable[[h5py.File], object]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        with h5py.File(folder / "attention.h5", "r+") as file:
+            edit(file)
+
+    return damage
+
+
+def replace_dataset(name: str, value: object) -> Callable[[Path], None]:
+    def edit(file: h5py.File) -> None:
+        del file[name]
+        file[name] = value
+
+    return edit_attention(edit)
+
+
+def set_weight(value: float) -> Callable[[Path], None]:
+    return edit_attention(lambda file: file["attention"].__setitem__((0, 0, 0), value))
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (edit_n_best(lambda rows: rows.append(rows[0])), "has an image twice"),
+        (edit_n_best(lambda rows: rows[0].update(image_id=2**63)), r"\[0\]\.image_id"),
+        (edit_n_best(lambda rows: rows[0].update(captions=[])), r"\[0\]\.captions"),
+        (edit_n_best(lambda rows: rows[0]["captions"][0].update(caption="ein Hund läuft")), "captions.json"),
+        (edit_n_best(lambda rows: rows[0]["captions"][0].update(score=math.nan)), "score: .*finite"),
+        (edit_n_best(lambda rows: rows[0]["captions"][0].update(score=-9.0)), "different captions"),
+        (edit_n_best(lambda rows: rows[0]["captions"][0].update(log_probability=800)), "log_probability"),
+        (edit_n_best(lambda rows: rows[0]["captions"][0]["word_log_probabilities"].pop()), "different captions"),
+        (edit_n_best(lambda rows: rows[0]["captions"][1]["word_log_probabilities"].pop()), "another number of words"),
+        (edit_n_best(lambda rows: rows[0]["captions"][1]["word_log_probabilities"].append(900)), "less than"),
+        (lambda folder: (folder / "captions.json").write_text('[{"image_id": 7, "caption": "a"}]'), "captions.json"),
+        (lambda folder: (folder / "captions.json").unlink(), "no such file"),
+        (edit_attention(lambda file: file["caption"].__setitem__(0, "ein Hund")), "different captions"),
+        (edit_attention(lambda file: file["caption"].__setitem__(0, b"\xff")), "utf-8"),
+        (edit_attention(lambda file: file["attention"].resize(2, axis=1)), "attention of row"),
+        (edit_attention(lambda file: file["attention"].resize(10**9, axis=0)), "dataset attention is"),
+        (replace_dataset("attention", np.zeros((len(GENERATED), 12, 7), np.float16)), "dataset attention is"),
+        (replace_dataset("attention", np.zeros((len(GENERATED), 12, 6), np.float32)), "dataset attention is"),
+        (replace_dataset("length", np.zeros(len(GENERATED), np.float32)), "dataset length is"),
+        (edit_attention(lambda file: file.attrs.update(grid_height=-2, grid_width=-3)), "grid is -2 x -3"),
+        (edit_attention(lambda file: file.attrs.update(grid_height="two")), "invalid literal"),
+        (set_weight(math.nan), "not from 0 to 1"),
+        (set_weight(-0.1), "not from 0 to 1"),
+        (set_weight(math.inf), "not from 0 to 1"),
+    ],
+)
+def test_values_out_of_bounds_and_inconsistent_files_are_errors(
+    tmp_path: Path, damage: Callable[[Path], None], fault: str
+) -> None:
+    write_captions(tmp_path, GENERATED, len(GENERATED), GRID, "abc")
+    damage(tmp_path)
+    with pytest.raises(UserError, match=rf"{fault}.* Run `dvc repro -f -s generate`\.") as error:
+        read_captions(tmp_path)
+    assert str(error.value).startswith(str(tmp_path))
+    assert "\n" not in str(error.value)
 
 
 FULL_DISK = """

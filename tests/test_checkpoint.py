@@ -1,6 +1,7 @@
 """Checkpoints: restored bit for bit, and rejected when damaged."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def checkpoint(tmp_path: Path) -> tuple[Path, TrainingState]:
     state = make_state()
     step(state)
     state.progress = Progress(epoch=2, batch=1, loss_sum=3.5, num_words=7, history=[{"val_cider": 0.1}], best_epoch=1)
-    state.best_weights = {"weight": torch.rand(2, 3)}
+    state.best_weights = {"weight": torch.rand(2, 3), "bias": torch.rand(2)}
     path = tmp_path / "checkpoint.safetensors"
     save_checkpoint(path, state, [random_state(CPU)])
     return path, state
@@ -117,6 +118,79 @@ def test_an_altered_checkpoint_is_rejected_and_changes_nothing(checkpoint: tuple
     assert str(path) in str(caught.value)
     assert "digest" in str(caught.value)
     assert torch.equal(state.decoder.weight, weight)
+
+
+@pytest.mark.slow
+def test_every_altered_byte_is_noticed(checkpoint: tuple[Path, TrainingState]) -> None:
+    path, state = checkpoint
+    save_checkpoint(path, state, [{"cpu": torch.zeros(8, dtype=torch.uint8)}])  # a real random state has 5 kB
+    content = path.read_bytes()
+    for index in range(len(content)):
+        for bit in (0, 5):  # 5 is the case of a letter
+            altered = bytearray(content)
+            altered[index] ^= 1 << bit
+            path.write_bytes(altered)
+            with pytest.raises(UserError) as caught:
+                load_checkpoint(path, make_state(), rank=0)
+            assert str(path) in str(caught.value)
+            assert "\n" not in str(caught.value)
+
+
+def with_another_decoder(path: Path) -> None:
+    decoder = nn.Linear(3, 4)
+    other = TrainingState(decoder=decoder, optimizer=torch.optim.Adam(decoder.parameters()), ema=None)
+    save_checkpoint(path, other, [random_state(CPU)])
+
+
+def with_another_optimizer_state(path: Path) -> None:
+    state = make_state()
+    step(state)
+    state.optimizer.state[state.decoder.bias]["exp_avg"] = torch.zeros(5)
+    save_checkpoint(path, state, [random_state(CPU)])
+
+
+def with_other_best_weights(path: Path) -> None:
+    state = make_state()
+    state.best_weights = {"weight": torch.rand(7, 3)}
+    save_checkpoint(path, state, [random_state(CPU)])
+
+
+def without_ema(path: Path) -> None:
+    save_checkpoint(path, make_state(ema_decay=0.0), [random_state(CPU)])
+
+
+def without_random_states(path: Path) -> None:
+    save_checkpoint(path, make_state(), [])
+
+
+def with_a_short_random_state(path: Path) -> None:
+    save_checkpoint(path, make_state(), [{"cpu": torch.zeros(8, dtype=torch.uint8)}])
+
+
+def with_progress_that_is_not_finite(path: Path) -> None:
+    state = make_state()
+    state.progress.loss_sum = float("nan")
+    save_checkpoint(path, state, [random_state(CPU)])
+
+
+@pytest.mark.parametrize(
+    ("write", "fault"),
+    [
+        (with_another_decoder, "size mismatch for weight"),
+        (with_another_optimizer_state, r"optimizer\.1\.exp_avg has another shape"),
+        (with_other_best_weights, "the best epoch have other shapes"),
+        (without_ema, "Missing key"),
+        (without_random_states, "no random state of process 0"),
+        (with_a_short_random_state, "RNG state"),
+        (with_progress_that_is_not_finite, "loss_sum"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_one_sentence(tmp_path: Path, write: Callable[[Path], None], fault: str) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    write(path)
+    with pytest.raises(UserError, match=rf"checkpoint\.safetensors: .*{fault}.* Delete it") as caught:
+        load_checkpoint(path, make_state(), rank=0)
+    assert "\n" not in str(caught.value)
 
 
 def test_another_schema_version_is_rejected(checkpoint: tuple[Path, TrainingState]) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from pycocoevalcap.cider.cider import Cider
 
-from pipeline.metrics.cider import DocumentFrequencies, cider
+from pipeline.metrics.cider import DocumentFrequencies, cider, is_defined
 from tests.caption_corpora import flickr8k_corpus, make_corpus, random_corpora, to_pycocoevalcap
 
 
@@ -25,6 +25,22 @@ def test_cider_equals_cider_d_without_repetition_and_with_equal_lengths(images, 
     scores = cider(*make_corpus(*images))
     assert scores.cider_d == pytest.approx(expected)
     assert scores.cider == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("references", "expected"),
+    [
+        ([["a b"]], False),
+        ([["a b", "c"], ["c", "a b"]], False),
+        ([["a b"], ["b a"]], True),
+        ([["a"], ["b"]], True),
+    ],
+)
+def test_cider_is_defined_if_an_ngram_tells_images_apart(references, expected):
+    captions = [[text.split() for text in image] for image in references]
+    assert is_defined(captions) == expected
+    # Otherwise even a perfect caption scores 0.
+    assert (cider([image[0] for image in captions], captions).cider.max() > 0) == expected
 
 
 def test_cider_d_penalizes_repetition_and_length():

@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,10 @@ def test_captions_of_images_that_the_file_does_not_list_are_reported(tmp_path: P
         (
             {"images": [IMAGE | {"objects": [{"attributes": {}, "box": [0, 0, 1, 1]}]}], "annotations": [CAPTION]},
             "image 1: has boxes, but its size is 0 x 0",
+        ),
+        (
+            {"images": [IMAGE | {"objects": [{"attributes": {}, "box": [0, 0, 1, math.inf]}]}], "annotations": []},
+            "images[0].objects[0].box[3]: Input should be a finite number",
         ),
     ],
 )

@@ -1,5 +1,6 @@
 import csv
 import json
+import subprocess
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -166,11 +167,16 @@ def test_only_the_first_of_many_faults_are_listed(tmp_path: Path) -> None:
         ({"root": "nowhere"}, "nowhere: no such folder"),
         ({"images": "Images"}, "Images: no such folder"),
         ({"images": "../x"}, "'../x' must be a path below dataset.root"),
+        ({"root": ""}, "dataset.root: must not be empty"),
+        ({"root": "s3://data"}, "dataset.root: must be a local path, not the URL 's3://data'"),
+        ({"root": "\\\\${x}"}, r"dataset.root: must not contain \${, which DVC replaces with ${"),
+        ({"images": "a/images.dvc"}, "dataset.images: must not have the name of a DVC file, got 'a/images.dvc'"),
+        ({"images": "dvc.yaml/"}, "dataset.images: must not have the name of a DVC file, got 'dvc.yaml/'"),
         ({"captions": []}, "dataset: captions must list at least one"),
         ({"captions": [{"file": "/x", "folder": ".", "split": None}]}, "'/x' must be a path below dataset.root"),
         ({"captions": [{"file": "x.txt", "folder": ".", "split": None}]}, "x.txt: no such file"),
         ({"splits": SEEDED | {"val": 0.8}}, "val + test must be <= 1, got 0.8 + 0.25"),
-        ({"splits": {"by": "luck"}}, "dataset.splits Input tag 'luck'"),
+        ({"splits": {"by": "luck"}}, "dataset.splits.by must be one of"),
         ({"format": "flickr"}, "dataset.format must be 'coco', 'flickr8k' or 'karpathy', got \"flickr\""),
     ],
 )
@@ -257,6 +263,65 @@ def test_unmatched_list_entries_are_named_if_a_split_is_empty(tmp_path: Path) ->
         (tmp_path / f"{split}.txt").write_text(names)
     with pytest.raises(UserError, match=r"no images in train .*17 \(.*train\.txt:1\)"):
         prepare_by_file(tmp_path, splits=LISTS, bad_captions="skip")
+
+
+LINKED_FOLDERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "images": ("photos/a", {"images": "photos"}),
+    "caption file": ("text", {"file": "text/captions.txt", "images": "photos"}),
+    "split file": ("lists", {"splits": {"by": "json", "file": "lists/splits.json"}, "images": "photos"}),
+}
+
+
+def write_dataset_in_folders(root: Path) -> None:
+    """Write a dataset with `photos/a/*.jpg`, `text/captions.txt`, `captions.txt` and `lists/splits.json`."""
+    touch_four_images(root / "photos" / "a")
+    for path in (root / "captions.txt", root / "text" / "captions.txt"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("image,caption\n" + "".join(f"a/{name}.jpg,A dog .\n" for name in "abcd"))
+    (root / "lists").mkdir()
+    splits = {"train": ["a/a.jpg", "a/b.jpg"], "val": ["a/c.jpg"], "test": ["a/d.jpg"]}
+    (root / "lists" / "splits.json").write_text(json.dumps(splits))
+
+
+def replace_by_link(path: Path, target: Path) -> Path:
+    """Move a file or folder to `target`, link to it, and return the link."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path.rename(target)
+    path.symlink_to(target)
+    return path
+
+
+@pytest.mark.parametrize("kind", LINKED_FOLDERS)
+def test_a_linked_folder_below_the_root_is_an_error_until_its_files_are_linked(tmp_path: Path, kind: str) -> None:
+    folder, changes = LINKED_FOLDERS[kind]
+    root, target = tmp_path / "data", tmp_path / "other disk" / "x"
+    write_dataset_in_folders(root)
+    link = replace_by_link(root / folder, target)
+    with pytest.raises(UserError) as error:
+        prepare_by_file(root, **changes)
+    message = str(error.value)
+    assert f"{link} -> {target}" in message
+    command = message[message.index("`") + 1 : message.rindex("`")]
+    subprocess.run(command, shell=True, check=True)
+    assert len(prepare_by_file(root, **changes)[0]) == 4
+
+
+def test_links_that_dvc_follows_are_no_error(tmp_path: Path) -> None:
+    write_dataset_in_folders(tmp_path / "data")
+    root = replace_by_link(tmp_path / "data", tmp_path / "disk")
+    images = replace_by_link(root / "photos", tmp_path / "other" / "photos")
+    replace_by_link(images / "a" / "a.jpg", tmp_path / "elsewhere" / "a.jpg")
+    replace_by_link(root / "captions.txt", images / "captions.txt")
+    for captions in ("captions.txt", "photos/captions.txt"):
+        assert len(prepare_by_file(root, captions, images="photos")[0]) == 4
+
+
+def test_links_to_folders_of_which_nothing_is_read_and_broken_links_are_no_error(tmp_path: Path) -> None:
+    write_dataset_in_folders(tmp_path)
+    replace_by_link(tmp_path / "text", tmp_path / "unused")
+    for link, target in {"b": "a", "nowhere": "/nowhere", "loop": "loop"}.items():
+        (tmp_path / "photos" / link).symlink_to(target)
+    assert len(prepare_by_file(tmp_path, images="photos")[0]) == 4
 
 
 @needs_real

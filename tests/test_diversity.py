@@ -33,7 +33,7 @@ from pipeline.metrics.diversity import diversity
                 "distinct_rate": 1,
                 "vocab_size": 1,
                 "vocab_coverage": 0,
-                "distinct_bigram_rate": 0,
+                "distinct_bigram_rate": None,
                 "verbatim_in_train": 0,
             },
             id="empty caption",

@@ -5,11 +5,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ruamel.yaml import YAML
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -17,11 +20,15 @@ from typer.testing import CliRunner
 from docs.generate import CONFIGURATION, configuration_page, read_metrics, readme
 from pipeline.cli import app
 from pipeline.features.store import write_index, write_shard
+from pipeline.generation.ensemble import caption_grids, precompute
+from pipeline.generation.search import SearchParams
 from pipeline.import_graph import modules
 from pipeline.params import check, read_yaml
 from pipeline.presets import SECTIONS, find_preset, section_class, use
+from pipeline.training.loss import caption_loss
 from tests.defaults import ROOT, committed
-from tests.factories import small_spec
+from tests.factories import decoder_params, small_spec
+from tests.kinds import SIDE, C, V, example_batch
 from tests.tiny_captioner import Tiny
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -194,3 +201,29 @@ def test_predict_and_export_commands_run(
     words = words[: words.index(">")] if ">" in words else words[: words.index("<")] if "<" in words else words
     result = CliRunner().invoke(app, words, input=(tmp_path / "photo.jpg").read_bytes())
     assert result.exit_code == 0, (result.output, result.exception)
+
+
+def test_the_decoder_of_the_contributing_guide_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two code blocks, as modules: equal to each other, and usable in training and search."""
+    section = TEXTS[ROOT / "CONTRIBUTING.md"].split("## Add a decoder")[1]
+    blocks = [block for language, block in BLOCK.findall(section) if language == "python"]
+    assert len(section.splitlines()) < 150
+    for name, block in zip(("gru", "gru_reference"), blocks, strict=True):
+        module = ModuleType(f"pipeline.decoder.{name}")
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        exec(compile(block, name, "exec"), module.__dict__)
+    torch.manual_seed(0)
+    decoder = sys.modules["pipeline.decoder.gru"].GRUDecoder(decoder_params(), (SIDE, SIDE), C, V).double()
+    reference = sys.modules["pipeline.decoder.gru_reference"].GRUReference(decoder)
+    grids, tokens = example_batch()
+    losses = [caption_loss(*model(grids, tokens), tokens) for model in (decoder, reference)]
+    for loss in losses:
+        loss.total(loss.counts, 0.5).backward()
+    torch.testing.assert_close(losses[0].cross_entropy, losses[1].cross_entropy, rtol=1e-10, atol=0)
+    gradients = reference.convert_weights({name: parameter.grad for name, parameter in decoder.named_parameters()})
+    for name, parameter in reference.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-10, atol=1e-13)
+    search = replace(SearchParams.greedy(4), beam_size=3)
+    words = [f"word{token}" for token in range(V)]
+    captions = caption_grids([decoder.eval()], words, grids, range(len(grids)), search, precompute([decoder], search))
+    assert all(caption.words for (caption,) in captions)

@@ -23,7 +23,7 @@ def test_a_truncated_lock_file_is_restored_from_git(tmp_path: Path) -> None:
     assert lock.read_text() == new
 
 
-@pytest.mark.parametrize("content", ["", "schema: '2.0'\nstages: [", "[]"])
+@pytest.mark.parametrize("content", ["", "schema: '2.0'\nstages: [", "[]", "date: 2024-13-45", "[" * 2000])
 def test_a_damaged_lock_file_that_is_not_in_git_is_removed(tmp_path: Path, content: str) -> None:
     git(tmp_path, "init", "--quiet")
     lock = tmp_path / "dvc.lock"

@@ -1,4 +1,5 @@
 import contextlib
+import itertools
 import json
 import operator
 import os
@@ -26,7 +27,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline.captions.records import Record, write_records
+from pipeline.artifacts import publish
+from pipeline.captions.records import Policy, Record, write_records
 from pipeline.errors import UserError
 from pipeline.features import encoding
 from pipeline.features.encoder import EncodeParams, encode_grids, load_encoder
@@ -46,6 +48,12 @@ def write_image(path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
     coarse.resize((40, 32), Image.Resampling.BICUBIC).save(path, quality=90)
+
+
+def count_finished_rows(work: Path, finished: Path) -> int:
+    """Count the rows of the finished shards in all work folders, of the same spec as a finished store."""
+    spec = FeatureStore(finished).spec
+    return sum(len(shard.keys) for folder in work.glob("*/") for shard in intact_shards(folder, spec))
 
 
 @dataclass(frozen=True)
@@ -70,21 +78,27 @@ class Dataset:
             for path in sorted(self.image_dir.iterdir())
         ]
 
-    def encode(self, work: str = "work", out: str = "features", num_threads: int = 2, **params: object) -> EncodeResult:
-        return encode(
-            self.records(),
-            self.image_dir,
-            EncodeParams(**(vars(self.params) | params)),
-            self.folder / work,
-            self.folder / out,
-            CPU,
-            num_threads,
-        )
+    def encode(
+        self,
+        work: str = "work",
+        out: str = "features",
+        num_threads: int = 2,
+        bad_images: Policy = "error",
+        records: list[Record] | None = None,
+        **params: object,
+    ) -> EncodeResult:
+        records = self.records() if records is None else records
+        encode_params = EncodeParams(**(vars(self.params) | params))
+        folder = self.folder / work
+        with encode(records, self.image_dir, encode_params, folder, CPU, num_threads, bad_images=bad_images) as result:
+            publish(result.store, self.folder / out)
+        return result
 
     def command(self, work: str = "work", out: str = "features") -> list[str]:
         """Return the command line of the stage on this dataset."""
         write_records(self.folder / "prepared", self.records())
-        params = {"dataset": {"root": str(self.folder), "images": "images"}, "encode": to_plain(self.params)}
+        dataset = {"root": str(self.folder), "images": "images", "bad_images": "error"}
+        params = {"dataset": dataset, "encode": to_plain(self.params)}
         (self.folder / "params.yaml").write_text(json.dumps(params))
         flags = {
             "params": "params.yaml",
@@ -137,9 +151,10 @@ def test_each_image_gets_its_grid(make):
 
     result = dataset.encode()
 
-    assert result.counts == EncodeCounts(encoded=20, reused=0, removed=0, failed=0)
+    assert result.counts == EncodeCounts(encoded=20, reused=0, removed=0, skipped=0, failed=0)
     assert result.metrics == {
         "num_images": 20,
+        "num_skipped_images": 0,
         "num_views": 1,
         "num_shards": 1,
         "grid_height": 2,
@@ -223,7 +238,7 @@ def test_a_second_run_encodes_nothing(make):
 
     result = dataset.encode()
 
-    assert result.counts == EncodeCounts(encoded=0, reused=20, removed=0, failed=0)
+    assert result.counts == EncodeCounts(encoded=0, reused=20, removed=0, skipped=0, failed=0)
     assert read_files(dataset.out) == before
 
 
@@ -308,17 +323,115 @@ def test_unreadable_images_are_listed_and_other_shards_are_kept(make, fault):
         if fault == "unreadable":
             path.write_bytes(f"<html>{path}".encode())
 
-    with pytest.raises(UserError) as error:
-        encode(records, dataset.image_dir, dataset.params, dataset.folder / "work", dataset.out, CPU, 2)
+    with (
+        pytest.raises(UserError) as error,
+        encode(records, dataset.image_dir, dataset.params, dataset.folder / "work", CPU, 2),
+    ):
+        pass
 
     assert all(f"{path}: " in str(error.value) for path in bad)
-    assert f"{2 * ROWS_PER_SHARD} encoded, 0 reused, 0 removed, 2 failed" in str(error.value)
+    assert f"{2 * ROWS_PER_SHARD} encoded, 0 reused, 0 removed, 0 skipped, 2 failed" in str(error.value)
     assert not dataset.out.exists()
     for path in bad:
         write_image(path, int(path.stem))
     result = dataset.encode()
     assert (result.counts.encoded, result.counts.reused) == (ROWS_PER_SHARD, 2 * ROWS_PER_SHARD)
     assert read_files(dataset.out) == read_files(dataset.folder / "uninterrupted-features")
+
+
+def break_images(dataset: Dataset, *image_ids: int) -> None:
+    """Replace image files by different files that are no images."""
+    for image_id in image_ids:
+        (dataset.image_dir / f"{image_id:04}.jpg").write_bytes(f"<html>{image_id}".encode() if image_id else b"")
+
+
+def test_images_that_cannot_be_decoded_are_skipped_and_listed_in_the_index(make, caplog, monkeypatch):
+    dataset = make(20)
+    break_images(dataset, 0, 7)
+    shutil.copy(dataset.image_dir / "0007.jpg", dataset.image_dir / "0020.jpg")
+    decoded = []
+    monkeypatch.setattr(encoding, "read_views", lambda *args: decoded.append(args[-1]) or read_views(*args))
+
+    first = dataset.encode(bad_images="skip")
+    before = read_files(dataset.out)
+    num_decoded = len(decoded)
+    second = dataset.encode(bad_images="skip")
+
+    assert first.counts == EncodeCounts(encoded=18, reused=0, removed=0, skipped=3, failed=0)
+    assert second.counts == EncodeCounts(encoded=0, reused=18, removed=0, skipped=3, failed=0)
+    assert (first.metrics["num_images"], first.metrics["num_skipped_images"]) == (18, 3)
+    assert read_files(dataset.out) == before
+    # An image that cannot be decoded, or its copy, is tried once in every run.
+    assert (num_decoded, len(decoded)) == (20, 22)
+    assert json.loads(before[INDEX_FILE])["skipped"] == [0, 7, 20]
+    store = FeatureStore(dataset.out)
+    assert store.skipped_ids == {0, 7, 20}
+    assert store.image_ids == (*range(1, 7), *range(8, 20))
+    with pytest.raises(UserError, match="image 7 was skipped"):
+        store.grid(7)
+    with pytest.raises(UserError, match="has no image 21"):
+        store.grid(21)
+    assert f"3 images are skipped: {dataset.image_dir / '0000.jpg'}: not a supported image format" in caplog.text
+
+
+def test_a_skipped_image_is_encoded_once_it_is_repaired(make):
+    dataset = make(5)
+    whole = dataset.encode(work="other", out="whole")
+    break_images(dataset, 3)
+    dataset.encode(bad_images="skip")
+    write_image(dataset.image_dir / "0003.jpg", 3)
+
+    repaired = dataset.encode(bad_images="skip")
+
+    assert repaired.counts == EncodeCounts(encoded=1, reused=4, removed=0, skipped=0, failed=0)
+    assert whole.num_images == repaired.num_images
+    stores = FeatureStore(dataset.out), FeatureStore(dataset.folder / "whole")
+    assert np.array_equal(*(store.grids(range(5)) for store in stores))
+    assert stores[0].skipped_ids == frozenset()
+
+
+def test_images_that_cannot_be_decoded_are_an_error_that_names_the_policy(make):
+    dataset = make(5)
+    break_images(dataset, 3)
+    with pytest.raises(UserError, match=r"0003\.jpg: not a supported image format(.|\n)*dataset\.bad_images=skip"):
+        dataset.encode()
+
+
+def test_a_missing_image_is_an_error_even_if_bad_images_are_skipped(make):
+    dataset = make(5)
+    break_images(dataset, 2)
+    records = dataset.records()
+    (dataset.image_dir / "0003.jpg").unlink()
+    with pytest.raises(UserError, match=r"1 of 5 images cannot be encoded:\n.*0003\.jpg: cannot be read"):
+        dataset.encode(bad_images="skip", records=records)
+    assert not dataset.out.exists()
+
+
+def test_a_split_of_which_no_image_can_be_decoded_is_an_error(make):
+    dataset = make(5)
+    break_images(dataset, 2, 3)
+    records = [replace(record, split="val") if record.image_id in (2, 3) else record for record in dataset.records()]
+    with pytest.raises(UserError, match=r"images: none of the 2 images of split val can be decoded\."):
+        dataset.encode(bad_images="skip", records=records)
+    assert not dataset.out.exists()
+
+
+def test_skipped_images_do_not_change_the_shards_of_an_interrupted_run(make, monkeypatch):
+    monkeypatch.setattr(encoding, "ROWS_PER_SHARD", 4)
+    dataset = make(19)
+    # In shards with other images, alone in a shard, and in the last shard.
+    break_images(dataset, 1, 6, 8, 9, 10, 11, 18)
+    dataset.encode(bad_images="skip")
+    expected = read_files(dataset.out)
+    index = json.loads(expected[INDEX_FILE])
+    assert sorted(shard["rows"] for shard in index["shards"]) == [2, 3, 3, 4]
+    work = next((dataset.folder / "work" / "encode").glob("*/"))
+    for finished in itertools.product((False, True), repeat=len(index["shards"])):
+        for shard, is_finished in zip(index["shards"], finished, strict=True):
+            if not is_finished:
+                (work / shard["file"]).unlink()
+        dataset.encode(bad_images="skip")
+        assert read_files(dataset.out) == expected
 
 
 def test_each_run_is_logged_with_its_counts(make):
@@ -345,7 +458,7 @@ def test_resume_after_kills_gives_the_same_bytes(make):
     rng = random.Random(20)
 
     def finished_shards() -> dict[str, int]:
-        return {path.stem: path.stat().st_ino for path in work.rglob("shard-*.sha256") if "published" not in str(path)}
+        return {path.stem: path.stat().st_ino for path in work.rglob("shard-*.sha256") if "store" not in str(path)}
 
     def kill_when(condition: Callable[[float], object]) -> None:
         start = time.monotonic()
@@ -361,7 +474,7 @@ def test_resume_after_kills_gives_the_same_bytes(make):
     shutil.rmtree(dataset.out)
     conditions: list[Callable[[float], object]] = [
         lambda _: any(work.rglob("*.h5.partial")),
-        lambda _: any(work.rglob("published")) or any(dataset.folder.glob(".features.*")),
+        lambda _: any(work.rglob("store")) or any(dataset.folder.glob(".features.*")),
         *(partial(operator.lt, rng.uniform(0.3, 1) * duration) for _ in range(18)),
     ]
     rng.shuffle(conditions)
@@ -372,7 +485,7 @@ def test_resume_after_kills_gives_the_same_bytes(make):
         assert finished.items() <= finished_shards().items()
         finished = finished_shards()
     shutil.rmtree(dataset.out, ignore_errors=True)
-    num_rows = sum(len(shard.keys) for folder in work.glob("*/") for shard in intact_shards(folder))
+    num_rows = count_finished_rows(work, dataset.folder / "uninterrupted-features")
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
     assert result.returncode == 0, result.stderr
@@ -401,7 +514,7 @@ def test_two_processes_give_the_bytes_of_one_and_reuse_shards_of_a_killed_one(ma
         process.communicate()
     assert process.returncode != 0
     assert not dataset.out.exists()
-    num_rows = sum(len(shard.keys) for folder in work.glob("*/") for shard in intact_shards(folder))
+    num_rows = count_finished_rows(work, dataset.folder / "single-features")
     assert ROWS_PER_SHARD <= num_rows < len(dataset.records())
     resumed = subprocess.run(launch, cwd=ROOT, env=environment, capture_output=True, text=True)
 
@@ -437,11 +550,12 @@ def test_a_row_depends_on_image_bytes_and_spec_alone(encoded_dataset, order, run
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoding, "ROWS_PER_SHARD", rows_per_shard)
         for count in [*runs, 30]:
-            encode(
-                records[:count], encoded_dataset.image_dir, encoded_dataset.params, work, work / "out", CPU, num_threads
-            )
+            with encode(
+                records[:count], encoded_dataset.image_dir, encoded_dataset.params, work, CPU, num_threads
+            ) as result:
+                pass
 
-    grids = FeatureStore(work / "out").grids([order[image_id] for image_id in range(30)])
+    grids = FeatureStore(result.store).grids([order[image_id] for image_id in range(30)])
     assert np.array_equal(grids, reference)
 
 

@@ -1,10 +1,13 @@
+import errno
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from pipeline.errors import UserError, printable, summarize
+from pipeline.errors import UserError, printable, summarize, write_error
 from tests.paths import ROOT
 
 
@@ -66,6 +69,14 @@ def test_a_full_standard_output_is_one_sentence() -> None:
     assert result.returncode == 2
     assert result.stderr.startswith("error: No space left on device")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("number", "is_full"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EACCES, False)])
+def test_only_a_full_disk_asks_to_free_space(tmp_path: Path, number: int, is_full: bool) -> None:
+    message = str(write_error(OSError(number, os.strerror(number)), tmp_path / "scores.json", "Name another file."))
+    assert message.startswith(f"{tmp_path / 'scores.json'}: cannot be written ({os.strerror(number)}). ")
+    assert ("bytes are free now. Free disk space" in message) == is_full
+    assert ("Name another file." in message) == (not is_full)
 
 
 def test_printable_text_has_the_escapes_of_json() -> None:

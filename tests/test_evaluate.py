@@ -1,16 +1,17 @@
-"""The steps `score` and `analyze` on a small trained captioner."""
+"""The stage `evaluate`, and its steps `score` and `analyze`, on a small trained captioner."""
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline.captions.records import Record, write_records
+from pipeline.captions.records import Record, read_records, write_records
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluate import (
     EvaluateInputs,
@@ -22,9 +23,11 @@ from pipeline.evaluation.evaluate import (
     score,
 )
 from pipeline.generation.caption_io import GeneratedCaptions, write_captions
+from stages import evaluate_captions
 from tests.evaluation_data import make_caption
 from tests.java_programs import needs_java
 from tests.tiny_captioner import COLORS, Tiny
+from tests.tiny_dataset import write_token_files
 
 pytestmark = pytest.mark.slow
 
@@ -153,6 +156,13 @@ def test_captions_of_other_images_are_rejected(inputs: EvaluateInputs, tmp_path:
     assert "1 other" in message
 
 
+def test_tokens_of_another_vocabulary_are_rejected(inputs: EvaluateInputs, tmp_path: Path) -> None:
+    record = Record(image_id=0, file="0.jpg", split="train", captions=("zebra",))
+    write_token_files(tmp_path, [record])
+    with pytest.raises(UserError, match=r"tokens\.h5: was written with vocabulary "):
+        read_inputs(replace(inputs, tokens=tmp_path / "tokens"), "val")
+
+
 def test_a_damaged_history_is_rejected(inputs: EvaluateInputs, tiny: Tiny, tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
@@ -161,3 +171,67 @@ def test_a_damaged_history_is_rejected(inputs: EvaluateInputs, tiny: Tiny, tmp_p
     (model / "history.json").write_text('[{"epoch": "one"}]')
     with pytest.raises(UserError, match=r"history\.json: \[0\]\.epoch"):
         read_inputs(replace(inputs, model=model), "val")
+
+
+def run_stage(inputs: EvaluateInputs, folder: Path, params: EvaluateParams = PARAMS) -> dict[str, bytes]:
+    """Run the stage, and return the content of each output by path below `folder`."""
+    sections = {
+        "dataset": {"root": str(inputs.image_dir.parent), "images": inputs.image_dir.name},
+        "generate": {"split": "val"},
+        "evaluate": asdict(params),
+    }
+    (folder / "params.yaml").write_text(json.dumps(sections))
+    evaluate_captions.main(
+        params=folder / "params.yaml",
+        prepared=inputs.prepared,
+        tokens=inputs.tokens,
+        features=inputs.features,
+        model=inputs.model,
+        generated=inputs.generated,
+        metrics=folder / "metrics",
+        plots=folder / "plots",
+        report=folder / "report.html",
+        card=folder / "model_card.md",
+        device="cpu",
+    )
+    return read_outputs(folder)
+
+
+def read_outputs(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "params.yaml"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def test_an_unreadable_image_leaves_every_old_output(inputs: EvaluateInputs, tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    inputs = replace(inputs, image_dir=shutil.copytree(inputs.image_dir, tmp_path / "images"))
+    before = run_stage(inputs, folder)
+    assert {"metrics/scores.json", "plots/loss.png", "report.html", "model_card.md"} <= before.keys()
+    (inputs.image_dir / "35.png").unlink()
+    every_image = replace(PARAMS, bootstrap_samples=200, report=ReportParams(best=8, worst=0, random=0))
+    with pytest.raises(UserError, match=r"35\.png"):
+        run_stage(inputs, folder, every_image)
+    assert read_outputs(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("num_images", "caption"), [(8, ""), (8, "red"), (8, "a red thing"), (1, ""), (1, "a red thing")]
+)
+def test_every_score_is_a_number_or_not_defined(
+    inputs: EvaluateInputs, tmp_path: Path, num_images: int, caption: str
+) -> None:
+    records = read_records(inputs.prepared, "val")[:num_images]
+    write_records(tmp_path / "few", records)
+    write_generated(tmp_path / "same", {record.image_id: caption for record in records})
+    inputs = replace(inputs, prepared=tmp_path / "few", generated=tmp_path / "same")
+    (tmp_path / "results").mkdir()
+    outputs = run_stage(inputs, tmp_path / "results", replace(PARAMS, report=ReportParams(best=9, worst=9, random=9)))
+    scores, captions = (json.loads(outputs[f"metrics/{name}.json"]) for name in ("scores", "captions"))
+    assert not any(b"NaN" in content or b"Infinity" in content for content in outputs.values())
+    assert (captions["diversity"]["generated"]["distinct_bigram_rate"] is None) == (len(caption.split()) < 2)
+    assert ("CIDEr-D" in scores) == (num_images > 1)
+    page = outputs["report.html"].decode()
+    assert ("not defined" in page) == (num_images == 1 or len(caption.split()) < 2)
+    assert page.count("<article") == num_images
+    assert ("not defined for one image" in outputs["model_card.md"].decode()) == (num_images == 1)

@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from pipeline.decoder.decoder import DecoderKind
 from pipeline.decoder.model_io import record_provenance
 from pipeline.errors import UserError
 from pipeline.generation.search_settings import write_search_settings
 from pipeline.prediction.captioner import DEFAULT_SEARCH, Captioner
 from tests.command_line import gridcap
+from tests.kinds import OTHER_KINDS
 from tests.solid_images import solid_image
-from tests.tiny_captioner import Tiny, copy_model_without_encoder
+from tests.tiny_captioner import COLORS, TRAINING, Tiny, copy_model_without_encoder
+from tests.tiny_dataset import train_tiny
 
 pytestmark = pytest.mark.slow
 
@@ -47,6 +50,29 @@ def test_an_export_with_encoder_needs_nothing_else(tiny: Tiny, tmp_path: Path) -
     card = (out / "model_card.md").read_text()
     for fact in ("BLEU-1 | 0.8333", "ROUGE-L | 0.75", "0.8100 to 0.8500", "BLEU-1|refs:2|tok:spacy"):
         assert fact in card
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_an_export_of_any_kind_captions_alone_and_in_a_mixed_ensemble(
+    tiny: Tiny, tmp_path: Path, kind: DecoderKind
+) -> None:
+    params = replace(TRAINING, decoder=replace(TRAINING.decoder, kind=kind))
+    model, out = train_tiny(tiny.folder, tmp_path / "run", params, live_steps=100), tmp_path / "ensemble" / kind
+    record_provenance(model, "images", str(tiny.weights))
+    result = gridcap("export", model, "--out", out, "--with-encoder")
+    assert result.exit_code == 0, result.output
+    assert f"| decoder | `{kind}`" in (out / "model_card.md").read_text()
+    mixed = Captioner.load(tiny.model, ensemble=tmp_path / "ensemble", device="cpu")
+    for captioner in (Captioner.load(out, device="cpu"), mixed):
+        for color in COLORS:
+            [caption] = captioner.caption([solid_image(color)])
+            assert color in caption.words
+            assert caption.attention is not None
+            sums = caption.attention.sum(axis=(1, 2))
+            assert (sums < 1.001).all()
+            assert (sums > 0.999).all() == (kind != "adaptive")
+    assert gridcap("predict", tiny.images / "00.png", "--model", out, "--attention", tmp_path / "a.svg").exit_code == 0
+    assert ("· sentinel" in (tmp_path / "a.svg").read_text()) == (kind == "adaptive")
 
 
 def test_an_export_without_encoder_copies_the_model_and_prints_what_is_missing(tiny: Tiny, tmp_path: Path) -> None:
@@ -91,6 +117,11 @@ def test_an_existing_folder_is_not_overwritten(tiny: Tiny, tmp_path: Path) -> No
         ('{"protocol": {"BLEU-4": [3]}, "BLEU-4": 0.5}', "protocol.BLEU-4"),
         ('{"protocol": {"BLEU-4": []}, "BLEU-4": NaN}', "nan"),
         ('{"protocol": {"BLEU-4": []}, "BLEU-4": 1e999}', "inf"),
+        ('{"protocol": {"BLEU-4": []}, "BLEU-4": 1' + "0" * 400 + "}", "finite"),
+        ('{"protocol": {"BLEU-4": []}, "BLEU-4": 0.5, "intervals": {"BLEU-4": ["a", 3]}}', "intervals.BLEU-4"),
+        ('{"protocol": {"BLEU-4": []}, "BLEU-4": 0.5, "intervals": 3}', "intervals"),
+        ('{"protocol": {"BLEU-4": []}, "BLEU-4": 0.5, "signature": {"BLEU-4": 3}}', "signature.BLEU-4"),
+        ('{"protocol": {"BLEU-4": []}, "BLEU-4": 0.5, "num_images": "ten"}', "num_images"),
     ],
 )
 def test_unusable_scores_are_errors(tiny: Tiny, tmp_path: Path, content: str, fact: str) -> None:

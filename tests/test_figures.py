@@ -96,6 +96,14 @@ def test_a_strip_has_up_to_six_panels_per_row(tmp_path, num_words, num_columns, 
     assert rgb(strip).shape[1] / width == pytest.approx(num_columns, rel=0.06)
 
 
+def test_the_weight_of_the_sentinel_stands_behind_the_word(tmp_path):
+    path = tmp_path / "strip.svg"
+    attention_strip(IMAGE, ["of", "red"], peaked_attention((0, 0), (0, 0)) * [[[0.38]], [[1.0]]], path)
+    text = path.read_text(encoding="utf-8")
+    assert "<!-- of · sentinel 62% -->" in text
+    assert "<!-- red -->" in text
+
+
 def test_words_are_not_parsed_as_math(tmp_path):
     attention_strip(IMAGE, [r"$\frac$"], peaked_attention((0, 0)), tmp_path / "strip.png")
     assert rgb(tmp_path / "strip.png").size

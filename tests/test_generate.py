@@ -49,6 +49,16 @@ def test_images_are_read_lazily(tmp_path: Path, store: FeatureStore) -> None:
         next(captions)
 
 
+@pytest.mark.parametrize("search", [SEARCH, SearchParams.greedy(5), replace(SearchParams.greedy(5), method="sample")])
+def test_a_grid_that_is_not_finite_is_an_error(tmp_path: Path, search: SearchParams) -> None:
+    [model] = read_models(make_model(tmp_path / "model", seed=1), None)
+    grids = np.ones((2, 6, 5), np.float16)
+    grids[1, 3, 2] = np.nan
+    store = write_store(tmp_path / "features", SPEC, [1, 2], grids)
+    with pytest.raises(UserError, match=r"image 2: .*not finite\. Check the feature store"):
+        list(generate([model], store, [1, 2], search, 8, CPU))
+
+
 def test_an_ensemble_and_its_first_model_give_different_captions(tmp_path: Path, store: FeatureStore) -> None:
     model = make_model(tmp_path / "model", seed=1)
     make_model(tmp_path / "ensemble" / "other", seed=2)

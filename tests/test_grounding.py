@@ -82,6 +82,11 @@ def test_a_peak_in_either_box_counts():
     assert peak_in_boxes(ATTENTION, [TOP, (0.5, 0.5, 0.25, 0.5)])
 
 
+def test_attention_to_the_sentinel_alone_is_in_no_box():
+    assert mass_in_boxes(np.zeros((2, 4)), [FULL_IMAGE]) == 0.0
+    assert not peak_in_boxes(np.zeros((2, 4)), [FULL_IMAGE])
+
+
 def test_without_boxes_all_scores_are_zero():
     assert (mass_in_boxes(ATTENTION, []), mass_by_chance([]), peak_by_chance([], (2, 4))) == (0.0, 0.0, 0.0)
     assert not peak_in_boxes(ATTENTION, [])
@@ -100,9 +105,7 @@ def test_mass_of_a_partition_sums_to_one(attention, x, y):
     assert mass_in_boxes(np.ones((3, 5)), boxes[:1]) == pytest.approx(x * y) == mass_by_chance(boxes[:1])
 
 
-@pytest.mark.parametrize(
-    "attention", [np.zeros((2, 2)), np.ones(4), np.array([[np.nan, 1.0]]), np.array([[-1.0, 3.0]])], ids=str
-)
+@pytest.mark.parametrize("attention", [np.ones(4), np.array([[np.nan, 1.0]]), np.array([[-1.0, 3.0]])], ids=str)
 @pytest.mark.parametrize("score", [mass_in_boxes, peak_in_boxes])
 def test_invalid_attention_is_rejected(score, attention):
     with pytest.raises(ValueError, match="must be a 2-D array of weights"):

@@ -24,6 +24,18 @@ def test_a_signal_is_deferred_and_handlers_are_restored(signum: signal.Signals) 
     assert signal.getsignal(signum) is before
 
 
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_an_ignored_signal_is_still_ignored(signum: signal.Signals) -> None:
+    before = signal.signal(signum, signal.SIG_IGN)
+    try:
+        with defer_signals() as interrupt:
+            os.kill(os.getpid(), signum)
+            assert not interrupt.requested
+        assert signal.getsignal(signum) is signal.SIG_IGN
+    finally:
+        signal.signal(signum, before)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("signum", "status", "message"), [(signal.SIGTERM, -signal.SIGTERM, ""), (signal.SIGINT, 130, "interrupted\n")]

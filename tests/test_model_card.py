@@ -19,7 +19,7 @@ CONFIG = model_config(
     dataset="data/flickr8k",
     encoder_weights="data/weights/resnet18.pth",
 )
-HISTORY: list[dict[str, float]] = [
+HISTORY: list[dict[str, float | None]] = [
     {"epoch": 1, "val_loss": 3.0, "val_accuracy": 0.25, "val_bleu4": 0.05, "val_cider": 0.25},
     {"epoch": 2, "val_loss": 2.5, "val_accuracy": 0.375, "val_bleu4": 0.125, "val_cider": 0.75},
     {"epoch": 3, "val_loss": 2.75, "val_accuracy": 0.5, "val_bleu4": 0.1, "val_cider": 0.5},
@@ -45,6 +45,7 @@ def test_the_card_has_data_encoder_and_versions(tmp_path: Path) -> None:
     assert lines[0] == "# Model card"
     assert "| training data | `data/flickr8k`: 1,200 images, 6,000 captions |" in lines
     assert f"| encoder weights | `data/weights/resnet18.pth`, SHA-256 `{'0' * 64}` |" in lines
+    assert "| decoder | `soft_attention`: hidden size 8, embedding size 8, attention size 8 |" in lines
     assert "| versions | torch 2.11.0 |" in lines
     assert "## Licenses" in lines
 
@@ -78,9 +79,25 @@ def test_evaluation_scores_have_intervals_and_signatures(tmp_path: Path) -> None
     assert not any(line.startswith("| intervals") for line in lines)
 
 
+def test_skipped_images_are_counted(tmp_path: Path) -> None:
+    lines = card(tmp_path, scores=SCORES | {"num_skipped_images": 2})
+    assert "On 100 images. 2 more are left out, since their files cannot be decoded." in lines
+
+
 def test_scores_without_intervals_and_signatures_are_shown(tmp_path: Path) -> None:
     lines = card(tmp_path, scores={"protocol": {"BLEU-4": []}, "BLEU-4": 0.5})
     assert "| BLEU-4 | 0.5000 |  |" in lines
+
+
+def test_a_card_says_what_is_not_defined(tmp_path: Path) -> None:
+    scores = {**SCORES, "num_images": 1, "unavailable": {"CIDEr": ["not defined for one image"]}}
+    history = [{**HISTORY[0], "val_cider": None}]
+    config = replace(CONFIG, epoch=1, data=replace(CONFIG.data, num_val_images=1))
+    write_model_card(tmp_path / "model_card.md", config, history, scores)
+    lines = (tmp_path / "model_card.md").read_text().splitlines()
+    assert "| CIDEr-D | not defined |" in lines
+    assert "| CIDEr | not defined for one image | |" in lines
+    assert "On 1 image." in lines
 
 
 def test_a_card_without_scores_has_no_evaluation(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Model folders: round trips, and errors about files that are missing, damaged or from another model."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,10 @@ SPEC = small_spec(channels=6)
 CONFIG = model_config(
     decoder=PARAMS, vocabulary_digest=VOCABULARY.digest, encoder=SPEC, versions={"torch": torch.__version__}
 )
-HISTORY = [{"epoch": 1, "train_loss": 2.0, "val_cider": 0.5}, {"epoch": 2, "train_loss": 1.5, "val_cider": 0.75}]
+HISTORY = [
+    {"epoch": 1, "train_loss": 2.0, "val_loss": 2.5, "val_accuracy": 0.25, "val_bleu4": 0.0, "val_cider": 0.5},
+    {"epoch": 2, "train_loss": 1.5, "val_loss": 2.0, "val_accuracy": 0.5, "val_bleu4": 0.5, "val_cider": 0.75},
+]
 
 
 def make_decoder() -> Decoder:
@@ -65,7 +69,7 @@ def test_equal_models_have_equal_bytes(folder: Path, tmp_path: Path) -> None:
 
 
 def test_history_is_read_as_written(folder: Path) -> None:
-    history = read_history(folder)
+    history = read_history(folder, CONFIG)
     assert history == HISTORY
     assert [type(history[0][key]) for key in ("epoch", "train_loss")] == [int, float]
 
@@ -98,7 +102,11 @@ def test_provenance_is_recorded_in_the_config_alone(folder: Path) -> None:
         (CONFIG_FILE, '"epoch": 1,', "", CONFIG_FILE, ["epoch", "required"]),
         (CONFIG_FILE, '"schema_version": 6', '"schema_version": 5', CONFIG_FILE, ["gridcap.model version 5"]),
         (CONFIG_FILE, '"gridcap.model"', '"gridcap.tokens"', CONFIG_FILE, ["gridcap.tokens"]),
-        (CONFIG_FILE, '"weights_digest": "', '"weights_digest": "f', WEIGHTS_FILE, ["SHA-256", CONFIG_FILE]),
+        (CONFIG_FILE, '"weights_digest": "', '"weights_digest": "f', CONFIG_FILE, ["weights_digest", "[0-9a-f]{64}"]),
+        (CONFIG_FILE, '"num_images": 1', '"num_images": 1' + "0" * 400, CONFIG_FILE, ["data.num_images"]),
+        (CONFIG_FILE, '"epoch": 1', '"epoch": 0', CONFIG_FILE, ["epoch"]),
+        (CONFIG_FILE, '"view": "whole"', '"view": "left"', CONFIG_FILE, ["view", "'whole'"]),
+        (CONFIG_FILE, '"epoch": 1', '"epoch": 2, "epoch": 1', CONFIG_FILE, ['two values of the key "epoch"']),
         (CONFIG_FILE, '"vocabulary_digest": "', '"vocabulary_digest": "f', VOCABULARY_FILE, [VOCABULARY.digest]),
         (CONFIG_FILE, '"image_size": 32', '"image_size": 64', CONFIG_FILE, ["encoder", SPEC.fingerprint]),
         (VOCABULARY_FILE, '"red"', '"pink"', VOCABULARY_FILE, ["digest"]),
@@ -118,6 +126,40 @@ def test_inconsistent_files_are_errors_that_name_the_file(
     assert "\n" not in message
 
 
+def test_weights_of_another_digest_are_an_error(folder: Path) -> None:
+    path = folder / CONFIG_FILE
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"weights_digest": "f" * 64}))
+    with pytest.raises(UserError, match=rf"{WEIGHTS_FILE}: SHA-256 differs .* {CONFIG_FILE}"):
+        read_model(folder)
+
+
+def test_weights_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
+    weights = build_decoder().state_dict()
+    weights["output_proj.bias"][1] = float("nan")
+    write_model(tmp_path, weights, VOCABULARY, CONFIG)
+    with pytest.raises(UserError, match=rf"{WEIGHTS_FILE}: .*not finite"):
+        read_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("history", "fault"),
+    [
+        ([], "has 0 epochs, but the weights are from epoch 1"),
+        (HISTORY[1:], "the epochs are not 1 to 1"),
+        ([HISTORY[0], HISTORY[0]], "the epochs are not 1 to 2"),
+        ([HISTORY[0] | {"val_cider": float("nan")}], r"\[0\]\.val_cider: .*finite"),
+        ([HISTORY[0] | {"train_loss": 10**400}], r"\[0\]\.train_loss: .*finite"),
+        ([HISTORY[0] | {"epoch": 1.5}], r"\[0\]\.epoch"),
+        ([{"epoch": 1}], r"\[0\]\.train_loss"),
+    ],
+)
+def test_a_history_out_of_bounds_is_an_error(folder: Path, history: list[dict[str, float]], fault: str) -> None:
+    (folder / HISTORY_FILE).write_text(json.dumps(history))
+    with pytest.raises(UserError, match=rf"{HISTORY_FILE}: {fault}.*Use a complete model folder"):
+        read_history(folder, CONFIG)
+
+
 def test_a_config_that_is_not_an_object_is_an_error(folder: Path) -> None:
     (folder / CONFIG_FILE).write_text("[]")
     with pytest.raises(UserError) as error:
@@ -130,5 +172,5 @@ def test_a_config_that_is_not_an_object_is_an_error(folder: Path) -> None:
 def test_a_missing_or_truncated_file_is_an_error(folder: Path, file: str, damage: Callable[[Path], object]) -> None:
     damage(folder / file)
     with pytest.raises(UserError) as error:
-        read_history(folder) if file == HISTORY_FILE else read_model(folder)
+        read_history(folder, CONFIG) if file == HISTORY_FILE else read_model(folder)
     assert str(error.value).startswith(f"{folder / file}: ")

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.captions.sources.parsed_file import escapes_root, id_from_name, join_relative, read_text
+from pipeline.captions.sources.parsed_file import id_from_name, join_relative, read_text
 from pipeline.errors import UserError
 
 
@@ -15,14 +15,6 @@ def test_any_other_name_gives_a_hash_of_its_path_as_id() -> None:
     assert id_from_name("holiday/1.png") == int(hashlib.sha256(b"holiday/1.png").hexdigest()[:12], 16)
     assert id_from_name("2258277193_586949ec62.jpg.1") != id_from_name("2258277193_586949ec62.jpg")
     assert id_from_name("20240311_142233.jpg") != id_from_name("20240311_142301.jpg")
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("a.jpg", False), ("a/b..c/d.jpg", False), ("../a.jpg", True), ("a/../../b", True), ("/a", True)],
-)
-def test_escapes_root(name: str, expected: bool) -> None:
-    assert escapes_root(name) is expected
 
 
 def test_join_relative_drops_dots() -> None:

@@ -2,110 +2,23 @@
 
 import json
 import os
-import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import h5py
 import pytest
-from ruamel.yaml import YAML
+from PIL import Image
 
 from pipeline.captions.records import read_records
 from pipeline.dvc_repair import repair
 from pipeline.params import read_yaml
 from pipeline.prediction.captioner import Captioner
 from pipeline.presets import use
-from tests.command_line import git
-from tests.paths import ROOT
+from tests.dvc_repository import STAGES, Repository
 
 pytestmark = pytest.mark.slow
-
-SOURCES = ["gridcap.py", "pipeline", "stages", "presets", "data/weights", "data/ensemble", "dvc.yaml", "params.yaml"]
-SOURCES += [".dvcignore", ".dvc/config"]
-SOURCES += [f"data/scenes/{name}" for name in ("dvc.yaml", "params.yaml", "encoder.json")]
-SOURCES += ["data/scenes/encoder.safetensors"]
-STAGES = ["data/scenes/dvc.yaml:render", "prepare", "tokenize", "encode", "train", "generate", "evaluate"]
-
-
-class Repository:
-    """A small copy of the project, with git and DVC set up."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        for name in SOURCES:
-            source, target = ROOT / name, folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if source.is_dir():
-                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy(source, target)
-        # params.yaml of the working tree may select another dataset.
-        use(ROOT / "presets/scenes.yaml", [], folder / "params.yaml")
-        self.edit("data/scenes/params.yaml", render={"num_train": 24, "num_val": 6, "num_test": 9})
-        decoder = {"embedding_size": 16, "hidden_size": 16, "attention_size": 16, "dropout": 0.1}
-        decoder |= {"region_dropout": 0.0, "word_dropout": 0.1}
-        self.edit(
-            "params.yaml", train={"max_epochs": 3, "decoder": decoder}, evaluate={"meteor": False, "attention_plots": 1}
-        )
-        (folder / ".gitignore").write_text("/data/.work\n/results/live\n")
-        git(folder, "init", "--quiet")
-        git(folder, "add", ".")
-        git(folder, "commit", "--quiet", "--message", "A small copy")
-
-    def edit(self, file: str, **sections: dict[str, object]) -> None:
-        yaml = YAML()
-        document = yaml.load(self.folder / file)
-        for section, values in sections.items():
-            document[section].update(values)
-        yaml.dump(document, self.folder / file)
-
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        return subprocess.Popen(
-            [sys.executable, "-m", "dvc", *words],
-            cwd=self.folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    def dvc(self, *words: str) -> str:
-        with self.start(*words) as process:
-            output = process.communicate()[0]
-        assert process.returncode == 0, output
-        return output
-
-    def dvc_fails(self, *words: str) -> str:
-        with self.start(*words) as process:
-            output = process.communicate()[0]
-        assert process.returncode != 0, output
-        return output
-
-    def repro(self) -> list[str]:
-        """Run `dvc repro` and return the stages that ran."""
-        return re.findall(r"Running stage '([^']+)'", self.dvc("repro"))
-
-    def changed(self) -> list[str]:
-        """Return the stages whose dependencies have changed."""
-        output = self.dvc("status", "--json")  # preceded by a warning about the frozen stage
-        return sorted(json.loads(output[output.index("{") :]))
-
-    def locks(self) -> dict[str, str]:
-        return {name: (self.folder / name).read_text() for name in ("dvc.lock", "data/scenes/dvc.lock")}
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """A repository in which every stage has run once, uninterrupted."""
-    repository = Repository(tmp_path_factory.mktemp("uninterrupted"))
-    assert repository.repro() == STAGES
-    return repository
 
 
 def test_every_stage_writes_its_outputs(repository: Repository) -> None:
@@ -256,7 +169,7 @@ def test_a_model_in_the_ensemble_folder_is_used(repository: Repository) -> None:
 
 def test_a_run_killed_in_every_stage_gives_the_same_bytes(repository: Repository, tmp_path: Path) -> None:
     """Kill all processes, but in `train` only `dvc`, so that its child still runs when the next run starts."""
-    killed = Repository(tmp_path)
+    killed = Repository.copy_project(tmp_path)
     killed_in = []
     for stage in STAGES:
         repair(killed.folder)
@@ -306,3 +219,171 @@ def test_an_invalid_param_is_an_error_and_keeps_the_outputs(repository: Reposito
     assert "Traceback" not in output
     assert repository.repro() == []
     assert (repository.folder / "data" / "model" / "config.json").is_file()
+
+
+ODD_NAME = "a\\b [c] {d} 'e' \"f\"; $g ${h} $(touch ran) `touch ran` #i *? & | < > %k ~ ! \u00fc \u65e5\u672c"
+"""A file name with every character that means something to a shell, to YAML or to DVC's templates.
+
+The backslash is at the start: ruamel.yaml adds a space if it breaks a line after one, so DVC would see a changed param.
+"""
+BAD_IDS = {"train": "00", "val": "08", "test": "11"}
+"""Images of `odd_repository` that cannot be decoded."""
+
+
+def write_linked_dataset(folder: Path) -> dict[str, Path]:
+    """Write a dataset of 15 images, weights and an ensemble folder, each of odd name and a link that DVC follows.
+
+    Returns:
+        Files behind the links, by what they change.
+    """
+    disk = folder / "disk"
+    (disk / "root").mkdir(parents=True)
+    (disk / "photos").mkdir()
+    (disk / "ensemble").mkdir()
+    (disk / "ensemble" / "README.md").touch()
+    shutil.copy(folder / "data/scenes/encoder.safetensors", disk)
+    rows, splits = ["image,caption"], {"train": range(8), "val": range(8, 11), "test": range(11, 15)}
+    for index in range(15):
+        name, color = f"{index:02}.png", ("red", "blue", "green")[index % 3]
+        Image.new("RGB", (20 + index, 20), color).save(disk / "photos" / name)
+        rows += [f"{name},a {color} thing", f"{name},the thing is {color}"]
+    for image in BAD_IDS.values():
+        (disk / "photos" / f"{image}.png").write_bytes(b"<html>")
+    (disk / "photos" / "01.png").rename(disk / "single.png")
+    (disk / "photos" / "01.png").symlink_to(disk / "single.png")
+    (disk / "root" / "captions.txt").write_text("\n".join(rows))
+    lists = {split: [f"{index:02}.png" for index in indices] for split, indices in splits.items()}
+    (disk / "root" / "splits.json").write_text(json.dumps(lists))
+    (disk / "root" / ODD_NAME).symlink_to(disk / "photos")
+    (folder / ODD_NAME).symlink_to(disk / "root")
+    (folder / f"{ODD_NAME}.safetensors").symlink_to(disk / "encoder.safetensors")
+    (folder / f"ensemble {ODD_NAME}").symlink_to(disk / "ensemble")
+    return {
+        "caption file": disk / "root" / "captions.txt",
+        "image": disk / "photos" / "02.png",
+        "linked image": disk / "single.png",
+        "weights": disk / "encoder.safetensors",
+        "ensemble": disk / "ensemble" / "README.md",
+    }
+
+
+@pytest.fixture(scope="module")
+def odd_repository(tmp_path_factory: pytest.TempPathFactory) -> tuple[Repository, dict[str, Path]]:
+    """A repository in which every stage has run on a dataset of odd names, with bad images and links."""
+    repository = Repository(tmp_path_factory.mktemp("odd"))
+    linked = write_linked_dataset(repository.folder)
+    values = {
+        "dataset.format": "flickr8k",
+        "dataset.root": ODD_NAME,
+        "dataset.images": ODD_NAME,
+        "dataset.captions": [{"file": "captions.txt", "folder": ".", "split": None}],
+        "dataset.splits": {"by": "json", "file": "splits.json"},
+        "dataset.bad_images": "skip",
+        "tokenize.min_count": 1,
+        "encode.weights": f"{ODD_NAME}.safetensors",
+        "generate.ensemble": f"ensemble {ODD_NAME}",
+    }
+    params = repository.folder / "params.yaml"
+    use(params, [f"{key}={json.dumps(value)}" for key, value in values.items()], params)
+    assert repository.repro() == STAGES[1:]
+    return repository, linked
+
+
+def test_odd_names_run_from_images_to_report(odd_repository: tuple[Repository, dict[str, Path]]) -> None:
+    repository, _ = odd_repository
+    folder = repository.folder
+    assert list(folder.rglob("ran")) == []
+    assert repository.repro() == []
+    assert set(repository.changed()) & set(STAGES[1:]) == set()
+    assert ODD_NAME in (folder / "results/model_card.md").read_text()
+
+
+def test_bad_images_are_skipped_in_every_stage(odd_repository: tuple[Repository, dict[str, Path]]) -> None:
+    folder = odd_repository[0].folder
+    by_name = {record.file.removesuffix(".png"): record.image_id for record in read_records(folder / "data/prepared")}
+    metrics = {path.stem: json.loads(path.read_text()) for path in (folder / "results/metrics").glob("*.json")}
+    index = json.loads((folder / "data/features/index.json").read_text())
+    captions = json.loads((folder / "data/generated/captions.json").read_text())
+    assert metrics["prepare"]["num_images"] == {"train": 8, "val": 3, "test": 4}
+    assert (metrics["encode"]["num_images"], metrics["encode"]["num_skipped_images"]) == (12, 3)
+    assert index["skipped"] == sorted(by_name[name] for name in BAD_IDS.values())
+    assert json.loads((folder / "data/model/config.json").read_text())["data"] == {
+        "num_images": 7,
+        "num_captions": 14,
+        "num_val_images": 2,
+    }
+    assert {row["image_id"] for row in captions} == {by_name[name] for name in ("12", "13", "14")}
+    assert (metrics["scores"]["num_images"], metrics["scores"]["num_skipped_images"]) == (3, 1)
+    assert metrics["teacher_forcing"]["num_tokens"] == sum(
+        len(caption.split()) + 1 for name in ("12", "13", "14") for caption in captions_of(folder, name)
+    )
+    page = " ".join((folder / "results/report.html").read_text().split())
+    assert "captions for 3 test images. This page shows some of them. 1 more test images are left out" in page
+    assert "On 3 images. 1 more are left out" in (folder / "results/model_card.md").read_text()
+
+
+def captions_of(folder: Path, name: str) -> tuple[str, ...]:
+    records = read_records(folder / "data/prepared")
+    return next(record.captions for record in records if record.file == f"{name}.png")
+
+
+@pytest.mark.parametrize(
+    ("changed", "stages"),
+    [
+        ("caption file", ["prepare"]),
+        ("image", ["encode", "evaluate", "prepare"]),
+        ("linked image", ["encode", "evaluate", "prepare"]),
+        ("weights", ["encode"]),
+        ("ensemble", ["generate"]),
+    ],
+)
+def test_a_change_behind_a_link_is_noticed(
+    odd_repository: tuple[Repository, dict[str, Path]], changed: str, stages: list[str]
+) -> None:
+    repository, linked = odd_repository
+    path = linked[changed]
+    before = path.read_bytes()
+    try:
+        path.write_bytes(before + b"\n")
+        assert [stage for stage in repository.changed() if stage in STAGES[1:]] == stages
+    finally:
+        path.write_bytes(before)
+
+
+@pytest.mark.parametrize("linked", ["images", "ensemble"])
+def test_a_linked_folder_that_dvc_does_not_watch_is_an_error(
+    odd_repository: tuple[Repository, dict[str, Path]], linked: str
+) -> None:
+    repository, _ = odd_repository
+    folder, disk = repository.folder, repository.folder / "disk"
+    link = f"{ODD_NAME}/{ODD_NAME}/more" if linked == "images" else f"ensemble {ODD_NAME}/more"
+    target = disk / f"{ODD_NAME} of {linked}"
+    captions, splits = disk / "root" / "captions.txt", disk / "root" / "splits.json"
+    before = {path: path.read_text() for path in (captions, splits)}
+    try:
+        if linked == "images":
+            target.mkdir()
+            shutil.copy(disk / "single.png", target)
+            captions.write_text(before[captions] + "\nmore/single.png,a red thing")
+            splits.write_text(before[splits].replace('["', '["more/single.png", "', 1))
+        else:
+            shutil.copytree(folder / "data" / "model", target)
+        (folder / link).symlink_to(target)
+        output = repository.dvc_fails("repro", "-f", "-s", "prepare" if linked == "images" else "generate")
+        assert f"{link} -> {target}." in output
+        assert "Traceback" not in output
+    finally:
+        (folder / link).unlink()
+        for path, text in before.items():
+            path.write_text(text)
+
+
+def test_a_repaired_image_is_encoded(odd_repository: tuple[Repository, dict[str, Path]]) -> None:
+    repository, _ = odd_repository
+    path = repository.folder / "disk" / "photos" / f"{BAD_IDS['train']}.png"
+    before = path.read_bytes()
+    try:
+        Image.new("RGB", (20, 20), "red").save(path)
+        assert "1 encoded, 12 reused, 0 removed, 2 skipped, 0 failed" in repository.dvc("repro", "encode")
+    finally:
+        path.write_bytes(before)

@@ -23,6 +23,7 @@ dataset:  # input
     - {file: captions_train.json, folder: ".", split: train}
   splits: null
   missing_images: error
+  bad_images: error
   bad_captions: error    # strict
 
 # --- the decoder ---

@@ -1,5 +1,6 @@
 import hashlib
 import re
+import resource
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,6 +90,19 @@ def test_a_failed_download_names_file_and_url(remote, hub_cache):
 
     assert str(error.value).startswith(f"{hub_cache / FILE_NAME}: ")
     assert f"{address}/{FILE_NAME}" in str(error.value)
+    assert list(hub_cache.iterdir()) == []
+
+
+def test_a_full_disk_is_named_with_its_free_space(remote, hub_cache):
+    # A limit of the file size fails like a full disk, and needs no mount.
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with http_server(remote) as address:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))
+        try:
+            with pytest.raises(UserError, match=f"{FILE_NAME}: cannot be written .* bytes are free now. Free disk"):
+                fetch(f"{address}/{FILE_NAME}")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(hub_cache.iterdir()) == []
 
 

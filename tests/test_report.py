@@ -65,6 +65,7 @@ def make_report(**changes: Any) -> Report:
         "examples": [make_example(), make_example(group="random", image_id=8), empty],
         "scores": {
             "num_images": 40,
+            "num_skipped_images": 3,
             "BLEU-4": 0.3125,
             "subsets": {"seen": {"num_images": 30, "BLEU-4": 0.25}},
             "intervals": {"BLEU-4": [0.29, 0.3333], "subsets": {"seen": {"BLEU-4": [0.2, 0.3]}}},
@@ -87,7 +88,7 @@ def make_report(**changes: Any) -> Report:
         "teacher_forcing": {"num_tokens": 100, "loss": 2.0625, "protocol": ["loss: nats"]},
         "scenes": {
             "num_images": 40,
-            "attention": {"all": {"num_words": 0}, "relation": grounding},
+            "attention": {"all": {"num_words": 0, **dict.fromkeys(grounding)}, "relation": grounding},
             "protocol": {"attention": ["peak: center"]},
         },
         "history": [
@@ -193,6 +194,11 @@ def test_a_page_of_12_photos_is_smaller_than_2_mb(tmp_path):
     assert 200_000 < (tmp_path / "report.html").stat().st_size < 2_000_000
 
 
+def test_the_page_counts_the_images_that_were_skipped(path):
+    text = " ".join(PageParser(path.read_text()).text.split())
+    assert "captions for 40 test images. This page shows some of them. 3 more test images are left out" in text
+
+
 def test_captions_and_references_are_escaped(path):
     page = PageParser(path.read_text())
     assert "</script><b>ball" in page.text
@@ -215,6 +221,7 @@ def test_the_page_needs_no_other_file_and_shows_no_absolute_path(path):
 def test_the_page_of_one_image_has_scores_without_intervals(tmp_path):
     scores = {
         "num_images": 1,
+        "num_skipped_images": 0,
         "BLEU-4": 0.3125,
         "intervals": {},
         "protocol": {"BLEU-4": ["n: 4"], "intervals": ["intervals: not defined for one image"]},
@@ -239,6 +246,25 @@ def test_the_page_shows_scores_with_interval_protocol_and_chance(path):
     assert "relation 4 0.750 0.125 0.500 0.062" in text
     assert "decoder.hidden_size 256" in text
     assert f"python {sys.version.split()[0]}" in text
+
+
+def test_the_page_says_what_is_not_defined(tmp_path):
+    names = ("peak_in_box", "peak_by_chance", "mass_in_box", "mass_by_chance")
+    captions = {
+        "diversity": {
+            "generated": {"distinct_bigram_rate": None},
+            "reference": {"distinct_bigram_rate": 0.5},
+            "protocol": [],
+        },
+        "human_agreement": {"num_images": 0, "protocol": []},
+    }
+    attention = {"all": {"num_words": 0, **dict.fromkeys(names)}}
+    scenes = {"num_images": 1, "attention": attention, "protocol": {"attention": []}}
+    write_report(tmp_path / "report.html", make_report(captions=captions, scenes=scenes))
+    text = " ".join(PageParser((tmp_path / "report.html").read_text()).text.split())
+    assert "distinct bigram rate not defined 0.500" in text
+    assert "Human agreement Not defined: no image has two references." in text
+    assert "all of the above 0 not defined not defined not defined not defined" in text
 
 
 def test_images_without_annotated_objects_have_no_attention_table(tmp_path):
@@ -268,6 +294,20 @@ def test_hovering_a_word_highlights_its_attention(page: Page) -> None:
     assert np.ptp(pixels(other)[INSIDE]) == 0
     page.mouse.move(1, 1)
     assert np.ptp(pixels(card)[INSIDE]) == 0
+
+
+@browser
+def test_the_weight_of_the_sentinel_is_shown(chromium: Browser, tmp_path: Path) -> None:
+    attention = peaked_attention(*PEAKS.values())
+    attention[1] *= 0.38
+    path = tmp_path / "report.html"
+    write_report(path, make_report(examples=[make_example(attention=attention)]))
+    with chromium.new_context(**REDUCED_MOTION) as context:
+        page = context.new_page()
+        page.goto(path.as_uri())
+        for word, text in (("a", "a: 54% of attention on one of 24 regions"), ("red", "regions · sentinel 62%")):
+            page.get_by_role("button", name=word, exact=True).hover()
+            assert page.locator(".status").inner_text().endswith(text)
 
 
 @browser

@@ -28,16 +28,43 @@ def test_live_metrics_are_read_up_to_the_row_that_is_being_written(tmp_path: Pat
     assert run.modified == max(path.stat().st_mtime for path in folder.rglob("*.tsv"))
 
 
+@pytest.mark.parametrize(
+    "row", [b"\xff\xfe\t1", b"15\tnan", b"15\tinf", b"-1\t2", b"9" * 30 + b"\t1", b"9" * 5000 + b"\t1", b"15\t\0"]
+)
+def test_damaged_live_metrics_are_skipped(tmp_path: Path, row: bytes) -> None:
+    folder = tmp_path / "plots" / "metrics"
+    folder.mkdir(parents=True)
+    (folder / "loss.tsv").write_bytes(b"step\tloss\n10\t3.5\n" + row + b"\n20\t2.25\n")
+    run = read_live(tmp_path)
+    assert run is not None
+    assert run.series == {"loss": [(10, 3.5), (20, 2.25)]}
+
+
 def test_epochs_without_a_value_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "training.json"
     path.write_text('[{"epoch": 1, "val_loss": 2.5, "val_cider": null}, {"epoch": 2, "val_loss": 2}]')
     assert read_epochs(path) == {"val_loss": [(1, 2.5), (2, 2)]}
 
 
-@pytest.mark.parametrize("content", ["", '[{"epoch": 1, "val_loss"', '{"epoch": 1}', '[{"epoch": "one"}]'])
+@pytest.mark.parametrize(
+    "content", ["", '[{"epoch": 1, "val_loss"', '{"epoch": 1}', '[{"epoch": "one"}]', '[{"epoch": 1, "val_loss": NaN}]']
+)
 def test_unreadable_epochs_are_ignored(tmp_path: Path, content: str) -> None:
     (tmp_path / "training.json").write_text(content)
     assert read_epochs(tmp_path / "training.json") == {}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"BLEU-4": 0.5, "subsets": 3}',
+        '{"BLEU-4": 0.5, "subsets": {"seen": 3, "held-out": {"BLEU-4": "high"}}}',
+        '{"BLEU-4": 0.5, "ROUGE-L": NaN, "CIDEr-D": 1e999, "CIDEr": [1], "BLEU-1": 1' + "0" * 400 + "}",
+    ],
+)
+def test_damaged_scores_are_skipped(tmp_path: Path, content: str) -> None:
+    (tmp_path / "scores.json").write_text(content)
+    assert read_scores(tmp_path / "scores.json") == {"all": {"BLEU-4": 0.5}}
 
 
 @pytest.mark.slow

@@ -118,5 +118,6 @@ def test_subsets_are_scored_and_images_without_objects_are_left_out():
     assert (scores["num_images"], scores["subsets"]["seen"]["num_images"]) == (2, 1)
     assert scores["attention"]["all"]["num_words"] == 2
     assert scores["attention"] == scores["subsets"]["held-out"]["attention"]
-    assert scores["subsets"]["seen"]["attention"] == {"all": {"num_words": 0}}
+    names = ("peak_in_box", "peak_by_chance", "mass_in_box", "mass_by_chance")
+    assert scores["subsets"]["seen"]["attention"] == {"all": {"num_words": 0, **dict.fromkeys(names)}}
     assert score_scenes(records[2:], captions) == {"num_images": 0}

@@ -52,8 +52,8 @@ def read_captions(dataset: Path, split: str) -> dict:
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dataset")
-    write_dataset(params(), folder / "out", folder / "work", num_workers=2)
-    return folder / "out"
+    with write_dataset(params(), folder, num_workers=2) as finished:
+        return finished
 
 
 @pytest.mark.slow
@@ -75,9 +75,20 @@ def test_resume_after_a_kill_gives_the_same_bytes(dataset, tmp_path):
 
 
 @pytest.mark.slow
+def test_damaged_images_of_the_work_folder_are_rendered_again(dataset, tmp_path):
+    write_dataset(params(), tmp_path / "first", tmp_path / "work", num_workers=2)
+    annotations = sorted(tmp_path.glob("work/render/*/annotations/*.json"))
+    for index, content in enumerate([b"", b"\xff", b"{}", b"[" * 5000, annotations[5].read_bytes()]):
+        annotations[index].write_bytes(content)
+    next(tmp_path.glob("work/render/*/dataset/images/train_00002.jpg")).unlink()
+    write_dataset(params(), tmp_path / "out", tmp_path / "work", num_workers=2)
+    assert read_files(tmp_path / "out") == read_files(dataset)
+
+
+@pytest.mark.slow
 def test_an_image_does_not_depend_on_the_number_of_images(dataset, tmp_path):
-    write_dataset(params(num_train=1, num_val=3, num_test=1), tmp_path / "out", tmp_path / "work", num_workers=1)
-    small, large = read_files(tmp_path / "out"), read_files(dataset)
+    with write_dataset(params(num_train=1, num_val=3, num_test=1), tmp_path, num_workers=1) as finished:
+        small, large = read_files(finished), read_files(dataset)
     shared = {"images/train_00000.jpg", "images/val_00000.jpg", "images/val_00001.jpg", "images/test_00000.jpg"}
     assert {name for name in small if small[name] == large.get(name)} == shared
 

@@ -136,6 +136,18 @@ train(eval(sys.argv[1]), TrainingSet(**safetensors.torch.load_file(sys.argv[2]))
 """
 
 
+def test_a_damaged_checkpoint_is_one_sentence(training_set, tmp_path):
+    checkpoint = tmp_path / "checkpoint"
+    for content in (b"", b"half a checkpoint"):
+        checkpoint.write_bytes(content)
+        with pytest.raises(UserError, match=r"checkpoint: not a valid checkpoint\. Delete it"):
+            train(PARAMS, training_set, checkpoint)
+    for state in ([], {"model": {}, "optimizer": {}, "num_epochs": 1}):
+        torch.save(state, checkpoint)
+        with pytest.raises(UserError, match=r"checkpoint: not a valid checkpoint\. Delete it"):
+            train(PARAMS, training_set, checkpoint)
+
+
 def test_a_held_out_pair_has_no_gradient(training_set):
     red, sphere, cube = 1 + COLORS.index("red"), 1 + SHAPES.index("sphere"), 1 + SHAPES.index("cube")
     labels = torch.full((1, len(ATTRIBUTES), 4, 4), IGNORE, dtype=torch.int8)
@@ -155,19 +167,22 @@ def test_a_loss_that_is_not_finite_is_an_error(training_set, tmp_path):
 
 
 def test_an_image_size_that_is_not_a_multiple_of_the_stride_is_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"render\.image_size") as error:
-        train_scene_encoder(PARAMS, render_params(72), tmp_path / "work", tmp_path / "out", num_workers=1)
+    with (
+        pytest.raises(UserError, match=r"render\.image_size") as error,
+        train_scene_encoder(PARAMS, render_params(72), tmp_path, num_workers=1),
+    ):
+        pass
     assert all(fact in str(error.value) for fact in ("multiple of 16", "72"))
 
 
 @pytest.mark.slow
-def test_published_weights_load(tmp_path):
-    out = tmp_path / "encoder.safetensors"
+def test_finished_weights_load(tmp_path):
     params = replace(PARAMS, max_epochs=1)
-    metrics = train_scene_encoder(params, render_params(64), tmp_path / "work", out, num_workers=1)
-    assert metrics["weights_sha256"] == file_digest(out)
+    with train_scene_encoder(params, render_params(64), tmp_path, num_workers=1) as (weights, metrics_file):
+        metrics = json.loads(metrics_file.read_text())
+    assert metrics["weights_sha256"] == file_digest(weights)
     assert metrics["objects"]["held_out"]["num_objects"] >= 2
-    assert read_encoder(out, ARCHITECTURE, LAYER).channels == 256
+    assert read_encoder(weights, ARCHITECTURE, LAYER).channels == 256
 
 
 @pytest.mark.slow

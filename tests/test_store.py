@@ -1,10 +1,14 @@
+import functools
 import json
 import multiprocessing
+import operator
 import os
 import pickle
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -115,7 +119,7 @@ def test_grids_do_not_depend_on_the_sharding(tmp_path_factory, sizes, seed):
     parts = np.split(np.array(image_ids), np.cumsum(sizes)[:-1])
     shards = make_store(folder, *(part.tolist() for part in parts))
 
-    assert sorted(intact_shards(folder), key=str) == sorted(shards, key=str)
+    assert sorted(intact_shards(folder, SPEC), key=str) == sorted(shards, key=str)
     assert np.array_equal(FeatureStore(folder).grids(image_ids), random_grids(image_ids))
 
 
@@ -145,6 +149,19 @@ def test_every_shard_is_verified(folder):
     assert f"{second}: cannot be read (No such file" in str(error.value)
 
 
+def test_verified_reads_reject_an_altered_shard_at_its_first_row(folder):
+    first, second = sorted(folder.glob("shard-*.h5"))
+    damage_by_one_bit(first)
+    store, unverified = FeatureStore(folder, verify_reads=True), FeatureStore(folder)
+    with h5py.File(second) as file:
+        intact_ids = file["image_id"][:].tolist()
+    assert np.array_equal(store.grids(intact_ids), unverified.grids(intact_ids))
+    with pytest.raises(UserError, match=r"SHA-256 differs from index\.json") as error:
+        pickle.loads(pickle.dumps(store)).grids(store.image_ids)
+    assert str(first) in str(error.value)
+    unverified.grids(store.image_ids)
+
+
 def damage_by_truncation(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
@@ -159,13 +176,38 @@ def damage_by_a_kill_before_the_digest(path: Path) -> None:
     path.with_suffix(".sha256").unlink()
 
 
-@pytest.mark.parametrize("damage", [damage_by_truncation, damage_by_one_bit, damage_by_a_kill_before_the_digest])
+def damage_of_the_digest(path: Path) -> None:
+    path.with_suffix(".sha256").write_bytes(b"\xff\xfe")
+
+
+def replace_by_another_file(path: Path) -> None:
+    path.write_bytes(b"no HDF5 file")
+    path.with_suffix(".sha256").write_text(sha256(path.read_bytes()).hexdigest() + "\n")
+
+
+def replace_by_another_spec(path: Path) -> None:
+    other = write_shard(path.parent, replace(SPEC, image_size=64), [3], [(digest(3), "whole")], random_grids([3]))
+    os.replace(other.path, path)
+    os.replace(other.path.with_suffix(".sha256"), path.with_suffix(".sha256"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_by_truncation,
+        damage_by_one_bit,
+        damage_by_a_kill_before_the_digest,
+        damage_of_the_digest,
+        replace_by_another_file,
+        replace_by_another_spec,
+    ],
+)
 def test_a_damaged_shard_is_not_reused(tmp_path, caplog, damage):
     good, bad = make_shard(tmp_path, [1, 2]), make_shard(tmp_path, [3, 4])
     damage(bad.path)
     (tmp_path / f".{good.path.name}.partial").write_bytes(b"half")
 
-    assert intact_shards(tmp_path) == [good]
+    assert intact_shards(tmp_path, SPEC) == [good]
     assert f"{bad.path}: unfinished or damaged" in caplog.text
     assert not bad.path.exists()
     assert not list(tmp_path.glob(".*"))
@@ -203,6 +245,48 @@ def test_a_damaged_index_is_an_error(folder, text):
     (folder / INDEX_FILE).write_text(text)
 
     with pytest.raises(UserError, match=r"index\.json: .* Run `dvc repro -f -s encode`"):
+        FeatureStore(folder)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "fault"),
+    [
+        (["shards", 0, "file"], "../../shard-0123456789abcdef.h5", "shards[0].file"),
+        (["shards", 0, "file"], "/etc/shard-0123456789abcdef.h5", "shards[0].file"),
+        (["shards", 0, "sha256"], "x" * 64, "shards[0].sha256"),
+        (["shards", 0, "rows"], 10**30, "shards[0].rows"),
+        (["shards", 0, "rows"], -1, "shards[0].rows"),
+        (["views"], [], "views"),
+        (["views"], ["sideways"], "views[0]"),
+        (["views"], ["whole", "center"], "image 3 has 1 rows, but there are 2 views"),
+        (["fingerprint"], "0123456789abcdef", "that of the spec is"),
+        (["spec", "channels"], 17, "that of the spec is"),
+        (["spec", "weights_digest"], "\ud800", "spec.weights_digest"),
+        (["images", "10"], [[0, 3]], "image 10 has row 3 of shard 0, which does not exist"),
+        (["images", "10"], [[2, 0]], "image 10 has row 0 of shard 2, which does not exist"),
+        (["images", "10"], [[-1, 0]], "image 10 has row 0 of shard -1, which does not exist"),
+        (["images", "10"], [[0, -1]], "image 10 has row -1 of shard 0, which does not exist"),
+        (["images", "10"], [[0, 10**30]], "image 10 has row"),
+        (["images", str(2**63)], [[0, 0]], f"images.{2**63}"),
+    ],
+)
+def test_an_index_out_of_bounds_is_an_error(folder, keys, value, fault):
+    index = json.loads((folder / INDEX_FILE).read_text())
+    *parents, last = keys
+    functools.reduce(operator.getitem, parents, index)[last] = value
+    (folder / INDEX_FILE).write_text(json.dumps(index))
+
+    with pytest.raises(UserError, match=r"index\.json: .* Run `dvc repro -f -s encode`") as error:
+        FeatureStore(folder)
+
+    assert fault in str(error.value) or "Invalid JSON" in str(error.value)
+
+
+def test_an_image_that_the_index_lists_twice_is_an_error(folder):
+    text = (folder / INDEX_FILE).read_text().replace('"10":', '"11":')
+    (folder / INDEX_FILE).write_text(text)
+
+    with pytest.raises(UserError, match=r'index\.json: has two values of the key "11"\.'):
         FeatureStore(folder)
 
 
@@ -247,6 +331,33 @@ def test_a_shard_of_another_store_is_an_error(folder, attributes, message):
         file["grid"] = np.zeros((3, 9, 17), dtype=np.float16)
 
     with pytest.raises(UserError, match=f"{path.name}: .*{message}"):
+        FeatureStore(folder).grid(3)
+
+
+GRID_OF_THE_INDEX = np.zeros((3, 9, 16), dtype=np.float16)
+
+
+@pytest.mark.parametrize(
+    "create",
+    [
+        lambda file: file.create_group("grid"),
+        lambda file: file.create_dataset("grid", data=GRID_OF_THE_INDEX.astype(np.float32)),
+        lambda file: file.create_dataset("grid", data=GRID_OF_THE_INDEX[:2]),
+        lambda file: file.create_dataset("grid", shape=(10**9, 9, 16), dtype=np.float16),
+        lambda file: file.create_dataset("grid", shape=(3, 9, 16), dtype=np.float16),
+        lambda file: file.create_dataset("grid", data=GRID_OF_THE_INDEX, compression="gzip"),
+        lambda file: file.create_dataset("grid", (3, 9, 16), np.float16, external=[("/etc/passwd", 0, 864)]),
+        lambda file: file.attrs.update(fingerprint=np.arange(3)),
+        lambda file: file.attrs.update(fingerprint=h5py.Empty("f")),
+    ],
+)
+def test_a_shard_that_differs_from_its_index_is_an_error(folder: Path, create: Callable[[h5py.File], object]) -> None:
+    path = folder / json.loads((folder / INDEX_FILE).read_text())["shards"][0]["file"]
+    with h5py.File(path, "r+") as file:
+        del file["grid"]
+        create(file)
+
+    with pytest.raises(UserError, match=rf"{path.name}: .* Run `dvc repro -f -s encode`\."):
         FeatureStore(folder).grid(3)
 
 

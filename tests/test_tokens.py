@@ -1,3 +1,5 @@
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from pipeline.captions.records import Record, Split
 from pipeline.captions.tokenizer import TokenizeParams
 from pipeline.captions.tokens import (
     SCHEMA,
+    TokenizedDataset,
     group_references,
     read_tokenization,
     read_tokens,
@@ -16,8 +19,9 @@ from pipeline.captions.tokens import (
     tokenize,
     write_tokens,
 )
-from pipeline.captions.vocabulary import Vocabulary
+from pipeline.captions.vocabulary import END, PAD, START, Vocabulary
 from pipeline.errors import UserError
+from pipeline.hdf5 import content_digest
 
 PARAMS = TokenizeParams(lowercase=True, punctuation="drop", min_count=1, max_length=4)
 
@@ -34,27 +38,53 @@ RECORDS = [
 ]
 
 
-def test_captions_become_padded_and_truncated_ids() -> None:
+def words_of(dataset: TokenizedDataset, split: Split) -> list[str]:
+    """Return each caption's ids as words, joined by spaces and padded."""
+    words, captions = dataset.vocabulary.words, dataset.splits[split]
+    return [" ".join(words[token_id] for token_id in row) for row in captions.padded(range(len(captions.image_id)))]
+
+
+def test_captions_become_truncated_ids() -> None:
     dataset = tokenize(RECORDS, PARAMS, Path("records.jsonl"))
-    words = dataset.vocabulary.words
     train = dataset.splits["train"]
-    assert [" ".join(words[token_id] for token_id in row) for row in train.tokens] == [
-        "<start> a dog runs <end> <pad>",
-        "<start> two dogs run over <pad>",
-        "<start> a cat <end> <pad> <pad>",
+    assert words_of(dataset, "train") == [
+        "<start> a dog runs <end>",
+        "<start> two dogs run over",
+        "<start> a cat <end> <pad>",
     ]
+    assert len(train.ids) == 14
+    assert train.offset.tolist() == [0, 5, 10, 14]
     assert train.length.tolist() == [5, 5, 4]
     assert train.image_id.tolist() == [3, 3, 5]
-    assert train.captions[1] == "two dogs run over the wet grass"
+    assert train.captions == ["a dog runs", "two dogs run over the wet grass", "a cat"]
+
+
+@pytest.mark.parametrize("max_length", [1, 4, 12])
+def test_ids_equal_those_of_each_caption_alone(max_length: int) -> None:
+    rng = np.random.default_rng(0)
+    captions = [rng.choice(list("abcdefgh"), size=size).tolist() for size in rng.integers(1, 10, size=60)]
+    params = TokenizeParams(lowercase=True, punctuation="drop", min_count=35, max_length=max_length)
+    dataset = tokenize([record(1, "train", *map(" ".join, captions))], params, Path("records.jsonl"))
+    assert 4 < len(dataset.vocabulary) < 12
+    for row, words in enumerate(captions):
+        expected = [START, *dataset.vocabulary.encode(words[:max_length]), *[END][: len(words) <= max_length]]
+        assert dataset.splits["train"].padded([row]).tolist() == [expected]
+
+
+def test_padding_has_the_shape_of_the_rows() -> None:
+    train = tokenize(RECORDS, PARAMS, Path("records.jsonl")).splits["train"]
+    padded = train.padded([[2, 0], [0, 1]])
+    assert padded.shape == (2, 2, 5)
+    assert padded[0, 0].tolist() == [*train.padded([2])[0], PAD]
+    assert train.padded(np.arange(0)).shape == (0, 0)
 
 
 def test_vocabulary_is_built_from_train_captions_alone() -> None:
     dataset = tokenize(RECORDS, PARAMS, Path("records.jsonl"))
     words = dataset.vocabulary.words
     assert "zebra" not in words
-    val = dataset.splits["val"]
-    assert [words[token_id] for token_id in val.tokens[0]][:4] == ["<start>", "a", "<unk>", "<end>"]
-    assert val.captions == ("a zebra",)
+    assert words_of(dataset, "val") == ["<start> a <unk> <end>"]
+    assert dataset.splits["val"].captions == ["a zebra"]
 
 
 def test_metrics_count_truncated_unknown_and_empty_captions() -> None:
@@ -83,15 +113,26 @@ def test_file_round_trip_with_descriptions(tmp_path: Path) -> None:
     path = tmp_path / "tokens.h5"
     write_tokens(path, dataset, PARAMS, "0123")
     read = read_tokens(path, "train")
-    np.testing.assert_array_equal(read.tokens, dataset.splits["train"].tokens)
-    np.testing.assert_array_equal(read.length, dataset.splits["train"].length)
+    np.testing.assert_array_equal(read.ids, dataset.splits["train"].ids)
+    np.testing.assert_array_equal(read.offset, dataset.splits["train"].offset)
     np.testing.assert_array_equal(read.image_id, dataset.splits["train"].image_id)
-    assert read.captions == dataset.splits["train"].captions
+    assert read.text == dataset.splits["train"].text
     with h5py.File(path) as file:
         assert file.attrs["fingerprint"] == "0123"
         assert file.attrs["vocabulary_digest"] == dataset.vocabulary.digest
-        assert set(file["test"]) == {"tokens", "length", "image_id", "caption"}
+        assert file.attrs["vocab_size"] == len(dataset.vocabulary)
+        assert set(file["test"]) == {"ids", "offset", "image_id", "text"}
         assert all("description" in dataset.attrs for dataset in file["test"].values())
+
+
+def test_captions_of_skipped_images_are_left_out(tmp_path: Path) -> None:
+    dataset = tokenize(RECORDS, PARAMS, Path("records.jsonl"))
+    write_tokens(tmp_path / "tokens.h5", dataset, PARAMS, "0123")
+    read = read_tokens(tmp_path / "tokens.h5", "train", skipped_ids={3, 99})
+    assert read.image_id.tolist() == [5]
+    assert read.captions == ["a cat"]
+    np.testing.assert_array_equal(read.padded([0]), dataset.splits["train"].padded([2]))
+    np.testing.assert_array_equal(read.length, dataset.splits["train"].length[2:])
 
 
 def test_references_group_captions_by_image() -> None:
@@ -142,3 +183,89 @@ def test_missing_damaged_or_foreign_file_is_an_error(tmp_path: Path) -> None:
         file.attrs["schema"] = "other"
     with pytest.raises(UserError, match=rf"tokens\.h5: .*other.*{SCHEMA.name}"):
         read_tokens(path, "val")
+
+
+def alter_value(file: h5py.File) -> None:
+    file["train/ids"][1] = 5
+
+
+def alter_text(file: h5py.File) -> None:
+    file["val/text"][0] = ord("b")
+
+
+def alter_attribute(file: h5py.File) -> None:
+    file.attrs["punctuation"] = "keep"
+
+
+def remove_split(file: h5py.File) -> None:
+    del file["test"]
+
+
+def remove_digest(file: h5py.File) -> None:
+    del file.attrs["sha256"]
+
+
+@pytest.mark.parametrize("alter", [alter_value, alter_text, alter_attribute, remove_split, remove_digest])
+@pytest.mark.parametrize("read", [partial(read_tokens, split="train"), read_tokenization])
+def test_altered_file_is_an_error(
+    tmp_path: Path, alter: Callable[[h5py.File], None], read: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "tokens.h5"
+    write_tokens(path, tokenize(RECORDS, PARAMS, Path("records.jsonl")), PARAMS, "0123")
+    read(path)
+    with h5py.File(path, "r+") as file:
+        alter(file)
+    with pytest.raises(UserError, match=r"tokens\.h5: .*sha256.* Run `dvc repro -f -s tokenize`\.$"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "value", "fault"),
+    [
+        ("ids", 1, 15, "ids are 1 to 15, but the vocabulary has 15 words"),
+        ("ids", 1, -1, "ids are -1 to "),
+        ("ids", 5, 4, "caption 1 does not begin with <start>"),
+        ("offset", 1, 15, "offset does not divide the 14 ids among 3 captions"),
+        ("offset", 1, -1, "offset does not divide"),
+        ("offset", 0, 1, "offset does not divide"),
+        ("offset", 3, 13, "offset does not divide"),
+        ("image_id", 0, 5, "the captions of an image are not next to each other"),
+        ("text", 0, ord("\n"), "text does not have 3 lines with words"),
+        ("text", -1, ord("a"), "text does not have 3 lines with words"),
+        ("text", 0, 0xFF, "cannot be read as gridcap.tokens"),
+    ],
+)
+def test_values_out_of_bounds_are_errors(tmp_path: Path, name: str, index: int, value: int, fault: str) -> None:
+    path = tmp_path / "tokens.h5"
+    write_tokens(path, tokenize(RECORDS, PARAMS, Path("records.jsonl")), PARAMS, "0123")
+    with h5py.File(path, "r+") as file:
+        file["train"][name][index] = value
+        file.attrs["sha256"] = content_digest(file)
+    with pytest.raises(UserError) as error:
+        read_tokens(path, "train")
+    assert str(error.value).startswith(f"{path}:")
+    assert fault in str(error.value)
+    assert str(error.value).endswith("Run `dvc repro -f -s tokenize`.")
+
+
+def test_dataset_of_another_type_or_shape_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.h5"
+    write_tokens(path, tokenize(RECORDS, PARAMS, Path("records.jsonl")), PARAMS, "0123")
+    with h5py.File(path, "r+") as file:
+        ids = file["train/ids"][:].astype(np.float64)
+        del file["train/ids"]
+        file["train/ids"] = ids
+        file.attrs["sha256"] = content_digest(file)
+    with pytest.raises(UserError, match=r"dataset ids is float64 \[14\], expected int32 \[any\]"):
+        read_tokens(path, "train")
+
+
+def test_tokens_of_a_vocabulary_of_another_size_are_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.h5"
+    dataset = tokenize(RECORDS, PARAMS, Path("records.jsonl"))
+    write_tokens(path, dataset, PARAMS, "0123")
+    with h5py.File(path, "r+") as file:
+        file.attrs["vocab_size"] = 10**6
+        file.attrs["sha256"] = content_digest(file)
+    with pytest.raises(UserError, match=r"of 1000000 words, but vocabulary\.json has"):
+        require_vocabulary(path, dataset.vocabulary)

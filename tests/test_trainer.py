@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from pipeline.captions.vocabulary import PAD
+from pipeline.decoder.decoder import DecoderKind
 from pipeline.decoder.model_io import WEIGHTS_FILE, read_model
 from pipeline.errors import UserError
 from pipeline.training.train import CHECKPOINT_FILE
 from tests.factories import decoder_params, lr_params, train_params
+from tests.kinds import all_kinds
 from tests.tiny_dataset import EVERY_FEATURE, make_trainer, read_files, take_steps, train_tiny
 
 TINY_LR = lr_params(peak=1e-9)
@@ -44,6 +47,26 @@ def test_a_run_stopped_after_any_steps_resumes_to_the_same_bytes(
         take_steps(make_trainer(data, folder, EVERY_FEATURE), stop)
         torch.manual_seed(999)
     assert read_files(train_tiny(data, folder, EVERY_FEATURE)) == read_files(uninterrupted)
+
+
+@pytest.mark.slow
+@all_kinds
+def test_a_run_stopped_after_every_step_resumes_to_the_same_bytes(
+    data: Path, tmp_path: Path, kind: DecoderKind
+) -> None:
+    dropout = {"dropout": 0.2, "region_dropout": 0.1, "word_dropout": 0.1}
+    params = replace(EVERY_FEATURE, decoder=decoder_params(kind=kind, **dropout))
+    (tmp_path / "0").mkdir()
+    expected = read_files(train_tiny(data, tmp_path / "0" / "run", params))
+    for stop in range(1, 3 * params.max_epochs):
+        folder = tmp_path / str(stop) / "run"
+        folder.mkdir(parents=True)
+        take_steps(make_trainer(data, folder, params), stop)
+        torch.manual_seed(999)
+        trainer = make_trainer(data, folder, params)
+        assert trainer.is_resumed
+        assert trainer.global_step == stop
+        assert read_files(train_tiny(data, folder, params)) == expected
 
 
 @pytest.mark.slow
@@ -129,8 +152,9 @@ def test_the_ema_of_a_short_run_forgets_the_initial_weights(data: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_it_learns_which_region_shows_the_color(data: Path, tmp_path: Path) -> None:
-    params = train_params(max_epochs=60, patience=99, doubly_stochastic_weight=0.0, decoder=decoder_params())
+@all_kinds
+def test_it_learns_which_region_shows_the_color(data: Path, tmp_path: Path, kind: DecoderKind) -> None:
+    params = train_params(max_epochs=60, patience=99, doubly_stochastic_weight=0.0, decoder=decoder_params(kind=kind))
     model = train_tiny(data, tmp_path / "run", params)
     history = read_history(model)
     assert history[-1]["train_loss"] < history[0]["train_loss"] / 2

@@ -10,8 +10,8 @@ from typer.testing import Result
 
 from pipeline.captions.records import Record, write_records
 from pipeline.errors import UserError
-from pipeline.features.images import View
 from pipeline.features.store import EncoderSpec, FeatureStore, Grids, write_index, write_shard
+from pipeline.features.views import View
 from pipeline.features.visualize import MAX_SAMPLED_IMAGES, draw_grid, fit_color_map
 from tests.command_line import gridcap
 from tests.factories import small_spec
@@ -27,6 +27,7 @@ dataset:
   captions: [{{file: captions.json, folder: ".", split: train}}]
   splits: null
   missing_images: error
+  bad_images: error
   bad_captions: error
 """
 

@@ -62,6 +62,8 @@ def test_file_round_trip(tmp_path: Path) -> None:
         ('"<unk>",', "", "must start with"),
         ('"words"', '"tokens"', "words: Field required"),
         ('"schema_version": 1', '"schema_version": 2', "gridcap.vocabulary version 2"),
+        ('"dog"', '""', "words[4]: String should have at least 1 character"),
+        ('"dog"', '"\\ud800"', "Invalid JSON"),
         ("{", "", "Invalid JSON"),
     ],
 )

@@ -61,7 +61,8 @@ def make_tiny(folder: Path, num_images: int = 40) -> Tiny:
     _save_random_weights(tiny.weights)
     records = [_make_image(tiny.images, image_id, "train" if image_id % 5 else "val") for image_id in range(num_images)]
     params = encode_params(tiny.weights, layer="layer2")
-    encode(records, tiny.images, params, folder / "work", tiny.features, torch.device("cpu"), num_threads=2)
+    with encode(records, tiny.images, params, folder / "work", torch.device("cpu"), num_threads=2) as result:
+        publish(result.store, tiny.features)
     write_token_files(folder, records)
     finished = train_tiny(folder, folder / "run", TRAINING, live_steps=100)
     record_provenance(finished, "images", str(tiny.weights))

@@ -1,7 +1,8 @@
 // An image with its captions. While a word is active, the overlay shows where the decoder attends.
 //
 // data: {image: URL, width, height, grid: [rows, columns], captions: [{confidence, score, words: [{text, probability,
-// map}]}]}, best caption first. `map` is the attention of the word, as `AttentionOverlay.show` reads it.
+// map, sentinel}]}]}, best caption first. `map` is the attention of the word, as `AttentionOverlay.show` reads it;
+// `sentinel` is the weight of the visual sentinel.
 //
 // pipeline/app/components.py puts pipeline/report/page/overlay.js before this script.
 
@@ -31,7 +32,8 @@ function showCaptions(root, data) {
   const wordOfButton = new Map();
   const showWord = (button) => {
     const word = wordOfButton.get(button);
-    status.textContent = word ? `${word.text} · ${percent(word.probability)}` : HINT;
+    const facts = word ? [word.text, percent(word.probability), sentinelLabel(word.sentinel)] : [HINT];
+    status.textContent = facts.filter(Boolean).join(" · ");
     if (word) overlay.show(word.map);
     else overlay.hide();
   };

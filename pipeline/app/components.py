@@ -14,7 +14,7 @@ import streamlit as st
 
 from pipeline.app.uploads import MAX_BYTES, Preview
 from pipeline.generation.caption import Caption
-from pipeline.report.overlay import attention_levels, encode_levels, jpeg_url, overlay_css, overlay_js
+from pipeline.report.overlay import attention_levels, encode_levels, jpeg_url, overlay_css, overlay_js, sentinel_weights
 
 
 def _declare(name: str, shared_css: str = "", shared_js: str = "") -> Callable[..., Any]:
@@ -92,11 +92,14 @@ def _caption_data(caption: Caption) -> dict[str, Any]:
     """Describe a caption as `caption_viewer.js` reads it."""
     assert caption.attention is not None, "a captioner's captions have attention"
     maps = map(encode_levels, attention_levels(caption.attention))
+    sentinels = sentinel_weights(caption.attention).tolist()
     return {
         "confidence": caption.confidence,
         "score": caption.score,
         "words": [
-            {"text": word, "probability": probability, "map": attention_map}
-            for word, probability, attention_map in zip(caption.words, caption.word_probabilities, maps, strict=True)
+            {"text": word, "probability": probability, "map": attention_map, "sentinel": sentinel}
+            for word, probability, attention_map, sentinel in zip(
+                caption.words, caption.word_probabilities, maps, sentinels, strict=True
+            )
         ],
     }

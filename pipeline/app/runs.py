@@ -3,13 +3,16 @@
 A run may be writing these files at the same time, so the readers skip missing and incomplete files and rows.
 """
 
-import csv
+import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.artifacts import read_json
+from pydantic import FiniteFloat
+
+from pipeline.artifacts import Int64, read_json
 from pipeline.errors import UserError
 from pipeline.metrics.caption_scores import CORPUS_SCORES
 
@@ -65,7 +68,7 @@ def read_epochs(path: Path) -> Mapping[str, Series]:
         The series of each metric; empty if there is no readable file.
     """
     series: dict[str, Series] = {}
-    for row in _read_json_tolerantly(path, list[dict[str, int | float | None]]) or []:
+    for row in _read_json_tolerantly(path, list[dict[str, Int64 | FiniteFloat | None]]) or []:
         epoch = row.pop("epoch", None)
         for name, value in row.items():
             if epoch is not None and value is not None:
@@ -83,23 +86,33 @@ def read_scores(path: Path) -> Mapping[str, Mapping[str, float]]:
         Scores by image subset (`all` is first), then by metric; empty if there is no readable file.
     """
     scores = _read_json_tolerantly(path, dict[str, Any]) or {}
-    subsets = {"all": scores, **scores.get("subsets", {})}
-    tables = {
-        subset: {metric: table[metric] for metric in CORPUS_SCORES if metric in table}
-        for subset, table in subsets.items()
+    subsets = scores.get("subsets")
+    tables = {"all": scores} | (subsets if isinstance(subsets, dict) else {})
+    scores_of = {subset: _finite_scores(table) for subset, table in tables.items()}
+    return {subset: table for subset, table in scores_of.items() if table}
+
+
+def _finite_scores(table: object) -> dict[str, float]:
+    if not isinstance(table, dict):
+        return {}
+    values = {metric: table.get(metric) for metric in CORPUS_SCORES}
+    return {
+        metric: value
+        for metric, value in values.items()
+        if isinstance(value, float | int) and abs(value) <= sys.float_info.max
     }
-    return {subset: table for subset, table in tables.items() if table}
 
 
 def _read_complete_rows(path: Path) -> Series:
     rows = []
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.reader(file, delimiter="\t"):
-            try:
-                step, value = row
-                rows.append((int(step), float(value)))
-            except ValueError:
-                continue  # the header, or a row that is being written
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            fields = line.split("\t")
+            step, value = int(fields[0]), float(fields[1])
+        except (ValueError, IndexError):
+            continue  # the header, or a row that is being written
+        if 0 <= step < 2**53 and math.isfinite(value):  # JavaScript draws them
+            rows.append((step, value))
     return rows
 
 

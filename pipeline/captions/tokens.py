@@ -1,51 +1,89 @@
 """Token ids of captions, and the reader and writer of `tokens.h5`.
 
-Shapes: `N` captions of a split, `T` ids per caption.
+Shapes: `N` captions of a split, `M` ids of all captions, `T` ids per caption, `W` words of all captions.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterable, Set
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from pipeline.artifacts import Schema
 from pipeline.captions.records import SPLITS, Record, Split
 from pipeline.captions.tokenization import Tokenization, installed_version, spacy_tokenization
 from pipeline.captions.tokenizer import TokenizeParams, make_tokenizer
-from pipeline.captions.vocabulary import END, PAD, REMEDY, SPECIALS, START, VOCABULARY_FILE, Vocabulary
+from pipeline.captions.vocabulary import END, PAD, REMEDY, SPECIALS, START, UNK, VOCABULARY_FILE, Vocabulary
 from pipeline.errors import UserError
-from pipeline.hdf5 import create_artifact, open_artifact
+from pipeline.hdf5 import content_digest, create_artifact, open_artifact, read_dataset
 from pipeline.startup import defer_interrupts
 
-SCHEMA = Schema("gridcap.tokens", 2)
+SCHEMA = Schema("gridcap.tokens", 3)
 TOKENS_FILE = "tokens.h5"
 
-_DESCRIPTIONS = {
-    "tokens": "ids of <start>, the words, <end>, then <pad> (0); an id is an index into vocabulary.json",
-    "length": "number of ids before the padding",
-    "image_id": "image of the caption",
-    "caption": "words of the caption, joined by spaces, before rare words became <unk>",
+_COLUMNS: dict[str, tuple[np.dtype[Any], str]] = {
+    "ids": (np.dtype("<i4"), "ids of all captions: <start>, the words, <end>; an id is an index into vocabulary.json"),
+    "offset": (np.dtype("<i8"), "caption i has ids[offset[i]:offset[i + 1]]"),
+    "image_id": (np.dtype("<i8"), "image of each caption"),
+    "text": (np.dtype("u1"), "UTF-8 text, one caption per line: words joined by spaces, before any became <unk>"),
 }
-
-_CaptionWords = tuple[int, list[str]]
-"""Image id and words of a caption."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionTokens:
     """The captions of one split, by image id, then in the dataset's order."""
 
-    tokens: NDArray[np.int32]
-    """[N, T] ids: `<start>`, the words, `<end>`, then `<pad>`. A truncated caption has no `<end>`."""
-    length: NDArray[np.int32]
-    """[N] number of ids before the padding."""
+    ids: NDArray[np.int32]
+    """[M] ids of all captions, one after another: `<start>`, the words, `<end>`. A truncated caption has no `<end>`."""
+    offset: NDArray[np.int64]
+    """[N + 1] position of each caption's first id in `ids`, and M."""
     image_id: NDArray[np.int64]
     """[N] image of the caption."""
-    captions: tuple[str, ...]
-    """N captions, not truncated: words joined by spaces, including those that are not in the vocabulary."""
+    text: str
+    """N lines, one per caption, not truncated: words joined by spaces, including those that are not in the
+    vocabulary."""
+
+    @property
+    def length(self) -> NDArray[np.int64]:
+        """Number of ids of each caption, [N]."""
+        return np.diff(self.offset)
+
+    @property
+    def first_of_image(self) -> NDArray[np.int64]:
+        """Index of the first caption of each image."""
+        return np.flatnonzero(np.diff(self.image_id, prepend=-1))
+
+    @property
+    def captions(self) -> list[str]:
+        """The lines of `text`."""
+        return self.text.split("\n")[:-1]
+
+    def without_images(self, image_ids: Set[int]) -> "CaptionTokens":
+        """Return the captions of all other images."""
+        is_kept = np.isin(self.image_id, list(image_ids), invert=True)  # [N]
+        length = self.length
+        return CaptionTokens(
+            ids=self.ids[np.repeat(is_kept, length)],
+            offset=np.append(0, np.cumsum(length[is_kept])),
+            image_id=self.image_id[is_kept],
+            text="".join(f"{line}\n" for line, kept in zip(self.captions, is_kept, strict=True) if kept),
+        )
+
+    def padded(self, rows: ArrayLike) -> NDArray[np.int32]:
+        """Return the ids of some captions, padded with `<pad>` to the longest: [..., T].
+
+        Args:
+            rows: Indices of the captions, an array of any shape.
+        """
+        index = np.asarray(rows)[..., np.newaxis]
+        start, end = self.offset[index], self.offset[index + 1]
+        position = start + np.arange((end - start).max(initial=0))  # [..., T]
+        is_id = position < end  # [..., T]
+        return np.where(is_id, self.ids[np.where(is_id, position, 0)], np.int32(PAD))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +92,27 @@ class TokenizedDataset:
 
     vocabulary: Vocabulary
     splits: dict[Split, CaptionTokens]
-    metrics: dict[str, int | float]
+    metrics: dict[str, int | float | None]
 
 
-def tokenize(records: Sequence[Record], params: TokenizeParams, source: Path) -> TokenizedDataset:
+@dataclass
+class _SplitWords:
+    """The captions of one split, as numbers of words in the order in which the dataset first has them."""
+
+    numbers: "array[int]" = field(default_factory=lambda: array("i"))
+    """[W] number of each word."""
+    num_words: "array[int]" = field(default_factory=lambda: array("i"))
+    """[N] words of the caption."""
+    image_id: "array[int]" = field(default_factory=lambda: array("q"))
+    """[N] image of the caption."""
+    text: bytearray = field(default_factory=bytearray)
+
+
+def tokenize(records: Iterable[Record], params: TokenizeParams, source: Path) -> TokenizedDataset:
     """Tokenize every caption and build the vocabulary from the train captions.
 
     Args:
-        records: All records, sorted by image id.
+        records: All records, sorted by image id; read once, one after another.
         params: Section `tokenize`.
         source: File of the records, for error messages.
 
@@ -69,7 +120,8 @@ def tokenize(records: Sequence[Record], params: TokenizeParams, source: Path) ->
         UserError: An image has no caption with a word, or no word occurs `min_count` times.
     """
     split_words = make_tokenizer(params)
-    captions: dict[Split, list[_CaptionWords]] = {split: [] for split in SPLITS}
+    numbers: dict[str, int] = {}  # of every distinct word
+    captions = {split: _SplitWords() for split in SPLITS}
     num_without_words = 0
     for record in records:
         tokenized = [words for words in map(split_words, record.captions) if words]
@@ -79,56 +131,63 @@ def tokenize(records: Sequence[Record], params: TokenizeParams, source: Path) ->
                 f"{list(record.captions)}. Correct its captions, or remove the image."
             )
         num_without_words += len(record.captions) - len(tokenized)
-        captions[record.split].extend((record.image_id, words) for words in tokenized)
-    vocabulary = Vocabulary.build((words for _, words in captions["train"]), params.min_count)
+        split_captions = captions[record.split]
+        for words in tokenized:
+            split_captions.numbers.extend([numbers.setdefault(word, len(numbers)) for word in words])
+            split_captions.num_words.append(len(words))
+            split_captions.image_id.append(record.image_id)
+            split_captions.text += (" ".join(words) + "\n").encode()
+    counts = np.bincount(captions["train"].numbers, minlength=len(numbers)).tolist()
+    vocabulary = Vocabulary.from_counts(dict(zip(numbers, counts, strict=True)), params.min_count)
     if len(vocabulary) == len(SPECIALS):
         raise UserError(
             f"{source}: no word occurs tokenize.min_count = {params.min_count} times. Lower tokenize.min_count."
         )
-    max_num_words = max(len(words) for split_captions in captions.values() for _, words in split_captions)
-    row_size = 2 + min(max_num_words, params.max_length)  # T: <start>, the words, <end>
-    splits = {split: _to_arrays(captions[split], vocabulary, params.max_length, row_size) for split in SPLITS}
-    metrics = {
+    ids = np.array(vocabulary.encode(numbers), dtype=np.int32)  # by number
+    metrics: dict[str, int | float | None] = {
         "vocab_size": len(vocabulary),
         "num_captions_without_words": num_without_words,
-        **_split_metrics(captions, vocabulary, params.max_length),
     }
+    for split, split_captions in captions.items():
+        metrics |= _split_metrics(split, split_captions, ids, params.max_length)
+    splits = {split: _to_tokens(captions[split], ids, params.max_length) for split in SPLITS}
     return TokenizedDataset(vocabulary=vocabulary, splits=splits, metrics=metrics)
 
 
-def _to_arrays(
-    captions: Sequence[_CaptionWords], vocabulary: Vocabulary, max_length: int, row_size: int
-) -> CaptionTokens:
-    tokens = np.full((len(captions), row_size), PAD, dtype=np.int32)  # [N, T]
-    length = np.zeros(len(captions), dtype=np.int32)  # [N]
-    for row, (_, words) in enumerate(captions):
-        ids = [START, *vocabulary.encode(words[:max_length])]
-        if len(words) <= max_length:
-            ids.append(END)
-        tokens[row, : len(ids)] = ids
-        length[row] = len(ids)
-    image_id = np.array([image_id for image_id, _ in captions], dtype=np.int64)  # [N]
-    return CaptionTokens(
-        tokens=tokens,
-        length=length,
-        image_id=image_id,
-        captions=tuple(" ".join(words) for _, words in captions),
-    )
+def _to_tokens(captions: _SplitWords, ids: NDArray[np.int32], max_length: int) -> CaptionTokens:
+    """Convert the captions of a split to token ids.
+
+    Args:
+        captions: The captions.
+        ids: Token id of each word number.
+        max_length: Maximum words of a caption.
+    """
+    num_words = np.array(captions.num_words, dtype=np.int64)  # [N]
+    has_end = num_words <= max_length  # [N]
+    offset = np.zeros(len(num_words) + 1, dtype=np.int64)  # [N + 1]
+    np.cumsum(1 + np.minimum(num_words, max_length) + has_end, out=offset[1:])
+    first, last = offset[:-1], offset[1:][has_end] - 1
+    tokens = np.empty(offset[-1], dtype=np.int32)  # [M]
+    is_word = np.ones(len(tokens), dtype=bool)  # [M]
+    is_word[first] = is_word[last] = False
+    position = np.arange(len(captions.numbers)) - np.repeat(np.cumsum(num_words) - num_words, num_words)  # [W]
+    tokens[first], tokens[last] = START, END
+    tokens[is_word] = ids[captions.numbers][position < max_length]
+    image_id = np.array(captions.image_id, dtype=np.int64)  # [N]
+    return CaptionTokens(ids=tokens, offset=offset, image_id=image_id, text=captions.text.decode())
 
 
 def _split_metrics(
-    captions: dict[Split, list[_CaptionWords]], vocabulary: Vocabulary, max_length: int
-) -> dict[str, int | float]:
-    in_vocabulary = frozenset(vocabulary.words)
-    metrics: dict[str, int | float] = {}
-    for split, split_captions in captions.items():
-        num_words = sum(len(words) for _, words in split_captions)
-        num_unk = sum(word not in in_vocabulary for _, words in split_captions for word in words)
-        metrics[f"{split}_num_captions"] = len(split_captions)
-        metrics[f"{split}_num_truncated"] = sum(len(words) > max_length for _, words in split_captions)
-        metrics[f"{split}_words_per_caption"] = round(num_words / max(1, len(split_captions)), 3)
-        metrics[f"{split}_unk_rate"] = round(num_unk / max(1, num_words), 6)
-    return metrics
+    split: Split, captions: _SplitWords, ids: NDArray[np.int32], max_length: int
+) -> dict[str, int | float | None]:
+    num_captions, num_words = len(captions.num_words), len(captions.numbers)
+    num_unk = int((ids[captions.numbers] == UNK).sum())
+    return {
+        f"{split}_num_captions": num_captions,
+        f"{split}_num_truncated": sum(length > max_length for length in captions.num_words),
+        f"{split}_words_per_caption": round(num_words / num_captions, 3) if num_captions else None,
+        f"{split}_unk_rate": round(num_unk / num_words, 6) if num_words else None,
+    }
 
 
 def write_tokens(path: Path, dataset: TokenizedDataset, params: TokenizeParams, fingerprint: str) -> None:
@@ -146,6 +205,7 @@ def write_tokens(path: Path, dataset: TokenizedDataset, params: TokenizeParams, 
             {
                 "fingerprint": fingerprint,
                 "vocabulary_digest": dataset.vocabulary.digest,
+                "vocab_size": len(dataset.vocabulary),
                 "tokenizer": tokenization.source,
                 "tokenizer_version": tokenization.version,
                 "lowercase": tokenization.lowercase,
@@ -153,33 +213,65 @@ def write_tokens(path: Path, dataset: TokenizedDataset, params: TokenizeParams, 
             }
         )
         for split, captions in dataset.splits.items():
-            group = file.create_group(split)
-            group["tokens"] = captions.tokens
-            group["length"] = captions.length
-            group["image_id"] = captions.image_id
-            group.create_dataset("caption", data=list(captions.captions), dtype=h5py.string_dtype())
-            for name, description in _DESCRIPTIONS.items():
-                group[name].attrs["description"] = description
+            values = {
+                "ids": captions.ids,
+                "offset": captions.offset,
+                "image_id": captions.image_id,
+                "text": np.frombuffer(captions.text.encode(), dtype=np.uint8),
+            }
+            for name, (dtype, description) in _COLUMNS.items():
+                column = file.create_dataset(f"{split}/{name}", data=values[name], dtype=dtype)
+                column.attrs["description"] = description
+        file.attrs["sha256"] = content_digest(file)
 
 
-def read_tokens(path: Path, split: Split) -> CaptionTokens:
+def read_tokens(path: Path, split: Split, skipped_ids: Set[int] = frozenset()) -> CaptionTokens:
     """Read one split of `tokens.h5`.
 
     Args:
         path: The file.
         split: The split to read.
+        skipped_ids: Images whose captions are left out.
 
     Raises:
-        UserError: The file is missing, damaged, or of another schema.
+        UserError: The file is missing, altered, or of another schema, or a value is out of bounds.
     """
     with open_artifact(path, SCHEMA, REMEDY) as file:
-        group = file[split]
-        return CaptionTokens(
-            tokens=group["tokens"][:],
-            length=group["length"][:],
-            image_id=group["image_id"][:],
-            captions=tuple(group["caption"].asstr()[:]),
+        _verify(path, file)
+        columns = {name: read_dataset(file[split], name, dtype, [None]) for name, (dtype, _) in _COLUMNS.items()}
+        captions = CaptionTokens(
+            ids=columns["ids"],
+            offset=columns["offset"],
+            image_id=columns["image_id"],
+            text=columns["text"].tobytes().decode(),
         )
+        fault = _fault(captions, int(file.attrs["vocab_size"]))
+    if fault is not None:
+        raise UserError(f"{path}:{split}: {fault}. {REMEDY}")
+    return captions.without_images(skipped_ids) if skipped_ids else captions
+
+
+def _verify(path: Path, file: h5py.File) -> None:
+    """Check that the contents of an open file match its attribute `sha256`."""
+    if file.attrs["sha256"] != content_digest(file):
+        raise UserError(f"{path}: the contents do not match the attribute sha256. {REMEDY}")
+
+
+def _fault(captions: CaptionTokens, vocab_size: int) -> str | None:
+    """Return what is wrong with the captions of a split, or None."""
+    ids, offset, image_id, text = captions.ids, captions.offset, captions.image_id, captions.text
+    num_captions = len(image_id)
+    if len(offset) != num_captions + 1 or offset[0] != 0 or offset[-1] != len(ids) or (captions.length < 2).any():
+        return f"offset does not divide the {len(ids)} ids among {num_captions} captions"
+    if len(ids) and not 0 <= ids.min() <= ids.max() < vocab_size:
+        return f"ids are {ids.min()} to {ids.max()}, but the vocabulary has {vocab_size} words"
+    if (ids[offset[:-1]] != START).any():
+        return f"caption {np.argmax(ids[offset[:-1]] != START)} does not begin with <start>"
+    if len(np.unique(image_id)) != len(captions.first_of_image):
+        return "the captions of an image are not next to each other"
+    if text.count("\n") != num_captions or "\n\n" in text or text[:1] == "\n" or text[-1:] not in ("", "\n"):
+        return f"text does not have {num_captions} lines with words"
+    return None
 
 
 def require_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
@@ -193,11 +285,11 @@ def require_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
         UserError: The file cannot be read, or was written with another vocabulary.
     """
     with open_artifact(path, SCHEMA, REMEDY) as file:
-        digest = file.attrs["vocabulary_digest"]
-    if digest != vocabulary.digest:
+        digest, vocab_size = file.attrs["vocabulary_digest"], file.attrs["vocab_size"]
+    if digest != vocabulary.digest or vocab_size != len(vocabulary):
         raise UserError(
-            f"{path}: was written with vocabulary {digest}, but {VOCABULARY_FILE} has digest {vocabulary.digest}."
-            f" {REMEDY}"
+            f"{path}: was written with vocabulary {digest} of {vocab_size} words, but {VOCABULARY_FILE} has digest"
+            f" {vocabulary.digest} and {len(vocabulary)} words. {REMEDY}"
         )
 
 
@@ -208,6 +300,7 @@ def read_tokenization(path: Path) -> Tokenization:
         UserError: The file is missing, damaged, or of another schema.
     """
     with open_artifact(path, SCHEMA, REMEDY) as file:
+        _verify(path, file)
         return spacy_tokenization(
             lowercase=bool(file.attrs["lowercase"]),
             punctuation=file.attrs["punctuation"],

@@ -1,10 +1,12 @@
 """The vocabulary: the words that the decoder can generate, and their ids."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from pipeline.artifacts import Schema, fingerprint, read_json, write_json
@@ -20,7 +22,7 @@ SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
 
 class _VocabularyFile(TypedDict):
     digest: str
-    words: list[str]
+    words: list[Annotated[str, Field(min_length=1)]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,11 @@ class Vocabulary:
         Returns:
             The vocabulary, sorted by descending frequency, then by word.
         """
-        counts = Counter(word for words in captions for word in words)
+        return cls.from_counts(Counter(word for words in captions for word in words), min_count)
+
+    @classmethod
+    def from_counts(cls, counts: Mapping[str, int], min_count: int) -> "Vocabulary":
+        """Build a vocabulary as `build` does, from the number of occurrences of each word."""
         frequent = sorted((-count, word) for word, count in counts.items() if count >= min_count)
         return cls(SPECIALS + tuple(word for _, word in frequent if word not in SPECIALS))
 

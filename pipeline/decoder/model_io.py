@@ -7,18 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Annotated, cast
 
 import safetensors.torch
 import torch
+from pydantic import Field, FiniteFloat
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from pipeline.artifacts import Schema, read_bytes, read_json, write_atomically, write_json
+from pipeline.artifacts import Int64, Schema, Sha256, read_bytes, read_json, write_atomically, write_json
 from pipeline.captions.vocabulary import VOCABULARY_FILE, Vocabulary, read_vocabulary, write_vocabulary
 from pipeline.decoder.decoder import Decoder, DecoderParams
 from pipeline.decoder.registry import build_decoder
 from pipeline.errors import UserError
 from pipeline.features.store import EncoderSpec
+from pipeline.features.views import View
 
 SCHEMA = Schema("gridcap.model", 6)
 WEIGHTS_FILE = "decoder.safetensors"
@@ -34,11 +37,11 @@ REMEDY = "Use a complete model folder of this version of gridcap, such as data/m
 class TrainingData:
     """Size of the data that a decoder was trained and validated on."""
 
-    num_images: int
+    num_images: Int64
     """Images of the train split."""
-    num_captions: int
+    num_captions: Int64
     """Captions of the train split."""
-    num_val_images: int
+    num_val_images: Int64
     """Images of the validation split."""
 
 
@@ -56,11 +59,11 @@ class ModelConfig:
     """Encoder that computed the grids."""
     encoder_fingerprint: str
     """Fingerprint of the encoder and the image preprocessing."""
-    view: str
-    """View of an image to caption: `whole`, a crop or a flip."""
+    view: View
+    """View of an image to caption."""
     data: TrainingData
     """Size of the training data."""
-    epoch: int
+    epoch: Annotated[Int64, Field(ge=1)]
     """Epoch, counted from 1, at whose end these weights were saved."""
     selected_by: str
     """Metric of greedy validation captions that selected the epoch, or `last`."""
@@ -84,8 +87,19 @@ class TrainedModel:
 class _WeightsDigest(TypedDict):
     """The key of the config file that is not a field of `ModelConfig`."""
 
-    weights_digest: str
-    """SHA-256 of the weights file, in hexadecimal."""
+    weights_digest: Sha256
+    """SHA-256 of the weights file."""
+
+
+class _EpochMetrics(TypedDict):
+    """A row of the history."""
+
+    epoch: Int64
+    train_loss: FiniteFloat
+    val_loss: FiniteFloat
+    val_accuracy: FiniteFloat
+    val_bleu4: FiniteFloat
+    val_cider: FiniteFloat | None
 
 
 def write_model(folder: Path, weights: dict[str, Tensor], vocabulary: Vocabulary, config: ModelConfig) -> None:
@@ -148,7 +162,9 @@ def read_model(folder: Path) -> TrainedModel:
             _build_decoder(config, vocabulary).load_state_dict(weights, assign=True)
         decoder = _build_decoder(config, vocabulary)
         decoder.load_state_dict(weights)
-    except (RuntimeError, safetensors.SafetensorError) as error:
+        if not all(tensor.isfinite().all() for tensor in weights.values()):
+            raise ValueError("weights are not finite")
+    except (RuntimeError, LookupError, ValueError, TypeError, safetensors.SafetensorError) as error:
         raise UserError(f"{path}: does not match {CONFIG_FILE}: {' '.join(str(error).split())}. {REMEDY}") from error
     if config.encoder.fingerprint != config.encoder_fingerprint:
         raise UserError(
@@ -163,19 +179,30 @@ def _build_decoder(config: ModelConfig, vocabulary: Vocabulary) -> Decoder:
     return build_decoder(config.decoder, config.encoder.grid, config.encoder.channels, len(vocabulary))
 
 
-def write_history(folder: Path, history: Sequence[Mapping[str, float]]) -> None:
+def write_history(folder: Path, history: Sequence[Mapping[str, float | None]]) -> None:
     """Write the metrics of each training epoch to a model folder."""
     write_json(folder / HISTORY_FILE, history)
 
 
-def read_history(folder: Path) -> Sequence[Mapping[str, float]]:
+def read_history(folder: Path, config: ModelConfig) -> Sequence[Mapping[str, float | None]]:
     """Read the metrics of each training epoch from a model folder; key `epoch` is the epoch, counted from 1.
 
+    A metric that is not defined is None.
+
+    Args:
+        folder: Model folder.
+        config: Configuration of the model.
+
     Raises:
-        UserError: The history is missing or damaged.
+        UserError: The history is missing or damaged, or lacks an epoch.
     """
-    # With `float` alone, epochs would be read as floats.
-    return read_json(folder / HISTORY_FILE, list[dict[str, int | float]], REMEDY)
+    path = folder / HISTORY_FILE
+    history = read_json(path, list[_EpochMetrics], REMEDY)
+    if [metrics["epoch"] for metrics in history] != list(range(1, len(history) + 1)):
+        raise UserError(f"{path}: the epochs are not 1 to {len(history)}, in ascending order. {REMEDY}")
+    if len(history) < config.epoch:
+        raise UserError(f"{path}: has {len(history)} epochs, but the weights are from epoch {config.epoch}. {REMEDY}")
+    return cast(list[Mapping[str, float | None]], history)
 
 
 def _write_config(folder: Path, config: ModelConfig, weights_digest: str) -> None:

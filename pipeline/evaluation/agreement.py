@@ -90,9 +90,10 @@ def _leave_one_out(corpus: Corpus, hypothesis: Callable[[int, int], Words]) -> l
 
 
 def _sum_tables(rounds: Sequence[Corpus]) -> dict[str, Table]:
-    """Sum the tables of all rounds, by metric, without METEOR."""
+    """Sum the tables of all rounds, by metric, without METEOR. A metric must be defined in every round."""
     tables_by_round = [compute_metrics(corpus, with_meteor=False, with_spice=False).tables for corpus in rounds]
-    return {name: np.sum([tables[name] for tables in tables_by_round], axis=0) for name in tables_by_round[0]}
+    names = [name for name in tables_by_round[0] if all(name in tables for tables in tables_by_round)]
+    return {name: np.sum([tables[name] for tables in tables_by_round], axis=0) for name in names}
 
 
 def _meteor_tables(systems: Sequence[Sequence[Corpus]]) -> list[Table]:

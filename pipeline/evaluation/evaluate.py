@@ -5,6 +5,7 @@ The steps `draw` and `write_report` are in `pipeline.report`.
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,14 @@ from pydantic import Field
 
 from pipeline.artifacts import write_atomically, write_json
 from pipeline.captions.records import Record, Split, read_records
-from pipeline.captions.tokens import TOKENS_FILE, CaptionTokens, group_references, read_tokenization, read_tokens
+from pipeline.captions.tokens import (
+    TOKENS_FILE,
+    CaptionTokens,
+    group_references,
+    read_tokenization,
+    read_tokens,
+    require_vocabulary,
+)
 from pipeline.captions.vocabulary import SPECIALS
 from pipeline.decoder.model_io import TrainedModel, read_history, read_model
 from pipeline.errors import UserError
@@ -33,6 +41,9 @@ from pipeline.metrics.tokenizers import TokenizerName, build_corpora
 from pipeline.params import params_section
 from pipeline.training.batches import CaptionBatches
 from pipeline.training.teacher_forcing import evaluate_split
+
+_MAX_LOSS = math.log(sys.float_info.max)
+"""Loss of the largest perplexity that a float can hold."""
 
 
 @params_section
@@ -98,7 +109,9 @@ class EvaluationData:
 
     split: Split
     records: Sequence[Record]
-    """Records of the split."""
+    """Records of the split, without the images that `encode` skipped."""
+    num_skipped_images: int
+    """Number of images of the split that `encode` skipped."""
     generated: Mapping[int, GeneratedCaptions]
     """Generated captions by image id, in the order of the file."""
     tokens: CaptionTokens
@@ -109,7 +122,7 @@ class EvaluationData:
     """Features of the images."""
     model: TrainedModel
     """The trained decoder with its vocabulary."""
-    history: Sequence[Mapping[str, float]]
+    history: Sequence[Mapping[str, float | None]]
     """Training metrics of each epoch."""
     inputs: EvaluateInputs
     """Paths that the artifacts were read from."""
@@ -150,15 +163,21 @@ def read_inputs(inputs: EvaluateInputs, split: Split) -> EvaluationData:
         UserError: An artifact is missing or damaged, or the artifacts do not belong together.
     """
     model = read_model(inputs.model)
+    store = FeatureStore(inputs.features, fingerprint=model.config.encoder_fingerprint, verify_reads=True)
+    skipped_ids = store.skipped_ids
+    all_records = read_records(inputs.prepared, split)
+    records = [record for record in all_records if record.image_id not in skipped_ids]
+    require_vocabulary(inputs.tokens / TOKENS_FILE, model.vocabulary)
     data = EvaluationData(
         split=split,
-        records=read_records(inputs.prepared, split),
+        records=records,
+        num_skipped_images=len(all_records) - len(records),
         generated={image.image_id: image for image in read_captions(inputs.generated)},
-        tokens=read_tokens(inputs.tokens / TOKENS_FILE, split),
-        train_tokens=read_tokens(inputs.tokens / TOKENS_FILE, "train"),
-        store=FeatureStore(inputs.features, fingerprint=model.config.encoder_fingerprint),
+        tokens=read_tokens(inputs.tokens / TOKENS_FILE, split, skipped_ids),
+        train_tokens=read_tokens(inputs.tokens / TOKENS_FILE, "train", skipped_ids),
+        store=store,
         model=model,
-        history=read_history(inputs.model),
+        history=read_history(inputs.model, model.config),
         inputs=inputs,
     )
     expected = {record.image_id for record in data.records}
@@ -187,6 +206,7 @@ def score(data: EvaluationData, params: EvaluateParams, folder: Path) -> Scores:
     corpus = _build_corpus(data, params.tokenizer)
     metrics = compute_metrics(corpus, params.meteor, params.spice)
     summary = summarize_scores(metrics, _subsets(data.records), params.resampling)
+    summary = {"num_skipped_images": data.num_skipped_images, **summary}
     write_json(folder / "scores.json", summary)
     rows = [
         {**row, "caption": " ".join(data.generated[int(row["image_id"])].words)} for row in per_image_scores(metrics)
@@ -260,17 +280,23 @@ def _diversity(data: EvaluationData) -> dict[str, Any]:
 
 def _teacher_forcing(model: TrainedModel, batches: CaptionBatches, device: torch.device) -> dict[str, Any]:
     result = evaluate_split(model.decoder.to(device), batches, device)
+    if not result.loss <= _MAX_LOSS:
+        raise UserError(
+            f"evaluate: the loss under teacher forcing is {result.loss:.3g} nats per word. Check the feature store with"
+            " `gridcap inspect --verify`, or train again."
+        )
     scores = token_accuracy.token_scores(result.predicted, result.target)
     values = {
         "loss": result.loss,
-        "perplexity": math.exp(result.loss),
+        # Larger than any float for the loss of a diverged model.
+        "perplexity": math.exp(result.loss) if result.loss < math.log(sys.float_info.max) else None,
         "accuracy": scores.accuracy,
         "macro_f1": scores.macro_f1,
         "weighted_f1": scores.weighted_f1,
     }
     return {
         "num_tokens": len(result.target),
-        **{name: round(value, 6) for name, value in values.items()},
+        **{name: None if value is None else round(value, 6) for name, value in values.items()},
         "protocol": [
             *(f"{key}: {value}" for key, value in token_accuracy.PROTOCOL.items()),
             "loss: mean cross-entropy in nats per token; <end> is a token, rare words are <unk>",

@@ -167,10 +167,10 @@ def find_grounded_words(words: Sequence[str], objects: Sequence[AnnotatedObject]
     return grounded
 
 
-def _mean_scores(scores: Sequence[_GroundingScores]) -> dict[str, float | int]:
-    if not scores:
-        return {"num_words": 0}
+def _mean_scores(scores: Sequence[_GroundingScores]) -> dict[str, float | int | None]:
     names = [field.name for field in fields(_GroundingScores)]
+    if not scores:
+        return {"num_words": 0, **dict.fromkeys(names)}
     means = np.mean([[getattr(word, name) for name in names] for word in scores], axis=0).round(6).tolist()
     return {"num_words": len(scores), **dict(zip(names, means, strict=True))}
 

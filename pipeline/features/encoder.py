@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pipeline.errors import UserError, summarize
-from pipeline.features.images import Pixels, View, normalize
+from pipeline.features.images import Pixels, normalize
 from pipeline.features.quantization.quantized_encoder import QuantizedEncoder
 from pipeline.features.resnets import STRIDES, Architecture, Layer
-from pipeline.params import params_section
+from pipeline.features.views import View
+from pipeline.params import DEPENDENCY, params_section
 
 Precision = Literal["float32", "bfloat16", "int8"]
 
@@ -54,7 +55,7 @@ class EncodeParams:
     """ResNet of torchvision."""
     layer: Layer
     """Last layer of the encoder. A grid cell covers 8 (layer2), 16 (layer3) or 32 px (layer4)."""
-    weights: Path
+    weights: Annotated[Path, DEPENDENCY]
     """Weights file (.safetensors, .pth or .pt); `gridcap download weights:resnet50` fetches torchvision's."""
     image_size: Annotated[int, Field(ge=8, le=2048)]
     """Side of the square that images are resized to, in px; a multiple of the layer's cell size."""

@@ -27,10 +27,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from pipeline.artifacts import file_digests, publish
-from pipeline.captions.records import Record
+from pipeline.artifacts import file_digests, publish_together
+from pipeline.captions.records import SPLITS, Policy, Record
 from pipeline.distributed import SINGLE_PROCESS, Processes
-from pipeline.errors import NO_SPACE, UserError, no_space_message
+from pipeline.errors import NO_SPACE, UserError, no_space_message, summarize
+from pipeline.features.adoption import adopt_shards
 from pipeline.features.encoder import (
     IMAGES_PER_BATCH,
     EncodeParams,
@@ -41,9 +42,10 @@ from pipeline.features.encoder import (
     runs_on_cpu,
     weights_digest,
 )
-from pipeline.features.images import Pixels, View, read_image_file, read_views
+from pipeline.features.images import Pixels, read_image_file, read_views
 from pipeline.features.resnets import STRIDES
 from pipeline.features.store import EncoderSpec, Grids, RowKey, Shard, intact_shards, write_index, write_shard
+from pipeline.features.views import View
 
 logger = logging.getLogger("gridcap")
 
@@ -73,6 +75,8 @@ class EncodeCounts:
     """Number of images without missing rows, because of an earlier run or of a file with the same bytes."""
     removed: int
     """Number of rows of earlier runs that no image uses any more."""
+    skipped: int
+    """Number of images that cannot be decoded and were skipped."""
     failed: int
     """Number of images that could not be read."""
 
@@ -82,10 +86,13 @@ class EncodeCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeResult:
-    """Counts of one run, and the published store."""
+    """Counts of one run, and the finished store."""
 
+    store: Path
+    """Folder of the store, in the work folder."""
     counts: EncodeCounts
     num_images: int
+    num_skipped_images: int
     num_shards: int
     views: tuple[View, ...]
     spec: EncoderSpec
@@ -96,6 +103,7 @@ class EncodeResult:
         num_regions, channels = self.spec.grid_shape
         return {
             "num_images": self.num_images,
+            "num_skipped_images": self.num_skipped_images,
             "num_views": len(self.views),
             "num_shards": self.num_shards,
             "grid_height": self.spec.grid_height,
@@ -123,35 +131,61 @@ class _DecodedImage:
     """uint8 [N, S, S, 3]."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _SkippedImage:
+    """An image file that cannot be decoded."""
+
+    sha256: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Encoded:
+    """What a process made of its share of the plan."""
+
+    shards: list[Shard]
+    skipped: list[_SkippedImage]
+    faults: list[str]
+    """A message for each image that could not be read."""
+
+
+@contextmanager
 def encode(
     records: Sequence[Record],
     image_dir: Path,
     params: EncodeParams,
     work: Path,
-    out: Path,
     device: torch.device,
     num_threads: int,
     processes: Processes = SINGLE_PROCESS,
-) -> EncodeResult:
-    """Encode the images of a dataset and publish the feature store.
+    bad_images: Policy = "error",
+    published: Path | None = None,
+) -> Iterator[EncodeResult]:
+    """Encode the images of a dataset. The lock of the work folder is held while the caller publishes the store.
 
-    Finished shards stay in the work folder for later runs, even if the dataset changes. A row depends only on the bytes
-    of the image file, the view and the encoder spec. All processes must call this with the same arguments on shared
-    folders; rank 0 publishes.
+    Finished shards stay in the work folder for later runs, even if the dataset changes. Rows that it lacks are taken
+    from the published store or from DVC's cache, if they are there. A row depends only on the bytes of the image file,
+    the view and the encoder spec. All processes must call this with the same arguments on shared folders; rank 0
+    writes the store.
 
     Args:
         records: Records of the images.
         image_dir: Folder that the records' files are relative to.
         params: Section `encode`.
         work: Root of the work folders. Each run appends a line to its file `encode/runs.jsonl`.
-        out: Folder of the store, which is replaced at the end.
         device: Device of the encoder; int8 always uses the CPU.
         num_threads: Threads that read and decode images ahead of the encoder.
         processes: The processes that share the work.
+        bad_images: Policy for images that can be read but not decoded. Skipped images are listed in the index.
+        published: Folder of the published store, whose rows and those of its versions in DVC's cache are reused; None
+            for no such store.
+
+    Yields:
+        Counts of the run, and the finished store in the work folder.
 
     Raises:
-        UserError: The weights do not match, the disk is full, or an image is missing or unreadable, which is reported
-            after all other images are encoded. `out` is then unchanged.
+        UserError: The weights do not match, the disk is full, all images of a split are skipped, or an image is missing
+            or unreadable, which is reported after all other images are encoded.
     """
     encoder = load_encoder(params)
     spec = encoder_spec(encoder, params)
@@ -168,8 +202,9 @@ def encode(
                 concurrent_batches=concurrent_batches,
                 num_threads=num_threads,
                 processes=processes,
+                bad_images=bad_images,
             )
-            return job.run(records, image_dir, out)
+            yield job.run(records, image_dir, published)
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
@@ -210,42 +245,62 @@ class _EncodeJob:
     num_threads: int
     """Number of threads that read and decode images."""
     processes: Processes
+    bad_images: Policy
 
-    def run(self, records: Sequence[Record], image_dir: Path, out: Path) -> EncodeResult:
-        """Encode the missing rows, and publish the store unless an image is unreadable."""
+    def run(self, records: Sequence[Record], image_dir: Path, published: Path | None) -> EncodeResult:
+        """Encode the missing rows, and write the store unless an image is unreadable."""
         start = time.monotonic()
         records = sorted(records, key=lambda record: record.image_id)
-        shards = self.processes.broadcast(intact_shards(self.folder) if self.processes.is_main else [])
-        stored_keys = {key for shard in shards for key in shard.keys}
         image_digests = self._digest_images(records, image_dir)
-        plan = self._plan(records, image_dir, image_digests, stored_keys)
+        needed_keys = {(digest, view) for digest in image_digests.values() for view in self.views}
+        shards = self.processes.broadcast(self._stored_shards(needed_keys, published) if self.processes.is_main else [])
+        stored_keys = {key for shard in shards for key in shard.keys}
+        known_undecodable = {digest for shard in shards for digest in shard.undecodable}
+        plan = self._plan(records, image_dir, image_digests, stored_keys, known_undecodable)
         num_reused = len(records) - sum(map(len, plan))
         if self.processes.is_main:
             logger.info("%s: %d of %d images are already encoded", STAGE, num_reused, len(records))
-        new_shards, faults = self._encode_plan(plan)
-        needed_keys = {(digest, view) for digest in image_digests.values() for view in self.views}
+        encoded = self._encode_plan(plan)
+        undecodable = {image.sha256 for image in encoded.skipped}
+        skipped_ids = [image_id for image_id, digest in image_digests.items() if digest in undecodable]
         counts = EncodeCounts(
-            encoded=_count_encoded(plan, new_shards),
-            reused=num_reused,
+            encoded=_count_encoded(plan, encoded.shards),
+            # Of skipped images with the same bytes, only one was in the plan.
+            reused=num_reused - (len(skipped_ids) - len(undecodable)),
             removed=len(stored_keys - needed_keys),
-            failed=len(faults),
+            skipped=len(skipped_ids),
+            failed=len(encoded.faults),
         )
-        used_shards = [shard for shard in [*shards, *new_shards] if not needed_keys.isdisjoint(shard.keys)]
+        used_shards = [shard for shard in [*shards, *encoded.shards] if not needed_keys.isdisjoint(shard.keys)]
         used_shards.sort(key=lambda shard: shard.path.name)
         if self.processes.is_main:
             self._append_to_runs(counts, time.monotonic() - start)
-            if not faults:
-                self._publish(used_shards, image_digests, out)
-                logger.info("%s: %s", STAGE, counts)
-        if faults:
-            raise UserError(*_describe_faults(faults, len(records), counts))
+        if encoded.faults:
+            raise UserError(*_describe_faults(encoded.faults, len(records), counts))
+        _check_splits_not_empty(records, skipped_ids, image_dir)
+        if self.processes.is_main:
+            self._write_store(used_shards, image_digests, skipped_ids)
+            logger.info("%s: %s", STAGE, counts)
+            if encoded.skipped:
+                reasons = summarize([image.reason for image in encoded.skipped], _MAX_LISTED_FAULTS)
+                logger.warning("%s: %d images are skipped: %s", STAGE, len(skipped_ids), reasons)
         return EncodeResult(
+            store=self._store,
             counts=counts,
-            num_images=len(records),
+            num_images=len(records) - len(skipped_ids),
+            num_skipped_images=len(skipped_ids),
             num_shards=len(used_shards),
             views=self.views,
             spec=self.spec,
         )
+
+    def _stored_shards(self, needed_keys: Set[RowKey], published: Path | None) -> list[Shard]:
+        """Return the shards of the work folder, and adopt others if it lacks rows."""
+        shards = intact_shards(self.folder, self.spec)
+        undecodable = {digest for shard in shards for digest in shard.undecodable}
+        stored_keys = {key for shard in shards for key in shard.keys}
+        missing = {key for key in needed_keys - stored_keys if key[0] not in undecodable}
+        return shards if published is None else [*shards, *adopt_shards(self.folder, self.spec, missing, published)]
 
     def _digest_images(self, records: Sequence[Record], image_dir: Path) -> dict[int, str]:
         """Map image ids to the SHA-256 of their files, or to a unique placeholder for an unreadable file."""
@@ -260,32 +315,40 @@ class _EncodeJob:
         return {image_id: digest for part in self.processes.gather(digests) for image_id, digest in part.items()}
 
     def _plan(
-        self, records: Sequence[Record], image_dir: Path, image_digests: Mapping[int, str], stored_keys: Set[RowKey]
+        self,
+        records: Sequence[Record],
+        image_dir: Path,
+        image_digests: Mapping[int, str],
+        stored_keys: Set[RowKey],
+        known_undecodable: Set[str],
     ) -> list[list[_PlannedImage]]:
-        """Assign images with missing rows to new shards, by ascending id. Equal files are encoded once."""
+        """Assign images with missing rows to new shards, by ascending id. Equal files are encoded once.
+
+        Images that an earlier run could not decode are last, in shards of their own: the other shards have the rows
+        that they would have had without an interruption.
+        """
+        retried = [record for record in records if image_digests[record.image_id] in known_undecodable]
+        new = [record for record in records if image_digests[record.image_id] not in known_undecodable]
         plan: list[list[_PlannedImage]] = []
-        num_rows = ROWS_PER_SHARD  # of the last shard in the plan
         planned: set[str] = set()
-        for record in records:
-            digest = image_digests[record.image_id]
-            views = tuple(view for view in self.views if (digest, view) not in stored_keys)
-            if not views or digest in planned:
-                continue
-            planned.add(digest)
-            if num_rows >= ROWS_PER_SHARD:
-                plan.append([])
-                num_rows = 0
-            image = _PlannedImage(image_id=record.image_id, path=image_dir / record.file, sha256=digest, views=views)
-            plan[-1].append(image)
-            num_rows += len(views)
+        for part in (new, retried):
+            num_rows = ROWS_PER_SHARD  # of the last shard in the plan
+            for record in part:
+                digest = image_digests[record.image_id]
+                views = tuple(view for view in self.views if (digest, view) not in stored_keys)
+                if not views or digest in planned:
+                    continue
+                planned.add(digest)
+                if num_rows >= ROWS_PER_SHARD:
+                    plan.append([])
+                    num_rows = 0
+                path = image_dir / record.file
+                plan[-1].append(_PlannedImage(image_id=record.image_id, path=path, sha256=digest, views=views))
+                num_rows += len(views)
         return plan
 
-    def _encode_plan(self, plan: Sequence[Sequence[_PlannedImage]]) -> tuple[list[Shard], list[str]]:
-        """Encode the planned shards, divided among the processes.
-
-        Returns:
-            The shards written by all processes, and a message for each unreadable image.
-        """
+    def _encode_plan(self, plan: Sequence[Sequence[_PlannedImage]]) -> _Encoded:
+        """Encode the planned shards, divided among the processes, and return the results of all processes."""
         share = plan[self.processes.rank :: self.processes.world_size]
         num_rows = sum(len(image.views) for images in share for image in images)
         disable = None if self.processes.is_main else True
@@ -295,7 +358,11 @@ class _EncodeJob:
             tqdm(total=num_rows, desc=f"{STAGE}, grids", unit="grid", disable=disable) as progress,
         ):
             results = self.processes.gather(self._encode_shards(share, decoders, encoders, progress))
-        return [shard for part, _ in results for shard in part], [fault for _, part in results for fault in part]
+        return _Encoded(
+            shards=[shard for result in results for shard in result.shards],
+            skipped=[image for result in results for image in result.skipped],
+            faults=[fault for result in results for fault in result.faults],
+        )
 
     def _encode_shards(
         self,
@@ -303,29 +370,32 @@ class _EncodeJob:
         decoders: ThreadPoolExecutor,
         encoders: ThreadPoolExecutor,
         progress: "tqdm[NoReturn]",
-    ) -> tuple[list[Shard], list[str]]:
+    ) -> _Encoded:
         """Encode the shards of this process, while the images of the next shard are decoded.
 
-        A shard with an unreadable image is not written, so that its bytes never depend on the fault.
+        A shard with an unreadable image is not written, so that its bytes never depend on the fault. A shard lacks the
+        images that are skipped.
         """
 
-        def decode(images: Sequence[_PlannedImage]) -> list[Future[_DecodedImage | UserError]]:
-            return [decoders.submit(_decode, image, self.spec.image_size) for image in images]
+        def decode(images: Sequence[_PlannedImage]) -> list[Future[_DecodedImage | _SkippedImage | UserError]]:
+            return [decoders.submit(_decode, image, self.spec.image_size, self.bad_images) for image in images]
 
-        shards, faults = [], []
+        encoded = _Encoded(shards=[], skipped=[], faults=[])
         remaining = iter(plan)
         decoding = deque(decode(images) for images in islice(remaining, _PREFETCHED_SHARDS))
         while decoding:
             results = [future.result() for future in decoding.popleft()]
             images = [result for result in results if isinstance(result, _DecodedImage)]
-            shard_faults = [str(result) for result in results if isinstance(result, UserError)]
-            faults += shard_faults
-            grids = None if shard_faults else self._encode_images(images, encoders, progress)
+            skipped = [result for result in results if isinstance(result, _SkippedImage)]
+            faults = [str(result) for result in results if isinstance(result, UserError)]
+            encoded.skipped.extend(skipped)
+            encoded.faults.extend(faults)
+            grids = self._encode_images(images, encoders, progress) if images and not faults else None
             # Decode the next shard while this one is written.
             decoding.extend(decode(images) for images in islice(remaining, 1))
             if grids is not None:
-                shards.append(self._write_shard(images, grids))
-        return shards, faults
+                encoded.shards.append(self._write_shard(images, grids, [image.sha256 for image in skipped]))
+        return encoded
 
     def _encode_images(
         self, images: Sequence[_DecodedImage], encoders: ThreadPoolExecutor, progress: "tqdm[NoReturn]"
@@ -343,18 +413,23 @@ class _EncodeJob:
             progress.update(num_encoded)
         return grids
 
-    def _write_shard(self, images: Sequence[_DecodedImage], grids: Grids) -> Shard:
+    def _write_shard(self, images: Sequence[_DecodedImage], grids: Grids, undecodable: Sequence[str]) -> Shard:
         rows = [(image.planned, view) for image in images for view in image.planned.views]
         image_ids = [image.image_id for image, _ in rows]
-        return write_shard(self.folder, self.spec, image_ids, [(image.sha256, view) for image, view in rows], grids)
+        keys = [(image.sha256, view) for image, view in rows]
+        return write_shard(self.folder, self.spec, image_ids, keys, grids, undecodable)
 
-    def _publish(self, shards: Sequence[Shard], image_digests: Mapping[int, str], out: Path) -> None:
-        staged = self.folder / "published"
-        shutil.rmtree(staged, ignore_errors=True)
-        for shard in shards:
-            publish(shard.path, staged / shard.path.name)
-        write_index(staged, self.spec, self.views, shards, image_digests)
-        publish(staged, out)
+    @property
+    def _store(self) -> Path:
+        return self.folder / "store"
+
+    def _write_store(
+        self, shards: Sequence[Shard], image_digests: Mapping[int, str], skipped_ids: Sequence[int]
+    ) -> None:
+        shutil.rmtree(self._store, ignore_errors=True)
+        publish_together({self._store / shard.path.name: shard.path for shard in shards})
+        stored = {image_id: image_digests[image_id] for image_id in image_digests.keys() - set(skipped_ids)}
+        write_index(self._store, self.spec, self.views, shards, stored, skipped_ids)
 
     def _append_to_runs(self, counts: EncodeCounts, seconds: float) -> None:
         line = {
@@ -384,20 +459,34 @@ def _batch_executor(num_workers: int) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(num_cores)
 
 
-def _decode(image: _PlannedImage, size: int) -> _DecodedImage | UserError:
+def _decode(image: _PlannedImage, size: int, bad_images: Policy) -> _DecodedImage | _SkippedImage | UserError:
     try:
         content = read_image_file(image.path)
-        if sha256(content).hexdigest() != image.sha256:
-            return UserError(f"{image.path}: changed during the run. Run again.")
-        return _DecodedImage(planned=image, pixels=read_views(content, size, image.views, str(image.path)))
     except UserError as error:
         return error
+    if sha256(content).hexdigest() != image.sha256:
+        return UserError(f"{image.path}: changed during the run. Run again.")
+    try:
+        return _DecodedImage(planned=image, pixels=read_views(content, size, image.views, str(image.path)))
+    except UserError as error:
+        return error if bad_images == "error" else _SkippedImage(sha256=image.sha256, reason=str(error))
 
 
 def _count_encoded(plan: Sequence[Sequence[_PlannedImage]], shards: Sequence[Shard]) -> int:
     """Count the planned images whose rows are all in the new shards."""
     keys = {key for shard in shards for key in shard.keys}
     return sum(all((image.sha256, view) in keys for view in image.views) for images in plan for image in images)
+
+
+def _check_splits_not_empty(records: Sequence[Record], skipped_ids: Sequence[int], image_dir: Path) -> None:
+    skipped = set(skipped_ids)
+    for split in SPLITS:
+        image_ids = {record.image_id for record in records if record.split == split}
+        if image_ids and image_ids <= skipped:
+            raise UserError(
+                f"{image_dir}: none of the {len(image_ids)} images of split {split} can be decoded. Replace the files;"
+                " dataset.bad_images=error lists them."
+            )
 
 
 def _describe_faults(faults: Sequence[str], num_images: int, counts: EncodeCounts) -> list[str]:
@@ -407,4 +496,5 @@ def _describe_faults(faults: Sequence[str], num_images: int, counts: EncodeCount
         *(f"  {fault}" for fault in faults[:_MAX_LISTED_FAULTS]),
         *([f"  and {num_unlisted} more"] if num_unlisted > 0 else []),
         f"Nothing is published. Finished shards are kept ({counts}).",
+        "Replace the files. dataset.bad_images=skip leaves out those that cannot be decoded.",
     ]

@@ -7,7 +7,6 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,26 +14,11 @@ import torch
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from pipeline.errors import UserError
+from pipeline.features.views import View
 
 Pixels = npt.NDArray[np.uint8]
 ImageSource = Path | bytes | Image.Image
 """An image: its path, the bytes of its file, or a Pillow image."""
-
-View = Literal[
-    "whole",
-    "top_left",
-    "top_right",
-    "bottom_left",
-    "bottom_right",
-    "center",
-    "whole_flipped",
-    "top_left_flipped",
-    "top_right_flipped",
-    "bottom_left_flipped",
-    "bottom_right_flipped",
-    "center_flipped",
-]
-"""Whole image or crop; `flipped` views are mirrored left to right."""
 
 CROP_SCALE = 7 / 8
 """Size of a crop, as a fraction of the image's width and height."""

@@ -1,8 +1,6 @@
 """Downloads of torchvision's pretrained ResNets."""
 
-import os
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any, get_args
@@ -10,8 +8,8 @@ from typing import Any, get_args
 import torch
 import torchvision
 
-from pipeline.artifacts import file_digest
-from pipeline.errors import UserError
+from pipeline.artifacts import file_digest, publish
+from pipeline.errors import NO_SPACE, UserError, write_error
 from pipeline.features.resnets import Architecture
 
 # torchvision's file names end in the first digits of the file's SHA-256, such as resnet50-11ad3fa6.pth.
@@ -21,7 +19,7 @@ _DIGEST = re.compile(r"-([0-9a-f]{8,})\.")
 def download_weights(name: str, folder: Path) -> Path:
     """Download weights of a ResNet into a folder, unless the folder already has them.
 
-    If PyTorch's hub cache has the weights, they are copied from there.
+    If PyTorch's hub cache has the weights, they are linked or copied from there.
 
     Args:
         name: `ARCHITECTURE` or `ARCHITECTURE/NAME`, such as `resnet50/IMAGENET1K_V1`; torchvision's default weights
@@ -41,10 +39,7 @@ def download_weights(name: str, folder: Path) -> Path:
     cached = cached_path(path.name)
     if not _is_intact(cached):
         return _download(url, path)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.copyfile(cached, partial)
-    os.replace(partial, path)
+    publish(cached, path)
     return path
 
 
@@ -103,6 +98,8 @@ def _download(url: str, path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), digest and digest[1], progress=sys.stderr.isatty())
     except Exception as error:  # Network errors have many types.
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            raise write_error(error, path, "Free disk space, then run again.") from error
         raise UserError(
             f"{path}: cannot be downloaded from {url} ({error}). Check the connection, or put the file there yourself."
         ) from error

@@ -10,7 +10,8 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -21,10 +22,21 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from pipeline.artifacts import Schema, file_digests, fingerprint, read_json, write_atomically
+from pipeline.artifacts import (
+    Int64,
+    Schema,
+    Sha256,
+    file_digest,
+    file_digests,
+    fingerprint,
+    publish,
+    read_json,
+    write_atomically,
+)
 from pipeline.errors import UserError, summarize
 from pipeline.features.resnets import Architecture, Layer
-from pipeline.hdf5 import open_artifact
+from pipeline.features.views import View
+from pipeline.hdf5 import checked_dataset, open_artifact, read_dataset
 
 logger = logging.getLogger("gridcap")
 
@@ -39,6 +51,9 @@ RowKey = tuple[str, str]
 
 _REMEDY = "Run `dvc repro -f -s encode`."
 
+_KEY_DTYPES = {"sha256": "S64", "view": "S24"}
+"""Dtypes of the datasets of a shard that hold the keys of its rows."""
+
 # All shards of COCO, with 128 rows each, would nearly reach the usual limit of 1,024 open files per process.
 _MAX_OPEN_SHARDS = 512
 
@@ -51,7 +66,7 @@ class EncoderSpec:
     """Name of the ResNet in torchvision."""
     layer: Layer
     """Last layer of the encoder."""
-    weights_digest: str
+    weights_digest: Sha256
     """SHA-256 of the encoder's weights, in hexadecimal."""
     image_size: Annotated[int, Field(ge=8, le=2048)]
     """Side of the square that images are resized to, in px."""
@@ -91,13 +106,16 @@ class Shard:
     """SHA-256 of the file."""
     keys: tuple[RowKey, ...]
     """Key of each row."""
+    undecodable: tuple[str, ...] = ()
+    """SHA-256 of the image files that were planned for the shard but cannot be decoded. The published shard lacks it.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class _ShardEntry:
-    file: str
-    sha256: str
-    rows: int
+    file: Annotated[str, Field(pattern=r"^shard-[0-9a-f]{16}\.h5$")]
+    sha256: Sha256
+    rows: Annotated[int, Field(ge=1, lt=2**31)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,23 +124,33 @@ class _Index:
     schema_version: int
     fingerprint: str
     spec: EncoderSpec
-    views: tuple[str, ...]
+    views: Annotated[tuple[View, ...], Field(min_length=1)]
     shards: tuple[_ShardEntry, ...]
-    images: dict[int, tuple[tuple[int, int], ...]]
+    images: dict[Int64, tuple[tuple[int, int], ...]]
     """Image id to (shard, row) of each view."""
+    skipped: tuple[Int64, ...] = ()
+    """Ids of the images that were skipped, since their files cannot be decoded, ascending."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class _OpenShard:
-    """An open shard and the offset of its rows. HDF5 takes longer to locate a row than to read it."""
-
-    descriptor: int
-    offset: int
-    """Byte offset of row 0; the rows are contiguous."""
+    def __post_init__(self) -> None:
+        """Check that the parts of the index belong together."""
+        if self.fingerprint != self.spec.fingerprint:
+            raise ValueError(f"fingerprint is {self.fingerprint}, but that of the spec is {self.spec.fingerprint}")
+        num_rows = [shard.rows for shard in self.shards]
+        for image_id, locations in self.images.items():
+            if len(locations) != len(self.views):
+                raise ValueError(f"image {image_id} has {len(locations)} rows, but there are {len(self.views)} views")
+            for shard, row in locations:
+                if not (0 <= shard < len(num_rows) and 0 <= row < num_rows[shard]):
+                    raise ValueError(f"image {image_id} has row {row} of shard {shard}, which does not exist")
 
 
 def write_shard(
-    folder: Path, spec: EncoderSpec, image_ids: Sequence[int], keys: Sequence[RowKey], grids: Grids
+    folder: Path,
+    spec: EncoderSpec,
+    image_ids: Sequence[int],
+    keys: Sequence[RowKey],
+    grids: Grids,
+    undecodable: Sequence[str] = (),
 ) -> Shard:
     """Write a shard atomically, then its digest. `intact_shards` discards shards without a digest.
 
@@ -134,6 +162,7 @@ def write_shard(
         image_ids: Image id of each row at the time of encoding.
         keys: Key of each row.
         grids: float16 [N, P, C].
+        undecodable: As in the result. It is written next to the digest.
     """
     # Built in memory: after a write to a full disk fails, HDF5 cannot even close the file.
     with h5py.File("shard.h5", "w", driver="core", backing_store=False) as file:
@@ -155,11 +184,11 @@ def write_shard(
                 f"image id at the time of encoding; {INDEX_FILE} maps current image ids to rows",
             ),
             "sha256": (
-                np.array([digest for digest, _ in keys], dtype="S64"),
+                np.array([digest for digest, _ in keys], dtype=_KEY_DTYPES["sha256"]),
                 "SHA-256 of the image file, in hexadecimal",
             ),
             "view": (
-                np.array([view for _, view in keys], dtype="S24"),
+                np.array([view for _, view in keys], dtype=_KEY_DTYPES["view"]),
                 "view of the image: whole or a crop, mirrored if flipped",
             ),
         }
@@ -168,16 +197,43 @@ def write_shard(
         file.flush()
         content = file.id.get_file_image()
     name = sha256("\n".join(f"{digest} {view}" for digest, view in keys).encode()).hexdigest()[:16]
-    shard = Shard(path=folder / f"shard-{name}.h5", sha256=sha256(content).hexdigest(), keys=tuple(keys))
+    shard = Shard(
+        path=folder / f"shard-{name}.h5",
+        sha256=sha256(content).hexdigest(),
+        keys=tuple(keys),
+        undecodable=tuple(undecodable),
+    )
     write_atomically(shard.path, content)
-    write_atomically(_digest_path(shard.path), shard.sha256 + "\n")
+    write_atomically(_digest_path(shard.path), "".join(f"{line}\n" for line in (shard.sha256, *shard.undecodable)))
     return shard
 
 
-def intact_shards(folder: Path) -> list[Shard]:
+def adopt_shard(source: Path, path: Path, expected_digest: str, keys: Sequence[RowKey]) -> Shard | None:
+    """Link a shard of another store into a work folder, or copy it, then write its digest.
+
+    Args:
+        source: The shard.
+        path: Its path in the work folder.
+        expected_digest: Its SHA-256, in hexadecimal.
+        keys: Key of each of its rows.
+
+    Returns:
+        The shard in the work folder, or None if the bytes of `source` do not match the digest.
+    """
+    publish(source, path)
+    if file_digest(path) != expected_digest:
+        path.unlink()
+        return None
+    write_atomically(_digest_path(path), expected_digest + "\n")
+    return Shard(path=path, sha256=expected_digest, keys=tuple(keys))
+
+
+def intact_shards(folder: Path, spec: EncoderSpec) -> list[Shard]:
     """List the shards of a work folder whose bytes match their digests, and delete all other shards.
 
-    All shards of the folder must have the same spec.
+    Args:
+        folder: Work folder of one spec.
+        spec: The spec.
     """
     for partial in folder.glob(".shard-*.partial"):
         partial.unlink()
@@ -186,18 +242,50 @@ def intact_shards(folder: Path) -> list[Shard]:
     for path, digest in zip(paths, file_digests(paths, str(folder), "shard"), strict=True):
         if isinstance(digest, OSError):
             raise digest
-        if not _digest_path(path).is_file() or _digest_path(path).read_text() != digest + "\n":
+        recorded = _recorded_digests(path)
+        keys = read_keys(path, spec) if recorded[:1] == [digest] else None
+        if keys is None:
             logger.warning("%s: unfinished or damaged. Its images are encoded again.", path)
             path.unlink()
             continue
-        with open_artifact(path, SCHEMA, "Delete the file.") as file:
-            digests, views = (file[name].asstr()[:].tolist() for name in ("sha256", "view"))
-        shards.append(Shard(path=path, sha256=digest, keys=tuple(zip(digests, views, strict=True))))
+        shards.append(Shard(path=path, sha256=digest, keys=keys, undecodable=tuple(recorded[1:])))
     return shards
 
 
+def _recorded_digests(path: Path) -> list[str]:
+    """Read the digest file of a shard: the digest of the shard, then those of images that cannot be decoded."""
+    file = _digest_path(path)
+    return file.read_text(errors="replace").splitlines() if file.is_file() else []
+
+
+def read_keys(path: Path, spec: EncoderSpec) -> tuple[RowKey, ...] | None:
+    """Read the keys of a shard's rows; None if it is not a shard of the spec."""
+    try:
+        with _open_shard(path, spec) as file:
+            digests, views = (read_dataset(file, name, dtype, [None]) for name, dtype in _KEY_DTYPES.items())
+            checked_dataset(file, "grid", "<f2", [len(digests), *spec.grid_shape])
+            return tuple(zip(digests.astype(str).tolist(), views.astype(str).tolist(), strict=True))
+    except UserError:
+        return None
+
+
+@contextmanager
+def _open_shard(path: Path, spec: EncoderSpec) -> Iterator[h5py.File]:
+    """Open a shard, and check its schema and its spec."""
+    with open_artifact(path, SCHEMA, _REMEDY) as file:
+        actual = file.attrs["fingerprint"]
+        if actual != spec.fingerprint:
+            raise UserError(f"{path}: has encoder fingerprint {actual}, expected {spec.fingerprint}. {_REMEDY}")
+        yield file
+
+
 def write_index(
-    folder: Path, spec: EncoderSpec, views: Sequence[str], shards: Sequence[Shard], image_digests: Mapping[int, str]
+    folder: Path,
+    spec: EncoderSpec,
+    views: Sequence[View],
+    shards: Sequence[Shard],
+    image_digests: Mapping[int, str],
+    skipped: Sequence[int] = (),
 ) -> None:
     """Write the index, which turns a folder of shards into a store.
 
@@ -207,6 +295,7 @@ def write_index(
         views: Views of every image, in the order of the index.
         shards: The shards, which must have a row for every image and view.
         image_digests: Image id to the SHA-256 of its file.
+        skipped: Ids of the images that were skipped, since their files cannot be decoded.
     """
     locations = {key: (shard, row) for shard, entry in enumerate(shards) for row, key in enumerate(entry.keys)}
     index = _Index(
@@ -220,8 +309,23 @@ def write_index(
             image_id: tuple(locations[digest, view] for view in views)
             for image_id, digest in sorted(image_digests.items())
         },
+        skipped=tuple(sorted(skipped)),
     )
     write_atomically(folder / INDEX_FILE, json.dumps(asdict(index), separators=(",", ":")) + "\n")
+
+
+def shard_digests(index: Path, fingerprint: str) -> dict[str, str]:
+    """Read the SHA-256, in hexadecimal, of each shard of a store from its index, by file name.
+
+    Args:
+        index: The index file.
+        fingerprint: Fingerprint of the stores of interest; another store has no shards of interest.
+
+    Raises:
+        UserError: The file is missing, damaged or of another schema version.
+    """
+    contents = read_json(index, _Index, _REMEDY, SCHEMA)
+    return {shard.file: shard.sha256 for shard in contents.shards} if contents.fingerprint == fingerprint else {}
 
 
 class FeatureStore:
@@ -230,12 +334,13 @@ class FeatureStore:
     A store can be pickled, inherited across fork and used from several threads: each process opens the shards itself.
     """
 
-    def __init__(self, folder: Path | str, fingerprint: str | None = None) -> None:
+    def __init__(self, folder: Path | str, fingerprint: str | None = None, verify_reads: bool = False) -> None:
         """Read the index.
 
         Args:
             folder: Folder of the store.
             fingerprint: Expected fingerprint of the store; None accepts any.
+            verify_reads: Compare a shard with its SHA-256 in the index before its first row is read.
 
         Raises:
             UserError: The index is missing, damaged, of another schema version, or has another fingerprint.
@@ -247,6 +352,7 @@ class FeatureStore:
                 f"{self._folder / INDEX_FILE}: has features of encoder fingerprint {self.fingerprint}, expected"
                 f" {fingerprint}. Restore section encode of params.yaml and run `dvc repro encode`, or train again."
             )
+        self._verify_reads = verify_reads
         self._init_process_state()
 
     def verify(self) -> int:
@@ -258,17 +364,20 @@ class FeatureStore:
         Raises:
             UserError: A shard is missing or altered; the message lists the first few.
         """
-        shards = self._index.shards
+        self._verify(self._index.shards)
+        return len(self._index.shards)
+
+    def _verify(self, shards: Sequence[_ShardEntry], silent: bool = False) -> None:
         paths = [self._folder / shard.file for shard in shards]
+        digests = file_digests(paths, str(self._folder), "shard", silent=silent)
         faults = []
-        for shard, path, digest in zip(shards, paths, file_digests(paths, str(self._folder), "shard"), strict=True):
+        for shard, path, digest in zip(shards, paths, digests, strict=True):
             if isinstance(digest, OSError):
                 faults.append(f"{path}: cannot be read ({digest.strerror})")
             elif digest != shard.sha256:
                 faults.append(f"{path}: SHA-256 differs from {INDEX_FILE}")
         if faults:
             raise UserError(f"{summarize(faults)}. Run `dvc repro -f -s encode` to encode only their images again.")
-        return len(shards)
 
     @property
     def spec(self) -> EncoderSpec:
@@ -296,7 +405,12 @@ class FeatureStore:
         return tuple(self._index.images)
 
     @property
-    def views(self) -> tuple[str, ...]:
+    def skipped_ids(self) -> frozenset[int]:
+        """Ids of the images that `encode` skipped, since their files cannot be decoded."""
+        return frozenset(self._index.skipped)
+
+    @property
+    def views(self) -> tuple[View, ...]:
         """Views of every image; captions are generated from the first."""
         return self._index.views
 
@@ -320,7 +434,7 @@ class FeatureStore:
             float16 [B, P, C], in the order of `image_ids`.
 
         Raises:
-            UserError: The index lacks an image, or a shard is missing or damaged.
+            UserError: The index lacks an image, or a shard is missing, damaged or, if reads are verified, altered.
         """
         locations = [self._locations(image_id) for image_id in image_ids]
         view_indices = [0] * len(locations) if views is None else list(views)
@@ -340,60 +454,72 @@ class FeatureStore:
             UserError: As `grids`.
         """
         shard, row = self._locations(image_id)[0]
-        with open_artifact(self._path(shard), SCHEMA, _REMEDY) as file:
-            return str(file["sha256"].asstr()[row])
+        num_rows = self._index.shards[shard].rows
+        with _open_shard(self._path(shard), self.spec) as file:
+            return str(checked_dataset(file, "sha256", _KEY_DTYPES["sha256"], [num_rows]).asstr()[row])
 
     def _locations(self, image_id: int) -> tuple[tuple[int, int], ...]:
         """Return (shard, row) of each view of an image."""
         try:
             return self._index.images[image_id]
         except KeyError:
-            raise UserError(f"{self._folder / INDEX_FILE}: has no image {image_id}. Run `dvc repro encode`.") from None
+            fault = (
+                f"image {image_id} was skipped, since its file cannot be decoded. Replace the file, then run"
+                if image_id in self._index.skipped
+                else f"has no image {image_id}. Run"
+            )
+            raise UserError(f"{self._folder / INDEX_FILE}: {fault} `dvc repro encode`.") from None
 
     def _read_row(self, shard: int, row: int, out: Grids) -> None:
         """Read one row into `out`, float16 [P, C]."""
-        if shard in self._open_shards:
-            self._open_shards.move_to_end(shard)
-        else:
-            self._open_shards[shard] = self._open_shard(self._path(shard))
-            if len(self._open_shards) > _MAX_OPEN_SHARDS:
-                os.close(self._open_shards.popitem(last=False)[1].descriptor)
-        file = self._open_shards[shard]
+        if shard not in self._offsets:
+            if self._verify_reads:
+                self._verify([self._index.shards[shard]], silent=True)
+            self._offsets[shard] = self._find_rows(shard)
         try:
-            num_read = os.preadv(file.descriptor, [out.data], file.offset + row * out.nbytes)
+            num_read = os.preadv(self._descriptor(shard), [out.data], self._offsets[shard] + row * out.nbytes)
         except OSError as error:
             raise UserError(f"{self._path(shard)}: cannot be read ({error.strerror}). {_REMEDY}") from error
         if num_read < out.nbytes:
             raise UserError(f"{self._path(shard)}: truncated at row {row}. {_REMEDY}")
 
+    def _descriptor(self, shard: int) -> int:
+        """Return the descriptor of an open shard; open it if necessary."""
+        if shard in self._descriptors:
+            self._descriptors.move_to_end(shard)
+        else:
+            self._descriptors[shard] = os.open(self._path(shard), os.O_RDONLY | os.O_CLOEXEC)
+            if len(self._descriptors) > _MAX_OPEN_SHARDS:
+                os.close(self._descriptors.popitem(last=False)[1])
+        return self._descriptors[shard]
+
     def _path(self, shard: int) -> Path:
         return self._folder / self._index.shards[shard].file
 
-    def _open_shard(self, path: Path) -> _OpenShard:
-        with open_artifact(path, SCHEMA, _REMEDY) as file:
-            actual = file.attrs["fingerprint"]
-            if actual != self.fingerprint:
-                raise UserError(f"{path}: has encoder fingerprint {actual}, expected {self.fingerprint}. {_REMEDY}")
-            grid = file["grid"]
+    def _find_rows(self, shard: int) -> int:
+        """Check a shard and return the byte offset of row 0. HDF5 takes longer to locate a row than to read it."""
+        path, num_rows = self._path(shard), self._index.shards[shard].rows
+        with _open_shard(path, self.spec) as file:
+            grid = checked_dataset(file, "grid", "<f2", [num_rows, *self.grid_shape])
             offset = grid.id.get_offset()
-            if grid.shape[1:] != self.grid_shape or grid.dtype != np.dtype("<f2") or offset is None:
-                num_regions, channels = self.grid_shape
-                raise ValueError(f"dataset grid is not contiguous float16 [N, {num_regions}, {channels}]")
-            return _OpenShard(descriptor=os.open(path, os.O_RDONLY | os.O_CLOEXEC), offset=offset)
+            if offset is None or offset + grid.nbytes > path.stat().st_size:
+                raise ValueError("dataset grid is not contiguous, or truncated")
+            return int(offset)
 
     def _init_process_state(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._open_shards: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._descriptors: OrderedDict[int, int] = OrderedDict()
+        self._offsets: dict[int, int] = {}
 
     def _reset_after_fork(self) -> None:
         """Close inherited files and replace the lock, which another thread may have held during the fork."""
-        for shard in self._open_shards.values():
-            os.close(shard.descriptor)
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
         self._init_process_state()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_folder": self._folder, "_index": self._index}
+        return {"_folder": self._folder, "_index": self._index, "_verify_reads": self._verify_reads}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

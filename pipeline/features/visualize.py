@@ -9,7 +9,6 @@ import io
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import cast
 
 import matplotlib.style
 import numpy as np
@@ -18,9 +17,10 @@ from matplotlib.figure import Figure
 
 from pipeline.artifacts import write_atomically
 from pipeline.captions.records import RECORDS_FILE, Record, read_records
-from pipeline.errors import UserError
-from pipeline.features.images import Pixels, View, read_image_file, read_views
+from pipeline.errors import UserError, write_error
+from pipeline.features.images import Pixels, read_image_file, read_views
 from pipeline.features.store import FeatureStore, Grids
+from pipeline.features.views import View
 
 MAX_SAMPLED_IMAGES = 200
 """Maximum number of images that the components are fitted to."""
@@ -113,8 +113,7 @@ def draw_grid(store: FeatureStore, image_id: int, prepared: Path, image_dir: Pat
     for grid_id, values in zip((image_id, *sample_ids), (grid, *grids), strict=True):
         if not np.isfinite(values).all():
             raise UserError(f"image {grid_id}: grid has NaN or infinite values. Run `dvc repro -f -s encode`.")
-    # Only `encode` writes stores, and its views are of this type.
-    view = cast(View, store.views[0])
+    view = store.views[0]
     path = image_dir / record.file
     content = _read_encoded_file(path, store, image_id)
     image = read_views(content, store.spec.image_size, (view,), str(path))[0]  # [S, S, 3]
@@ -216,4 +215,4 @@ def _plot(
     try:
         write_atomically(out, content.getvalue())
     except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}). Choose another --out.") from error
+        raise write_error(error, out, "Choose another --out.") from error

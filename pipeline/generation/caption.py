@@ -23,8 +23,9 @@ class Caption:
     word_log_probabilities: tuple[float, ...]
     """Log-probability of each word given the words before it, in nats; without `<end>`."""
     attention: NDArray[np.floating[Any]] | None = field(default=None, compare=False, repr=False)
-    """Attention weights of each word [T, H, W], which sum to 1 over the grid; None if they were not stored. Captions
-    from `search`, which has no grid size, have [T, P]."""
+    """Attention weights of each word [T, H, W]; None if they were not stored. They sum to 1 over the grid, or to less
+    if the decoder has a visual sentinel, whose weight is the rest. Captions from `search`, which has no grid size, have
+    [T, P]."""
     alternatives: tuple["Caption", ...] = ()
     """Further captions of the same image, best first; empty unless `n_best` is above 1."""
 

@@ -4,22 +4,24 @@
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, FiniteFloat
 from typing_extensions import TypedDict
 
-from pipeline.artifacts import Schema, naming, read_json
+from pipeline.artifacts import Int64, Schema, naming, read_json
 from pipeline.errors import UserError
 from pipeline.generation.caption import Caption
-from pipeline.hdf5 import create_artifact, open_artifact
+from pipeline.hdf5 import checked_dataset, create_artifact, open_artifact, read_dataset
 from pipeline.startup import defer_interrupts
 
 SCHEMA = Schema("gridcap.attention", 2)
@@ -42,7 +44,8 @@ _COLUMNS = {
 }
 _ATTENTION_DESCRIPTION = (
     "[image, word, region]: attention weights of each word of the best caption; region r is in row r // grid_width of "
-    "the grid; each word's weights sum to 1, and are 0 beyond the caption's length"
+    "the grid; each word's weights sum to 1, or to 1 minus the weight of the visual sentinel, and are 0 beyond the "
+    "caption's length"
 )
 
 
@@ -137,20 +140,31 @@ def _write_block(file: h5py.File, attention: h5py.Dataset, start: int, block: li
     file["caption"][rows] = [image.best.text for image in block]
 
 
+class _BestRow(TypedDict):
+    """An image in `captions.json`."""
+
+    image_id: Int64
+    caption: str
+
+
+# Rounding can make the logarithm of a mean probability positive.
+_LogProbability = Annotated[FiniteFloat, Field(le=0.01)]
+
+
 class _CaptionRow(TypedDict):
     """A caption in `n_best.json`."""
 
     caption: str
-    log_probability: float
-    score: float
-    word_log_probabilities: list[float]
+    log_probability: _LogProbability
+    score: FiniteFloat
+    word_log_probabilities: list[_LogProbability]
 
 
 class _ImageRow(TypedDict):
     """An image in `n_best.json`."""
 
-    image_id: int
-    captions: list[_CaptionRow]
+    image_id: Int64
+    captions: Annotated[list[_CaptionRow], Field(min_length=1)]
 
 
 def _to_row(caption: Caption) -> _CaptionRow:
@@ -181,6 +195,8 @@ def _json_list(path: Path) -> Iterator[Callable[[Any], None]]:
 
         yield write
         file.write("[]\n" if separator == "[" else "\n]\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_captions(folder: Path) -> list[GeneratedCaptions]:
@@ -190,24 +206,54 @@ def read_captions(folder: Path) -> list[GeneratedCaptions]:
         UserError: A file is missing, damaged or of another schema, or the files do not belong together.
     """
     rows = read_json(folder / N_BEST_FILE, list[_ImageRow], _REMEDY)
+    best_rows = read_json(folder / CAPTIONS_FILE, list[_BestRow], _REMEDY)
+    image_ids, best = [row["image_id"] for row in rows], [row["captions"][0] for row in rows]
+    if len(set(image_ids)) < len(image_ids):
+        raise UserError(f"{folder / N_BEST_FILE}: has an image twice. {_REMEDY}")
+    if image_ids != [row["image_id"] for row in best_rows] or [row["caption"] for row in best] != [
+        row["caption"] for row in best_rows
+    ]:
+        raise UserError(f"{folder}: {N_BEST_FILE} and {CAPTIONS_FILE} have different captions. {_REMEDY}")
+    columns: dict[str, list[Any]] = {
+        "image_id": image_ids,
+        "length": [len(row["word_log_probabilities"]) for row in best],
+        "log_probability": [row["log_probability"] for row in best],
+        "score": [row["score"] for row in best],
+        "caption": [row["caption"] for row in best],
+    }
     with open_artifact(folder / ATTENTION_FILE, SCHEMA, _REMEDY) as file:
-        if [row["image_id"] for row in rows] != file["image_id"][:].tolist():
-            raise UserError(f"{folder}: {N_BEST_FILE} and {ATTENTION_FILE} have different images. {_REMEDY}")
+        for name, (dtype, _) in _COLUMNS.items():
+            if read_dataset(file, name, dtype, [len(rows)]).tolist() != columns[name]:
+                raise UserError(f"{folder}: {N_BEST_FILE} and {ATTENTION_FILE} have different captions. {_REMEDY}")
         grid = (int(file.attrs["grid_height"]), int(file.attrs["grid_width"]))
-        return [_read_image(row, attention, grid) for row, attention in zip(rows, file["attention"], strict=True)]
+        if min(grid) < 1:
+            raise ValueError(f"the grid is {grid[0]} x {grid[1]}")
+        attention = checked_dataset(file, "attention", np.float16, [len(rows), None, grid[0] * grid[1]])
+        return [_read_image(row, attention, index, grid) for index, row in enumerate(rows)]
 
 
-def _read_image(row: _ImageRow, attention: NDArray[np.float16], grid: tuple[int, int]) -> GeneratedCaptions:
+def _read_image(row: _ImageRow, attention: h5py.Dataset, index: int, grid: tuple[int, int]) -> GeneratedCaptions:
+    """Convert a row of `n_best.json`, and read its attention from row `index` of the dataset [N, T, P]."""
     captions = []
     for rank, fields in enumerate(row["captions"]):
         words = tuple(fields["caption"].split())
+        if len(words) != len(fields["word_log_probabilities"]):
+            raise ValueError(f"{N_BEST_FILE} has another number of words for image {row['image_id']}")
         captions.append(
             Caption(
                 words=words,
                 log_probability=fields["log_probability"],
                 score=fields["score"],
                 word_log_probabilities=tuple(fields["word_log_probabilities"]),
-                attention=attention[: len(words)].reshape(-1, *grid) if rank == 0 else None,
+                attention=_read_attention(attention, index, len(words)).reshape(-1, *grid) if rank == 0 else None,
             )
         )
     return GeneratedCaptions(image_id=row["image_id"], captions=tuple(captions))
+
+
+def _read_attention(attention: h5py.Dataset, index: int, num_words: int) -> NDArray[np.float16]:
+    """Read the attention [T, P] of one caption from the dataset [N, T, P]."""
+    weights: NDArray[np.float16] = attention[index, :num_words]
+    if len(weights) < num_words or not ((weights >= 0) & (weights <= 1)).all():
+        raise ValueError(f"the attention of row {index} is incomplete, or not from 0 to 1")
+    return weights

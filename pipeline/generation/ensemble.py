@@ -44,11 +44,21 @@ def caption_grids(
 
     Returns:
         The captions of each image, as `search` returns them.
+
+    Raises:
+        UserError: The probabilities of an image's captions are not finite, since its grid or the weights are damaged.
     """
     assert not any(decoder.training for decoder in decoders), "dropout would make captions random"
     ensemble = Ensemble(decoders, [None] * len(decoders) if word_projections is None else word_projections)
     with torch.inference_mode(), _autocast(params, grids.device):
-        return search(ensemble, ensemble.start(grids, params), image_ids, params, words, grids.device)
+        results = search(ensemble, ensemble.start(grids, params), image_ids, params, words, grids.device)
+    for image_id, captions in zip(image_ids, results, strict=True):
+        if not captions or not all(math.isfinite(caption.log_probability) for caption in captions):
+            raise UserError(
+                f"image {image_id}: the decoder's probabilities are not finite. Check the feature store with"
+                " `gridcap inspect --verify`, or train again."
+            )
+    return results
 
 
 def precompute(decoders: Sequence[Decoder], params: SearchParams) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from tqdm import tqdm
@@ -13,7 +14,7 @@ from pipeline.features.store import FeatureStore
 from pipeline.generation.caption_io import GeneratedCaptions
 from pipeline.generation.ensemble import caption_grids, precompute
 from pipeline.generation.search import SearchParams
-from pipeline.params import params_section
+from pipeline.params import DEPENDENCY, params_section
 
 
 @params_section
@@ -22,7 +23,7 @@ class GenerateParams:
 
     split: Split
     """Split to caption and evaluate."""
-    ensemble: Path
+    ensemble: Annotated[Path, DEPENDENCY]
     """Folder of additional model folders to ensemble with the trained model; empty for none."""
     search: SearchParams
 

@@ -7,12 +7,12 @@ Legend: `N` images.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.metrics.corpus import LIBRARY, LIBRARY_TAG, Words, check_corpus
+from pipeline.metrics.corpus import LIBRARY, LIBRARY_TAG, Words, check_corpus, ngrams
 
 MAX_ORDER = 4
 """Largest n of the n-grams."""
@@ -66,10 +66,10 @@ def bleu(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 
 
 def _image_counts(hypothesis: Words, references: Sequence[Words]) -> list[int]:
-    counts = Counter(_ngrams(hypothesis))
+    counts = Counter(ngrams(hypothesis, MAX_ORDER))
     max_counts: dict[tuple[str, ...], int] = {}
     for reference in references:
-        for ngram, count in Counter(ngram for ngram in _ngrams(reference) if ngram in counts).items():
+        for ngram, count in Counter(ngram for ngram in ngrams(reference, MAX_ORDER) if ngram in counts).items():
             max_counts[ngram] = max(max_counts.get(ngram, 0), count)
     matched = [0] * MAX_ORDER
     for ngram, max_count in max_counts.items():
@@ -78,8 +78,3 @@ def _image_counts(hypothesis: Words, references: Sequence[Words]) -> list[int]:
     lengths = [len(reference) for reference in references]
     closest_length = min(lengths, key=lambda reference_length: (abs(reference_length - length), reference_length))
     return [*matched, *(max(length - order, 0) for order in range(MAX_ORDER)), closest_length]
-
-
-def _ngrams(words: Words) -> Iterator[tuple[str, ...]]:
-    for order in range(1, MAX_ORDER + 1):
-        yield from zip(*(words[start:] for start in range(order)), strict=False)

@@ -63,7 +63,7 @@ class MetricTables:
     signature: Mapping[str, str]
     """The protocol in one line, to quote with the score."""
     unavailable: Mapping[str, str]
-    """Reason why a metric was not computed; CIDEr is not defined for a corpus of one image."""
+    """Reason why a metric was not computed; see `cider.is_defined`."""
 
     def score(self, metric: str) -> float:
         """Compute the score of all images."""
@@ -95,11 +95,12 @@ def compute_metrics(corpus: Corpus, with_meteor: bool, with_spice: bool) -> Metr
         except UnavailableError as error:
             unavailable["METEOR"] = str(error)
     image_scores["ROUGE-L"] = rouge.rouge_l(hypotheses, references)
-    if len(hypotheses) > 1:
+    if cider.is_defined(references):
         cider_scores = cider.cider(hypotheses, references)
         image_scores["CIDEr-D"], image_scores["CIDEr"] = cider_scores.cider_d, cider_scores.cider
-    else:  # Every document frequency is that of all images.
-        unavailable |= dict.fromkeys(("CIDEr-D", "CIDEr"), "not defined for one image")
+    else:
+        images = "one image" if len(references) == 1 else "images with the same n-grams in their references"
+        unavailable |= dict.fromkeys(("CIDEr-D", "CIDEr"), f"not defined for {images}")
     if with_spice:
         try:
             image_scores["SPICE"] = spice.spice(hypotheses, references)

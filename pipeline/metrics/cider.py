@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.metrics.corpus import LIBRARY, LIBRARY_TAG, Words, check_corpus
+from pipeline.metrics.corpus import LIBRARY, LIBRARY_TAG, Words, check_corpus, ngrams
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -52,7 +52,7 @@ class CiderScores:
     """CIDEr, [N] in 0 to `SCALE`: the cosine similarity alone."""
 
 
-class _Ngrams(NamedTuple):
+class _Occurrences(NamedTuple):
     """All n-grams of one order in some sentences."""
 
     sentence_index: IntArray
@@ -79,11 +79,11 @@ class DocumentFrequencies:
         sentence_image = np.repeat(np.arange(self.num_images), [len(captions) for captions in references])
         self._tables: list[tuple[IntArray, IntArray]] = []
         """For each order, the keys of the n-grams and the number of images of each."""
-        for ngrams in _ngrams(sentences, self._word_ids):
-            pairs = np.unique(ngrams.id * self.num_images + sentence_image[ngrams.sentence_index])
-            self._tables.append((ngrams.keys, np.bincount(pairs // max(1, self.num_images))))
+        for occurrences in _ngrams(sentences, self._word_ids):
+            pairs = np.unique(occurrences.id * self.num_images + sentence_image[occurrences.sentence_index])
+            self._tables.append((occurrences.keys, np.bincount(pairs // max(1, self.num_images))))
 
-    def look_up(self, sentences: Sequence[Words]) -> Iterator[tuple[_Ngrams, IntArray]]:
+    def look_up(self, sentences: Sequence[Words]) -> Iterator[tuple[_Occurrences, IntArray]]:
         """Find all n-grams of other sentences.
 
         Yields:
@@ -92,15 +92,15 @@ class DocumentFrequencies:
         """
         words: dict[str, int] = {}
         known_prefix = np.zeros(1, dtype=np.int64)  # id in the corpus of each n-gram of the order below, or -1
-        for ngrams, (keys, counts) in zip(_ngrams(sentences, words), self._tables, strict=True):
+        for occurrences, (keys, counts) in zip(_ngrams(sentences, words), self._tables, strict=True):
             known_word = np.array([self._word_ids.get(word, -1) for word in words], dtype=np.int64)
-            prefix, last_word = np.divmod(ngrams.keys, max(1, len(words)))
+            prefix, last_word = np.divmod(occurrences.keys, max(1, len(words)))
             prefix, last_word = known_prefix[prefix], known_word[last_word]
             key = np.where((prefix < 0) | (last_word < 0), -1, prefix * len(self._word_ids) + last_word)
             index = np.searchsorted(keys, key)
             is_known = np.append(keys, -2)[index] == key
             known_prefix = np.where(is_known, index, -1)
-            yield ngrams, np.append(counts, 0)[index] * is_known
+            yield occurrences, np.append(counts, 0)[index] * is_known
 
 
 def cider(
@@ -113,7 +113,7 @@ def cider(
     For each n from 1 to `MAX_ORDER`, the vector of a sentence has a component for each n-gram: its count times
     log(D / df), where df is the number of the D images with the n-gram in a reference. The score is the cosine of
     hypothesis and reference, averaged over n and references. CIDEr-D clips the hypothesis to the reference and
-    multiplies by exp(-(difference in length)^2 / (2 SIGMA^2)). A corpus of one image scores 0, since log(D / df) is 0.
+    multiplies by exp(-(difference in length)^2 / (2 SIGMA^2)). A corpus for which the scores are not defined scores 0.
     Unlike in the paper, words are not stemmed.
 
     Args:
@@ -133,8 +133,8 @@ def cider(
     lengths = np.array([len(words) for words in sentences])  # [S]
 
     cider_sum, cider_d_sum = np.zeros(len(reference_image)), np.zeros(len(reference_image))  # [R]
-    for ngrams, idf in _inverse_document_frequencies(sentences, sentence_image, num_images, document_frequencies):
-        cosine, clipped_cosine = _cosines(ngrams, idf, sentence_image, num_images)
+    for occurrences, idf in _inverse_document_frequencies(sentences, sentence_image, num_images, document_frequencies):
+        cosine, clipped_cosine = _cosines(occurrences, idf, sentence_image, num_images)
         cider_sum += cosine
         cider_d_sum += clipped_cosine
     length_difference = lengths[num_images:] - lengths[reference_image]  # [R]
@@ -147,7 +147,20 @@ def cider(
     )
 
 
-def _ngrams(sentences: Sequence[Words], word_ids: dict[str, int]) -> Iterator[_Ngrams]:
+def is_defined(references: Sequence[Sequence[Words]]) -> bool:
+    """Return whether CIDEr and CIDEr-D are defined: whether any n-gram of the references has a weight above 0.
+
+    log(D / df) is 0 for one image, and if all images have the same n-grams in their references.
+
+    Args:
+        references: The tokenized references of each of N images.
+    """
+    image_ngrams = ({ngram for words in captions for ngram in ngrams(words, MAX_ORDER)} for captions in references)
+    first = next(image_ngrams)
+    return any(other != first for other in image_ngrams)
+
+
+def _ngrams(sentences: Sequence[Words], word_ids: dict[str, int]) -> Iterator[_Occurrences]:
     """Find all n-grams of the sentences, for each order from 1 to `MAX_ORDER`.
 
     Args:
@@ -161,14 +174,14 @@ def _ngrams(sentences: Sequence[Words], word_ids: dict[str, int]) -> Iterator[_N
     sentence_index = np.repeat(np.arange(len(sentences)), lengths)  # of each word
     end = np.cumsum(lengths)[sentence_index]  # of each word, the end of its sentence
     start, ngram_id = np.arange(len(word_id)), word_id  # [G]
-    yield _Ngrams(sentence_index, ngram_id, np.arange(len(word_ids)))
+    yield _Occurrences(sentence_index, ngram_id, np.arange(len(word_ids)))
     for order in range(2, MAX_ORDER + 1):
         fits = start + order <= end[start]
         start = start[fits]
         key = ngram_id[fits] * len(word_ids) + word_id[start + order - 1]
         # New consecutive ids, so that the product stays within int64 at any order.
         keys, ngram_id = np.unique(key, return_inverse=True)
-        yield _Ngrams(sentence_index[start], ngram_id, keys)
+        yield _Occurrences(sentence_index[start], ngram_id, keys)
 
 
 def _inverse_document_frequencies(
@@ -176,7 +189,7 @@ def _inverse_document_frequencies(
     sentence_image: IntArray,
     num_images: int,
     document_frequencies: DocumentFrequencies | None,
-) -> Iterator[tuple[_Ngrams, FloatArray]]:
+) -> Iterator[tuple[_Occurrences, FloatArray]]:
     """Yield the n-grams of each order, and the inverse document frequency of each distinct one, [num_ngrams].
 
     Args:
@@ -186,24 +199,24 @@ def _inverse_document_frequencies(
         document_frequencies: As for `cider`.
     """
     if document_frequencies is not None:
-        for ngrams, frequency in document_frequencies.look_up(sentences):
-            yield ngrams, np.log(document_frequencies.num_images) - np.log(np.maximum(frequency, 1))
+        for occurrences, frequency in document_frequencies.look_up(sentences):
+            yield occurrences, np.log(document_frequencies.num_images) - np.log(np.maximum(frequency, 1))
         return
-    for ngrams in _ngrams(sentences, {}):
-        is_reference = ngrams.sentence_index >= num_images
-        image = sentence_image[ngrams.sentence_index[is_reference]]
-        pairs = np.unique(ngrams.id[is_reference] * num_images + image)
-        frequency = np.bincount(pairs // num_images, minlength=len(ngrams.keys))
-        yield ngrams, np.log(num_images) - np.log(np.maximum(frequency, 1))
+    for occurrences in _ngrams(sentences, {}):
+        is_reference = occurrences.sentence_index >= num_images
+        image = sentence_image[occurrences.sentence_index[is_reference]]
+        pairs = np.unique(occurrences.id[is_reference] * num_images + image)
+        frequency = np.bincount(pairs // num_images, minlength=len(occurrences.keys))
+        yield occurrences, np.log(num_images) - np.log(np.maximum(frequency, 1))
 
 
 def _cosines(
-    ngrams: _Ngrams, idf: FloatArray, sentence_image: IntArray, num_images: int
+    occurrences: _Occurrences, idf: FloatArray, sentence_image: IntArray, num_images: int
 ) -> tuple[FloatArray, FloatArray]:
     """Compute the cosine of each reference with the hypothesis of its image.
 
     Args:
-        ngrams: The n-grams of one order.
+        occurrences: The n-grams of one order.
         idf: Inverse document frequency of each n-gram, [num_ngrams].
         sentence_image: Index of the image of each sentence, [S].
         num_images: N.
@@ -211,9 +224,9 @@ def _cosines(
     Returns:
         The cosines of CIDEr and the clipped ones of CIDEr-D, each [R].
     """
-    num_ngrams = max(1, len(ngrams.keys))
+    num_ngrams = max(1, len(occurrences.keys))
     # One key for each pair of sentence and n-gram.
-    key, count = np.unique(ngrams.sentence_index * num_ngrams + ngrams.id, return_counts=True)  # [K]
+    key, count = np.unique(occurrences.sentence_index * num_ngrams + occurrences.id, return_counts=True)  # [K]
     sentence_index, ngram_id = np.divmod(key, num_ngrams)  # [K]
     num_keys = int(np.searchsorted(sentence_index, num_images))  # keys of hypotheses, which precede the references
     # Hypothesis i belongs to image i, so image and n-gram of a reference give the key of the n-gram in the hypothesis.

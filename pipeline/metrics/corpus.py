@@ -1,6 +1,6 @@
 """The input of every metric: tokenized captions with their references."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline import __version__
@@ -45,6 +45,12 @@ class Corpus:
     def _num_references_range(self) -> tuple[int, int]:
         num_references = [len(captions) for captions in self.references]
         return min(num_references), max(num_references)
+
+
+def ngrams(words: Words, max_order: int) -> Iterator[tuple[str, ...]]:
+    """Yield the n-grams of a caption, from single words to those of `max_order` words."""
+    for order in range(1, max_order + 1):
+        yield from zip(*(words[start:] for start in range(order)), strict=False)
 
 
 def check_corpus(hypotheses: Sequence[Words], references: Sequence[Sequence[Words]]) -> None:

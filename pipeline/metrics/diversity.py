@@ -78,8 +78,8 @@ def ends_badly(words: Words) -> bool:
 
 def diversity(
     captions: Sequence[Words], vocabulary: AbstractSet[str], train_captions: AbstractSet[tuple[str, ...]]
-) -> dict[str, int | float]:
-    """Compute diversity statistics, as JSON values.
+) -> dict[str, int | float | None]:
+    """Compute diversity statistics, as JSON values. A fraction of nothing, as of bigrams, is None.
 
     Args:
         captions: Tokenized captions, at least one.
@@ -105,5 +105,5 @@ def diversity(
     }
 
 
-def _rate(count: int, total: int) -> float:
-    return round(count / total, 6) if total else 0.0
+def _rate(count: int, total: int) -> float | None:
+    return round(count / total, 6) if total else None

@@ -16,7 +16,7 @@ Attention = npt.NDArray[np.floating]
 PROTOCOL: dict[str, str] = {
     "metric": "attention in the boxes of the objects that a word refers to",
     "peak": "the center of the region with the most attention lies in a box",
-    "mass": "fraction of the attention in the boxes, cells weighted by the part that the boxes cover",
+    "mass": "fraction of the attention to the image in the boxes, cells weighted by the part that the boxes cover",
     "chance": "of the peak: fraction of region centers in the boxes; of the mass: fraction of the image in the boxes",
     "reference": "pointing game of Zhang et al. 2016, on the decoder's grid",
 }
@@ -26,7 +26,8 @@ def peak_in_boxes(attention: Attention, boxes: Sequence[Box]) -> bool:
     """Return whether the center of the most attended region lies in a box (pointing game, Zhang et al. 2016).
 
     Args:
-        attention: Attention weights [H, W]. The first region in row-major order wins a tie.
+        attention: Attention weights [H, W]. The first region in row-major order wins a tie; without any attention, no
+            region does.
         boxes: Boxes of the objects.
 
     Raises:
@@ -34,21 +35,22 @@ def peak_in_boxes(attention: Attention, boxes: Sequence[Box]) -> bool:
     """
     weights = _check_attention(attention)
     peak = np.unravel_index(np.argmax(weights), weights.shape)
-    return bool(_centers_in_boxes(boxes, weights.shape)[peak])
+    return bool(weights[peak] > 0 and _centers_in_boxes(boxes, weights.shape)[peak])
 
 
 def mass_in_boxes(attention: Attention, boxes: Sequence[Box]) -> float:
     """Compute the fraction of the attention that lies in the boxes.
 
     Args:
-        attention: Attention weights [H, W], of any sum above 0.
+        attention: Attention weights [H, W] of any sum; a sum of 0, with all attention on a visual sentinel, gives 0.
         boxes: Boxes of the objects; where they overlap, the attention counts once.
 
     Raises:
-        ValueError: The attention is not two-dimensional, has a negative or non-finite value, or sums to 0.
+        ValueError: The attention is not two-dimensional, or has a negative or non-finite value.
     """
     weights = _check_attention(attention)
-    return float((weights * _covered_fraction(boxes, weights.shape)).sum() / weights.sum())
+    in_boxes = (weights * _covered_fraction(boxes, weights.shape)).sum()
+    return float(in_boxes / weights.sum()) if in_boxes else 0.0
 
 
 def peak_by_chance(boxes: Sequence[Box], grid: tuple[int, ...]) -> float:
@@ -68,8 +70,8 @@ def mass_by_chance(boxes: Sequence[Box]) -> float:
 
 def _check_attention(attention: Attention) -> npt.NDArray[np.float64]:
     weights = np.asarray(attention, dtype=np.float64)
-    if weights.ndim != 2 or not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() == 0:
-        raise ValueError(f"attention must be a 2-D array of weights >= 0 with a sum > 0, got shape {weights.shape}")
+    if weights.ndim != 2 or not np.isfinite(weights).all() or (weights < 0).any():
+        raise ValueError(f"attention must be a 2-D array of weights >= 0, got shape {weights.shape}")
     return weights
 
 

@@ -17,18 +17,17 @@ from dataclasses import replace
 from hashlib import sha256
 from itertools import count, islice
 from pathlib import Path
-from typing import cast, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.decoder.model_io import CONFIG_FILE, REMEDY, ModelConfig, TrainedModel
+from pipeline.decoder.model_io import ModelConfig, TrainedModel
 from pipeline.device import setup_device
 from pipeline.errors import UserError
 from pipeline.features.encoder import IMAGES_PER_BATCH, encode_batch, optimize_for_inference, runs_on_cpu
-from pipeline.features.images import Pixels, View, read_views
+from pipeline.features.images import Pixels, read_views
 from pipeline.features.store import Grids
 from pipeline.generation.caption import Caption
 from pipeline.generation.ensemble import caption_grids, precompute, read_models
@@ -113,10 +112,6 @@ class Captioner:
         if ensemble is not None and len(models) == 1:
             raise UserError(f"{ensemble}: contains no model folder. Copy model folders into it, or omit --ensemble.")
         config = models[0].config
-        if config.view not in get_args(View):
-            raise UserError(
-                f"{folder / CONFIG_FILE}: view must be one of {', '.join(get_args(View))}, got {config.view}. {REMEDY}"
-            )
         encoder = find_encoder(folder, config, None if encoder_weights is None else Path(encoder_weights), download)
         torch_device = setup_device(device)
         return cls(
@@ -214,7 +209,7 @@ class Captioner:
         source = Path(image) if isinstance(image, str) else image
         if isinstance(source, Image.Image) and 0 in source.size:
             raise UserError(f"{name}: has no pixels ({source.width} x {source.height} px). Use another image.")
-        view = cast(View, self.config.view)
+        view = self.config.view
         pixels: Pixels = read_views(source, self.config.encoder.image_size, (view,), name)[0]
         return pixels
 

@@ -1,18 +1,20 @@
 """Export of a trained model as a self-contained folder."""
 
-import math
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import safetensors.torch
+from pydantic import FiniteFloat
 from typing_extensions import TypedDict
 
-from pipeline.artifacts import fresh_folder, publish, read_json, write_atomically
-from pipeline.decoder.model_io import HISTORY_FILE, MODEL_FILES, REMEDY, read_history, read_model
+from pipeline.artifacts import Int64, fresh_folder, publish, read_json, write_atomically
+from pipeline.decoder.model_io import MODEL_FILES, read_history, read_model
 from pipeline.errors import UserError
 from pipeline.generation.search_settings import find_search_settings, write_search_settings
+from pipeline.params import shorten
 from pipeline.prediction.encoder_weights import ENCODER_FILES, find_encoder
 from pipeline.report.model_card import CARD_FILE, write_model_card
 
@@ -39,12 +41,7 @@ def export(
         raise UserError(f"{out}: already exists. Name a new folder.")
     config = read_model(model).config
     card_scores = None if scores is None else _read_scores(scores)
-    history = read_history(model)
-    if len(history) < config.epoch:
-        raise UserError(
-            f"{model / HISTORY_FILE}: has {len(history)} epochs, but the weights are from epoch {config.epoch}."
-            f" {REMEDY}"
-        )
+    history = read_history(model, config)
     search = find_search_settings(model, config.fingerprint)
     with fresh_folder(out) as folder:
         for name in MODEL_FILES:
@@ -59,21 +56,24 @@ def export(
         publish(folder, out)
 
 
-class _Protocols(TypedDict):
-    """The protocols in `scores.json`."""
+class _ScoresFile(TypedDict):
+    """The keys of `scores.json` that the model card shows besides the scores; each has a value per score."""
 
     protocol: dict[str, list[str]]
-    """Protocol of each score, by name."""
+    signature: NotRequired[dict[str, list[str]]]
+    intervals: NotRequired[dict[str, list[FiniteFloat]]]
+    num_images: NotRequired[Int64]
 
 
 def _read_scores(path: Path) -> Mapping[str, Any]:
     """Read `scores.json` and check the scores that the model card shows."""
-    protocols = read_json(path, _Protocols, _SCORES_REMEDY)["protocol"]
+    protocols = read_json(path, _ScoresFile, _SCORES_REMEDY)["protocol"]
     scores = read_json(path, dict[str, Any], _SCORES_REMEDY)
-    names = [name for name in protocols if isinstance(scores.get(name), float)]
+    names = [name for name in protocols if isinstance(scores.get(name), float | int)]
     if not names:
         raise UserError(f"{path}: contains no scores. {_SCORES_REMEDY}")
     for name in names:
-        if not math.isfinite(scores[name]):
-            raise UserError(f"{path}: {name}: must be a finite number, got {scores[name]}. {_SCORES_REMEDY}")
+        if not abs(scores[name]) <= sys.float_info.max:
+            value = shorten(str(scores[name]))
+            raise UserError(f"{path}: {name}: must be a finite number, got {value}. {_SCORES_REMEDY}")
     return scores

@@ -10,8 +10,8 @@ from typing import Any, cast
 from PIL import Image
 from tqdm import tqdm
 
-from pipeline.errors import UserError, printable
-from pipeline.features.images import Pixels, View, read_upright, read_views
+from pipeline.errors import UserError, printable, write_error
+from pipeline.features.images import Pixels, read_upright, read_views
 from pipeline.generation.caption import Caption
 from pipeline.generation.search import SearchParams
 from pipeline.prediction.captioner import Captioner
@@ -141,12 +141,12 @@ def draw_attention(captioner: Captioner, image: NamedImage, caption: Caption, pa
         path.parent.mkdir(parents=True, exist_ok=True)
         attention_strip(_visible_part(captioner, image), caption.words, caption.attention, path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}). Name another file or folder.") from error
+        raise write_error(error, path, "Name another file or folder.") from error
 
 
 def _visible_part(captioner: Captioner, image: NamedImage) -> Pixels:
     """Read the part of the image that the grid covers: the whole image in its aspect ratio, or a square view."""
-    view = cast(View, captioner.config.view)
+    view = captioner.config.view
     if view == "whole":
         return read_upright(image.source, DRAWING_SIZE, image.name)
     return cast(Pixels, read_views(image.source, DRAWING_SIZE, (view,), image.name)[0])

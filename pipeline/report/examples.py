@@ -4,7 +4,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,8 @@ from PIL import Image
 
 from pipeline.evaluation.evaluate import EvaluationData, ReportParams
 from pipeline.evaluation.scene_scores import find_grounded_words
-from pipeline.features.images import Pixels, View, read_views, upright_size
+from pipeline.features.images import Pixels, read_views, upright_size
+from pipeline.features.views import View
 from pipeline.metrics.caption_scores import MetricTables
 from pipeline.metrics.grounding import Box
 
@@ -103,9 +104,9 @@ def build_examples(data: EvaluationData, metrics: MetricTables, params: ReportPa
     return examples
 
 
-def _read_example_image(path: Path, view: str) -> Pixels:
+def _read_example_image(path: Path, view: View) -> Pixels:
     """Read the captioned view, resized to the aspect ratio of the image, so that attention regions align with it."""
-    square = read_views(path, MAX_SIDE, (cast(View, view),))[0]
+    square = read_views(path, MAX_SIDE, (view,))[0]
     width, height = upright_size(path)
     scale = min(1.0, MAX_SIDE / max(width, height))
     size = max(1, round(width * scale)), max(1, round(height * scale))

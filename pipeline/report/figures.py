@@ -21,7 +21,7 @@ from PIL import Image
 
 from pipeline.artifacts import write_atomically
 from pipeline.report.curve_style import SPLIT_COLORS, curve_label
-from pipeline.report.overlay import DIMMED_BRIGHTNESS, GLOW
+from pipeline.report.overlay import DIMMED_BRIGHTNESS, GLOW, sentinel_label, sentinel_weights
 
 Point = tuple[float, float]
 """An epoch, and the value of a metric after it."""
@@ -95,7 +95,8 @@ def attention_strip(
 ) -> None:
     """Draw an image, then one panel per word with the attention of the word highlighted, as in Xu et al. 2015.
 
-    Each panel is scaled to the maximum of its word, so brightness is not comparable between words.
+    Each panel is scaled to the maximum of its word, so brightness is not comparable between words. If the decoder has a
+    visual sentinel, its weight stands behind the word.
 
     Args:
         image: RGB image, [H, W, 3].
@@ -110,15 +111,17 @@ def attention_strip(
         raise ValueError(f"{len(words)} words but {len(attention)} attention maps")
     height, width = image.shape[:2]
     panel_width, panel_height = PANEL_SIZE * width / max(height, width), PANEL_SIZE * height / max(height, width)
+    labels = map(sentinel_label, sentinel_weights(attention).tolist())
+    titles = [" · ".join(filter(None, pair)) for pair in zip(words, labels, strict=True)]
     highlights = (_highlight(image, weights) for weights in attention)
-    panels = [("", image), *zip(words, highlights, strict=True)]
+    panels = [("", image), *zip(titles, highlights, strict=True)]
     num_columns = min(len(panels), MAX_COLUMNS)
     num_rows = math.ceil(len(panels) / num_columns)
     total_width = num_columns * (panel_width + PANEL_GAP) + PANEL_GAP
     total_height = num_rows * (panel_height + TITLE_HEIGHT) + PANEL_GAP
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(total_width, total_height))
-        for index, (word, panel) in enumerate(panels):
+        for index, (title, panel) in enumerate(panels):
             row, column = divmod(index, num_columns)
             left = PANEL_GAP + column * (panel_width + PANEL_GAP)
             bottom = total_height - (row + 1) * (panel_height + TITLE_HEIGHT)
@@ -133,8 +136,8 @@ def attention_strip(
             axes.imshow(panel, interpolation="lanczos", aspect="auto")
             axes.set_axis_off()
             # A letter is about 0.65 of the font size wide, and a point is 1/72 inch.
-            font_size = min(12.0, 72 * panel_width / (0.65 * max(len(word), 1)))
-            axes.set_title(word, fontsize=font_size, pad=4, parse_math=False)
+            font_size = min(12.0, 72 * panel_width / (0.65 * max(len(title), 1)))
+            axes.set_title(title, fontsize=font_size, pad=4, parse_math=False)
         _save(figure, path)
 
 

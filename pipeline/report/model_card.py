@@ -19,9 +19,9 @@ _VALIDATION_LABELS = {
 _INTRODUCTION = """\
 # Model card
 
-An image captioner trained with gridcap: an LSTM decoder with attention over image regions, after Show, Attend and Tell
-(Xu et al. 2015), on the features of a frozen ResNet. It is meant for images like those it was trained on. On other
-images its captions are often wrong, and its confidence does not show it.
+An image captioner trained with gridcap: an LSTM decoder with attention over image regions, on the features of a frozen
+ResNet. It is meant for images like those it was trained on. On other images its captions are often wrong, and its
+confidence does not show it.
 """
 _LICENSES = """
 ## Licenses
@@ -35,7 +35,7 @@ their authors; torchvision's weights were trained on ImageNet, which is for rese
 def write_model_card(
     path: Path,
     config: ModelConfig,
-    history: Sequence[Mapping[str, float]],
+    history: Sequence[Mapping[str, float | None]],
     scores: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the card of a model. The same arguments give the same bytes.
@@ -50,20 +50,22 @@ def write_model_card(
 
 
 def _lines(
-    config: ModelConfig, history: Sequence[Mapping[str, float]], scores: Mapping[str, Any] | None
+    config: ModelConfig, history: Sequence[Mapping[str, float | None]], scores: Mapping[str, Any] | None
 ) -> Iterator[str]:
-    encoder, data = config.encoder, config.data
+    encoder, decoder, data = config.encoder, config.decoder, config.data
     yield _INTRODUCTION
     yield "| | |"
     yield "| --- | --- |"
     yield f"| training run | `{config.fingerprint}` |"
-    yield f"| training data | {_code(config.dataset)}: {data.num_images:,} images, {data.num_captions:,} captions |"
+    yield f"| training data | {_code(config.dataset)}: {_images(data.num_images)}, {data.num_captions:,} captions |"
     yield f"| checkpoint | epoch {config.epoch} of {len(history)}, {_selection(config)} |"
     yield (
         f"| encoder | {encoder.architecture} up to {encoder.layer}, {encoder.image_size} px ({config.view}), "
         f"{encoder.precision}: {encoder.grid_height} x {encoder.grid_width} regions of {encoder.channels} channels |"
     )
     yield f"| encoder weights | {_code(config.encoder_weights)}, SHA-256 `{encoder.weights_digest}` |"
+    sizes = f"hidden size {decoder.hidden_size}, embedding size {decoder.embedding_size}"
+    yield f"| decoder | `{decoder.kind}`: {sizes}, attention size {decoder.attention_size} |"
     yield f"| vocabulary | digest `{config.vocabulary_digest}` |"
     yield f"| versions | {', '.join(f'{name} {version}' for name, version in config.versions.items())} |"
     yield f"\n`{CONFIG_FILE}` has the same facts in machine-readable form.\n"
@@ -73,9 +75,9 @@ def _lines(
     yield _LICENSES
 
 
-def _validation_lines(config: ModelConfig, history: Sequence[Mapping[str, float]]) -> Iterator[str]:
+def _validation_lines(config: ModelConfig, history: Sequence[Mapping[str, float | None]]) -> Iterator[str]:
     yield "## Validation scores\n"
-    yield f"On {config.data.num_val_images:,} images that the decoder was not trained on."
+    yield f"On {_images(config.data.num_val_images)} that the decoder was not trained on."
     if config.selected_by != "last":
         yield "The epoch was selected on these images, so the scores are slightly optimistic."
     yield "Captions are generated greedily. BLEU-4 (closest reference length, no smoothing) and CIDEr-D are corpus"
@@ -84,7 +86,8 @@ def _validation_lines(config: ModelConfig, history: Sequence[Mapping[str, float]
     yield "| --- | --- |"
     metrics = history[config.epoch - 1]
     for key, label in _VALIDATION_LABELS.items():
-        yield f"| {label} | {metrics[key]:.4f} |"
+        value = metrics[key]
+        yield f"| {label} | {'not defined' if value is None else f'{value:.4f}'} |"
 
 
 def _evaluation_lines(scores: Mapping[str, Any]) -> Iterator[str]:
@@ -92,17 +95,25 @@ def _evaluation_lines(scores: Mapping[str, Any]) -> Iterator[str]:
     intervals, signature = scores.get("intervals", {}), scores.get("signature", {})
     yield "\n## Evaluation scores\n"
     if "num_images" in scores:
-        yield f"On {scores['num_images']:,} images.\n"
+        num_skipped = scores.get("num_skipped_images", 0)
+        skipped = f" {num_skipped:,} more are left out, since their files cannot be decoded." if num_skipped else ""
+        yield f"On {_images(scores['num_images'])}.{skipped}\n"
     yield "| metric | value | 95% interval |"
     yield "| --- | --- | --- |"
     for name in metrics:
         low_to_high = " to ".join(f"{end:.4f}" for end in intervals.get(name, []))
         yield f"| {name} | {scores[name]:.4f} | {low_to_high} |"
+    for name, reasons in scores.get("unavailable", {}).items():
+        yield f"| {name} | {' '.join(reasons)} | |"
     if signature:
         yield "\nSignatures, to quote with the scores:\n"
         yield "```text"
         yield from (line for name in metrics for line in signature.get(name, []))
         yield "```"
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'' if count == 1 else 's'}"
 
 
 def _selection(config: ModelConfig) -> str:

@@ -34,6 +34,27 @@ def attention_levels(attention: npt.NDArray[np.floating]) -> npt.NDArray[np.uint
     return levels
 
 
+def sentinel_weights(attention: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Return the weight of the visual sentinel for each word: what the attention weights of the regions lack of 1.
+
+    It is 0, up to rounding, for decoders without a sentinel.
+
+    Args:
+        attention: Attention weights [T, H, W].
+
+    Returns:
+        Weights [T], 0 to 1.
+    """
+    weights: npt.NDArray[np.float64] = (1 - attention.astype(np.float64).sum(axis=(-2, -1))).clip(0, 1)
+    return weights
+
+
+def sentinel_label(weight: float) -> str:
+    """Format the weight of the sentinel as `overlay.js` does: `sentinel 62%`, or nothing below half a percent."""
+    percent = round(100 * weight)
+    return f"sentinel {percent}%" if percent else ""
+
+
 def encode_levels(levels: npt.NDArray[np.uint8]) -> str:
     """Encode levels, uint8 [H, W], for `overlay.js`: base64 of a byte per region, in row-major order."""
     return base64.b64encode(levels.tobytes()).decode()

@@ -29,7 +29,15 @@ from pipeline.metrics.grounding import Box
 from pipeline.report import svg_charts
 from pipeline.report.curve_style import split_colors_css
 from pipeline.report.examples import Example, ExampleGroup, build_examples
-from pipeline.report.overlay import attention_levels, encode_levels, jpeg_url, overlay_css, overlay_js, page_file
+from pipeline.report.overlay import (
+    attention_levels,
+    encode_levels,
+    jpeg_url,
+    overlay_css,
+    overlay_js,
+    page_file,
+    sentinel_weights,
+)
 
 PACKAGES = ("torch", "torchvision", "numpy")
 """Packages whose versions are shown, since they affect the results."""
@@ -71,6 +79,8 @@ class _Word:
     """Attention, as `encode_levels` encodes it."""
     peak: float
     """Attention weight of the most attended region."""
+    sentinel: float
+    """Attention weight of the visual sentinel."""
     boxes: str
     """JSON list of the boxes of the objects that the word refers to."""
 
@@ -138,8 +148,10 @@ def _example_values(example: Example) -> dict[str, Any]:
         "grid": example.attention.shape[1:],
         "caption": " ".join(example.words),
         "words": [
-            _word(text, attention, example.boxes.get(index, ()))
-            for index, (text, attention) in enumerate(zip(example.words, example.attention, strict=True))
+            _word(text, attention, sentinel, example.boxes.get(index, ()))
+            for index, (text, attention, sentinel) in enumerate(
+                zip(example.words, example.attention, sentinel_weights(example.attention).tolist(), strict=True)
+            )
         ],
         "references": example.references,
         "scores": example.scores,
@@ -154,11 +166,12 @@ def _encode_jpeg(image: Pixels) -> str:
     return jpeg_url(file.getvalue())
 
 
-def _word(text: str, attention: npt.NDArray[np.floating], boxes: Sequence[Box]) -> _Word:
+def _word(text: str, attention: npt.NDArray[np.floating], sentinel: float, boxes: Sequence[Box]) -> _Word:
     return _Word(
         text=text,
         map=encode_levels(attention_levels(attention)),
         peak=float(attention.max()),
+        sentinel=sentinel,
         boxes=json.dumps([[round(edge, 4) for edge in box] for box in boxes]),
     )
 

@@ -9,10 +9,12 @@ pairs of color and shape are held out: no object of train or val has one. Every 
 """
 
 import io
+import logging
 import multiprocessing
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import resource_tracker
@@ -22,16 +24,20 @@ from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 from tqdm import tqdm
+from typing_extensions import TypedDict
 
-from pipeline.artifacts import fingerprint, publish, read_json, work_folder, write_atomically, write_json
+from pipeline.artifacts import Int64, fingerprint, read_json, work_folder, write_atomically, write_json
 from pipeline.captions.records import SPLITS, Split
+from pipeline.errors import UserError
 from pipeline.import_graph import code_digest
 from pipeline.params import params_section, to_plain
 from pipeline.scenes.caption_templates import sample_captions
 from pipeline.scenes.renderer import Rendering, render
 from pipeline.scenes.scene import ColorShape, Scene, sample_scene
+
+logger = logging.getLogger("gridcap")
 
 STAGE = "render"
 
@@ -96,45 +102,81 @@ class _ImageKey:
         return (SPLITS.index(self.split) + 1) * _MAX_IMAGES_PER_SPLIT + self.index
 
 
+class _ObjectEntry(TypedDict):
+    attributes: dict[str, str]
+    box: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+
+
+class _ImageEntry(TypedDict):
+    """An entry under `images` of a caption file."""
+
+    id: Int64
+    file_name: str
+    width: Int64
+    height: Int64
+    subset: str | None
+    objects: list[_ObjectEntry]
+
+
+class _Annotation(TypedDict):
+    """Annotation of one image, as the work folder holds it."""
+
+    image: _ImageEntry
+    captions: tuple[str, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class _AnnotatedImage:
     """An image of the dataset with its annotation."""
 
     key: _ImageKey
     jpeg: bytes
-    annotation: dict[str, Any]
-    """`image`, the entry under `images` of the caption file, and the list `captions`."""
+    annotation: _Annotation
 
 
-def write_dataset(params: RenderParams, out: Path, work: Path, num_workers: int) -> None:
-    """Render the dataset and publish it.
+@contextmanager
+def write_dataset(params: RenderParams, work: Path, num_workers: int) -> Iterator[Path]:
+    """Render the dataset. The lock of the work folder is held while the caller publishes the dataset.
 
     Images that an interrupted run with the same params and code finished are reused.
 
     Args:
         params: Contents of the dataset; they alone determine its bytes.
-        out: Folder of the dataset.
         work: Folder of unfinished work, kept between runs.
         num_workers: Number of rendering processes.
+
+    Yields:
+        The finished dataset folder, inside the work folder.
     """
     keys = [_ImageKey(split=split, index=index) for split in SPLITS for index in range(params.num_images(split))]
     with work_folder(work, STAGE, fingerprint(params=to_plain(params), code=code_digest(__name__))) as folder:
         dataset, annotations = folder / "dataset", folder / "annotations"
-        missing = [key for key in keys if not (annotations / f"{key.name}.json").is_file()]
+        finished = {key: _read_finished(dataset, annotations, key) for key in keys}
+        missing = [key for key, annotation in finished.items() if annotation is None]
         with tqdm(total=len(keys), initial=len(keys) - len(missing), unit="image", desc=STAGE) as progress:
             for image in _generate_images(params, missing, num_workers):
                 write_atomically(dataset / "images" / f"{image.key.name}.jpg", image.jpeg)
                 # The annotation is written last: it marks the image as finished.
                 write_json(annotations / f"{image.key.name}.json", image.annotation)
+                finished[image.key] = image.annotation
                 progress.update()
         for split in SPLITS:
-            paths = [annotations / f"{key.name}.json" for key in keys if key.split == split]
-            remedy = f"Delete {folder} and run again."
-            write_json(
-                dataset / f"captions_{split}.json",
-                _to_coco(split, [read_json(path, dict[str, Any], remedy) for path in paths]),
-            )
-        publish(dataset, out)
+            entries = [entry for key, entry in finished.items() if key.split == split and entry is not None]
+            write_json(dataset / f"captions_{split}.json", _to_coco(split, entries))
+        yield dataset
+
+
+def _read_finished(dataset: Path, annotations: Path, key: _ImageKey) -> _Annotation | None:
+    """Read the annotation of an image that an earlier run finished; None if the image is missing or damaged."""
+    path = annotations / f"{key.name}.json"
+    if not (path.is_file() and (dataset / "images" / f"{key.name}.jpg").is_file()):
+        return None
+    try:
+        annotation = read_json(path, _Annotation, "The image is rendered again.")
+    except UserError as error:
+        logger.warning("%s: %s", STAGE, error)
+        return None
+    return annotation if annotation["image"]["id"] == key.image_id else None
 
 
 def encode_jpeg(rendering: Rendering) -> bytes:
@@ -176,7 +218,7 @@ def _generate_image(params: RenderParams, key: _ImageKey) -> _AnnotatedImage:
             break
 
     center_x = [(left + width / 2) / params.image_size for left, _, width, _ in rendering.boxes]
-    annotation = {
+    annotation: _Annotation = {
         "image": {
             "id": key.image_id,
             "file_name": f"{key.name}.jpg",
@@ -197,7 +239,7 @@ def _is_recognizable(rendering: Rendering, image_size: int) -> bool:
     )
 
 
-def _object_annotations(scene: Scene, rendering: Rendering) -> list[dict[str, Any]]:
+def _object_annotations(scene: Scene, rendering: Rendering) -> list[_ObjectEntry]:
     return [
         {
             "attributes": {"shape": obj.shape, "color": obj.color, "size": obj.size, "texture": obj.texture},
@@ -207,7 +249,7 @@ def _object_annotations(scene: Scene, rendering: Rendering) -> list[dict[str, An
     ]
 
 
-def _to_coco(split: Split, annotations: list[dict[str, Any]]) -> dict[str, Any]:
+def _to_coco(split: Split, annotations: list[_Annotation]) -> dict[str, Any]:
     return {
         "info": {"description": f"Rendered scenes, {split}", "version": "1.0"},
         "licenses": [],

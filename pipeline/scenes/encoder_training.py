@@ -9,7 +9,9 @@ regions, C channels, A attributes.
 
 import io
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from pipeline.artifacts import file_digest, fingerprint, publish, work_folder, write_atomically
+from pipeline.artifacts import file_digest, fingerprint, work_folder, write_atomically, write_json
 from pipeline.errors import UserError
 from pipeline.features.encoder import GridEncoder, encode_grids, read_encoder
 from pipeline.features.images import normalize
@@ -47,6 +49,7 @@ from pipeline.scenes.scene import COLORS, FLOORS, SHAPES, ColorShape, SceneObjec
 STAGE = "encoder"
 CHECKPOINT_FILE = "checkpoint.pt"
 WEIGHTS_FILE = "encoder.safetensors"
+METRICS_FILE = "encoder.json"
 ARCHITECTURE: Architecture = "resnet18"
 LAYER: Layer = "layer3"
 STRIDE = STRIDES[LAYER]
@@ -118,22 +121,24 @@ class EncoderWithHeads(nn.Module):
         return attribute_logits, self.floor_head(regions.mean(dim=1))
 
 
+@contextmanager
 def train_scene_encoder(
-    params: SceneEncoderParams, render_params: RenderParams, work: Path, out: Path, num_workers: int
-) -> Metrics:
-    """Render the examples, train the encoder, publish its weights and evaluate them.
+    params: SceneEncoderParams, render_params: RenderParams, work: Path, num_workers: int
+) -> Iterator[tuple[Path, Path]]:
+    """Render the examples, train the encoder and evaluate it.
 
-    An interrupted run resumes after its last complete epoch; examples are rendered again.
+    An interrupted run resumes after its last complete epoch; examples are rendered again. The lock of the work folder
+    is held while the caller publishes the files.
 
     Args:
         params: Section `encoder`.
         render_params: Section `render`, for the image size and the held-out pairs.
         work: Folder of unfinished work, kept between runs.
-        out: Weights file: float16 safetensors with `GridEncoder`'s names.
         num_workers: Number of rendering processes.
 
-    Returns:
-        Metrics of the published weights; see `evaluate`.
+    Yields:
+        The weights file, which is float16 safetensors with `GridEncoder`'s names, and the JSON file of its metrics
+        (see `evaluate`), both in the work folder.
 
     Raises:
         UserError: The image size is not a multiple of the stride, or the loss is not finite.
@@ -152,11 +157,11 @@ def train_scene_encoder(
     with work_folder(work, STAGE, run_fingerprint) as folder:
         training_set = stack(_sample_all(spec, "train", params.num_train, num_workers), render_params.held_out)
         model = train(params, training_set, folder / CHECKPOINT_FILE)
-        weights = folder / WEIGHTS_FILE
+        weights, metrics = folder / WEIGHTS_FILE, folder / METRICS_FILE
         write_weights(model.encoder, weights)
-        metrics = evaluate(model, weights, _sample_all(spec, "test", params.num_test, num_workers), spec)
-        publish(weights, out)
-        return metrics
+        examples = _sample_all(spec, "test", params.num_test, num_workers)
+        write_json(metrics, evaluate(model, weights, examples, spec))
+        yield weights, metrics
 
 
 def stack(examples: Sequence[Example], held_out: Sequence[ColorShape]) -> TrainingSet:
@@ -189,17 +194,20 @@ def train(params: SceneEncoderParams, training_set: TrainingSet, checkpoint: Pat
         The model in evaluation mode.
 
     Raises:
-        UserError: The loss is not finite.
+        UserError: The checkpoint is damaged, or the loss is not finite.
     """
     torch.manual_seed(params.seed)
     model = EncoderWithHeads()
     optimizer = torch.optim.AdamW(model.parameters(), lr=params.peak_lr, weight_decay=params.weight_decay)
     start_epoch = 0
     if checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        start_epoch = state["num_epochs"]
+        try:
+            state = torch.load(checkpoint, weights_only=True)
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            start_epoch = operator.index(state["num_epochs"])
+        except Exception as error:  # torch.load raises errors of every kind for damaged files.
+            raise UserError(f"{checkpoint}: not a valid checkpoint. Delete it to train from the start.") from error
     model.train()
     for epoch in range(start_epoch, params.max_epochs):
         _train_epoch(params, model, optimizer, training_set, epoch)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.captions.tokens import CaptionTokens
@@ -22,7 +21,7 @@ BATCHES_PER_BUCKET = 16
 _PREFETCHED_BATCHES = 2
 
 _ImageView = tuple[int, int]
-"""Image id, and index of one of the image's stored views."""
+"""Index of an image in the split, and index of one of its stored views."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,23 +49,21 @@ class CaptionBatches:
             batch_size: Images per batch.
             random_views: Sample one of an image's stored views in each shuffled epoch instead of using the first.
         """
-        self._tokens = captions.tokens
-        self._length = captions.length
+        self._captions = captions
         self._store = store
         self._batch_size = batch_size
         self._num_views = len(store.views) if random_views else 1
-        self._rows: dict[int, list[int]] = {}
-        for row, image_id in enumerate(captions.image_id.tolist()):
-            self._rows.setdefault(image_id, []).append(row)
-        self.image_ids = tuple(self._rows)
+        self._first_caption = captions.first_of_image
+        self._num_captions = np.diff(self._first_caption, append=len(captions.image_id))
+        self.image_ids = tuple(captions.image_id[self._first_caption].tolist())
 
     def __len__(self) -> int:
         """Return the number of batches per epoch. The last batch of `in_order` may be smaller."""
-        return -(-len(self._rows) // self._batch_size)
+        return -(-len(self.image_ids) // self._batch_size)
 
     def in_order(self) -> Iterator[Batch]:
         """Yield every image once, in the order of the split."""
-        return self._load(self._split([(image_id, 0) for image_id in self.image_ids]))
+        return self._load(self._split([(image, 0) for image in range(len(self.image_ids))]))
 
     def shuffled(
         self, seed: int, epoch: int, start_batch: int = 0, rank: int = 0, world_size: int = 1
@@ -87,12 +84,12 @@ class CaptionBatches:
         rng = np.random.default_rng([seed, epoch])
         order = rng.permutation(len(self.image_ids))
         bucket_size = BATCHES_PER_BUCKET * self._batch_size
-        max_length = np.array([self._length[rows].max() for rows in self._rows.values()])
+        max_length = np.maximum.reduceat(self._captions.length, self._first_caption)
         for start in range(0, len(order), bucket_size):
             bucket = order[start : start + bucket_size]
             order[start : start + bucket_size] = bucket[np.argsort(max_length[bucket], kind="stable")]
         views = rng.integers(self._num_views, size=len(order)).tolist()
-        batches = self._split([(self.image_ids[index], views[index]) for index in order])
+        batches = self._split(list(zip(order.tolist(), views, strict=True)))
         batches = [batches[index] for index in rng.permutation(len(batches))][start_batch:]
         shares = [batch[rank::world_size] for batch in batches]
         loaded = self._load([share or batch[:1] for share, batch in zip(shares, batches, strict=True)])
@@ -113,15 +110,15 @@ class CaptionBatches:
                 yield batch
 
     def _load_batch(self, image_views: Sequence[_ImageView]) -> Batch:
-        image_ids, views = zip(*image_views, strict=True)
-        rows = [self._rows[image_id] for image_id in image_ids]
-        max_length = int(max(self._length[image_rows].max() for image_rows in rows))
-        max_captions = max(map(len, rows))
-        tokens: NDArray[np.int64] = np.full((len(rows), max_captions, max_length), PAD, dtype=np.int64)
-        for index, image_rows in enumerate(rows):
-            tokens[index, : len(image_rows)] = self._tokens[image_rows, :max_length]
+        images, views = zip(*image_views, strict=True)
+        image_ids = tuple(self.image_ids[image] for image in images)
+        index = np.array(images)[:, np.newaxis]  # [B, 1]
+        caption = np.arange(self._num_captions[index].max())  # [K]
+        is_caption = caption < self._num_captions[index]  # [B, K]
+        rows = self._first_caption[index] + np.where(is_caption, caption, 0)  # [B, K]
+        tokens = np.where(is_caption[..., np.newaxis], self._captions.padded(rows), PAD)  # [B, K, T]
         return Batch(
             image_ids=image_ids,
             grids=torch.from_numpy(self._store.grids(image_ids, views)),
-            tokens=torch.from_numpy(tokens),
+            tokens=torch.from_numpy(tokens.astype(np.int64)),
         )

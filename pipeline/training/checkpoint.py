@@ -8,18 +8,21 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import safetensors
 import safetensors.torch
 import torch
+from pydantic import Field, FiniteFloat, TypeAdapter
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from pipeline.artifacts import Schema, write_atomically
+from pipeline.artifacts import Int64, Schema, write_atomically
 from pipeline.errors import UserError
 
-SCHEMA = Schema("gridcap.checkpoint", 1)
+SCHEMA = Schema("gridcap.checkpoint", 2)
 _REMEDY = "Delete it to train from the start."
+_Count = Annotated[Int64, Field(ge=0)]
 _PARTS = ("decoder", "optimizer", "ema", "best", "random")
 
 
@@ -27,23 +30,23 @@ _PARTS = ("decoder", "optimizer", "ema", "best", "random")
 class Progress:
     """Position of a run and its metrics so far."""
 
-    epoch: int = 0
+    epoch: _Count = 0
     """Completed epochs."""
-    batch: int = 0
+    batch: _Count = 0
     """Completed batches of the current epoch."""
-    loss_sum: float = 0.0
+    loss_sum: FiniteFloat = 0.0
     """Sum of the cross-entropy over the words of these batches, in nats."""
-    num_words: int = 0
+    num_words: _Count = 0
     """Words in these batches."""
-    reward_sum: float = 0.0
+    reward_sum: FiniteFloat = 0.0
     """Sum of the rewards of the captions sampled in these batches, in self-critical training."""
-    num_samples: int = 0
+    num_samples: _Count = 0
     """Captions sampled in these batches."""
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, Int64 | FiniteFloat | None]] = field(default_factory=list)
     """Metrics of each completed epoch."""
-    best_score: float | None = None
+    best_score: FiniteFloat | None = None
     """Highest selection score so far."""
-    best_epoch: int = 0
+    best_epoch: _Count = 0
     """Epoch of the highest score, from 1; 0 during the first epoch."""
 
     def next_epoch(self) -> "Progress":
@@ -114,7 +117,7 @@ def load_checkpoint(path: Path, state: TrainingState, rank: int) -> None:
         rank: Rank of this process.
 
     Raises:
-        UserError: The file is damaged or of another schema.
+        UserError: The file is damaged, of another schema, or from a run with another decoder or fewer processes.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -124,31 +127,50 @@ def load_checkpoint(path: Path, state: TrainingState, rank: int) -> None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if _digest(tensors, metadata["progress"]) != metadata["digest"]:
             raise ValueError("its content does not match its digest")
-        progress = Progress(**json.loads(metadata["progress"]))
+        progress = TypeAdapter(Progress).validate_json(metadata["progress"], strict=True)
         parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
         for name, tensor in tensors.items():
             part, name_in_part = name.split(".", 1)
             parts[part][name_in_part] = tensor
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not a valid checkpoint ({error}). {_REMEDY}") from error
-    state.progress, state.best_weights = progress, parts["best"]
+        _restore(state, parts)
+        if f"{rank}.cpu" not in parts["random"]:
+            raise ValueError(f"it has no random state of process {rank}")
+        torch.set_rng_state(parts["random"][f"{rank}.cpu"])
+        if f"{rank}.cuda" in parts["random"]:
+            torch.cuda.set_rng_state(parts["random"][f"{rank}.cuda"])
+    # The errors of damaged files, and of tensors that do not fit into the state.
+    except (safetensors.SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        fault = " ".join(str(error).split())
+        raise UserError(f"{path}: not a checkpoint of this run ({fault}). {_REMEDY}") from error
+    state.progress = progress
+
+
+def _restore(state: TrainingState, parts: Mapping[str, dict[str, Tensor]]) -> None:
+    """Copy the tensors of a checkpoint, by part and name, into a training state."""
     state.decoder.load_state_dict(parts["decoder"])
+    if parts["best"] and _shapes(parts["best"]) != _shapes(parts["decoder"]):
+        raise ValueError("the weights of the best epoch have other shapes")
+    state.best_weights = parts["best"]
+    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in parts["optimizer"].items():
         index, moment = name.split(".")
+        if tensor.shape not in (parameters[int(index)].shape, ()):
+            raise ValueError(f"optimizer.{name} has another shape than its parameter")
         moments.setdefault(int(index), {})[moment] = tensor
     state.optimizer.load_state_dict({"state": moments, "param_groups": state.optimizer.state_dict()["param_groups"]})
     if state.ema is not None:
         state.ema.load_state_dict(parts["ema"])
-    torch.set_rng_state(parts["random"][f"{rank}.cpu"])
-    if f"{rank}.cuda" in parts["random"]:
-        torch.cuda.set_rng_state(parts["random"][f"{rank}.cuda"])
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _digest(tensors: Mapping[str, Tensor], progress: str) -> str:
-    """Compute the SHA-256, in hexadecimal, of tensors on the CPU and of the progress as JSON."""
+    """Compute the SHA-256, in hexadecimal, of named tensors on the CPU and of the progress as JSON."""
     digest = hashlib.sha256(progress.encode())
     for name in sorted(tensors):
-        digest.update(name.encode())
+        digest.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}\n".encode())
         digest.update(tensors[name].flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

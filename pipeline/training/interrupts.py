@@ -38,9 +38,13 @@ class Interrupt:
 
 @contextmanager
 def defer_signals() -> Iterator[Interrupt]:
-    """Record SIGTERM and SIGINT inside the block instead of exiting at once."""
+    """Record SIGTERM and SIGINT inside the block instead of exiting at once.
+
+    A process that ignores one of them, such as SIGINT in a background job of a script, continues to ignore it.
+    """
     interrupt = Interrupt()
-    previous = {signum: signal.signal(signum, interrupt.receive) for signum in (signal.SIGTERM, signal.SIGINT)}
+    handled = [signum for signum in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(signum) is not signal.SIG_IGN]
+    previous = {signum: signal.signal(signum, interrupt.receive) for signum in handled}
     try:
         yield interrupt
     finally:

@@ -109,7 +109,7 @@ def _report_epoch(trainer: Trainer, validation: ValidationResult, live: LiveMetr
     """Log some captions and the metrics of the completed epoch."""
     for image_id, words in islice(validation.captions.items(), _LOGGED_CAPTIONS):
         logger.info("  image %d: %s", image_id, " ".join(words))
-    row = trainer.progress.history[-1]
+    row = {name: value for name, value in trainer.progress.history[-1].items() if value is not None}
     logger.info("  ".join(f"{name} {value:.4g}" for name, value in row.items()))
     if live is not None:
         live.log(trainer.global_step, {name: value for name, value in row.items() if name != "epoch"})

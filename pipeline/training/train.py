@@ -14,7 +14,7 @@ import pipeline
 from pipeline.artifacts import file_digest, fingerprint, fresh_folder, publish
 from pipeline.captions.tokens import TOKENS_FILE, read_tokens, require_vocabulary
 from pipeline.captions.vocabulary import VOCABULARY_FILE, read_vocabulary
-from pipeline.decoder.model_io import ModelConfig, TrainingData, read_model, write_history, write_model
+from pipeline.decoder.model_io import ModelConfig, TrainingData, read_history, read_model, write_history, write_model
 from pipeline.distributed import SINGLE_PROCESS, Processes
 from pipeline.errors import UserError
 from pipeline.features.store import INDEX_FILE, FeatureStore
@@ -118,10 +118,11 @@ def train_in(
         return model
     vocabulary = read_vocabulary(paths.tokens / VOCABULARY_FILE)
     require_vocabulary(paths.tokens / TOKENS_FILE, vocabulary)
-    store = FeatureStore(paths.features)
-    if processes.is_main:
-        store.verify()
-    train_captions, val_captions = (read_tokens(paths.tokens / TOKENS_FILE, split) for split in ("train", "val"))
+    # No step is taken with altered grids. To verify all shards first would delay it by minutes: COCO has 25 GB.
+    store = FeatureStore(paths.features, verify_reads=True)
+    train_captions, val_captions = (
+        read_tokens(paths.tokens / TOKENS_FILE, split, store.skipped_ids) for split in ("train", "val")
+    )
     checkpoint = folder / CHECKPOINT_FILE
     trainer = Trainer(
         params=params,
@@ -179,7 +180,7 @@ def _is_intact(model: Path) -> bool:
     if not model.is_dir():
         return False
     try:
-        read_model(model)
+        read_history(model, read_model(model).config)
     except UserError as error:
         logger.warning("train: the finished model is damaged and is trained again (%s)", error)
         shutil.rmtree(model)

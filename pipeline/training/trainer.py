@@ -28,6 +28,7 @@ from pipeline.decoder.registry import build_decoder
 from pipeline.distributed import SINGLE_PROCESS, Processes
 from pipeline.errors import UserError
 from pipeline.features.store import FeatureStore
+from pipeline.metrics.cider import is_defined
 from pipeline.params import params_section
 from pipeline.training.batches import Batch, CaptionBatches
 from pipeline.training.checkpoint import Progress, TrainingState, load_checkpoint, random_state, save_checkpoint
@@ -142,7 +143,7 @@ class Trainer:
             initial_weights: State dict of the decoder to start from; None draws random weights.
 
         Raises:
-            UserError: The checkpoint is damaged.
+            UserError: The checkpoint is damaged, or the epoch is selected by a metric that is not defined.
         """
         self.params = params
         self.vocabulary = vocabulary
@@ -152,6 +153,11 @@ class Trainer:
         self._train_batches = CaptionBatches(train, store, params.batch_size, params.random_views)
         self._val_batches = CaptionBatches(val, store, params.batch_size)
         self._val_references = group_references(val)
+        if params.select_by == "cider" and not is_defined(list(self._val_references.values())):
+            raise UserError(
+                "train.select_by: CIDEr-D is not defined for the val split, which has one image or the same references"
+                " for all images. Use bleu4 or last."
+            )
         torch.manual_seed(params.seed)
         self.decoder = build_decoder(params.decoder, store.spec.grid, store.channels, len(vocabulary)).to(device)
         if initial_weights is not None:

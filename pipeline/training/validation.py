@@ -12,7 +12,7 @@ from pipeline.decoder.decoder import Decoder
 from pipeline.generation.ensemble import caption_grids
 from pipeline.generation.search import SearchParams
 from pipeline.metrics.bleu import bleu, bleu_counts
-from pipeline.metrics.cider import cider
+from pipeline.metrics.cider import cider, is_defined
 from pipeline.metrics.corpus import Words
 from pipeline.training.batches import Batch, CaptionBatches
 from pipeline.training.teacher_forcing import TeacherForcedResult, evaluate_batch, merge_results
@@ -34,13 +34,13 @@ class ValidationResult:
     """Fraction of words predicted correctly under teacher forcing."""
     bleu4: float
     """BLEU-4 of greedy captions, 0 to 1."""
-    cider: float
-    """CIDEr-D of greedy captions, 0 to 10."""
+    cider: float | None
+    """CIDEr-D of greedy captions, 0 to 10; None if the references do not define it, as those of one image."""
     captions: Mapping[int, Words]
     """Greedy caption of each image, by image id."""
 
     @property
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float | None]:
         """The metrics under their names in `history.json` and the live metrics."""
         return {
             "val_loss": self.loss,
@@ -55,6 +55,7 @@ class ValidationResult:
             case "bleu4":
                 return self.bleu4
             case "cider":
+                assert self.cider is not None, "checked before the first epoch"
                 return self.cider
             case "last":
                 return epoch
@@ -90,13 +91,13 @@ def validate(
         results.append(result)
         captions |= _greedy_captions(decoder, batch, vocabulary, max_length, device)
     teacher_forced = merge_results(results)
-    hypotheses = [captions[image_id] for image_id in references]
-    counts = bleu_counts(hypotheses, list(references.values()))
+    hypotheses, image_references = [captions[image_id] for image_id in references], list(references.values())
+    counts = bleu_counts(hypotheses, image_references)
     return ValidationResult(
         loss=teacher_forced.loss,
         accuracy=teacher_forced.accuracy,
         bleu4=float(bleu(counts.sum(axis=0))[3]),
-        cider=float(cider(hypotheses, list(references.values())).cider_d.mean()),
+        cider=float(cider(hypotheses, image_references).cider_d.mean()) if is_defined(image_references) else None,
         captions=captions,
     )
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import NotRequired
 
 from pycocotools.coco import COCO
+from pydantic import FiniteFloat
 from typing_extensions import TypedDict
 
-from pipeline.artifacts import read_json
+from pipeline.artifacts import Int64, read_json
 from pipeline.captions.records import AnnotatedObject
 from pipeline.captions.sources.parsed_file import (
     REMEDY,
@@ -25,14 +26,14 @@ from pipeline.errors import UserError
 
 class _Object(TypedDict):
     attributes: dict[str, str]
-    box: tuple[float, float, float, float]
+    box: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
 
 
 class _Image(TypedDict):
     id: ImageId
     file_name: str
-    width: NotRequired[int | None]
-    height: NotRequired[int | None]
+    width: NotRequired[Int64 | None]
+    height: NotRequired[Int64 | None]
     subset: NotRequired[str | None]
     domain: NotRequired[str | None]
     objects: NotRequired[list[_Object]]

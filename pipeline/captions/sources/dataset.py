@@ -9,26 +9,25 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Annotated, Literal
 
-from pipeline.captions.records import SPLITS, Record, Split
+from pipeline.artifacts import require_watched
+from pipeline.captions.records import SPLITS, Policy, Record, Split, escapes_root
 from pipeline.captions.sources import coco, flickr8k, karpathy
 from pipeline.captions.sources.parsed_file import (
     ParsedFile,
     ParsedImage,
     SourceCaption,
-    escapes_root,
     id_from_path,
     require_relative,
 )
 from pipeline.captions.sources.splits import Splits, assign_splits
 from pipeline.errors import UserError, summarize
-from pipeline.params import params_section
+from pipeline.params import DEPENDENCY, params_section
 
 logger = logging.getLogger("gridcap")
 
 Format = Literal["coco", "flickr8k", "karpathy"]
-Policy = Literal["error", "skip"]
 
 _PARSERS: dict[Format, Callable[[Path, str], ParsedFile]] = {
     "coco": coco.parse,
@@ -71,9 +70,9 @@ class DatasetParams:
     format: Format
     """Format of the caption files; flickr8k reads Kaggle's files of Flickr8k and Flickr30k and the original token
     files."""
-    root: Path
+    root: Annotated[Path, DEPENDENCY]
     """Dataset folder, absolute or relative to params.yaml."""
-    images: str
+    images: Annotated[str, DEPENDENCY]
     """Image folder below root; `.` for root itself."""
     captions: tuple[CaptionFile, ...]
     """Caption files, whose images form one dataset."""
@@ -81,6 +80,8 @@ class DatasetParams:
     """Method to split images whose caption file sets no split; null if every image has a split."""
     missing_images: Policy
     """Policy for missing image files: error, or skip the images and count them."""
+    bad_images: Policy
+    """Policy for image files that cannot be decoded: error, or skip the images in all later stages and count them."""
     bad_captions: Policy
     """Policy for empty captions, captions with control characters, rows without all columns, captions of unknown images
     and images without captions: error, or skip and count them."""
@@ -117,13 +118,15 @@ def prepare(params: DatasetParams) -> tuple[list[Record], PreparedCounts]:
         The records, unordered, and their counts.
 
     Raises:
-        UserError: A file is missing or malformed, or the dataset has a fault that `params` do not skip.
+        UserError: A file is missing or malformed, DVC would not notice its changes, or the dataset has a fault that
+            `params` do not skip.
     """
     for folder in (params.root, params.image_dir):
         if not folder.is_dir():
             raise UserError(
                 f"{folder}: no such folder. Put the dataset there, or correct dataset.root and dataset.images."
             )
+    _require_watched_files(params)
     images, unmatched_captions, malformed_rows = _parse_files(params)
     _check_paths(params, images)
     _check_unique(params, images, lambda image: image.image_id, "image id")
@@ -132,6 +135,7 @@ def prepare(params: DatasetParams) -> tuple[list[Record], PreparedCounts]:
     assigned = [image for image in images if image.file in assignment.split_by_file]
     split_by_id = {image.image_id: assignment.split_by_file[image.file] for image in assigned}
     present, missing = _locate_files(params.image_dir, assigned)
+    require_watched(params.image_dir, (params.image_dir / image.file for image in [*present, *missing]))
     _check_unique(params, present, lambda image: image.file, "image path")
     records = [record for image in present if (record := _make_record(image, split_by_id[image.image_id]))]
     recorded_files = {record.file for record in records}
@@ -168,6 +172,14 @@ def prepare(params: DatasetParams) -> tuple[list[Record], PreparedCounts]:
     )
     _check_splits_not_empty(params, counts, assignment.unknown_images)
     return records, counts
+
+
+def _require_watched_files(params: DatasetParams) -> None:
+    """Check that DVC notices changes of the caption and split files: root and the image folder are dependencies."""
+    split_files = params.splits.files if params.splits else ()
+    files = [params.root / name for name in (*(caption_file.file for caption_file in params.captions), *split_files)]
+    require_watched(params.root, (file for file in files if params.image_dir not in file.parents))
+    require_watched(params.image_dir, files)
 
 
 def _parse_files(params: DatasetParams) -> tuple[list[ParsedImage], list[str], list[str]]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BeforeValidator, Field
 
 from pipeline.artifacts import read_bytes
-from pipeline.captions.records import AnnotatedObject, Split
+from pipeline.captions.records import AnnotatedObject, Split, escapes_root
 from pipeline.errors import UserError
 
 REMEDY = "Fix the file, or the paths and dataset.format in params.yaml."
@@ -103,12 +103,6 @@ def id_from_name(file: str) -> int:
 def id_from_path(file: str) -> int:
     """Return the first 48 bits of the SHA-256 of an image's path relative to the image folder."""
     return int.from_bytes(hashlib.sha256(file.encode()).digest()[:6])
-
-
-def escapes_root(name: str) -> bool:
-    """Whether a path may leave its root folder, because it is absolute or contains `..`."""
-    path = PurePosixPath(name)
-    return path.is_absolute() or ".." in path.parts
 
 
 def require_relative(*names: str) -> None:

@@ -30,7 +30,12 @@ class ListedSplits:
     """Text file below dataset.root with the test images."""
 
     def __post_init__(self) -> None:
-        require_relative(self.train, self.val, self.test)
+        require_relative(*self.files)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The split files."""
+        return self.train, self.val, self.test
 
 
 @params_section
@@ -45,6 +50,11 @@ class JsonSplits:
 
     def __post_init__(self) -> None:
         require_relative(self.file)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The split file."""
+        return (self.file,)
 
 
 @params_section
@@ -63,6 +73,11 @@ class SeededSplits:
     def __post_init__(self) -> None:
         if self.val + self.test > 1:
             raise ValueError(f"val + test must be <= 1, got {self.val} + {self.test}")
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """No split files."""
+        return ()
 
 
 Splits = Annotated[ListedSplits | JsonSplits | SeededSplits, Field(discriminator=DISCRIMINATOR)]
@@ -182,7 +197,7 @@ def _read_split_files(params: ListedSplits | JsonSplits, root: Path) -> list[_Li
             for split, files in read_json(path, dict[Split, list[str | int]], REMEDY).items()
             for index, file in enumerate(files)
         ]
-    paths = [root / name for name in (params.train, params.val, params.test)]
+    paths = [root / name for name in params.files]
     return [
         _ListedImage(file, split, f"{path}:{line_number}")
         for split, path in zip(SPLITS, paths, strict=True)

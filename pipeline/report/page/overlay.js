@@ -133,6 +133,12 @@ function splineWeights(numRegions) {
   });
 }
 
+// Format the weight of the visual sentinel, 0 to 1; decoders without a sentinel have weight 0.
+function sentinelLabel(weight) {
+  const percent = Math.round(100 * weight);
+  return percent ? `sentinel ${percent}%` : "";
+}
+
 // Tracks which word of the captions of an image is active. Pointing at a word activates it. Clicking it, tapping it or
 // moving to it with the arrow keys focuses it, and the focused word stays active. Escape removes the focus.
 //

@@ -15,7 +15,8 @@ function showAttention(card) {
     status.textContent = "";
     if (word === null) return overlay.hide();
     const percent = Math.round(100 * word.dataset.peak);
-    status.textContent = `${word.textContent}: ${percent}% of attention on one of ${grid[0] * grid[1]} regions`;
+    const region = `${word.textContent}: ${percent}% of attention on one of ${grid[0] * grid[1]} regions`;
+    status.textContent = [region, sentinelLabel(word.dataset.sentinel)].filter(Boolean).join(" · ");
     boxes.replaceChildren(...JSON.parse(word.dataset.boxes).map(boxElement));
     overlay.show(word.dataset.map);
   });
