@@ -47,7 +47,7 @@ class Progress:
     best_score: FiniteFloat | None = None
     """Highest selection score so far."""
     best_epoch: _Count = 0
-    """Epoch of the highest score, from 1; 0 during the first epoch."""
+    """Epoch of the highest score, from 1; 0 during the first epoch, and for the model that `refine` starts from."""
 
     def next_epoch(self) -> "Progress":
         """Return the position at the start of the next epoch."""

@@ -26,11 +26,12 @@ from pipeline.captions.vocabulary import END, PAD, SPECIALS, START, UNK
 from pipeline.decoder.decoder import DecoderParams
 from pipeline.decoder.model_io import TrainedModel
 from pipeline.distributed import SINGLE_PROCESS, Processes
+from pipeline.errors import UserError
 from pipeline.features.store import FeatureStore
 from pipeline.generation.ensemble import caption_grids
 from pipeline.generation.search import SearchParams
 from pipeline.metrics.bleu import bleu, bleu_counts
-from pipeline.metrics.cider import DocumentFrequencies, cider
+from pipeline.metrics.cider import DocumentFrequencies, cider, is_defined
 from pipeline.metrics.corpus import Words
 from pipeline.metrics.diversity import ends_badly
 from pipeline.params import params_section
@@ -83,10 +84,13 @@ class RefineParams:
             raise ValueError(f"num_samples must be at least 2 with baseline mean, got {self.num_samples}")
 
     def train_params(self, decoder: DecoderParams) -> TrainParams:
-        """Return the params of the optimizer steps, for a decoder of given sizes."""
+        """Return the params of the optimizer steps, for a decoder of given sizes.
+
+        Dropout is off: the gradient is unbiased only for the distribution that the captions were sampled from.
+        """
         return TrainParams(
             seed=self.seed,
-            decoder=decoder,
+            decoder=replace(decoder, dropout=0.0, region_dropout=0.0, word_dropout=0.0),
             batch_size=self.batch_size,
             gradient_accumulation_steps=1,
             random_views=False,
@@ -127,6 +131,8 @@ or end in a function word, `distinct` the number of different captions of an ima
 class SelfCriticalTrainer(Trainer):
     """A run of self-critical training. Epoch 0 is the trained model, which validation can select, too."""
 
+    stage = "refine"
+
     def __init__(
         self,
         *,
@@ -152,7 +158,8 @@ class SelfCriticalTrainer(Trainer):
             processes: The processes that share every batch.
 
         Raises:
-            UserError: The checkpoint is damaged.
+            UserError: The checkpoint is damaged, the reward is not defined for the train split, or the metric that
+                selects the epoch is not defined for the validation split.
         """
         super().__init__(
             params=params.train_params(model.config.decoder),
@@ -171,12 +178,18 @@ class SelfCriticalTrainer(Trainer):
             image_id: [(*words, _END_WORD) for words in captions]
             for image_id, captions in group_references(train).items()
         }
+        if not is_defined(list(self._references.values())):
+            raise UserError(
+                "refine: CIDEr-D is not defined for the train split, which has one image or the same references for all"
+                " images. Set refine.max_epochs to 0."
+            )
         self._document_frequencies = DocumentFrequencies(list(self._references.values()))
         if not self.is_resumed:
-            self._record_epoch({})
+            self._record_epoch(self._train_metrics())
 
-    def _train_metrics(self) -> dict[str, float]:
-        return {"train_reward": self.progress.reward_sum / self.progress.num_samples}
+    def _train_metrics(self) -> dict[str, float | None]:
+        num_samples = self.progress.num_samples
+        return {"train_reward": self.progress.reward_sum / num_samples if num_samples else None}
 
     def _select_targets(self, batches: Sequence[Batch]) -> tuple[list[Targets], dict[str, float]]:
         """Sample captions of each batch, and weight the cross-entropy of each by its advantage."""
@@ -194,7 +207,7 @@ class SelfCriticalTrainer(Trainer):
                 reference_weights = weights.new_full(captions.shape[:2], share * num_words / num_reference)
                 tokens, weights = _concatenate(tokens, captions), torch.cat([weights, reference_weights], dim=1)
             targets.append(Targets(tokens=tokens, weights=weights))
-        sums = self.processes.sum(torch.stack([batch.sums for batch in samples]).sum(dim=0))
+        sums = self.processes.sum(torch.stack([batch.sums for batch in samples]).sum(dim=0))  # [5]
         self.progress.reward_sum += sums[0].item()
         self.progress.num_samples += int(num_samples)
         return targets, dict(zip(_METRICS, (sums / num_samples).tolist(), strict=True))
@@ -210,7 +223,8 @@ class SelfCriticalTrainer(Trainer):
         if bool((batch.tokens == PAD).all()):  # more processes than images
             empty = torch.full((len(batch.image_ids), num_samples, 2), PAD, device=self._device)
             zeros = torch.zeros(empty.shape[:2], device=self._device)
-            return _Samples(tokens=empty, advantage=zeros, sums=torch.zeros(len(_METRICS), dtype=torch.float64))
+            no_sums = torch.zeros(len(_METRICS), dtype=torch.float64, device=self._device)
+            return _Samples(tokens=empty, advantage=zeros, sums=no_sums)
         # Depends on the step, not on the process or on when the run was resumed.
         seed = int(np.random.SeedSequence([self._refine.seed, self.global_step]).generate_state(1)[0])
         captions = self._generate(batch, SearchParams.sampling(num_samples, max_length, seed))
@@ -232,7 +246,7 @@ class SelfCriticalTrainer(Trainer):
         tokens = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True, padding_value=PAD)
         return _Samples(
             tokens=tokens.view(*reward.shape, -1).to(self._device),
-            advantage=torch.from_numpy(reward - baseline).float().to(self._device),
+            advantage=torch.from_numpy(reward - baseline).to(self._device),
             sums=torch.tensor(sums, dtype=torch.float64, device=self._device),
         )
 
@@ -241,7 +255,12 @@ class SelfCriticalTrainer(Trainer):
         self.decoder.eval()
         grids = batch.grids.to(self._device)
         search = replace(search, precision=self.params.precision)
-        results = caption_grids([self.decoder], self.vocabulary.words, grids, batch.image_ids, search)
+        try:
+            results = caption_grids([self.decoder], self.vocabulary.words, grids, batch.image_ids, search)
+        except UserError as error:
+            lr = self._state.optimizer.param_groups[0]["lr"]
+            problem = "the probability of a sampled caption is not finite"
+            raise self._divergence(problem, self.progress.epoch + 1, self.global_step + 1, lr) from error
         return [[_complete(caption.words, search.max_length) for caption in image] for image in results]
 
     def _reward(self, image_ids: Sequence[int], captions: Sequence[Sequence[Words]]) -> NDArray[np.float64]:

@@ -116,6 +116,9 @@ class StepMetrics:
 class Trainer:
     """A training run. Creating it resumes from the checkpoint file if that exists."""
 
+    stage = "train"
+    """Stage and section of the params, which name the run in errors and metrics."""
+
     def __init__(
         self,
         *,
@@ -155,8 +158,8 @@ class Trainer:
         self._val_references = group_references(val)
         if params.select_by == "cider" and not is_defined(list(self._val_references.values())):
             raise UserError(
-                "train.select_by: CIDEr-D is not defined for the val split, which has one image or the same references"
-                " for all images. Use bleu4 or last."
+                f"{self.stage}.select_by: CIDEr-D is not defined for the val split, which has one image or the same"
+                " references for all images. Use bleu4 or last."
             )
         torch.manual_seed(params.seed)
         self.decoder = build_decoder(params.decoder, store.spec.grid, store.channels, len(vocabulary)).to(device)
@@ -362,7 +365,7 @@ class Trainer:
         self._state.progress = self.progress.next_epoch()
         return self._record_epoch(train_metrics)
 
-    def _record_epoch(self, train_metrics: Mapping[str, float]) -> ValidationResult | None:
+    def _record_epoch(self, train_metrics: Mapping[str, float | None]) -> ValidationResult | None:
         """Validate, add a row to the history, and update the best weights. As `end_epoch`."""
         progress = self.progress
         result = None
@@ -373,8 +376,8 @@ class Trainer:
         self._state.progress = self.processes.broadcast(progress)
         return result
 
-    def _train_metrics(self) -> dict[str, float]:
-        """Return the metrics of the completed epoch on its train batches, for the history."""
+    def _train_metrics(self) -> dict[str, float | None]:
+        """Return the metrics of the epoch so far on its train batches, for the history."""
         return {"train_loss": self.progress.train_loss}
 
     def _update_best(self, score: float) -> None:
@@ -414,6 +417,6 @@ class Trainer:
             f"The last checkpoint is {self._checkpoint}." if self._checkpoint.is_file() else "No checkpoint was saved."
         )
         return UserError(
-            f"train: epoch {epoch}, step {step}: {problem} at learning rate {lr:.3g}. Lower train.lr.peak or"
-            f" train.max_grad_norm in params.yaml. {checkpoint}"
+            f"{self.stage}: epoch {epoch}, step {step}: {problem} at learning rate {lr:.3g}. Lower"
+            f" {self.stage}.lr.peak or {self.stage}.max_grad_norm in params.yaml. {checkpoint}"
         )
