@@ -147,6 +147,7 @@ def _example_values(example: Example) -> dict[str, Any]:
         "height": height,
         "grid": example.attention.shape[1:],
         "caption": " ".join(example.words),
+        "trained_caption": None if example.trained_words is None else " ".join(example.trained_words),
         "words": [
             _word(text, attention, sentinel, example.boxes.get(index, ()))
             for index, (text, attention, sentinel) in enumerate(
