@@ -115,7 +115,7 @@ def test_a_card_says_what_is_not_defined(tmp_path: Path) -> None:
     scores = {**SCORES, "num_images": 1, "unavailable": {"CIDEr": ["not defined for one image"]}}
     history = [{**HISTORY[0], "val_cider": None}]
     config = replace(CONFIG, epoch=1, data=replace(CONFIG.data, num_val_images=1))
-    write_model_card(tmp_path / "model_card.md", config, history, scores)
+    write_model_card(tmp_path / "model_card.md", config, history, [], scores)
     lines = (tmp_path / "model_card.md").read_text().splitlines()
     assert "| CIDEr-D | not defined |" in lines
     assert "| CIDEr | not defined for one image | |" in lines

@@ -140,7 +140,7 @@ def test_weights_of_another_digest_are_an_error(folder: Path) -> None:
 
 
 def test_weights_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
-    weights = build_decoder().state_dict()
+    weights = make_decoder().state_dict()
     weights["output_proj.bias"][1] = float("nan")
     write_model(tmp_path, weights, VOCABULARY, CONFIG)
     with pytest.raises(UserError, match=rf"{WEIGHTS_FILE}: .*not finite"):
@@ -156,7 +156,7 @@ def test_weights_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
         ([HISTORY[0] | {"val_cider": float("nan")}], r"\[0\]\.val_cider: .*finite"),
         ([HISTORY[0] | {"train_loss": 10**400}], r"\[0\]\.train_loss: .*finite"),
         ([HISTORY[0] | {"epoch": 1.5}], r"\[0\]\.epoch"),
-        ([{"epoch": 1}], r"\[0\]\.train_loss"),
+        ([{"epoch": 1}], r"\[0\]\.val_loss"),
     ],
 )
 def test_a_history_out_of_bounds_is_an_error(folder: Path, history: list[dict[str, float]], fault: str) -> None:
