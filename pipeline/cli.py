@@ -15,7 +15,7 @@ from pipeline import __version__, errors
 from pipeline.device import DeviceOption
 from pipeline.prediction import search_options
 
-Model = Annotated[Path, typer.Option(help="Model folder, from `train` or `gridcap export`.")]
+Model = Annotated[Path, typer.Option(help="Model folder, from `refine` or `gridcap export`.")]
 EncoderWeights = Annotated[
     Path | None,
     typer.Option(
@@ -160,7 +160,7 @@ def predict(
 
 @app.command()
 def export(
-    model: Annotated[Path, typer.Argument(help="Model folder, from `train`.")],
+    model: Annotated[Path, typer.Argument(help="Model folder, from `refine`.")],
     out: Annotated[Path, typer.Option(help="Folder to create.")],
     with_encoder: Annotated[bool, typer.Option("--with-encoder", help="Include the encoder's weights.")] = False,
     scores: Annotated[

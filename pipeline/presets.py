@@ -24,6 +24,7 @@ SECTIONS = {
     "tokenize": ("pipeline.captions.tokenizer", "TokenizeParams"),
     "encode": ("pipeline.features.encoder", "EncodeParams"),
     "train": ("pipeline.training.trainer", "TrainParams"),
+    "refine": ("pipeline.training.self_critical", "RefineParams"),
     "generate": ("pipeline.generation.generate", "GenerateParams"),
     "evaluate": ("pipeline.evaluation.evaluate", "EvaluateParams"),
 }

@@ -17,7 +17,7 @@ def main(
     prepared: Annotated[Path, typer.Option(help="Folder of records, from `prepare`.")],
     tokens: Annotated[Path, typer.Option(help="Folder of tokens and vocabulary, from `tokenize`.")],
     features: Annotated[Path, typer.Option(help="Feature store, from `encode`.")],
-    model: Annotated[Path, typer.Option(help="Model folder, from `train`.")],
+    model: Annotated[Path, typer.Option(help="Model folder, from `refine`.")],
     generated: Annotated[Path, typer.Option(help="Folder of captions and attention, from `generate`.")],
     metrics: Annotated[Path, typer.Option(help="Output folder of metrics, as JSON.")],
     plots: Annotated[Path, typer.Option(help="Output folder of plots.")],
@@ -48,7 +48,7 @@ def main(
         analysis = analyze(data, scores.corpus, evaluate_params, metrics_dir, torch_device, batch_size)
         draw(data, evaluate_params, plots_dir)
         write_report(report_file, build_report(data, scores, analysis, evaluate_params, read_yaml(params)))
-        write_model_card(card_file, data.model.config, data.history, scores.summary)
+        write_model_card(card_file, data.model.config, data.history, data.refine_history, scores.summary)
         require_unchanged(params, "evaluate", evaluate_params)
         metrics_files = {metrics / path.name: path for path in sorted(metrics_dir.iterdir())}
         publish_together({**metrics_files, plots: plots_dir, report: report_file, card: card_file})

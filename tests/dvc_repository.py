@@ -20,7 +20,7 @@ SOURCES = ["gridcap.py", "pipeline", "stages", "presets", "data/weights", "data/
 SOURCES += [".dvcignore", ".dvc/config"]
 SOURCES += [f"data/scenes/{name}" for name in ("dvc.yaml", "params.yaml", "encoder.json")]
 SOURCES += ["data/scenes/encoder.safetensors"]
-STAGES = ["data/scenes/dvc.yaml:render", "prepare", "tokenize", "encode", "train", "generate", "evaluate"]
+STAGES = ["data/scenes/dvc.yaml:render", "prepare", "tokenize", "encode", "train", "refine", "generate", "evaluate"]
 
 
 class Repository:
@@ -54,7 +54,7 @@ class Repository:
         repository.edit(
             "params.yaml", train={"max_epochs": 3, "decoder": decoder}, evaluate={"meteor": False, "attention_plots": 1}
         )
-        (folder / ".gitignore").write_text("/data/.work\n/results/live\n")
+        (folder / ".gitignore").write_text("/data/.work\n/results/live\n/results/live_refine\n")
         git(folder, "init", "--quiet")
         repository.commit()
         return repository

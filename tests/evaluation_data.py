@@ -58,11 +58,13 @@ def make_data(
         "generated": {
             record.image_id: GeneratedCaptions(image_id=record.image_id, captions=(best,)) for record in records
         },
+        "trained_captions": None,
         "tokens": None,
         "train_tokens": None,
         "store": store,
         "model": None,
         "history": [{"epoch": 1, "val_loss": 3.0, "val_cider": None}, {"epoch": 2, "val_loss": 2.5, "val_cider": 0.5}],
+        "refine_history": [],
         "inputs": EvaluateInputs(
             prepared=folder, image_dir=image_dir, tokens=folder, features=folder, model=folder, generated=folder
         ),

@@ -10,6 +10,7 @@ from pipeline.features.quantization.moments import dead_leaves
 from pipeline.features.resnets import Architecture, Layer
 from pipeline.features.store import EncoderSpec
 from pipeline.training.lr_schedule import LRParams
+from pipeline.training.self_critical import RefineParams
 from pipeline.training.trainer import TrainParams
 
 
@@ -106,3 +107,24 @@ def train_params(**changes: object) -> TrainParams:
         "max_length": 6,
     }
     return TrainParams(**(values | changes))  # type: ignore[arg-type]
+
+
+def refine_params(**changes: object) -> RefineParams:
+    """Return params of a short self-critical training run, with some fields changed."""
+    values: dict[str, object] = {
+        "max_epochs": 2,
+        "seed": 4,
+        "batch_size": 5,
+        "num_samples": 3,
+        "baseline": "mean",
+        "bleu4_weight": 0.0,
+        "cross_entropy_weight": 0.0,
+        "lr": lr_params(schedule="constant"),
+        "max_grad_norm": 5.0,
+        "ema_decay": 0.0,
+        "precision": "float32",
+        "select_by": "cider",
+        "patience": 9,
+        "max_length": 6,
+    }
+    return RefineParams(**(values | changes))  # type: ignore[arg-type]

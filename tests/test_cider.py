@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from pycocoevalcap.cider.cider import Cider
 
-from pipeline.metrics.cider import cider, is_defined
+from pipeline.metrics.cider import DocumentFrequencies, cider, is_defined
 from tests.caption_corpora import flickr8k_corpus, make_corpus, random_corpora, to_pycocoevalcap
 
 
@@ -108,3 +108,30 @@ def test_random_corpora_score_as_in_pycocoevalcap(corpus):
 @pytest.mark.slow
 def test_real_captions_score_as_in_pycocoevalcap():
     assert_cider_d_equals_pycocoevalcap(*flickr8k_corpus(300))
+
+
+@given(random_corpora)
+@settings(max_examples=100, deadline=None)
+def test_document_frequencies_of_the_same_corpus_change_nothing(corpus):
+    hypotheses, references = corpus
+    expected, actual = cider(hypotheses, references), cider(hypotheses, references, DocumentFrequencies(references))
+    np.testing.assert_array_equal(actual.cider_d, expected.cider_d)
+    np.testing.assert_array_equal(actual.cider, expected.cider)
+
+
+@given(random_corpora)
+@settings(max_examples=100, deadline=None)
+def test_document_frequencies_of_a_larger_corpus_score_each_image_alone(corpus):
+    hypotheses, references = corpus
+    frequencies = DocumentFrequencies(references)
+    alone = [cider([h], [r], frequencies).cider_d[0] for h, r in zip(hypotheses, references, strict=True)]
+    np.testing.assert_allclose(alone, cider(hypotheses, references).cider_d, atol=1e-9)
+
+
+def test_n_grams_that_the_other_corpus_lacks_are_as_rare_as_those_of_one_image():
+    frequencies = DocumentFrequencies([[["a", "b", "c", "d"]], [["a", "b", "x", "y"]], [["z", "z", "z", "z"]]])
+    unknown = cider([["p", "q", "r", "s"]], [[["p", "q", "r", "s"], ["a", "b", "c", "d"]]], frequencies)
+    assert unknown.cider_d == pytest.approx([10 / 2])
+    partly = cider([["a", "b"]], [[["a", "c"]]], frequencies).cider[0]
+    a, b, c = math.log(3 / 2), math.log(3 / 2), math.log(3)
+    assert partly == pytest.approx(10 / 4 * a**2 / (math.hypot(a, b) * math.hypot(a, c)))

@@ -12,6 +12,14 @@ import pytest
 import torch
 
 from pipeline.captions.records import Record, read_records, write_records
+from pipeline.decoder.model_io import (
+    Refinement,
+    read_history,
+    read_model,
+    write_history,
+    write_model,
+    write_refine_history,
+)
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluate import (
     EvaluateInputs,
@@ -134,6 +142,56 @@ def test_analysis_is_written(data: EvaluationData, tmp_path: Path) -> None:
     assert analysis.teacher_forcing["num_tokens"] == 8 * 2 * 4
     assert analysis.teacher_forcing["perplexity"] == pytest.approx(math.exp(analysis.teacher_forcing["loss"]), abs=1e-4)
     assert analysis.scenes == {"num_images": 0}
+
+
+def test_a_refined_model_is_compared_with_its_trained_model(data: EvaluationData, tmp_path: Path) -> None:
+    captions = {image_id: ("a", "green", "thing") for image_id in data.generated}
+    captions[0] = ("a", color(0), "thing")
+    refined = replace(data, trained_captions=captions)
+    scores = score(refined, PARAMS, tmp_path)
+    before, after = (scores.summary["refinement"]["CIDEr-D"][name] for name in ("trained", "refined"))
+    assert after == scores.summary["CIDEr-D"] > before
+    assert scores.summary["refinement"]["CIDEr-D"]["difference"] == pytest.approx(after - before, abs=1e-5)
+    low, high = scores.summary["refinement"]["CIDEr-D"]["interval"]
+    assert low < after - before < high
+    analysis = analyze(refined, scores.corpus, PARAMS, tmp_path, torch.device("cpu"), batch_size=8)
+    assert list(analysis.captions["diversity"]) == ["generated", "trained", "reference", "protocol"]
+    assert analysis.captions["diversity"]["trained"]["num_distinct_captions"] == 2
+    assert "refinement" not in score(data, PARAMS, tmp_path).summary
+    unrefined = analyze(data, scores.corpus, PARAMS, tmp_path, torch.device("cpu"), batch_size=8)
+    assert "trained" not in unrefined.captions["diversity"]
+
+
+def refine_model(tiny: Tiny, folder: Path) -> Path:
+    """Copy the model as one whose refinement kept the trained weights."""
+    model = read_model(tiny.model)
+    refinement = Refinement(trained_fingerprint=model.config.fingerprint, epoch=0, selected_by="cider")
+    config = replace(model.config, fingerprint="refined", refinement=refinement)
+    write_model(folder, model.decoder.state_dict(), model.vocabulary, config)
+    history = read_history(tiny.model, model.config)
+    write_history(folder, history)
+    last = {name: value for name, value in history[-1].items() if name != "train_loss"}
+    write_refine_history(folder, [last | {"epoch": 0, "train_reward": None}])
+    return folder
+
+
+def test_captions_before_refinement_are_read_and_shown(inputs: EvaluateInputs, tiny: Tiny, tmp_path: Path) -> None:
+    inputs = replace(inputs, model=refine_model(tiny, tmp_path / "refined"))
+    with pytest.raises(UserError, match=r"trained_captions\.json: no such file"):
+        read_inputs(inputs, "val")
+    rows = [{"image_id": image_id, "caption": "an odd one"} for image_id in range(0, 40, 5)]
+    path = inputs.generated / "trained_captions.json"
+    path.write_text(json.dumps(rows))
+    (tmp_path / "results").mkdir()
+    outputs = run_stage(inputs, tmp_path / "results")
+    assert b"an odd one" in outputs["report.html"]
+    assert b"self-critical training" in outputs["model_card.md"]
+    path.write_text(json.dumps(rows[1:]))
+    with pytest.raises(UserError, match=r"trained_captions\.json: has captions of other images"):
+        read_inputs(inputs, "val")
+    path.write_text(json.dumps(rows + rows[:1]))
+    with pytest.raises(UserError, match=r"trained_captions\.json: has an image twice"):
+        read_inputs(inputs, "val")
 
 
 def test_teacher_forcing_does_not_depend_on_the_batch_size(data: EvaluationData, tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.decoder.model_io import Refinement, TrainedModel
 from pipeline.errors import UserError
 from pipeline.features.store import FeatureStore
-from pipeline.generation.ensemble import caption_grids, read_models
+from pipeline.generation.ensemble import caption_grids, read_models, read_trained_models
 from pipeline.generation.generate import generate
 from pipeline.generation.search import SearchParams
 from tests.feature_stores import write_store
@@ -83,3 +84,19 @@ def test_bfloat16_rounds_log_probabilities(tmp_path: Path, store: FeatureStore) 
     )
     assert exact != rounded
     assert exact == pytest.approx(rounded, abs=0.2)
+
+
+def test_the_trained_model_replaces_its_refinement_in_the_ensemble(tmp_path: Path) -> None:
+    trained = make_model(tmp_path / "trained", seed=1)
+    make_model(tmp_path / "ensemble" / "other", seed=2)
+    refined, other = read_models(make_model(tmp_path / "model", seed=3), tmp_path / "ensemble")
+    assert read_trained_models(trained, [refined, other]) == []
+
+    def refinement_of(fingerprint: str) -> TrainedModel:
+        refinement = Refinement(trained_fingerprint=fingerprint, epoch=1, selected_by="cider")
+        return replace(refined, config=replace(refined.config, refinement=refinement))
+
+    models = read_trained_models(trained, [refinement_of("run 1"), other])
+    assert [model.config.fingerprint for model in models] == ["run 1", "run 2"]
+    with pytest.raises(UserError, match="trained: is from training run run 1, but the model is a refinement of run 9"):
+        read_trained_models(trained, [refinement_of("run 9"), other])

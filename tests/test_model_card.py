@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.decoder.model_io import ModelConfig, TrainingData
+from pipeline.decoder.model_io import ModelConfig, Refinement, TrainingData
 from pipeline.report.model_card import write_model_card
 from tests.factories import small_spec
 from tests.model_folders import model_config
@@ -35,8 +35,19 @@ SCORES = {
 }
 
 
-def card(folder: Path, config: ModelConfig = CONFIG, scores: dict[str, Any] | None = None) -> list[str]:
-    write_model_card(folder / "model_card.md", config, HISTORY, scores)
+REFINE_HISTORY: list[dict[str, float | None]] = [
+    {"epoch": 0, "val_loss": 2.5, "val_accuracy": 0.375, "val_bleu4": 0.125, "val_cider": 0.75},
+    {"epoch": 1, "val_loss": 2.75, "val_accuracy": 0.25, "val_bleu4": 0.25, "val_cider": 0.875},
+]
+
+
+def card(
+    folder: Path,
+    config: ModelConfig = CONFIG,
+    scores: dict[str, Any] | None = None,
+    refine_history: list[dict[str, float | None]] | None = None,
+) -> list[str]:
+    write_model_card(folder / "model_card.md", config, HISTORY, refine_history or [], scores)
     return (folder / "model_card.md").read_text().splitlines()
 
 
@@ -48,6 +59,17 @@ def test_the_card_has_data_encoder_and_versions(tmp_path: Path) -> None:
     assert "| decoder | `soft_attention`: hidden size 8, embedding size 8, attention size 8 |" in lines
     assert "| versions | torch 2.11.0 |" in lines
     assert "## Licenses" in lines
+
+
+@pytest.mark.parametrize(("epoch", "cider"), [(0, "0.7500"), (1, "0.8750")])
+def test_a_refined_model_has_the_scores_of_its_epoch_of_refinement(tmp_path: Path, epoch: int, cider: str) -> None:
+    refinement = Refinement(trained_fingerprint="0123", epoch=epoch, selected_by="bleu4")
+    lines = card(tmp_path, replace(CONFIG, refinement=refinement), refine_history=REFINE_HISTORY)
+    assert "| checkpoint | epoch 2 of 3, selected by `cider` |" in lines
+    expected = f"| self-critical training | of training run `0123`: epoch {epoch} of 1, selected by `bleu4` |"
+    assert expected in lines
+    assert f"| CIDEr-D | {cider} |" in lines
+    assert not any("self-critical" in line for line in card(tmp_path))
 
 
 def test_unrecorded_provenance_is_unknown(tmp_path: Path) -> None:
@@ -93,7 +115,7 @@ def test_a_card_says_what_is_not_defined(tmp_path: Path) -> None:
     scores = {**SCORES, "num_images": 1, "unavailable": {"CIDEr": ["not defined for one image"]}}
     history = [{**HISTORY[0], "val_cider": None}]
     config = replace(CONFIG, epoch=1, data=replace(CONFIG.data, num_val_images=1))
-    write_model_card(tmp_path / "model_card.md", config, history, scores)
+    write_model_card(tmp_path / "model_card.md", config, history, [], scores)
     lines = (tmp_path / "model_card.md").read_text().splitlines()
     assert "| CIDEr-D | not defined |" in lines
     assert "| CIDEr | not defined for one image | |" in lines

@@ -13,12 +13,17 @@ from pipeline.decoder.decoder import Decoder
 from pipeline.decoder.model_io import (
     CONFIG_FILE,
     HISTORY_FILE,
+    REFINE_HISTORY_FILE,
     WEIGHTS_FILE,
+    Refinement,
+    model_files,
     read_history,
     read_model,
+    read_refine_history,
     record_provenance,
     write_history,
     write_model,
+    write_refine_history,
 )
 from pipeline.decoder.registry import build_decoder
 from pipeline.errors import UserError
@@ -101,7 +106,7 @@ def test_provenance_is_recorded_in_the_config_alone(folder: Path) -> None:
         (CONFIG_FILE, '"grid_width": 2', '"grid_width": 0', CONFIG_FILE, ["encoder.grid_width", "1"]),
         (CONFIG_FILE, '"channels": 6', '"channels": 1000000', CONFIG_FILE, ["encoder.channels", "2048"]),
         (CONFIG_FILE, '"epoch": 1,', "", CONFIG_FILE, ["epoch", "required"]),
-        (CONFIG_FILE, '"schema_version": 6', '"schema_version": 5', CONFIG_FILE, ["gridcap.model version 5"]),
+        (CONFIG_FILE, '"schema_version": 7', '"schema_version": 6', CONFIG_FILE, ["gridcap.model version 6"]),
         (CONFIG_FILE, '"gridcap.model"', '"gridcap.tokens"', CONFIG_FILE, ["gridcap.tokens"]),
         (CONFIG_FILE, '"weights_digest": "', '"weights_digest": "f', CONFIG_FILE, ["weights_digest", "[0-9a-f]{64}"]),
         (CONFIG_FILE, '"num_images": 1', '"num_images": 1' + "0" * 400, CONFIG_FILE, ["data.num_images"]),
@@ -153,13 +158,59 @@ def test_weights_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
         ([HISTORY[0] | {"val_cider": float("nan")}], r"\[0\]\.val_cider: .*finite"),
         ([HISTORY[0] | {"train_loss": 10**400}], r"\[0\]\.train_loss: .*finite"),
         ([HISTORY[0] | {"epoch": 1.5}], r"\[0\]\.epoch"),
-        ([{"epoch": 1}], r"\[0\]\.train_loss"),
+        ([{"epoch": 1}], r"\[0\]\.val_loss"),
     ],
 )
 def test_a_history_out_of_bounds_is_an_error(folder: Path, history: list[dict[str, float]], fault: str) -> None:
     (folder / HISTORY_FILE).write_text(json.dumps(history))
     with pytest.raises(UserError, match=rf"{HISTORY_FILE}: {fault}.*Use a complete model folder"):
         read_history(folder, CONFIG)
+
+
+REFINED = replace(CONFIG, refinement=Refinement(trained_fingerprint="0" * 16, epoch=1, selected_by="cider"))
+METRICS = {name: value for name, value in HISTORY[0].items() if name not in ("epoch", "train_loss")}
+REFINE_HISTORY = [{"epoch": 0, "train_reward": None, **METRICS}, {"epoch": 1, "train_reward": 0.5, **METRICS}]
+
+
+def test_a_refined_model_is_read_as_written(tmp_path: Path) -> None:
+    write_model(tmp_path, make_decoder().state_dict(), VOCABULARY, REFINED)
+    write_history(tmp_path, HISTORY)
+    write_refine_history(tmp_path, REFINE_HISTORY)
+    assert {path.name for path in tmp_path.iterdir()} == set(model_files(REFINED))
+    assert read_model(tmp_path).config == REFINED
+    assert read_history(tmp_path, REFINED) == HISTORY
+    assert read_refine_history(tmp_path, REFINED) == REFINE_HISTORY
+
+
+def test_a_model_without_refinement_has_no_history_of_it(folder: Path) -> None:
+    assert {path.name for path in folder.iterdir()} == set(model_files(CONFIG))
+    assert read_refine_history(folder, CONFIG) == []
+
+
+@pytest.mark.parametrize(
+    ("history", "fault"),
+    [
+        (REFINE_HISTORY[:1], "has 1 epochs, but the weights are from epoch 1"),
+        (REFINE_HISTORY[1:], "the epochs are not 0 to 0"),
+        ([REFINE_HISTORY[0] | {"train_reward": float("inf")}], r"\[0\]\.train_reward: .*finite"),
+        ([REFINE_HISTORY[0] | {"val_bleu4": None}], r"\[0\]\.val_bleu4"),
+    ],
+)
+def test_a_history_of_refinement_out_of_bounds_is_an_error(
+    folder: Path, history: list[dict[str, float | None]], fault: str
+) -> None:
+    (folder / REFINE_HISTORY_FILE).write_text(json.dumps(history))
+    with pytest.raises(UserError, match=rf"{REFINE_HISTORY_FILE}: {fault}.*Use a complete model folder"):
+        read_refine_history(folder, REFINED)
+
+
+@pytest.mark.parametrize("epoch", [-1, 1.5])
+def test_a_refinement_of_a_negative_epoch_is_an_error(folder: Path, epoch: float) -> None:
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    config["refinement"] = {"trained_fingerprint": "0", "epoch": epoch, "selected_by": "cider"}
+    (folder / CONFIG_FILE).write_text(json.dumps(config))
+    with pytest.raises(UserError, match=rf"{CONFIG_FILE}: refinement\.epoch"):
+        read_model(folder)
 
 
 def test_a_config_that_is_not_an_object_is_an_error(folder: Path) -> None:

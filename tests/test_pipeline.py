@@ -88,6 +88,7 @@ def test_a_second_run_runs_nothing(repository: Repository) -> None:
         ("params.yaml", "tokenize", {"min_count": 3}, ["tokenize", "evaluate"]),
         ("params.yaml", "encode", {"precision": "bfloat16"}, ["encode", "evaluate"]),
         ("params.yaml", "train", {"seed": 2}, ["train", "evaluate"]),
+        ("params.yaml", "refine", {"seed": 2}, ["refine", "evaluate"]),
         ("params.yaml", "generate", {"search": {}}, ["generate", "evaluate"]),
         ("params.yaml", "evaluate", {"seed": 2}, ["evaluate"]),
     ],

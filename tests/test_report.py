@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ def make_example(**changes: Any) -> Example:
         "image": GRAY,
         "words": tuple(PEAKS),
         "language": "en",
+        "trained_words": None,
         "attention": peaked_attention(*PEAKS.values()),
         "references": (REFERENCE, "A second one"),
         "scores": {"CIDEr-D": 1.25, "ROUGE-L": 0.5},
@@ -232,6 +234,26 @@ def test_the_page_of_one_image_has_scores_without_intervals(tmp_path):
     write_report(tmp_path / "report.html", make_report(scores=scores))
     text = " ".join(PageParser((tmp_path / "report.html").read_text()).text.split())
     assert "BLEU-4 0.312 CIDEr-D not defined for one image" in text
+
+
+def test_the_page_shows_captions_and_scores_before_refinement(tmp_path):
+    examples = [make_example(trained_words=("a", "<pale>", "ball")), make_example(image_id=8, trained_words=())]
+    report = make_report(examples=examples)
+    change = {"trained": 0.25, "refined": 0.3125, "difference": 0.0625, "interval": [-0.01, 0.125]}
+    scores = report.scores | {"refinement": {"BLEU-4": change | {"significant": False}}}
+    diversity = report.captions["diversity"] | {"trained": {"num_distinct_captions": 17}}
+    captions = report.captions | {"diversity": diversity}
+    write_report(tmp_path / "report.html", replace(report, scores=scores, captions=captions))
+    text = " ".join(PageParser((tmp_path / "report.html").read_text()).text.split())
+    assert "before refinement a <pale> ball" in text
+    assert "before refinement no words" in text
+    assert "BLEU-4 0.250 0.312 0.062 −0.010 to 0.125" in text
+    assert "generated human before refinement" in text
+    assert "distinct captions 12 39 17" in text
+
+
+def test_the_page_of_a_model_without_refinement_does_not_mention_it(path):
+    assert "efinement" not in PageParser(path.read_text()).text
 
 
 def test_the_page_shows_scores_with_interval_protocol_and_chance(path):

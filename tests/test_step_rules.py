@@ -71,22 +71,37 @@ def test_a_later_group_is_penalized_and_its_log_probabilities_are_not() -> None:
 @pytest.mark.parametrize(
     ("uniform", "settings", "token"),
     [
-        (0.0, {}, A),
-        (0.49, {}, A),
-        (0.51, {}, B),
-        (0.99, {}, END),
+        # In the order of ids: END, A, B.
+        (0.0, {}, END),
+        (0.19, {}, END),
+        (0.21, {}, A),
+        (0.69, {}, A),
+        (0.71, {}, B),
+        (1 - 2**-53, {}, B),
+        # In descending order of probability: A, B, END.
+        (0.49, {"top_k": 3}, A),
+        (0.51, {"top_k": 3}, B),
+        (0.99, {"top_k": 3}, END),
         (0.99, {"top_k": 2}, B),
         (0.99, {"top_p": 0.5}, A),
         (0.99, {"top_p": 0.51}, B),
-        (0.51, {"temperature": 0.1}, A),
+        (0.5, {"temperature": 0.1}, A),
     ],
 )
 def test_a_sample_follows_the_cumulative_probability(uniform: float, settings: dict[str, float], token: int) -> None:
     values = log_probs({A: 0.5, B: 0.3, END: 0.2})
     options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | settings
-    chosen = sample_step(values, torch.tensor([[False]]), torch.tensor([[uniform]]), **options)  # type: ignore[arg-type]
+    chosen = sample_step(values, torch.tensor([[False]]), torch.tensor([[uniform]], dtype=torch.float64), **options)  # type: ignore[arg-type]
     assert chosen.tokens.tolist() == [[token]]
     assert chosen.log_probs.exp().tolist() == [pytest.approx([{A: 0.5, B: 0.3, END: 0.2}[token]])]
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 2}, {"top_p": 0.9}])
+def test_a_caption_that_no_word_may_follow_ends(settings: dict[str, float]) -> None:
+    options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | settings
+    chosen = sample_step(log_probs({}, {A: 1.0}), torch.tensor([[False, False]]), torch.full((1, 2), 0.5), **options)  # type: ignore[arg-type]
+    assert chosen.tokens.tolist() == [[PAD, A]]
+    assert chosen.log_probs.tolist() == [[0.0, 0.0]]
 
 
 def test_an_ended_sample_continues_with_padding() -> None:

@@ -23,7 +23,7 @@ from pipeline.captions.records import Record
 from pipeline.captions.tokens import TOKENS_FILE
 from pipeline.captions.vocabulary import VOCABULARY_FILE, Vocabulary, read_vocabulary, write_vocabulary
 from pipeline.decoder.decoder import DecoderKind
-from pipeline.decoder.model_io import MODEL_FILES, WEIGHTS_FILE
+from pipeline.decoder.model_io import WEIGHTS_FILE, model_files
 from pipeline.errors import UserError
 from pipeline.features.encoding import encode
 from pipeline.import_graph import reachable
@@ -31,6 +31,7 @@ from pipeline.training.loop import Intervals
 from pipeline.training.train import run_fingerprint, train
 from tests.factories import decoder_params, encode_params, lr_params, train_params
 from tests.kinds import all_kinds
+from tests.model_folders import model_config
 from tests.paths import REAL
 from tests.tiny_dataset import paths_of, read_files, train_tiny, write_token_files
 
@@ -38,7 +39,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def model_files(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def trained_files(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return read_files(train_tiny(data, tmp_path_factory.mktemp("model") / "run", train_params(max_epochs=1)))
 
 
@@ -253,15 +254,15 @@ def test_tokens_of_another_vocabulary_are_rejected(data: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODEL_FILES)
+@pytest.mark.parametrize("name", model_files(model_config()))
 def test_a_damaged_finished_model_is_trained_again(
-    data: Path, tmp_path: Path, model_files: dict[str, bytes], caplog: pytest.LogCaptureFixture, name: str
+    data: Path, tmp_path: Path, trained_files: dict[str, bytes], caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     model = train_tiny(data, tmp_path / "run", train_params(max_epochs=1))
     content = bytearray((model / name).read_bytes())
     content[-4:] = b"\xff\xff\xff\xff"
     (model / name).write_bytes(content)
-    assert read_files(train_tiny(data, tmp_path / "run", train_params(max_epochs=1))) == model_files
+    assert read_files(train_tiny(data, tmp_path / "run", train_params(max_epochs=1))) == trained_files
     assert "damaged" in caplog.text
 
 

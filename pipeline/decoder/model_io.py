@@ -33,13 +33,13 @@ from pipeline.errors import UserError
 from pipeline.features.store import EncoderSpec
 from pipeline.features.views import View
 
-SCHEMA = Schema("gridcap.model", 6)
+SCHEMA = Schema("gridcap.model", 7)
 WEIGHTS_FILE = "decoder.safetensors"
 CONFIG_FILE = "config.json"
 HISTORY_FILE = "history.json"
-MODEL_FILES = (WEIGHTS_FILE, CONFIG_FILE, VOCABULARY_FILE, HISTORY_FILE)
+REFINE_HISTORY_FILE = "refine_history.json"
 
-REMEDY = "Use a complete model folder of this version of gridcap, such as data/model after `dvc repro train`."
+REMEDY = "Use a complete model folder of this version of gridcap, such as data/model after `dvc repro refine`."
 """What to do about a missing or damaged file of a model folder."""
 
 
@@ -56,11 +56,23 @@ class TrainingData:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Refinement:
+    """Self-critical training of a trained model, whose own training the other fields of `ModelConfig` describe."""
+
+    trained_fingerprint: str
+    """Fingerprint of the run that trained the model by cross-entropy."""
+    epoch: Annotated[Int64, Field(ge=0)]
+    """Epoch of self-critical training at whose end these weights were saved; 0 if the trained model was kept."""
+    selected_by: str
+    """Metric of greedy validation captions that selected the epoch, or `last`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Configuration of a decoder, and how it was trained."""
 
     fingerprint: str
-    """Fingerprint of the training run: params, inputs, code and versions."""
+    """Fingerprint of the run that wrote the weights: params, inputs, code and versions."""
     decoder: DecoderParams
     """Kind, sizes and dropout of the decoder."""
     vocabulary_digest: str
@@ -74,7 +86,7 @@ class ModelConfig:
     data: TrainingData
     """Size of the training data."""
     epoch: Annotated[Int64, Field(ge=1)]
-    """Epoch, counted from 1, at whose end these weights were saved."""
+    """Epoch of cross-entropy training, counted from 1, at whose end the weights were saved."""
     selected_by: str
     """Metric of greedy validation captions that selected the epoch, or `last`."""
     versions: dict[str, str]
@@ -83,6 +95,8 @@ class ModelConfig:
     """Dataset folder, as in the params of the training run; None if unknown."""
     encoder_weights: str | None = None
     """Path of the encoder's weights, as in the params of the training run; None if unknown."""
+    refinement: Refinement | None = None
+    """Self-critical training of the weights; None if there was none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,19 +115,40 @@ class _WeightsDigest(TypedDict):
     """SHA-256 of the weights file."""
 
 
-class _EpochMetrics(TypedDict):
-    """A row of the history."""
+class _ValidationMetrics(TypedDict):
+    """What the histories of cross-entropy and self-critical training have in common."""
 
     epoch: Int64
-    train_loss: FiniteFloat
     val_loss: FiniteFloat
     val_accuracy: FiniteFloat
     val_bleu4: FiniteFloat
     val_cider: FiniteFloat | None
 
 
+class _EpochMetrics(_ValidationMetrics):
+    """A row of the history."""
+
+    train_loss: FiniteFloat
+
+
+class _RefineEpochMetrics(_ValidationMetrics):
+    """A row of the history of self-critical training."""
+
+    train_reward: FiniteFloat | None
+
+
+History = Sequence[Mapping[str, float | None]]
+"""Metrics of each epoch. Key `epoch` is the epoch; a metric that is not defined is None."""
+
+
+def model_files(config: ModelConfig) -> tuple[str, ...]:
+    """Return the names of the files of a model folder."""
+    refine_files = () if config.refinement is None else (REFINE_HISTORY_FILE,)
+    return (WEIGHTS_FILE, CONFIG_FILE, VOCABULARY_FILE, HISTORY_FILE, *refine_files)
+
+
 def write_model(folder: Path, weights: dict[str, Tensor], vocabulary: Vocabulary, config: ModelConfig) -> None:
-    """Write a model folder without its history, which `write_history` adds.
+    """Write a model folder without its histories, which `write_history` and `write_refine_history` add.
 
     Args:
         folder: Folder to write to, created if necessary.
@@ -128,15 +163,15 @@ def write_model(folder: Path, weights: dict[str, Tensor], vocabulary: Vocabulary
     _write_config(folder, config, sha256(content).hexdigest())
 
 
-def record_provenance(folder: Path, dataset: str, encoder_weights: str) -> ModelConfig:
+def record_provenance(folder: Path, dataset: str | None, encoder_weights: str | None) -> ModelConfig:
     """Record in a model folder where its training data came from.
 
     Provenance is not part of the run's fingerprint: the same data at another path trains the same model.
 
     Args:
         folder: Model folder.
-        dataset: Dataset folder.
-        encoder_weights: Path of the encoder's weights.
+        dataset: Dataset folder; None if unknown.
+        encoder_weights: Path of the encoder's weights; None if unknown.
 
     Returns:
         The new configuration.
@@ -189,15 +224,18 @@ def _build_decoder(config: ModelConfig, vocabulary: Vocabulary) -> Decoder:
     return build_decoder(config.decoder, config.encoder.grid, config.encoder.channels, len(vocabulary))
 
 
-def write_history(folder: Path, history: Sequence[Mapping[str, float | None]]) -> None:
-    """Write the metrics of each training epoch to a model folder."""
+def write_history(folder: Path, history: History) -> None:
+    """Write the metrics of each epoch of cross-entropy training to a model folder."""
     write_json(folder / HISTORY_FILE, history)
 
 
-def read_history(folder: Path, config: ModelConfig) -> Sequence[Mapping[str, float | None]]:
-    """Read the metrics of each training epoch from a model folder; key `epoch` is the epoch, counted from 1.
+def write_refine_history(folder: Path, history: History) -> None:
+    """Write the metrics of each epoch of self-critical training to a model folder."""
+    write_json(folder / REFINE_HISTORY_FILE, history)
 
-    A metric that is not defined is None.
+
+def read_history(folder: Path, config: ModelConfig) -> History:
+    """Read the metrics of each epoch of cross-entropy training, counted from 1, from a model folder.
 
     Args:
         folder: Model folder.
@@ -208,11 +246,38 @@ def read_history(folder: Path, config: ModelConfig) -> Sequence[Mapping[str, flo
     """
     path = folder / HISTORY_FILE
     history = read_json(path, list[_EpochMetrics], REMEDY)
-    if [metrics["epoch"] for metrics in history] != list(range(1, len(history) + 1)):
-        raise UserError(f"{path}: the epochs are not 1 to {len(history)}, in ascending order. {REMEDY}")
-    if len(history) < config.epoch:
-        raise UserError(f"{path}: has {len(history)} epochs, but the weights are from epoch {config.epoch}. {REMEDY}")
-    return cast(list[Mapping[str, float | None]], history)
+    _check_epochs(path, history, 1, config.epoch)
+    return cast(History, history)
+
+
+def read_refine_history(folder: Path, config: ModelConfig) -> History:
+    """Read the metrics of each epoch of self-critical training from a model folder; empty if there was none.
+
+    Epoch 0 is the trained model, which has no `train_reward`.
+
+    Args:
+        folder: Model folder.
+        config: Configuration of the model.
+
+    Raises:
+        UserError: The history is missing or damaged, or lacks an epoch.
+    """
+    if config.refinement is None:
+        return []
+    path = folder / REFINE_HISTORY_FILE
+    history = read_json(path, list[_RefineEpochMetrics], REMEDY)
+    _check_epochs(path, history, 0, config.refinement.epoch)
+    return cast(History, history)
+
+
+def _check_epochs(path: Path, history: Sequence[_ValidationMetrics], first: int, selected: int) -> None:
+    """Check that the epochs of a history are consecutive and include the one of the weights."""
+    epochs = [metrics["epoch"] for metrics in history]
+    if epochs != list(range(first, first + len(history))):
+        last = first + len(history) - 1
+        raise UserError(f"{path}: the epochs are not {first} to {last}, in ascending order. {REMEDY}")
+    if selected not in epochs:
+        raise UserError(f"{path}: has {len(history)} epochs, but the weights are from epoch {selected}. {REMEDY}")
 
 
 def _write_config(folder: Path, config: ModelConfig, weights_digest: str) -> None:

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 
 from pipeline.artifacts import write_atomically, write_json
+from pipeline.captions.languages import join_words
 from pipeline.captions.records import Record, Split, read_records
 from pipeline.captions.tokens import (
     TOKENS_FILE,
@@ -25,16 +26,27 @@ from pipeline.captions.tokens import (
     require_vocabulary,
 )
 from pipeline.captions.vocabulary import SPECIALS
-from pipeline.decoder.model_io import TrainedModel, read_history, read_model
+from pipeline.decoder.model_io import History, TrainedModel, read_history, read_model, read_refine_history
 from pipeline.errors import UserError
 from pipeline.evaluation.agreement import human_agreement
 from pipeline.evaluation.scene_scores import score_scenes
 from pipeline.features.store import FeatureStore
-from pipeline.generation.caption_io import GeneratedCaptions, read_captions
+from pipeline.generation.caption_io import (
+    TRAINED_CAPTIONS_FILE,
+    GeneratedCaptions,
+    read_captions,
+    read_trained_captions,
+)
 from pipeline.metrics import token_accuracy
 from pipeline.metrics.bootstrap import Resampling
-from pipeline.metrics.caption_scores import MetricTables, compute_metrics, per_image_scores, summarize_scores
-from pipeline.metrics.corpus import Corpus
+from pipeline.metrics.caption_scores import (
+    MetricTables,
+    compute_metrics,
+    paired_differences,
+    per_image_scores,
+    summarize_scores,
+)
+from pipeline.metrics.corpus import Corpus, Words
 from pipeline.metrics.diversity import PROTOCOL as DIVERSITY_PROTOCOL
 from pipeline.metrics.diversity import diversity
 from pipeline.metrics.tokenizers import TokenizerName, build_corpora
@@ -99,7 +111,7 @@ class EvaluateInputs:
     features: Path
     """Feature store, from `encode`."""
     model: Path
-    """Model folder, from `train`."""
+    """Model folder, from `refine`."""
     generated: Path
     """Folder of captions and attention, from `generate`."""
 
@@ -115,6 +127,8 @@ class EvaluationData:
     """Number of images of the split that `encode` skipped."""
     generated: Mapping[int, GeneratedCaptions]
     """Generated captions by image id, in the order of the file."""
+    trained_captions: Mapping[int, tuple[str, ...]] | None
+    """Words of the captions of the model before refinement, by image id; None if it is not refined."""
     tokens: CaptionTokens
     """Tokenized references of the split."""
     train_tokens: CaptionTokens
@@ -123,8 +137,10 @@ class EvaluationData:
     """Features of the images."""
     model: TrainedModel
     """The trained decoder with its vocabulary."""
-    history: Sequence[Mapping[str, float | None]]
-    """Training metrics of each epoch."""
+    history: History
+    """Metrics of each epoch of `train`."""
+    refine_history: History
+    """Metrics of each epoch of `refine`; empty if the model is not refined."""
     inputs: EvaluateInputs
     """Paths that the artifacts were read from."""
 
@@ -146,7 +162,7 @@ class Analysis:
     """Statistics beyond the scores."""
 
     captions: dict[str, Any]
-    """Content of `captions.json`: diversity and human agreement."""
+    """Content of `captions.json`: diversity, also before refinement, and human agreement."""
     teacher_forcing: dict[str, Any]
     """Content of `teacher_forcing.json`."""
     scenes: dict[str, Any]
@@ -174,11 +190,13 @@ def read_inputs(inputs: EvaluateInputs, split: Split) -> EvaluationData:
         records=records,
         num_skipped_images=len(all_records) - len(records),
         generated={image.image_id: image for image in read_captions(inputs.generated, model.vocabulary.language)},
+        trained_captions=None if model.config.refinement is None else read_trained_captions(inputs.generated),
         tokens=read_tokens(inputs.tokens / TOKENS_FILE, split, skipped_ids),
         train_tokens=read_tokens(inputs.tokens / TOKENS_FILE, "train", skipped_ids),
         store=store,
         model=model,
         history=read_history(inputs.model, model.config),
+        refine_history=read_refine_history(inputs.model, model.config),
         inputs=inputs,
     )
     expected = {record.image_id for record in data.records}
@@ -188,13 +206,19 @@ def read_inputs(inputs: EvaluateInputs, split: Split) -> EvaluationData:
             f"images of split {split}, and of {len(data.generated.keys() - expected)} other images. "
             "Run `dvc repro generate`."
         )
+    if data.trained_captions is not None and data.trained_captions.keys() != expected:
+        raise UserError(
+            f"{inputs.generated / TRAINED_CAPTIONS_FILE}: has captions of other images than those of split {split}."
+            " Run `dvc repro generate`."
+        )
     return data
 
 
 def score(data: EvaluationData, params: EvaluateParams, folder: Path) -> Scores:
     """Score the generated captions.
 
-    Writes `scores.json` and `images.jsonl`, which has one line per image.
+    Writes `scores.json` and `images.jsonl`, which has one line per image. If the model is refined, `scores.json` also
+    has the scores before refinement and the paired differences.
 
     Args:
         data: Artifacts of the split.
@@ -204,10 +228,15 @@ def score(data: EvaluationData, params: EvaluateParams, folder: Path) -> Scores:
     Raises:
         UserError: The tokenizer is `ptb`, and Java is missing or fails, or the captions are not English.
     """
-    corpus = _build_corpus(data, params.tokenizer)
+    words = {image_id: captions.words for image_id, captions in data.generated.items()}
+    corpus = _build_corpus(data, words, params.tokenizer)
     metrics = compute_metrics(corpus, params.meteor, params.spice)
     summary = summarize_scores(metrics, _subsets(data.records), params.resampling)
     summary = {"num_skipped_images": data.num_skipped_images, **summary}
+    if data.trained_captions is not None:
+        trained_corpus = _build_corpus(data, data.trained_captions, params.tokenizer)
+        trained_metrics = compute_metrics(trained_corpus, with_meteor=False, with_spice=False)
+        summary["refinement"] = _refinement(trained_metrics, metrics, params.resampling)
     write_json(folder / "scores.json", summary)
     rows = [{**row, "caption": data.generated[int(row["image_id"])].best.text} for row in per_image_scores(metrics)]
     write_atomically(folder / "images.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -242,17 +271,26 @@ def analyze(
     return Analysis(captions=captions, teacher_forcing=teacher_forcing, scenes=scenes)
 
 
-def _build_corpus(data: EvaluationData, tokenizer: TokenizerName) -> Corpus:
+def _refinement(trained: MetricTables, refined: MetricTables, resampling: Resampling) -> dict[str, dict[str, Any]]:
+    """Compare the scores before and after refinement; METEOR and SPICE, which are slow, are left out."""
+    return {
+        metric: {"trained": values.pop("a"), "refined": values.pop("b"), **values}
+        for metric, values in paired_differences(trained, refined, resampling).items()
+    }
+
+
+def _build_corpus(data: EvaluationData, captions: Mapping[int, Words], tokenizer: TokenizerName) -> Corpus:
     if tokenizer == "ptb":
         untokenized_references = {record.image_id: record.captions for record in data.records}
-        hypotheses = {image_id: captions.best.text for image_id, captions in data.generated.items()}
-        return build_corpora("ptb", data.model.vocabulary.language, untokenized_references, [hypotheses])[0]
+        language = data.model.vocabulary.language
+        hypotheses = {image_id: join_words(words, language) for image_id, words in captions.items()}
+        return build_corpora("ptb", language, untokenized_references, [hypotheses])[0]
     # Captions are generated in the words of tokens.h5, so hypotheses and references are already tokenized.
     tokenized_references = group_references(data.tokens)
-    image_ids = tuple(sorted(data.generated))
+    image_ids = tuple(sorted(captions))
     return Corpus(
         image_ids=image_ids,
-        hypotheses=tuple(data.generated[image_id].words for image_id in image_ids),
+        hypotheses=tuple(captions[image_id] for image_id in image_ids),
         references=tuple(tokenized_references[image_id] for image_id in image_ids),
         tokenization=read_tokenization(data.inputs.tokens / TOKENS_FILE),
     )
@@ -269,10 +307,12 @@ def _subsets(records: Sequence[Record]) -> dict[str, list[int]]:
 def _diversity(data: EvaluationData) -> dict[str, Any]:
     vocabulary = set(data.model.vocabulary.words[len(SPECIALS) :])
     train_captions = frozenset(data.train_tokens.captions)
-    first_references = [captions[0] for captions in group_references(data.tokens).values()]
+    captions: dict[str, Sequence[Words]] = {"generated": [caption.words for caption in data.generated.values()]}
+    if data.trained_captions is not None:
+        captions["trained"] = list(data.trained_captions.values())
+    captions["reference"] = [captions[0] for captions in group_references(data.tokens).values()]
     return {
-        "generated": diversity([caption.words for caption in data.generated.values()], vocabulary, train_captions),
-        "reference": diversity(first_references, vocabulary, train_captions),
+        **{name: diversity(texts, vocabulary, train_captions) for name, texts in captions.items()},
         "protocol": list(DIVERSITY_PROTOCOL),
     }
 

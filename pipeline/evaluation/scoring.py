@@ -7,11 +7,11 @@ from typing import Any
 from pipeline.captions.languages import ENGLISH
 from pipeline.errors import UserError
 from pipeline.evaluation.coco_files import read_references, read_results, select_scored
-from pipeline.metrics.bootstrap import Resampling, paired_difference
+from pipeline.metrics.bootstrap import Resampling
 from pipeline.metrics.caption_scores import (
     CORPUS_SCORES,
-    MetricTables,
     compute_metrics,
+    paired_differences,
     provenance,
     summarize_scores,
 )
@@ -136,26 +136,9 @@ def compare(
         "references": str(references),
         "num_images": len(common),
         "num_unpaired_images": len(captions_a.keys() ^ captions_b.keys()),
-        "scores": _differences(metrics_a, metrics_b, resampling),
+        "scores": paired_differences(metrics_a, metrics_b, resampling),
         **provenance(metrics_a, resampling),
     }
-
-
-def _differences(metrics_a: MetricTables, metrics_b: MetricTables, resampling: Resampling) -> dict[str, dict[str, Any]]:
-    differences = {}
-    for metric in [metric for metric in metrics_a.tables if metric in metrics_b.tables]:
-        interval = paired_difference(
-            metrics_b.tables[metric], metrics_a.tables[metric], CORPUS_SCORES[metric], resampling
-        )
-        difference, *ends = interval.rounded()
-        differences[metric] = {
-            "a": round(metrics_a.score(metric), 6),
-            "b": round(metrics_b.score(metric), 6),
-            "difference": difference,
-            "interval": ends or None,
-            "significant": not interval.includes_zero,
-        }
-    return differences
 
 
 def compare_lines(comparison: Mapping[str, Any]) -> list[str]:

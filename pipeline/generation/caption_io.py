@@ -1,6 +1,7 @@
 """Reader and writer of generated captions: `captions.json`, `n_best.json` and `attention.h5`.
 
-`captions.json` is in COCO's results format. Shapes: `N` images, `T` words, `P` regions in a grid of `H` x `W`.
+`captions.json` is in COCO's results format, and so is `trained_captions.json`, which has the captions of the model
+before its refinement. Shapes: `N` images, `T` words, `P` regions in a grid of `H` x `W`.
 """
 
 import json
@@ -27,6 +28,7 @@ from pipeline.startup import defer_interrupts
 
 SCHEMA = Schema("gridcap.attention", 2)
 CAPTIONS_FILE = "captions.json"
+TRAINED_CAPTIONS_FILE = "trained_captions.json"
 N_BEST_FILE = "n_best.json"
 ATTENTION_FILE = "attention.h5"
 
@@ -97,10 +99,31 @@ def write_captions(
             attention = _create_datasets(file, num_images, num_regions=grid[0] * grid[1])
         for index, block in enumerate(_blocks(generated)):
             for image in block:
-                write_best({"image_id": image.image_id, "caption": image.best.text})
+                write_best(_to_best_row(image))
                 write_n_best({"image_id": image.image_id, "captions": [_to_row(caption) for caption in image.captions]})
             with defer_interrupts():
                 _write_block(file, attention, index * _IMAGES_PER_BLOCK, block)
+
+
+def write_trained_captions(folder: Path, generated: Iterable[GeneratedCaptions]) -> None:
+    """Write the captions of the trained model, before its refinement, to `trained_captions.json`."""
+    with _json_list(folder / TRAINED_CAPTIONS_FILE) as write:
+        for image in generated:
+            write({**_to_best_row(image), "words": list(image.words)})
+
+
+def read_trained_captions(folder: Path) -> dict[int, tuple[str, ...]]:
+    """Read the words of each caption in `trained_captions.json`, by image id.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    path = folder / TRAINED_CAPTIONS_FILE
+    rows = read_json(path, list[_TrainedRow], _REMEDY)
+    captions = {row["image_id"]: tuple(row["words"]) for row in rows}
+    if len(captions) < len(rows):
+        raise UserError(f"{path}: has an image twice. {_REMEDY}")
+    return captions
 
 
 def _create_datasets(file: h5py.File, num_images: int, num_regions: int) -> h5py.Dataset:
@@ -148,6 +171,12 @@ class _BestRow(TypedDict):
     caption: str
 
 
+class _TrainedRow(_BestRow):
+    """An image in `trained_captions.json`."""
+
+    words: list[str]
+
+
 # Rounding can make the logarithm of a mean probability positive.
 _LogProbability = Annotated[FiniteFloat, Field(le=0.01)]
 
@@ -167,6 +196,10 @@ class _ImageRow(TypedDict):
 
     image_id: Int64
     captions: Annotated[list[_CaptionRow], Field(min_length=1)]
+
+
+def _to_best_row(image: GeneratedCaptions) -> _BestRow:
+    return {"image_id": image.image_id, "caption": image.best.text}
 
 
 def _to_row(caption: Caption) -> _CaptionRow:

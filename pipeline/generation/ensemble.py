@@ -169,6 +169,31 @@ def read_models(model: Path, ensemble: Path | None) -> list[TrainedModel]:
     return models
 
 
+def read_trained_models(trained: Path, models: Sequence[TrainedModel]) -> list[TrainedModel]:
+    """Read the model that the first of some models is a refinement of.
+
+    Args:
+        trained: Its folder.
+        models: The result of `read_models`.
+
+    Returns:
+        `models` with the trained model as the first; empty if the first is not refined.
+
+    Raises:
+        UserError: `trained` is not a model folder, or that of another model.
+    """
+    refinement = models[0].config.refinement
+    if refinement is None:
+        return []
+    model = read_model(trained)
+    if model.config.fingerprint != refinement.trained_fingerprint:
+        raise UserError(
+            f"{trained}: is from training run {model.config.fingerprint}, but the model is a refinement of"
+            f" {refinement.trained_fingerprint}. Run `dvc repro refine`."
+        )
+    return [model, *models[1:]]
+
+
 def _ensemble_dirs(ensemble: Path) -> list[Path]:
     if not ensemble.is_dir():
         raise UserError(f"{ensemble}: no such folder. Name a folder of model folders.")

@@ -8,7 +8,7 @@ do not depend on the other images of the batch, apart from rounding in the decod
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Protocol, TypeVar
 
 import torch
@@ -120,6 +120,11 @@ class SearchParams:
                 return length**self.length_alpha
             case "gnmt":
                 return ((5 + length) / 6) ** self.length_alpha
+
+    @classmethod
+    def sampling(cls, num_samples: int, max_length: int, seed: int) -> "SearchParams":
+        """Return the settings of sampling from the decoder's own distribution, with everything else turned off."""
+        return replace(cls.greedy(max_length), method="sample", n_best=num_samples, seed=seed)
 
     @classmethod
     def greedy(cls, max_length: int) -> "SearchParams":

@@ -115,7 +115,8 @@ def sample_step(
     Args:
         log_probs: Log-probabilities of the next word [B, K, V].
         ended: Whether a caption has ended [B, K].
-        uniform: Uniform random numbers in [0, 1) [B, K], each of which selects a word by cumulative probability.
+        uniform: Uniform random numbers in [0, 1) [B, K], each of which selects a word by cumulative probability, in
+            descending order of probability with top-k or nucleus sampling, otherwise in the order of ids.
         temperature: Divisor of the log-probabilities.
         top_k: Sample from the k most likely words; 0 disables it.
         top_p: Sample from the smallest set of words whose probabilities add up to this; 1 disables it.
@@ -123,22 +124,38 @@ def sample_step(
     Returns:
         One continuation per caption.
     """
-    ranked, order = (log_probs / temperature).sort(dim=-1, descending=True, stable=True)  # [B, K, V]
-    if top_k:
-        ranked[..., top_k:] = -torch.inf
-    probabilities = ranked.double().softmax(dim=-1)
-    # On the CPU: on a GPU, `cumsum` may differ from run to run.
-    cumulative = probabilities.cpu().cumsum(dim=-1).to(log_probs.device)
-    nucleus_size = ((cumulative - probabilities) < top_p).sum(dim=-1, keepdim=True).clamp(min=1)  # [B, K, 1]
-    threshold = uniform.unsqueeze(-1) * cumulative.gather(-1, nucleus_size - 1)
-    rank = torch.searchsorted(cumulative, threshold, right=True).minimum(nucleus_size - 1)  # [B, K, 1]
-    tokens = order.gather(-1, rank)
+    scaled = log_probs / temperature
+    if top_k or top_p < 1:
+        scaled, order = scaled.sort(dim=-1, descending=True, stable=True)  # [B, K, V]
+        if top_k:
+            scaled[..., top_k:] = -torch.inf
+        probabilities, cumulative = _cumulate(scaled)
+        last = ((cumulative - probabilities) < top_p).sum(dim=-1, keepdim=True).clamp(min=1) - 1  # [B, K, 1]
+        tokens = order.gather(-1, _select(cumulative, uniform, last))  # [B, K, 1]
+    else:  # without sorting, which takes most of the time with a large vocabulary
+        _, cumulative = _cumulate(scaled)
+        # The last word with a probability above 0. No word has one if all are forbidden.
+        last = torch.searchsorted(cumulative, cumulative[..., -1:].contiguous()).clamp(max=log_probs.shape[-1] - 1)
+        tokens = _select(cumulative, uniform, last)
     token_log_probs = log_probs.gather(-1, tokens).squeeze(-1)  # [B, K]
     final = ended | (token_log_probs == -torch.inf)
     beam_index = torch.arange(log_probs.shape[1], device=log_probs.device).expand(len(log_probs), -1)
     return Continuations(
         beam_index, tokens.squeeze(-1).masked_fill(final, PAD), token_log_probs.masked_fill(final, 0.0)
     )
+
+
+def _cumulate(log_probs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return probabilities [B, K, V] and their cumulative sums, both in float64."""
+    probabilities = log_probs.double().softmax(dim=-1)
+    # On the CPU: on a GPU, `cumsum` may differ from run to run.
+    return probabilities, probabilities.cpu().cumsum(dim=-1).to(log_probs.device)
+
+
+def _select(cumulative: Tensor, uniform: Tensor, last: Tensor) -> Tensor:
+    """Select an index up to `last` [B, K, 1] by cumulative probability [B, K, V] and random numbers [B, K]."""
+    threshold = uniform.unsqueeze(-1) * cumulative.gather(-1, last)
+    return torch.searchsorted(cumulative, threshold, right=True).minimum(last)
 
 
 def random_numbers(seed: int, image_ids: Sequence[int], num_samples: int, max_length: int) -> Tensor:

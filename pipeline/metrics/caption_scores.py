@@ -14,7 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.metrics import bleu, cider, meteor, rouge, spice
-from pipeline.metrics.bootstrap import Resampling, ScoreFunction, Table, mean, score_interval, score_table
+from pipeline.metrics.bootstrap import (
+    Resampling,
+    ScoreFunction,
+    Table,
+    mean,
+    paired_difference,
+    score_interval,
+    score_table,
+)
 from pipeline.metrics.corpus import Corpus
 from pipeline.metrics.java import UnavailableError, require_english
 
@@ -156,6 +164,36 @@ def summarize_scores(
         scores["subsets"] = {subset: subset_scores for subset, (subset_scores, _) in subset_summaries.items()}
         intervals["subsets"] = {subset: subset_intervals for subset, (_, subset_intervals) in subset_summaries.items()}
     return {**scores, "intervals": intervals, **provenance(metrics, resampling)}
+
+
+def paired_differences(
+    metrics_a: MetricTables, metrics_b: MetricTables, resampling: Resampling
+) -> dict[str, dict[str, Any]]:
+    """Compute the scores of two systems on the same images, and their differences, as JSON values.
+
+    Args:
+        metrics_a: Tables of system `a`.
+        metrics_b: Tables of system `b`.
+        resampling: Bootstrap settings.
+
+    Returns:
+        For each metric that both have: `a`, `b`, `difference` (b - a), its 95% `interval` (None for one image), and
+        whether it is `significant`.
+    """
+    differences = {}
+    for metric in [metric for metric in metrics_a.tables if metric in metrics_b.tables]:
+        interval = paired_difference(
+            metrics_b.tables[metric], metrics_a.tables[metric], CORPUS_SCORES[metric], resampling
+        )
+        difference, *ends = interval.rounded()
+        differences[metric] = {
+            "a": round(metrics_a.score(metric), 6),
+            "b": round(metrics_b.score(metric), 6),
+            "difference": difference,
+            "interval": ends or None,
+            "significant": not interval.includes_zero,
+        }
+    return differences
 
 
 def provenance(metrics: MetricTables, resampling: Resampling) -> dict[str, dict[str, list[str]]]:

@@ -14,9 +14,66 @@ PROTOCOL = (
     "num_distinct_captions: captions that differ in at least one word; distinct_rate: over all captions",
     "vocab_size: distinct words; vocab_coverage: fraction of the decoder's vocabulary that occurs",
     "distinct_bigram_rate: distinct bigrams over all bigrams",
+    "bad_endings: fraction of captions without words or with a function word at the end",
     "verbatim_in_train: fraction of captions that are word for word a caption of a train image",
     "reference: the first caption of each image in the dataset",
 )
+
+
+# fmt: off
+FUNCTION_WORDS = frozenset(
+    {
+        "a",
+        "an",
+        "the",
+        "this",
+        "these",
+        "that",
+        "some",
+        "his",
+        "her",
+        "its",
+        "their",
+        "and",
+        "or",
+        "but",
+        "as",
+        "in",
+        "on",
+        "at",
+        "of",
+        "to",
+        "by",
+        "for",
+        "with",
+        "from",
+        "into",
+        "onto",
+        "over",
+        "under",
+        "near",
+        "behind",
+        "beside",
+        "between",
+        "through",
+        "is",
+        "are",
+        "was",
+        "were",
+        "be",
+        "am",
+        "which",
+        "who",
+        "while",
+    }
+)
+# fmt: on
+"""English words that do not end a sentence."""
+
+
+def ends_badly(words: Words) -> bool:
+    """Whether a caption has no words or ends in one of `FUNCTION_WORDS`, as if it had been cut off."""
+    return not words or words[-1].lower() in FUNCTION_WORDS
 
 
 def diversity(
@@ -43,6 +100,7 @@ def diversity(
         "vocab_size": len(distinct_words),
         "vocab_coverage": _rate(len(distinct_words & vocabulary), len(vocabulary)),
         "distinct_bigram_rate": _rate(len(set(bigrams)), len(bigrams)),
+        "bad_endings": _rate(sum(map(ends_badly, texts)), len(texts)),
         "verbatim_in_train": _rate(sum(" ".join(words) in train_captions for words in texts), len(texts)),
     }
 

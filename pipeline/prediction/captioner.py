@@ -96,7 +96,7 @@ class Captioner:
         """Load a model folder, the encoder it was trained with, and the recorded search settings.
 
         Args:
-            folder: Model folder, from `train` or `gridcap export`.
+            folder: Model folder, from `refine` or `gridcap export`.
             ensemble: Folder of additional model folders, whose word probabilities are averaged with the model's.
             encoder_weights: File with the encoder's weights; None to find it in the model folder, where `encode` read
                 it, or in torchvision's cache.

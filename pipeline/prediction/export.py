@@ -11,7 +11,7 @@ from pydantic import FiniteFloat
 from typing_extensions import TypedDict
 
 from pipeline.artifacts import Int64, fresh_folder, publish, read_json, write_atomically
-from pipeline.decoder.model_io import MODEL_FILES, read_history, read_model
+from pipeline.decoder.model_io import model_files, read_history, read_model, read_refine_history
 from pipeline.errors import UserError
 from pipeline.generation.search_settings import find_search_settings, write_search_settings
 from pipeline.params import shorten
@@ -41,14 +41,14 @@ def export(
         raise UserError(f"{out}: already exists. Name a new folder.")
     config = read_model(model).config
     card_scores = None if scores is None else _read_scores(scores)
-    history = read_history(model, config)
+    history, refine_history = read_history(model, config), read_refine_history(model, config)
     search = find_search_settings(model, config.fingerprint)
     with fresh_folder(out) as folder:
-        for name in MODEL_FILES:
+        for name in model_files(config):
             shutil.copyfile(model / name, folder / name)
         if search is not None:
             write_search_settings(folder, search, config.fingerprint)
-        write_model_card(folder / CARD_FILE, config, history, card_scores)
+        write_model_card(folder / CARD_FILE, config, history, refine_history, card_scores)
         if with_encoder:
             encoder = find_encoder(model, config, encoder_weights, download)
             weights = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}

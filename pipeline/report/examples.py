@@ -36,6 +36,8 @@ class Example:
     """The generated caption, T words."""
     language: str
     """Code of the language of the captions."""
+    trained_words: tuple[str, ...] | None
+    """The caption before refinement; None if the model is not refined."""
     attention: NDArray[np.floating]
     """[T, h, w] attention weights of each word."""
     references: tuple[str, ...]
@@ -98,6 +100,7 @@ def build_examples(data: EvaluationData, metrics: MetricTables, params: ReportPa
                 image=_read_example_image(data.inputs.image_dir / record.file, data.store.views[0]),
                 words=caption.words,
                 language=caption.best.language,
+                trained_words=None if data.trained_captions is None else data.trained_captions[image_id],
                 attention=caption.attention,
                 references=record.captions,
                 scores={name: float(values[rows[image_id]]) for name, values in metrics.image_scores.items()},

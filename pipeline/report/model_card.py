@@ -1,11 +1,11 @@
 """The model card: training data, encoder, scores and licenses of a model (Mitchell et al. 2019)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import write_atomically
-from pipeline.decoder.model_io import CONFIG_FILE, ModelConfig
+from pipeline.decoder.model_io import CONFIG_FILE, History, ModelConfig
 
 CARD_FILE = "model_card.md"
 
@@ -35,7 +35,8 @@ their authors; torchvision's weights were trained on ImageNet, which is for rese
 def write_model_card(
     path: Path,
     config: ModelConfig,
-    history: Sequence[Mapping[str, float | None]],
+    history: History,
+    refine_history: History,
     scores: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the card of a model. The same arguments give the same bytes.
@@ -43,14 +44,16 @@ def write_model_card(
     Args:
         path: Output Markdown file.
         config: Configuration of the model.
-        history: Training metrics of each epoch.
+        history: Metrics of each epoch of `train`.
+        refine_history: Metrics of each epoch of `refine`, the first of which is epoch 0; empty if the model is not
+            refined.
         scores: Content of `scores.json`, or of `gridcap score --json`; None omits evaluation scores.
     """
-    write_atomically(path, "\n".join(_lines(config, history, scores)) + "\n")
+    write_atomically(path, "\n".join(_lines(config, history, refine_history, scores)) + "\n")
 
 
 def _lines(
-    config: ModelConfig, history: Sequence[Mapping[str, float | None]], scores: Mapping[str, Any] | None
+    config: ModelConfig, history: History, refine_history: History, scores: Mapping[str, Any] | None
 ) -> Iterator[str]:
     encoder, decoder, data = config.encoder, config.decoder, config.data
     yield _INTRODUCTION
@@ -58,7 +61,13 @@ def _lines(
     yield "| --- | --- |"
     yield f"| training run | `{config.fingerprint}` |"
     yield f"| training data | {_code(config.dataset)}: {_images(data.num_images)}, {data.num_captions:,} captions |"
-    yield f"| checkpoint | epoch {config.epoch} of {len(history)}, {_selection(config)} |"
+    yield f"| checkpoint | epoch {config.epoch} of {len(history)}, {_selection(config.selected_by)} |"
+    if config.refinement is not None:
+        refinement, num_epochs = config.refinement, len(refine_history) - 1
+        yield (
+            f"| self-critical training | of training run `{refinement.trained_fingerprint}`: "
+            f"epoch {refinement.epoch} of {num_epochs}, {_selection(refinement.selected_by)} |"
+        )
     yield (
         f"| encoder | {encoder.architecture} up to {encoder.layer}, {encoder.image_size} px ({config.view}), "
         f"{encoder.precision}: {encoder.grid_height} x {encoder.grid_width} regions of {encoder.channels} channels |"
@@ -69,22 +78,24 @@ def _lines(
     yield f"| vocabulary | digest `{config.vocabulary_digest}` |"
     yield f"| versions | {', '.join(f'{name} {version}' for name, version in config.versions.items())} |"
     yield f"\n`{CONFIG_FILE}` has the same facts in machine-readable form.\n"
-    yield from _validation_lines(config, history)
+    if config.refinement is None:
+        yield from _validation_lines(config, config.selected_by, history[config.epoch - 1])
+    else:
+        yield from _validation_lines(config, config.refinement.selected_by, refine_history[config.refinement.epoch])
     if scores is not None:
         yield from _evaluation_lines(scores)
     yield _LICENSES
 
 
-def _validation_lines(config: ModelConfig, history: Sequence[Mapping[str, float | None]]) -> Iterator[str]:
+def _validation_lines(config: ModelConfig, selected_by: str, metrics: Mapping[str, float | None]) -> Iterator[str]:
     yield "## Validation scores\n"
     yield f"On {_images(config.data.num_val_images)} that the decoder was not trained on."
-    if config.selected_by != "last":
+    if selected_by != "last":
         yield "The epoch was selected on these images, so the scores are slightly optimistic."
     yield "Captions are generated greedily. BLEU-4 (closest reference length, no smoothing) and CIDEr-D are corpus"
     yield "scores on the tokens of `tokenize`; `<unk>` never matches.\n"
     yield "| metric | value |"
     yield "| --- | --- |"
-    metrics = history[config.epoch - 1]
     for key, label in _VALIDATION_LABELS.items():
         value = metrics[key]
         yield f"| {label} | {'not defined' if value is None else f'{value:.4f}'} |"
@@ -116,8 +127,8 @@ def _images(count: int) -> str:
     return f"{count:,} image{'' if count == 1 else 's'}"
 
 
-def _selection(config: ModelConfig) -> str:
-    return "the last one" if config.selected_by == "last" else f"selected by `{config.selected_by}`"
+def _selection(selected_by: str) -> str:
+    return "the last one" if selected_by == "last" else f"selected by `{selected_by}`"
 
 
 def _code(name: str | None) -> str:

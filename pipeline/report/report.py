@@ -149,6 +149,9 @@ def _example_values(example: Example) -> dict[str, Any]:
         "height": height,
         "grid": example.attention.shape[1:],
         "caption": join_words(example.words, example.language),
+        "trained_caption": (
+            None if example.trained_words is None else join_words(example.trained_words, example.language)
+        ),
         "lang": html_lang(example.language),
         "separator": word_separator(example.language),
         "words": [

@@ -38,12 +38,22 @@ class Progress:
     """Sum of the cross-entropy over the words of these batches, in nats."""
     num_words: _Count = 0
     """Words in these batches."""
+    reward_sum: FiniteFloat = 0.0
+    """Sum of the rewards of the captions sampled in these batches, in self-critical training."""
+    num_samples: _Count = 0
+    """Captions sampled in these batches."""
     history: list[dict[str, Int64 | FiniteFloat | None]] = field(default_factory=list)
     """Metrics of each completed epoch."""
     best_score: FiniteFloat | None = None
     """Highest selection score so far."""
     best_epoch: _Count = 0
-    """Epoch of the highest score, from 1; 0 during the first epoch."""
+    """Epoch of the highest score, from 1; 0 during the first epoch, and for the model that `refine` starts from."""
+
+    def next_epoch(self) -> "Progress":
+        """Return the position at the start of the next epoch."""
+        return Progress(
+            epoch=self.epoch + 1, history=self.history, best_score=self.best_score, best_epoch=self.best_epoch
+        )
 
     @property
     def train_loss(self) -> float:

@@ -45,7 +45,7 @@ class LiveMetrics:
                 monitor_system=False,
             )
         except SCMError as error:
-            logger.warning("train: writing no live metrics: DVCLive cannot open the git repository (%s)", error)
+            logger.warning("%s: writing no live metrics: DVCLive cannot open the git repository (%s)", folder, error)
 
     def log(self, step: int, row: Mapping[str, float]) -> None:
         """Write a row of metrics.

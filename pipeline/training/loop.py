@@ -72,7 +72,7 @@ def _train_epoch(trainer: Trainer, intervals: Intervals, live: LiveMetrics | Non
             rates = throughput.rates()
             _update_progress_bar(bar, metrics, trainer.progress.train_loss, rates)
             if live is not None and intervals.is_live(metrics.step):
-                live.log(metrics.step, _live_row(metrics, rates))
+                live.log(metrics.step, _live_row(trainer.stage, metrics, rates))
             _checkpoint_if_due(trainer, timer, interrupt)
 
 
@@ -80,7 +80,7 @@ def _progress_bar(trainer: Trainer) -> "tqdm[Any]":
     return tqdm(
         total=trainer.batches_per_epoch,
         initial=trainer.progress.batch,
-        desc=f"train: epoch {trainer.progress.epoch + 1} of {trainer.params.max_epochs}",
+        desc=f"{trainer.stage}: epoch {trainer.progress.epoch + 1} of {trainer.params.max_epochs}",
         unit="batch",
         disable=None if trainer.processes.is_main else True,
     )
@@ -91,11 +91,12 @@ def _update_progress_bar(bar: "tqdm[Any]", metrics: StepMetrics, train_loss: flo
     bar.update(metrics.num_batches)
 
 
-def _live_row(metrics: StepMetrics, rates: Mapping[str, float]) -> dict[str, float]:
+def _live_row(stage: str, metrics: StepMetrics, rates: Mapping[str, float]) -> dict[str, float]:
     row = {"loss": metrics.loss, "learning_rate": metrics.learning_rate, "gradient_norm": metrics.gradient_norm}
+    row |= metrics.samples
     if metrics.attention_entropy is not None:
         row["attention_entropy"] = metrics.attention_entropy
-    return {f"train/{name}": value for name, value in (row | dict(rates)).items()}
+    return {f"{stage}/{name}": value for name, value in (row | dict(rates)).items()}
 
 
 def _checkpoint_if_due(trainer: Trainer, timer: CheckpointTimer, interrupt: Interrupt) -> None:

@@ -52,7 +52,9 @@ class Loss(NamedTuple):
         )
 
 
-def caption_loss(logits: Tensor, alpha: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Loss:
+def caption_loss(
+    logits: Tensor, alpha: Tensor, targets: Tensor, label_smoothing: float = 0.0, weights: Tensor | None = None
+) -> Loss:
     """Compute cross-entropy and the doubly stochastic term (Xu et al. 2015, section 4.2.1, equation 14).
 
     The paper sums the second term over regions. Here it is a mean, so that its weight has the same effect on every
@@ -62,11 +64,17 @@ def caption_loss(logits: Tensor, alpha: Tensor, targets: Tensor, label_smoothing
         logits: Logits of the next word [B, K, T, V].
         alpha: Attention weights [B, K, T, P].
         targets: Ids of the next words [B, K, T]; `<pad>` is ignored.
-        label_smoothing: Probability mass spread evenly over the vocabulary (Szegedy et al. 2016).
+        label_smoothing: Probability mass spread evenly over the vocabulary (Szegedy et al. 2016). Must be 0 with
+            `weights`.
+        weights: Factor of each caption in the smoothed cross-entropy [B, K]; None for 1.
     """
     mask = targets != PAD  # [B, K, T]
     flat_logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 2)  # [B * K * T, V]
-    if label_smoothing:
+    if weights is not None:
+        words = F.cross_entropy(flat_logits, targets.flatten(), ignore_index=PAD, reduction="none").view_as(targets)
+        cross_entropy = words.sum()
+        smoothed = (words.sum(dim=2) * weights).sum()
+    elif label_smoothing:
         log_probs = flat_logits.log_softmax(dim=-1)
         cross_entropy = F.nll_loss(log_probs, targets.flatten(), ignore_index=PAD, reduction="sum")
         uniform = -(log_probs.mean(dim=-1) * mask.flatten()).sum()

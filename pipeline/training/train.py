@@ -2,19 +2,28 @@
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 import pipeline
 from pipeline.artifacts import file_digest, fingerprint, fresh_folder, publish
-from pipeline.captions.tokens import TOKENS_FILE, read_tokens, require_vocabulary
-from pipeline.captions.vocabulary import VOCABULARY_FILE, read_vocabulary
-from pipeline.decoder.model_io import ModelConfig, TrainingData, read_history, read_model, write_history, write_model
+from pipeline.captions.tokens import TOKENS_FILE, CaptionTokens, read_tokens, require_vocabulary
+from pipeline.captions.vocabulary import VOCABULARY_FILE, Vocabulary, read_vocabulary
+from pipeline.decoder.model_io import (
+    ModelConfig,
+    TrainingData,
+    read_history,
+    read_model,
+    read_refine_history,
+    write_history,
+    write_model,
+)
 from pipeline.distributed import SINGLE_PROCESS, Processes
 from pipeline.errors import UserError
 from pipeline.features.store import INDEX_FILE, FeatureStore
@@ -29,6 +38,8 @@ logger = logging.getLogger("gridcap")
 CHECKPOINT_FILE = "checkpoint.safetensors"
 MODEL_FOLDER = "model"
 
+T = TypeVar("T", bound=Trainer)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainPaths:
@@ -42,6 +53,18 @@ class TrainPaths:
     """Root of the work folders; the fingerprint of a run names its folder."""
     live: Path
     """Live metrics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainInputs:
+    """What a training run reads."""
+
+    vocabulary: Vocabulary
+    store: FeatureStore
+    train: CaptionTokens
+    """Captions of the train split."""
+    val: CaptionTokens
+    """Captions of the validation split."""
 
 
 @contextmanager
@@ -76,15 +99,20 @@ def train(
 
 def run_fingerprint(params: TrainParams, paths: TrainPaths, world_size: int) -> str:
     """Compute the fingerprint of everything that determines the weights of a run."""
-    return fingerprint(
-        params=to_plain(params),
-        tokens=file_digest(paths.tokens / TOKENS_FILE),
-        vocabulary=file_digest(paths.tokens / VOCABULARY_FILE),
-        features=file_digest(paths.features / INDEX_FILE),
-        code=code_digest("pipeline.training.trainer"),
-        torch=torch.__version__,
-        processes=world_size,
-    )
+    return fingerprint(**fingerprint_parts(params, paths, world_size, "pipeline.training.trainer"))
+
+
+def fingerprint_parts(params: object, paths: TrainPaths, world_size: int, module: str) -> dict[str, Any]:
+    """Return what determines the weights of a run of `module` with a section of the params, by name."""
+    return {
+        "params": to_plain(params),
+        "tokens": file_digest(paths.tokens / TOKENS_FILE),
+        "vocabulary": file_digest(paths.tokens / VOCABULARY_FILE),
+        "features": file_digest(paths.features / INDEX_FILE),
+        "code": code_digest(module),
+        "torch": torch.__version__,
+        "processes": world_size,
+    }
 
 
 def train_in(
@@ -111,11 +139,72 @@ def train_in(
     Raises:
         UserError: As for `train`.
     """
+
+    def start(inputs: TrainInputs, checkpoint: Path) -> Trainer:
+        return Trainer(
+            params=params,
+            train=inputs.train,
+            val=inputs.val,
+            store=inputs.store,
+            vocabulary=inputs.vocabulary,
+            checkpoint=checkpoint,
+            device=device,
+            processes=processes,
+        )
+
+    def write(model: Path, trainer: Trainer, inputs: TrainInputs) -> None:
+        write_model(model, trainer.best_weights, trainer.vocabulary, _model_config(folder.name, trainer, inputs))
+        write_history(model, trainer.progress.history)
+
+    return run_in(folder, Trainer.stage, paths, intervals, processes, start, write)
+
+
+def run_in(
+    folder: Path,
+    stage: str,
+    paths: TrainPaths,
+    intervals: Intervals,
+    processes: Processes,
+    start: Callable[[TrainInputs, Path], T],
+    write: Callable[[Path, T, TrainInputs], None],
+) -> Path:
+    """Run a trainer to its end in a folder that no other run uses, unless its finished model is there.
+
+    Args:
+        folder: Folder of the run.
+        stage: Stage of the run.
+        paths: Folders to read; `paths.work` is not used.
+        intervals: How often to write checkpoints and live metrics.
+        processes: The processes that share every batch.
+        start: Returns the trainer for some inputs and a checkpoint file.
+        write: Writes the finished model to a folder. Rank 0 calls it.
+
+    Returns:
+        The finished model folder.
+
+    Raises:
+        UserError: An input is missing or damaged, or the loss is not finite.
+    """
     model = folder / MODEL_FOLDER
-    if processes.broadcast(_is_intact(model) if processes.is_main else False):
+    if processes.broadcast(_is_intact(model, stage) if processes.is_main else False):
         if processes.is_main:
-            logger.info("train: %s is up to date, nothing to do", model)
+            logger.info("%s: %s is up to date, nothing to do", stage, model)
         return model
+    inputs, checkpoint = _read_inputs(paths), folder / CHECKPOINT_FILE
+    trainer = start(inputs, checkpoint)
+    if processes.is_main and trainer.is_resumed:
+        epoch, batch = trainer.progress.epoch + 1, trainer.progress.batch
+        logger.info("%s: resuming from %s: epoch %d, batch %d", stage, checkpoint, epoch, batch)
+    run_training(trainer, intervals, LiveMetrics(paths.live, trainer.global_step) if processes.is_main else None)
+    if processes.is_main:
+        with fresh_folder(model) as unfinished:
+            write(unfinished, trainer, inputs)
+            publish(unfinished, model)
+        checkpoint.unlink()
+    return model
+
+
+def _read_inputs(paths: TrainPaths) -> TrainInputs:
     vocabulary = read_vocabulary(paths.tokens / VOCABULARY_FILE)
     require_vocabulary(paths.tokens / TOKENS_FILE, vocabulary)
     # No step is taken with altered grids. To verify all shards first would delay it by minutes: COCO has 25 GB.
@@ -123,34 +212,11 @@ def train_in(
     train_captions, val_captions = (
         read_tokens(paths.tokens / TOKENS_FILE, split, store.skipped_ids) for split in ("train", "val")
     )
-    checkpoint = folder / CHECKPOINT_FILE
-    trainer = Trainer(
-        params=params,
-        train=train_captions,
-        val=val_captions,
-        store=store,
-        vocabulary=vocabulary,
-        checkpoint=checkpoint,
-        device=device,
-        processes=processes,
-    )
-    if processes.is_main and trainer.is_resumed:
-        progress = trainer.progress
-        logger.info("train: resuming from %s: epoch %d, batch %d", checkpoint, progress.epoch + 1, progress.batch)
-    run_training(trainer, intervals, LiveMetrics(paths.live, trainer.global_step) if processes.is_main else None)
-    if processes.is_main:
-        data = TrainingData(
-            num_images=len(set(train_captions.image_id.tolist())),
-            num_captions=len(train_captions.image_id),
-            num_val_images=len(set(val_captions.image_id.tolist())),
-        )
-        _write_model(model, trainer, _model_config(folder.name, trainer, store, data))
-        checkpoint.unlink()
-    return model
+    return TrainInputs(vocabulary=vocabulary, store=store, train=train_captions, val=val_captions)
 
 
-def _model_config(run: str, trainer: Trainer, store: FeatureStore, data: TrainingData) -> ModelConfig:
-    params = trainer.params
+def _model_config(run: str, trainer: Trainer, inputs: TrainInputs) -> ModelConfig:
+    params, store = trainer.params, inputs.store
     return ModelConfig(
         fingerprint=run,
         decoder=params.decoder,
@@ -158,7 +224,11 @@ def _model_config(run: str, trainer: Trainer, store: FeatureStore, data: Trainin
         encoder=store.spec,
         encoder_fingerprint=store.fingerprint,
         view=store.views[0],
-        data=data,
+        data=TrainingData(
+            num_images=len(set(inputs.train.image_id.tolist())),
+            num_captions=len(inputs.train.image_id),
+            num_val_images=len(set(inputs.val.image_id.tolist())),
+        ),
         epoch=trainer.progress.best_epoch,
         selected_by=params.select_by,
         versions={
@@ -168,21 +238,16 @@ def _model_config(run: str, trainer: Trainer, store: FeatureStore, data: Trainin
     )
 
 
-def _write_model(model: Path, trainer: Trainer, config: ModelConfig) -> None:
-    with fresh_folder(model) as folder:
-        write_model(folder, trainer.best_weights, trainer.vocabulary, config)
-        write_history(folder, trainer.progress.history)
-        publish(folder, model)
-
-
-def _is_intact(model: Path) -> bool:
+def _is_intact(model: Path, stage: str) -> bool:
     """Return whether a finished model can be read; a damaged one is removed."""
     if not model.is_dir():
         return False
     try:
-        read_history(model, read_model(model).config)
+        config = read_model(model).config
+        read_history(model, config)
+        read_refine_history(model, config)
     except UserError as error:
-        logger.warning("train: the finished model is damaged and is trained again (%s)", error)
+        logger.warning("%s: the finished model is damaged and is trained again (%s)", stage, error)
         shutil.rmtree(model)
         return False
     return True

@@ -1,5 +1,6 @@
 """The trainer: optimizer steps, epochs, validation and selection of the best epoch.
 
+`Trainer` learns from the captions of the dataset, `self_critical.SelfCriticalTrainer` from captions that it samples.
 This module and its imports determine the weights. `pipeline.training.loop` adds checkpoint intervals, signals, live
 metrics and the progress bar; changing those retrains nothing.
 
@@ -8,9 +9,9 @@ Shapes: `B` images, `K` captions per image, `T` words, `P` regions.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal, cast
@@ -32,7 +33,7 @@ from pipeline.params import params_section
 from pipeline.training.batches import Batch, CaptionBatches
 from pipeline.training.checkpoint import Progress, TrainingState, load_checkpoint, random_state, save_checkpoint
 from pipeline.training.ema import make_ema
-from pipeline.training.loss import caption_loss, count_targets, sum_attention_entropy
+from pipeline.training.loss import Loss, caption_loss, count_targets, sum_attention_entropy
 from pipeline.training.lr_schedule import LRParams
 from pipeline.training.scheduled_sampling import mix_in_predictions
 from pipeline.training.validation import NonFiniteLossError, SelectBy, ValidationResult, validate
@@ -82,6 +83,16 @@ class TrainParams:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Targets:
+    """Captions of one batch that the decoder learns from, on its device."""
+
+    tokens: Tensor
+    """Token ids [B, K, T + 1], padded with `<pad>`."""
+    weights: Tensor | None = None
+    """Factor of the cross-entropy of each caption [B, K]; None for 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepMetrics:
     """Metrics of one optimizer step, over all processes."""
 
@@ -96,12 +107,17 @@ class StepMetrics:
     """Mean entropy of the attention weights, in nats; None if it was not computed."""
     num_batches: int
     num_captions: int
+    samples: Mapping[str, float] = field(default_factory=dict)
+    """Metrics of the sampled captions by name; empty if the captions are those of the dataset."""
     data_wait: float = 0.0
     """Seconds that this process waited for the step's batches."""
 
 
 class Trainer:
     """A training run. Creating it resumes from the checkpoint file if that exists."""
+
+    stage = "train"
+    """Stage and section of the params, which name the run in errors and metrics."""
 
     def __init__(
         self,
@@ -114,6 +130,7 @@ class Trainer:
         checkpoint: Path,
         device: torch.device,
         processes: Processes = SINGLE_PROCESS,
+        initial_weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Build the decoder, the optimizer and the EMA.
 
@@ -126,6 +143,7 @@ class Trainer:
             checkpoint: Checkpoint file, read if it exists and written by `save_checkpoint`.
             device: Device to train on.
             processes: The processes that share every batch.
+            initial_weights: State dict of the decoder to start from; None draws random weights.
 
         Raises:
             UserError: The checkpoint is damaged, or the epoch is selected by a metric that is not defined.
@@ -140,11 +158,13 @@ class Trainer:
         self._val_references = group_references(val)
         if params.select_by == "cider" and not is_defined(list(self._val_references.values())):
             raise UserError(
-                "train.select_by: CIDEr-D is not defined for the val split, which has one image or the same references"
-                " for all images. Use bleu4 or last."
+                f"{self.stage}.select_by: CIDEr-D is not defined for the val split, which has one image or the same"
+                " references for all images. Use bleu4 or last."
             )
         torch.manual_seed(params.seed)
         self.decoder = build_decoder(params.decoder, store.spec.grid, store.channels, len(vocabulary)).to(device)
+        if initial_weights is not None:
+            self.decoder.load_state_dict(initial_weights)
         self.decoder.compiled = params.compile
         optimizer_class = torch.optim.AdamW if params.optimizer == "adamw" else torch.optim.Adam
         self._state = TrainingState(
@@ -241,11 +261,10 @@ class Trainer:
         lr = self.params.lr.lr_at(step - 1, self._steps_per_epoch, self.params.max_epochs)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        tokens = [batch.tokens.to(self._device) for batch in batches]  # each [B, K, T + 1]
-        counts = torch.stack([count_targets(ids[:, :, 1:]) for ids in tokens]).sum(dim=0)
-        counts = self.processes.sum(counts.double())  # [2], number of words and captions of the step
+        targets, samples = self._select_targets(batches)
+        counts = self._count([captions.tokens for captions in targets])
         optimizer.zero_grad(set_to_none=True)
-        sums = self._accumulate_gradients(batches, tokens, counts, log_entropy)
+        sums = self._accumulate_gradients(batches, targets, counts, log_entropy)
         cross_entropy, loss, entropy = self.processes.sum(sums).tolist()
         num_words, num_captions = counts.tolist()
         self._require_finite("loss", loss, lr)
@@ -265,16 +284,26 @@ class Trainer:
             attention_entropy=entropy / num_words if log_entropy else None,
             num_batches=len(batches),
             num_captions=int(num_captions),
+            samples=samples,
         )
 
+    def _select_targets(self, batches: Sequence[Batch]) -> tuple[list[Targets], dict[str, float]]:
+        """Return the captions of each batch to learn from, and `StepMetrics.samples`."""
+        return [Targets(tokens=batch.tokens.to(self._device)) for batch in batches], {}
+
+    def _count(self, tokens: Sequence[Tensor]) -> Tensor:
+        """Count words and captions over the batches [B, K, T + 1] of a step and over all processes [2]."""
+        counts = torch.stack([count_targets(ids[:, :, 1:]) for ids in tokens]).sum(dim=0)
+        return self.processes.sum(counts.double())
+
     def _accumulate_gradients(
-        self, batches: Sequence[Batch], tokens: Sequence[Tensor], counts: Tensor, log_entropy: bool
+        self, batches: Sequence[Batch], targets: Sequence[Targets], counts: Tensor, log_entropy: bool
     ) -> Tensor:
         """Compute the gradients of an optimizer step, summed over its batches.
 
         Args:
             batches: This process's share of the batches of the step.
-            tokens: Token ids of each batch on the device [B, K, T + 1].
+            targets: Captions of each batch to learn from.
             counts: Number of words and captions of the step, over all processes [2].
             log_entropy: Whether to compute the attention entropy.
 
@@ -283,20 +312,24 @@ class Trainer:
         """
         self.decoder.train()
         sums = torch.zeros(3, dtype=torch.float64, device=self._device)
-        for index, (batch, ids) in enumerate(zip(batches, tokens, strict=True)):
-            grids = batch.grids.to(self._device)  # [B, P, C]
-            inputs, targets = self._sample_inputs(grids, ids[:, :, :-1]), ids[:, :, 1:]  # [B, K, T]
+        for index, (batch, captions) in enumerate(zip(batches, targets, strict=True)):
+            grids, ids = batch.grids.to(self._device), captions.tokens[:, :, 1:]  # [B, P, C], [B, K, T]
+            inputs = self._sample_inputs(grids, captions.tokens[:, :, :-1])  # [B, K, T]
             with self._grad_sync(is_last=index == len(batches) - 1):
                 with self._autocast():
                     logits, alpha = self._model(grids, inputs)  # [B, K, T, V], [B, K, T, P]
-                loss = caption_loss(logits, alpha, targets, self.params.label_smoothing)
+                loss = self._loss(logits, alpha, ids, captions.weights)
                 total = loss.total(counts, self.params.doubly_stochastic_weight)
                 # DistributedDataParallel averages gradients over ranks; the gradient of the step is their sum.
                 (total * self.processes.world_size).backward()  # type: ignore[no-untyped-call]
             sums[:2] += torch.stack([loss.cross_entropy, total]).detach()
             if log_entropy:
-                sums[2] += sum_attention_entropy(alpha.detach(), targets)
+                sums[2] += sum_attention_entropy(alpha.detach(), ids)
         return sums
+
+    def _loss(self, logits: Tensor, alpha: Tensor, ids: Tensor, weights: Tensor | None) -> Loss:
+        """Compute the loss of logits [B, K, T, V], alpha [B, K, T, P], target ids and `Targets.weights`."""
+        return caption_loss(logits, alpha, ids, self.params.label_smoothing, weights)
 
     def _grad_sync(self, is_last: bool) -> AbstractContextManager[None]:
         """Synchronize the gradients of all processes only in the last backward pass of a step."""
@@ -328,17 +361,24 @@ class Trainer:
         Raises:
             UserError: The validation loss is not finite.
         """
+        train_metrics = self._train_metrics()
+        self._state.progress = self.progress.next_epoch()
+        return self._record_epoch(train_metrics)
+
+    def _record_epoch(self, train_metrics: Mapping[str, float | None]) -> ValidationResult | None:
+        """Validate, add a row to the history, and update the best weights. As `end_epoch`."""
         progress = self.progress
-        train_loss = progress.train_loss
-        progress.epoch += 1
-        progress.batch, progress.loss_sum, progress.num_words = 0, 0.0, 0
         result = None
         if self.processes.is_main:
             result = self._validate()
-            progress.history.append({"epoch": progress.epoch, "train_loss": train_loss, **result.metrics})
+            progress.history.append({"epoch": progress.epoch, **train_metrics, **result.metrics})
             self._update_best(result.selection_score(self.params.select_by, progress.epoch))
         self._state.progress = self.processes.broadcast(progress)
         return result
+
+    def _train_metrics(self) -> dict[str, float | None]:
+        """Return the metrics of the epoch so far on its train batches, for the history."""
+        return {"train_loss": self.progress.train_loss}
 
     def _update_best(self, score: float) -> None:
         """Keep the weights of the completed epoch if its selection score is the highest so far."""
@@ -377,6 +417,6 @@ class Trainer:
             f"The last checkpoint is {self._checkpoint}." if self._checkpoint.is_file() else "No checkpoint was saved."
         )
         return UserError(
-            f"train: epoch {epoch}, step {step}: {problem} at learning rate {lr:.3g}. Lower train.lr.peak or"
-            f" train.max_grad_norm in params.yaml. {checkpoint}"
+            f"{self.stage}: epoch {epoch}, step {step}: {problem} at learning rate {lr:.3g}. Lower"
+            f" {self.stage}.lr.peak or {self.stage}.max_grad_norm in params.yaml. {checkpoint}"
         )
