@@ -67,6 +67,7 @@ def test_without_its_package_a_language_is_an_error_that_names_it(
     )
 
 
+@pytest.mark.filterwarnings("ignore:Dictionary.create:DeprecationWarning")  # spaCy's call of SudachiPy
 @pytest.mark.parametrize(
     ("module", "language", "caption", "words"),
     [
