@@ -99,6 +99,7 @@ def generate(folder: Path, num_images: int) -> float:
         params=folder / "params.yaml",
         prepared=encoded / "prepared",
         features=encoded / "features",
+        trained=run / "model",
         model=run / "model",
         out=run / "generated",
     )

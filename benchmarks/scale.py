@@ -247,11 +247,12 @@ def measure(
         elif stage == "train":
             yield stage, clone.run_first_step()
         elif stage == "nothing":
-            clone.run("commit", "--force", "encode", "train")
+            clone.run("commit", "--force", "encode", "train", "refine")
             yield stage, clone.run("repro")
         else:
             if stage == "generate":
-                write_model(data / "model", clone.folder, dataset / "resnet18.safetensors")
+                for name in ("trained", "model"):
+                    write_model(data / name, clone.folder, dataset / "resnet18.safetensors")
             yield stage, clone.run("repro", "--single-item", stage)
 
 

@@ -221,6 +221,7 @@ def test_prediction_starts_from_the_settings_of_the_generated_captions(tiny: Tin
         params=params,
         prepared=tmp_path / "prepared",
         features=tiny.features,
+        trained=tmp_path / "model",
         model=tmp_path / "model",
         out=tmp_path / "generated",
         device="cpu",
