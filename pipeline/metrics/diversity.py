@@ -19,6 +19,57 @@ PROTOCOL = (
 )
 
 
+# fmt: off
+FUNCTION_WORDS = frozenset(
+    {
+        "a",
+        "an",
+        "the",
+        "this",
+        "these",
+        "that",
+        "some",
+        "his",
+        "her",
+        "its",
+        "their",
+        "and",
+        "or",
+        "but",
+        "as",
+        "in",
+        "on",
+        "at",
+        "of",
+        "to",
+        "by",
+        "for",
+        "with",
+        "from",
+        "into",
+        "onto",
+        "over",
+        "under",
+        "near",
+        "behind",
+        "beside",
+        "between",
+        "through",
+        "is",
+        "are",
+        "was",
+        "were",
+        "be",
+        "am",
+        "which",
+        "who",
+        "while",
+    }
+)
+# fmt: on
+"""English words that do not end a sentence."""
+
+
 def diversity(
     captions: Sequence[Words], vocabulary: AbstractSet[str], train_captions: AbstractSet[str]
 ) -> dict[str, int | float | None]:
