@@ -137,6 +137,11 @@ def test_analysis_is_written(data: EvaluationData, tmp_path: Path) -> None:
     assert diversity["generated"]["num_captions"] == diversity["reference"]["num_captions"] == 8
     assert diversity["generated"]["verbatim_in_train"] == 0.5
     assert diversity["reference"]["verbatim_in_train"] == 1
+    usage = analysis.captions["word_usage"]
+    # "green" is wrong; "one" is in every second reference.
+    assert (usage["generated"]["precision"], usage["reference"]["precision"]) == (12 / 16, 16 / 20)
+    (row,) = usage["number_words"]
+    assert row.items() >= {"phrase": "one", "said": 0, "right": 0, "in_references": 4.0, "image_id": 0}.items()
     assert analysis.captions["human_agreement"]["num_images"] == 8
     # Per caption: a, color, thing, <end>.
     assert analysis.teacher_forcing["num_tokens"] == 8 * 2 * 4
@@ -274,7 +279,7 @@ def test_an_unreadable_image_leaves_every_old_output(inputs: EvaluateInputs, tmp
 
 
 @pytest.mark.parametrize(
-    ("num_images", "caption"), [(8, ""), (8, "red"), (8, "a red thing"), (1, ""), (1, "a red thing")]
+    ("num_images", "caption"), [(8, ""), (8, "red"), (8, "one red thing"), (1, ""), (1, "one red thing")]
 )
 def test_every_score_is_a_number_or_not_defined(
     inputs: EvaluateInputs, tmp_path: Path, num_images: int, caption: str

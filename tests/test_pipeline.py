@@ -37,6 +37,7 @@ def test_every_stage_writes_its_outputs(repository: Repository) -> None:
     assert sum(part["num_images"] for part in scores["subsets"].values()) == scores["num_images"] == 9
     metrics = json.loads((repository.folder / "results/metrics/captions.json").read_text())
     assert metrics["diversity"]["generated"]["num_captions"] == metrics["diversity"]["reference"]["num_captions"] == 9
+    assert 0 <= metrics["word_usage"]["generated"]["precision"] <= 1
     assert metrics["human_agreement"]["num_images"] == 9
     rows = [json.loads(line) for line in (repository.folder / "results/metrics/images.jsonl").read_text().splitlines()]
     assert [{name: row[name] for name in captions[0]} for row in rows] == captions

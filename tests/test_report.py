@@ -19,7 +19,7 @@ from pipeline.evaluation.evaluate import ReportParams
 from pipeline.metrics.caption_scores import compute_metrics
 from pipeline.metrics.corpus import Corpus
 from pipeline.metrics.tokenizers import SPACY
-from pipeline.report.examples import Example, build_examples
+from pipeline.report.examples import Example, Thumbnail, build_examples
 from pipeline.report.report import Report, write_report
 from tests.evaluation_data import GRID, make_data, peaked_attention
 
@@ -54,6 +54,17 @@ def make_example(**changes: Any) -> Example:
     return Example(**values | changes)
 
 
+def make_word_usage(**tables: list[dict[str, Any]]) -> dict[str, Any]:
+    names = ("overused_words", "underused_words", "overused_phrases", "repeated_words", "number_words")
+    return {
+        "generated": {"precision": 0.4375, "num_overused_words": 7},
+        "reference": {"precision": None, "num_overused_words": 0},
+        **{name: [] for name in names},
+        **tables,
+        "protocol": ["said: images"],
+    }
+
+
 def make_report(**changes: Any) -> Report:
     empty = make_example(group="random", image_id=9, words=(), attention=np.zeros((0, *GRID)), boxes={})
     grounding = {
@@ -66,6 +77,7 @@ def make_report(**changes: Any) -> Report:
     values: dict[str, Any] = {
         "split": "test",
         "examples": [make_example(), make_example(group="random", image_id=8), empty],
+        "thumbnails": {},
         "scores": {
             "num_images": 40,
             "num_skipped_images": 3,
@@ -82,6 +94,7 @@ def make_report(**changes: Any) -> Report:
                 "reference": {"num_distinct_captions": 39},
                 "protocol": ["num_distinct_captions: of all"],
             },
+            "word_usage": make_word_usage(),
             "human_agreement": {
                 "num_images": 40,
                 "BLEU-4": {"human": [0.2, 0.1, 0.3], "model": [0.4, 0.3, 0.5], "model - human": [0.2, 0.15, 0.25]},
@@ -274,6 +287,7 @@ def test_the_page_shows_scores_with_interval_protocol_and_chance(path):
 def test_the_page_says_what_is_not_defined(tmp_path):
     names = ("peak_in_box", "peak_by_chance", "mass_in_box", "mass_by_chance")
     captions = {
+        "word_usage": make_word_usage(),
         "diversity": {
             "generated": {"distinct_bigram_rate": None},
             "reference": {"distinct_bigram_rate": 0.5},
@@ -288,6 +302,21 @@ def test_the_page_says_what_is_not_defined(tmp_path):
     assert "distinct bigram rate not defined 0.500" in text
     assert "Human agreement Not defined: no image has two references." in text
     assert "all of the above 0 not defined not defined not defined not defined" in text
+
+
+def test_words_that_are_said_too_often_have_an_example(tmp_path):
+    row = {"phrase": "<bench>", "kind": "noun", "said": 29, "right": 1, "in_references": 2.4, "image_id": 17}
+    usage = make_word_usage(overused_words=[row], overused_phrases=[{**row, "phrase": "on a <bench>", "kind": None}])
+    captions = {**make_report().captions, "word_usage": usage}
+    thumbnails = {17: Thumbnail(image=GRAY, words=("a", "dog", "on", "a", "<bench>"))}
+    write_report(tmp_path / "report.html", make_report(captions=captions, thumbnails=thumbnails, examples=[]))
+    page = PageParser((tmp_path / "report.html").read_text())
+    text = " ".join(page.text.split())
+    assert "precision 0.438 not defined overused words 7 0 How" in text
+    assert "Words said too often said right in references caption of an example image <bench> noun 29 1 2.4" in text
+    assert "on a <bench> 29 1 2.4 a dog on a <bench>" in text
+    assert "Words said too rarely" not in text
+    assert [values["alt"] for tag, values in page.tags if tag == "img"] == ["Image 17"] * 2
 
 
 def test_images_without_annotated_objects_have_no_attention_table(tmp_path):

@@ -49,13 +49,19 @@ from pipeline.metrics.caption_scores import (
 from pipeline.metrics.corpus import Corpus, Words
 from pipeline.metrics.diversity import PROTOCOL as DIVERSITY_PROTOCOL
 from pipeline.metrics.diversity import diversity
+from pipeline.metrics.java import UnavailableError
 from pipeline.metrics.tokenizers import TokenizerName, build_corpora
+from pipeline.metrics.word_kinds import TAGGER, word_kinds
+from pipeline.metrics.word_usage import PROTOCOL as WORD_USAGE_PROTOCOL
+from pipeline.metrics.word_usage import Usage, human_word_usage, word_usage
 from pipeline.params import params_section
 from pipeline.training.batches import CaptionBatches
 from pipeline.training.teacher_forcing import evaluate_split
 
 _MAX_LOSS = math.log(sys.float_info.max)
 """Loss of the largest perplexity that a float can hold."""
+MAX_ROWS = 12
+"""Rows of each table of words in `captions.json`."""
 
 
 @params_section
@@ -162,7 +168,7 @@ class Analysis:
     """Statistics beyond the scores."""
 
     captions: dict[str, Any]
-    """Content of `captions.json`: diversity, also before refinement, and human agreement."""
+    """Content of `captions.json`: diversity, also before refinement, word usage and human agreement."""
     teacher_forcing: dict[str, Any]
     """Content of `teacher_forcing.json`."""
     scenes: dict[str, Any]
@@ -248,7 +254,7 @@ def analyze(
 ) -> Analysis:
     """Compute statistics of the captions and the decoder, beyond scores.
 
-    Writes `captions.json` (diversity and human agreement), `teacher_forcing.json` and `scenes.json`.
+    Writes `captions.json` (diversity, word usage and human agreement), `teacher_forcing.json` and `scenes.json`.
 
     Args:
         data: Artifacts of the split.
@@ -260,6 +266,7 @@ def analyze(
     """
     captions = {
         "diversity": _diversity(data),
+        "word_usage": _word_usage(data),
         "human_agreement": human_agreement(corpus, params.meteor and params.human_meteor, params.resampling),
     }
     write_json(folder / "captions.json", captions)
@@ -314,6 +321,44 @@ def _diversity(data: EvaluationData) -> dict[str, Any]:
     return {
         **{name: diversity(texts, vocabulary, train_captions) for name, texts in captions.items()},
         "protocol": list(DIVERSITY_PROTOCOL),
+    }
+
+
+def _word_usage(data: EvaluationData) -> dict[str, Any]:
+    """Return metrics, as numbers, and tables, as lists, which `dvc metrics show` leaves out."""
+    references = group_references(data.tokens)
+    captions = {image_id: caption.words for image_id, caption in data.generated.items()}
+    generated, human = word_usage(captions, references), human_word_usage(references)
+    tables = {
+        "overused_words": generated.overused_words[:MAX_ROWS],
+        "underused_words": generated.underused_words[:MAX_ROWS],
+        "overused_phrases": generated.overused_phrases[:MAX_ROWS],
+        "repeated_words": generated.repeated_words[:MAX_ROWS],
+        "number_words": generated.number_words,
+    }
+    words = {usage.phrase[0] for usages in tables.values() for usage in usages if len(usage.phrase) == 1}
+    all_captions = [*captions.values(), *(caption for captions in references.values() for caption in captions)]
+    try:
+        kinds = word_kinds(words, all_captions)
+        protocol = f"kind: most frequent part of speech in captions and references, by spaCy's {TAGGER}"
+    except UnavailableError as error:
+        kinds, protocol = {}, f"kind: unavailable: {error}"
+    return {
+        "generated": generated.metrics,
+        "reference": human.metrics,
+        **{name: [_usage_row(usage, kinds) for usage in usages] for name, usages in tables.items()},
+        "protocol": [*WORD_USAGE_PROTOCOL, f"tables: at most {MAX_ROWS} rows", protocol],
+    }
+
+
+def _usage_row(usage: Usage, kinds: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "phrase": " ".join(usage.phrase),
+        "kind": kinds.get(usage.phrase[0]) if len(usage.phrase) == 1 else None,
+        "said": usage.said,
+        "right": usage.right,
+        "in_references": usage.in_references,
+        "image_id": usage.image_id,
     }
 
 

@@ -1,7 +1,7 @@
 """The example images of the report: images with the best captions, with the worst captions, and random images."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,8 @@ ExampleGroup = Literal["best", "worst", "random"]
 
 MAX_SIDE = 448
 """Maximum side of an image in the report, px."""
+MAX_THUMBNAIL_SIDE = 96
+"""Maximum side of an image in the tables of words, px."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,16 @@ class Example:
     """Scores of this caption, by metric."""
     boxes: Mapping[int, Sequence[Box]]
     """Boxes of the objects that a word refers to, by index of the word; empty without annotated objects."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thumbnail:
+    """A small image with its caption, for the tables of words."""
+
+    image: Pixels
+    """uint8 RGB [H, W, 3], upright."""
+    words: tuple[str, ...]
+    """The generated caption."""
 
 
 def select_images(quality: Mapping[int, float], params: ReportParams, seed: int) -> list[tuple[ExampleGroup, int]]:
@@ -97,7 +109,7 @@ def build_examples(data: EvaluationData, metrics: MetricTables, params: ReportPa
             Example(
                 image_id=image_id,
                 group=group,
-                image=_read_example_image(data.inputs.image_dir / record.file, data.store.views[0]),
+                image=_read_example_image(data.inputs.image_dir / record.file, data.store.views[0], MAX_SIDE),
                 words=caption.words,
                 language=caption.best.language,
                 trained_words=None if data.trained_captions is None else data.trained_captions[image_id],
@@ -110,11 +122,32 @@ def build_examples(data: EvaluationData, metrics: MetricTables, params: ReportPa
     return examples
 
 
-def _read_example_image(path: Path, view: View) -> Pixels:
+def build_thumbnails(data: EvaluationData, image_ids: Collection[int]) -> dict[int, Thumbnail]:
+    """Build the thumbnails of images, by image id.
+
+    Args:
+        data: Artifacts of the split.
+        image_ids: Ids of images of the split.
+
+    Raises:
+        UserError: An image is unreadable.
+    """
+    view = data.store.views[0]
+    return {
+        record.image_id: Thumbnail(
+            image=_read_example_image(data.inputs.image_dir / record.file, view, MAX_THUMBNAIL_SIDE),
+            words=data.generated[record.image_id].words,
+        )
+        for record in data.records
+        if record.image_id in image_ids
+    }
+
+
+def _read_example_image(path: Path, view: View, max_side: int) -> Pixels:
     """Read the captioned view, resized to the aspect ratio of the image, so that attention regions align with it."""
-    square = read_views(path, MAX_SIDE, (view,))[0]
+    square = read_views(path, max_side, (view,))[0]
     width, height = upright_size(path)
-    scale = min(1.0, MAX_SIDE / max(width, height))
+    scale = min(1.0, max_side / max(width, height))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     pixels: Pixels = np.array(Image.fromarray(square).resize(size, Image.Resampling.LANCZOS))
     return pixels

@@ -29,7 +29,7 @@ from pipeline.metrics.caption_scores import CORPUS_SCORES
 from pipeline.metrics.grounding import Box
 from pipeline.report import svg_charts
 from pipeline.report.curve_style import split_colors_css
-from pipeline.report.examples import Example, ExampleGroup, build_examples
+from pipeline.report.examples import Example, ExampleGroup, Thumbnail, build_examples, build_thumbnails
 from pipeline.report.overlay import (
     attention_levels,
     encode_levels,
@@ -46,6 +46,14 @@ PACKAGES = ("torch", "torchvision", "numpy")
 GROUP_TITLES: dict[ExampleGroup, str] = {"best": "Best captions", "worst": "Worst captions", "random": "Random images"}
 PATH_KEYS = {"root", "weights"}
 """Keys of params that are paths; the page shows only their last part."""
+USAGE_TITLES = {
+    "overused_words": "Words said too often",
+    "underused_words": "Words said too rarely",
+    "overused_phrases": "Phrases said too often",
+    "repeated_words": "Words repeated in a caption",
+    "number_words": "Number words",
+}
+"""Titles of the tables of words in `captions.json`."""
 JPEG_QUALITY = 88
 """Quality of the images in the page, by Pillow's scale of 0 to 95."""
 
@@ -58,6 +66,8 @@ class Report:
     """Split of the scored images."""
     examples: Sequence[Example]
     """Images to show, ordered by group."""
+    thumbnails: Mapping[int, Thumbnail]
+    """Images of the tables of words, by image id."""
     scores: Mapping[str, Any]
     """Content of `scores.json`."""
     captions: Mapping[str, Any]
@@ -102,9 +112,11 @@ def build_report(
     Raises:
         UserError: An example image is unreadable.
     """
+    usage_image_ids = {row["image_id"] for name in USAGE_TITLES for row in analysis.captions["word_usage"][name]}
     return Report(
         split=data.split,
         examples=build_examples(data, scores.metrics, params.report, params.seed),
+        thumbnails=build_thumbnails(data, usage_image_ids),
         scores=scores.summary,
         captions=analysis.captions,
         teacher_forcing=analysis.teacher_forcing,
@@ -132,6 +144,11 @@ def write_report(path: Path, report: Report) -> None:
             for group, examples in groupby(report.examples, key=lambda example: example.group)
         ],
         scores=_score_table(report.scores),
+        usage_tables=[(title, report.captions["word_usage"][name]) for name, title in USAGE_TITLES.items()],
+        thumbnails={
+            image_id: (_encode_jpeg(thumbnail.image), " ".join(thumbnail.words))
+            for image_id, thumbnail in report.thumbnails.items()
+        },
         charts=svg_charts.layout_charts(report.history),
         layout=svg_charts,
         params={name: list(_flatten(values)) for name, values in report.params.items()},
