@@ -7,7 +7,7 @@ and the clone stay in `--folder`; a later run uses the dataset again. The clone 
 Of each stage the table shows the seconds, the processor seconds and the peak resident memory, and the seconds and
 processor seconds that `dvc repro` adds. `train` is stopped after its first optimizer step; its seconds end with this
 step. The stages after it use a decoder with random weights. `nothing` is a `dvc repro` of the whole pipeline when all
-is up to date.
+is up to date; if it runs a stage, the benchmark fails.
 
 With `--random-grids`, `encode` does not run, and a store of grids of 7 x 7 x 2048 is written instead: 25 GB for COCO.
 """
@@ -248,7 +248,11 @@ def measure(
             yield stage, clone.run_first_step()
         elif stage == "nothing":
             clone.run("commit", "--force", "encode", "train", "refine")
-            yield stage, clone.run("repro")
+            *ran, dvc = clone.run("repro")
+            if ran:
+                modules = ", ".join(process.command[1] for process in ran)
+                raise RuntimeError(f"all stages must be up to date, but `dvc repro` ran {modules}")
+            yield stage, [dvc]
         else:
             if stage == "generate":
                 for name in ("trained", "model"):

@@ -129,7 +129,7 @@ def save_random_model(
         encoder_fingerprint=spec.fingerprint,
         view="whole",
         data=TrainingData(num_images=0, num_captions=0, num_val_images=0),
-        epoch=0,
+        epoch=1,
         selected_by="nothing",
         versions={},
         encoder_weights=encoder_weights,

@@ -97,7 +97,7 @@ def test_epochs_sample_views_and_validation_uses_the_first(tmp_path: Path) -> No
             for image_id, grid in zip(batch.image_ids, batch.grids, strict=True)
         }
 
-    assert set(views_of(batches.in_order()).values()) == {0}
+    assert set(views_of(batches.by_length()).values()) == {0}
     first, second = views_of(batches.shuffled(1, 0)), views_of(batches.shuffled(1, 1))
     assert set(first.values()) == set(second.values()) == {0, 1, 2}
     assert first != second
@@ -107,7 +107,21 @@ def test_epochs_sample_views_and_validation_uses_the_first(tmp_path: Path) -> No
     assert resumed.items() <= first.items()
 
 
+def test_batches_by_length_have_every_image_once_and_little_padding(store: FeatureStore) -> None:
+    lengths = 2 + np.arange(NUM_TRAIN) * 7 % 5
+    captions = CaptionTokens(
+        image_id=np.arange(NUM_TRAIN),
+        ids=np.full(lengths.sum(), 5, dtype=np.int32),
+        offset=np.append(0, np.cumsum(lengths)),
+        text="a dog\n" * NUM_TRAIN,
+    )
+    batches = list(CaptionBatches(captions, store, 5).by_length())
+    assert sorted(image_id for batch in batches for image_id in batch.image_ids) == list(range(NUM_TRAIN))
+    loaded = [length for batch in batches for length in (batch.tokens != PAD).sum(dim=2).flatten().tolist()]
+    assert loaded == sorted(lengths.tolist())
+
+
 def test_grids_are_float16_and_tokens_integers(captions: CaptionTokens, store: FeatureStore) -> None:
-    batch = next(CaptionBatches(captions, store, 5).in_order())
+    batch = next(CaptionBatches(captions, store, 5).by_length())
     assert (batch.grids.dtype, batch.tokens.dtype) == (torch.float16, torch.int64)
     assert batch.grids.shape == (5, NUM_REGIONS, CHANNELS)

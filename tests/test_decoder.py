@@ -17,10 +17,13 @@ from tests.kinds import MANY_STEPS, B, K, P, T, all_kinds, example_batch, small_
 @pytest.mark.parametrize("project_vocabulary", [False, True])
 def test_decode_steps_equal_forward(kind: DecoderKind, num_steps: int, project_vocabulary: bool) -> None:
     model, (grids, tokens) = small_decoder(kind), example_batch()
+    word_projection = model.project_vocabulary() if project_vocabulary else None
     logits, alphas = model(grids, tokens)
+    projected_logits, projected_alphas = model(grids, tokens, word_projection)
+    torch.testing.assert_close(projected_logits, logits)
+    torch.testing.assert_close(projected_alphas, alphas)
     images = model.prepare(grids, num_steps)
     state = model.init_state(images, K)
-    word_projection = model.project_vocabulary() if project_vocabulary else None
     for t in range(T):
         step_logits, state, alpha = model.decode_step(tokens[:, :, t], state, images, word_projection)
         torch.testing.assert_close(step_logits, logits[:, :, t])

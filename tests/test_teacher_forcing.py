@@ -37,7 +37,7 @@ def test_batches_of_unequal_size_give_the_loss_of_one_batch(data: Path, tmp_path
     num_words = int((captions.length - 1).sum())
     assert len(single_batch.target) == len(small_batches.target) == num_words
     assert small_batches.loss == pytest.approx(single_batch.loss, rel=1e-6)
-    batches = [evaluate_batch(decoder, batch, CPU) for batch in CaptionBatches(captions, store, 7).in_order()]
+    batches = [evaluate_batch(decoder, batch, CPU) for batch in CaptionBatches(captions, store, 7).by_length()]
     assert np.mean([batch.loss for batch in batches]) != pytest.approx(single_batch.loss, rel=1e-6)
 
 

@@ -115,7 +115,7 @@ def test_accumulated_batches_train_like_one_large_batch(data: Path, tmp_path: Pa
 
 def test_scheduled_sampling_increases_over_the_run(data: Path, tmp_path: Path) -> None:
     trainer = make_trainer(data, tmp_path, train_params(scheduled_sampling=1.0, max_epochs=4))
-    batch = next(trainer._train_batches.in_order())
+    batch = next(trainer._train_batches.by_length())
     tokens = batch.tokens[:, :, :-1]
 
     def replaced() -> float:

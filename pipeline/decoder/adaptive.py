@@ -85,20 +85,22 @@ class AdaptiveDecoder(Decoder[AdaptiveState]):
         self, tokens: Tensor, state: AdaptiveState, images: EncodedImages, word_projection: Tensor | None = None
     ) -> tuple[Tensor, AdaptiveState, Tensor]:
         """Read one word of each caption and predict the next."""
-        projected = self._project_step(self._embed(tokens), tokens, word_projection) + images.image_terms
+        projected = self._project_tokens(self._embed(tokens), tokens, word_projection) + images.image_terms
         h, c, sentinel = self._recurrent_step(projected + state.h @ self.state_proj.weight.T, state.c)
         query, coverage_weight, sentinel_score = self._project_states(h, sentinel)
         alpha, beta = self._attend(images, query, coverage_weight, sentinel_score, state.coverage)
         return self._logits(images, alpha, beta, sentinel, h), AdaptiveState(h, c, state.coverage + alpha), alpha
 
-    def forward(self, grids: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, grids: Tensor, tokens: Tensor, word_projection: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Read whole captions and predict every next word.
 
         The LSTM does not depend on the attention, and the attention on the earlier attention by its coverage alone.
         """
         images, num_captions = self.prepare(grids), tokens.shape[1]
         state = self.init_state(images, num_captions)
-        addends = self._project_words(self._embed(tokens.permute(2, 0, 1))) + images.image_terms  # [T, B, K, G]
+        tokens = tokens.permute(2, 0, 1)  # [T, B, K]
+        projected = self._project_tokens(self._embed(tokens), tokens, word_projection)  # [T, B, K, G]
+        addends = projected + images.image_terms  # [T, B, K, G]
         loop = DeferredGradients(addends, self.state_proj.weight.T)
         h, c = state.h, state.c
         h_steps, sentinel_steps = [], []

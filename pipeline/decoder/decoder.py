@@ -125,7 +125,7 @@ class Decoder(nn.Module, ABC, Generic[S]):
             0 and sum to 1; with a visual sentinel they sum to at most 1, and the rest is the weight of the sentinel.
         """
 
-    def forward(self, grids: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, grids: Tensor, tokens: Tensor, word_projection: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Read whole captions and predict every next word, as `decode_step` does one word at a time.
 
         A kind overrides this method to compute at once what does not depend on the state.
@@ -133,6 +133,7 @@ class Decoder(nn.Module, ABC, Generic[S]):
         Args:
             grids: Grids [B, P, C] of any floating-point type.
             tokens: Ids of the words to read [B, K, T].
+            word_projection: Result of `project_vocabulary`; None projects the words of these captions.
 
         Returns:
             Logits [B, K, T, V] and attention weights alpha [B, K, T, P].
@@ -142,25 +143,25 @@ class Decoder(nn.Module, ABC, Generic[S]):
         state = self.init_state(images, num_captions)
         step_logits, alphas = [], []
         for words in tokens.unbind(dim=2):
-            logits, state, alpha = self.decode_step(words, state, images)
+            logits, state, alpha = self.decode_step(words, state, images, word_projection)
             step_logits.append(logits)
             alphas.append(alpha)
         return torch.stack(step_logits, dim=2), torch.stack(alphas, dim=2)
 
     def project_vocabulary(self) -> Tensor:
-        """Compute the word projections [V, -1] of the vocabulary, to speed up `decode_step` in evaluation mode."""
+        """Compute the word projections [V, -1] of the vocabulary, to speed up evaluation mode."""
         return self._project_words(self.embedding.weight)
 
     @abstractmethod
     def _project_words(self, embedded: Tensor) -> Tensor:
         """Compute what depends on a word alone from word embeddings [..., E]: [..., -1]."""
 
-    def _project_step(self, embedded: Tensor, tokens: Tensor, word_projection: Tensor | None) -> Tensor:
-        """Return the projections [B, K, -1] of the words that a step reads.
+    def _project_tokens(self, embedded: Tensor, tokens: Tensor, word_projection: Tensor | None) -> Tensor:
+        """Return the projections [..., -1] of the words that one or more steps read.
 
         Args:
-            embedded: Word embeddings [B, K, E].
-            tokens: Ids of the words [B, K].
+            embedded: Word embeddings [..., E].
+            tokens: Ids of the words [...].
             word_projection: Result of `project_vocabulary`, or None.
         """
         return self._project_words(embedded) if word_projection is None else F.embedding(tokens, word_projection)

@@ -94,12 +94,12 @@ class SoftAttentionDecoder(Decoder[SoftAttentionState]):
     ) -> tuple[Tensor, SoftAttentionState, Tensor]:
         """Read one word of each caption and predict the next."""
         embedded = self._embed(tokens)  # [B, K, E]
-        projected = self._project_step(embedded, tokens, word_projection)  # [B, K, G]
+        projected = self._project_tokens(embedded, tokens, word_projection)  # [B, K, G]
         gate_weight, output_weight = images.context_weights(self._context_layers)
         state, alpha, attended = self._recurrent_step(projected, state, images, self.state_proj.weight.T, gate_weight)
         return self._logits(embedded, state.h, attended @ output_weight), state, alpha
 
-    def forward(self, grids: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, grids: Tensor, tokens: Tensor, word_projection: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Read whole captions and predict every next word.
 
         Everything that does not depend on the recurrent state is computed outside of the loop over steps.
@@ -107,9 +107,11 @@ class SoftAttentionDecoder(Decoder[SoftAttentionState]):
         num_captions, caption_length = tokens.shape[1:]
         images = self.prepare(grids, num_captions * caption_length)
         state = self.init_state(images, num_captions)
-        embedded = self._embed(tokens.permute(2, 0, 1))  # [T, B, K, E]
+        tokens = tokens.permute(2, 0, 1)  # [T, B, K]
+        embedded = self._embed(tokens)  # [T, B, K, E]
+        addends = self._project_tokens(embedded, tokens, word_projection)  # [T, B, K, G]
         gate_weight, output_weight = images.context_weights(self._context_layers)
-        loop = DeferredGradients(self._project_words(embedded), self.state_proj.weight.T, gate_weight)
+        loop = DeferredGradients(addends, self.state_proj.weight.T, gate_weight)
         hs, alphas, attended_steps = [], [], []
         for word_projection in loop.steps():  # [B, K, G]
             previous_h = state.h

@@ -85,13 +85,13 @@ class TopDownDecoder(Decoder[TopDownState]):
         self, tokens: Tensor, state: TopDownState, images: EncodedImages, word_projection: Tensor | None = None
     ) -> tuple[Tensor, TopDownState, Tensor]:
         """Read one word of each caption and predict the next."""
-        projected = self._project_step(self._embed(tokens), tokens, word_projection)  # [B, K, 4H]
+        projected = self._project_tokens(self._embed(tokens), tokens, word_projection)  # [B, K, 4H]
         attention_gates = projected + images.image_terms + self._previous_states(state) @ self.state_proj.weight.T
         weights = self._language_weights(images)
         state, alpha, _ = self._recurrent_step(attention_gates, self.h1_proj.bias, state, images, weights)
         return self._logits(state.h2), state, alpha
 
-    def forward(self, grids: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, grids: Tensor, tokens: Tensor, word_projection: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Read whole captions and predict every next word.
 
         Everything that does not depend on the recurrent state is computed outside of the loop over steps.
@@ -99,7 +99,9 @@ class TopDownDecoder(Decoder[TopDownState]):
         num_captions, caption_length = tokens.shape[1:]
         images = self.prepare(grids, num_captions * caption_length)
         state = self.init_state(images, num_captions)
-        addends = self._project_words(self._embed(tokens.permute(2, 0, 1))) + images.image_terms  # [T, B, K, 4H]
+        tokens = tokens.permute(2, 0, 1)  # [T, B, K]
+        projected = self._project_tokens(self._embed(tokens), tokens, word_projection)  # [T, B, K, 4H]
+        addends = projected + images.image_terms  # [T, B, K, 4H]
         attention_loop = DeferredGradients(addends, self.state_proj.weight.T)
         bias = self.h1_proj.bias.to(addends.dtype).expand(*addends.shape[:3], -1)  # [T, B, K, A + 1 + 4H]
         language_loop = DeferredGradients(bias, *self._language_weights(images))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.captions.tokens import CaptionTokens
@@ -58,12 +59,13 @@ class CaptionBatches:
         self.image_ids = tuple(captions.image_id[self._first_caption].tolist())
 
     def __len__(self) -> int:
-        """Return the number of batches per epoch. The last batch of `in_order` may be smaller."""
+        """Return the number of batches per epoch. The last batch of `by_length` may be smaller."""
         return -(-len(self.image_ids) // self._batch_size)
 
-    def in_order(self) -> Iterator[Batch]:
-        """Yield every image once, in the order of the split."""
-        return self._load(self._split([(image, 0) for image in range(len(self.image_ids))]))
+    def by_length(self) -> Iterator[Batch]:
+        """Yield every image once, sorted by its longest caption, which keeps padding short."""
+        order = np.argsort(self._max_length(), kind="stable")
+        return self._load(self._split([(image, 0) for image in order.tolist()]))
 
     def shuffled(
         self, seed: int, epoch: int, start_batch: int = 0, rank: int = 0, world_size: int = 1
@@ -84,7 +86,7 @@ class CaptionBatches:
         rng = np.random.default_rng([seed, epoch])
         order = rng.permutation(len(self.image_ids))
         bucket_size = BATCHES_PER_BUCKET * self._batch_size
-        max_length = np.maximum.reduceat(self._captions.length, self._first_caption)
+        max_length = self._max_length()
         for start in range(0, len(order), bucket_size):
             bucket = order[start : start + bucket_size]
             order[start : start + bucket_size] = bucket[np.argsort(max_length[bucket], kind="stable")]
@@ -95,6 +97,11 @@ class CaptionBatches:
         loaded = self._load([share or batch[:1] for share, batch in zip(shares, batches, strict=True)])
         for share, batch in zip(shares, loaded, strict=True):
             yield batch if share else replace(batch, tokens=torch.full_like(batch.tokens, PAD))
+
+    def _max_length(self) -> NDArray[np.int64]:
+        """Return the length of the longest caption of each image, in ids."""
+        max_length: NDArray[np.int64] = np.maximum.reduceat(self._captions.length, self._first_caption)
+        return max_length
 
     def _split(self, views: Sequence[_ImageView]) -> list[Sequence[_ImageView]]:
         return [views[start : start + self._batch_size] for start in range(0, len(views), self._batch_size)]

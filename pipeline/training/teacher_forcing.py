@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.captions.vocabulary import PAD
 from pipeline.decoder.decoder import Decoder
@@ -35,15 +36,26 @@ class TeacherForcedResult:
 
 def evaluate_split(decoder: Decoder, batches: CaptionBatches, device: torch.device) -> TeacherForcedResult:
     """Evaluate a decoder, in evaluation mode, on all captions of a split."""
-    return merge_results([evaluate_batch(decoder, batch, device) for batch in batches.in_order()])
+    with torch.inference_mode():
+        word_projection = decoder.project_vocabulary()
+    return merge_results([evaluate_batch(decoder, batch, device, word_projection) for batch in batches.by_length()])
 
 
 @torch.inference_mode()
-def evaluate_batch(decoder: Decoder, batch: Batch, device: torch.device) -> TeacherForcedResult:
-    """Evaluate a decoder, in evaluation mode, on the captions of one batch."""
+def evaluate_batch(
+    decoder: Decoder, batch: Batch, device: torch.device, word_projection: Tensor | None = None
+) -> TeacherForcedResult:
+    """Evaluate a decoder, in evaluation mode, on the captions of one batch.
+
+    Args:
+        decoder: The decoder, on `device`.
+        batch: Images and captions.
+        device: Where to compute.
+        word_projection: Result of `project_vocabulary`, for many batches; None projects the words of this batch.
+    """
     assert not decoder.training, "dropout would make the loss random"
     tokens = batch.tokens.to(device)  # [B, K, T + 1]
-    logits, alpha = decoder(batch.grids.to(device), tokens[:, :, :-1])
+    logits, alpha = decoder(batch.grids.to(device), tokens[:, :, :-1], word_projection)
     targets = tokens[:, :, 1:]  # [B, K, T]
     mask = targets != PAD  # [B, K, T]
     loss = caption_loss(logits, alpha, targets)

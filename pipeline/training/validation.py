@@ -84,7 +84,7 @@ def validate(
     """
     results: list[TeacherForcedResult] = []
     captions: dict[int, Words] = {}
-    for batch in batches.in_order():
+    for batch in batches.by_length():
         result = evaluate_batch(decoder, batch, device)
         if not math.isfinite(result.loss):
             raise NonFiniteLossError(f"the validation loss is {result.loss}")
