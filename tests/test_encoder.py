@@ -69,8 +69,13 @@ def test_grids_have_the_shape_of_the_layer(architecture, layer, shape):
     assert encoder.channels == shape[0]
 
 
-def test_grids_equal_those_of_torchvisions_resnet(resnet, weights):
-    encoder = load_encoder(params(weights, layer="layer4"))
+@pytest.mark.parametrize("architecture", ["resnet18", "resnext50_32x4d", "wide_resnet50_2"])
+def test_grids_equal_those_of_torchvisions_resnet(architecture, tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        resnet = torchvision.models.get_model(architecture, weights=None).eval()
+    save_file(resnet.state_dict(), tmp_path / "weights.safetensors")
+    encoder = load_encoder(params(tmp_path / "weights.safetensors", architecture=architecture, layer="layer4"))
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
     with torch.inference_mode():

@@ -36,6 +36,7 @@ from pipeline.features.encoding import ROWS_PER_SHARD, RUNS_FILE, EncodeCounts, 
 from pipeline.features.images import read_image, read_views
 from pipeline.features.quantization.quantized_encoder import supports_int8
 from pipeline.features.store import INDEX_FILE, FeatureStore, intact_shards
+from pipeline.features.views import Frame
 from pipeline.params import to_plain
 from tests.factories import encode_params
 from tests.paths import REAL, ROOT
@@ -573,7 +574,7 @@ def test_views_are_rows_of_the_same_image(make):
     assert more.metrics["bytes_per_image"] == 3 * whole.metrics["bytes_per_image"]
     assert store.views == views
     assert np.array_equal(store.grids(range(20), [0] * 20), before)
-    pixels = read_views(dataset.image_dir / "0007.jpg", 32, views)
+    pixels = read_views(dataset.image_dir / "0007.jpg", Frame(height=32, width=32), views)
     for i in range(3):
         expected = encode_grids(load_encoder(dataset.params), pixels[i][None])[0].astype(float)
         np.testing.assert_allclose(store.grids([7], [i])[0].astype(float), expected, atol=2e-3, rtol=2e-3)

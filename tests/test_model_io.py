@@ -95,7 +95,7 @@ def test_provenance_is_recorded_in_the_config_alone(folder: Path) -> None:
         (CONFIG_FILE, '"resnet18"', '"fasterrcnn_resnet50_fpn"', CONFIG_FILE, ["encoder.architecture", "resnet50"]),
         (CONFIG_FILE, '"layer3"', '"fc"', CONFIG_FILE, ["encoder.layer", "layer4"]),
         (CONFIG_FILE, '"precision": "float32"', '"precision": "int4"', CONFIG_FILE, ["encoder.precision", "int8"]),
-        (CONFIG_FILE, '"image_size": 32', '"image_size": 160000', CONFIG_FILE, ["encoder.image_size", "2048"]),
+        (CONFIG_FILE, '"image_height": 32', '"image_height": 160000', CONFIG_FILE, ["encoder.image_height", "2048"]),
         (CONFIG_FILE, '"grid_height": 2', '"grid_height": 100000', CONFIG_FILE, ["encoder.grid_height", "256"]),
         (CONFIG_FILE, '"grid_width": 2', '"grid_width": 0', CONFIG_FILE, ["encoder.grid_width", "1"]),
         (CONFIG_FILE, '"channels": 6', '"channels": 1000000', CONFIG_FILE, ["encoder.channels", "2048"]),
@@ -108,7 +108,7 @@ def test_provenance_is_recorded_in_the_config_alone(folder: Path) -> None:
         (CONFIG_FILE, '"view": "whole"', '"view": "left"', CONFIG_FILE, ["view", "'whole'"]),
         (CONFIG_FILE, '"epoch": 1', '"epoch": 2, "epoch": 1', CONFIG_FILE, ['two values of the key "epoch"']),
         (CONFIG_FILE, '"vocabulary_digest": "', '"vocabulary_digest": "f', VOCABULARY_FILE, [VOCABULARY.digest]),
-        (CONFIG_FILE, '"image_size": 32', '"image_size": 64', CONFIG_FILE, ["encoder", SPEC.fingerprint]),
+        (CONFIG_FILE, '"image_width": 32', '"image_width": 64', CONFIG_FILE, ["encoder", SPEC.fingerprint]),
         (VOCABULARY_FILE, '"red"', '"pink"', VOCABULARY_FILE, ["digest"]),
     ],
 )

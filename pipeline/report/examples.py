@@ -3,17 +3,14 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline.evaluation.evaluate import EvaluationData, ReportParams
 from pipeline.evaluation.scene_scores import find_grounded_words
-from pipeline.features.images import Pixels, read_views, upright_size
-from pipeline.features.views import View
+from pipeline.features.images import Pixels, read_visible, upright_size
 from pipeline.metrics.caption_scores import MetricTables
 from pipeline.metrics.grounding import Box
 
@@ -31,7 +28,7 @@ class Example:
     group: ExampleGroup
     """Why the image was selected."""
     image: Pixels
-    """uint8 RGB [H, W, 3], upright."""
+    """uint8 RGB [H, W, 3], upright: the part that the grid covers."""
     words: tuple[str, ...]
     """The generated caption, T words."""
     attention: NDArray[np.floating]
@@ -89,26 +86,21 @@ def build_examples(data: EvaluationData, metrics: MetricTables, params: ReportPa
     examples = []
     for group, image_id in select_images(quality, params, seed):
         record, caption = records[image_id], data.generated[image_id]
+        path = data.inputs.image_dir / record.file
+        max_side = min(MAX_SIDE, max(upright_size(path)))
         examples.append(
             Example(
                 image_id=image_id,
                 group=group,
-                image=_read_example_image(data.inputs.image_dir / record.file, data.store.views[0]),
+                image=read_visible(path, max_side, data.store.spec.frame, data.store.views[0]),
                 words=caption.words,
                 attention=caption.attention,
                 references=record.captions,
                 scores={name: float(values[rows[image_id]]) for name, values in metrics.image_scores.items()},
-                boxes={word.position: word.boxes for word in find_grounded_words(caption.words, record.objects)},
+                boxes={
+                    word.position: word.boxes
+                    for word in find_grounded_words(caption.words, data.visible_objects(record))
+                },
             )
         )
     return examples
-
-
-def _read_example_image(path: Path, view: View) -> Pixels:
-    """Read the captioned view, resized to the aspect ratio of the image, so that attention regions align with it."""
-    square = read_views(path, MAX_SIDE, (view,))[0]
-    width, height = upright_size(path)
-    scale = min(1.0, MAX_SIDE / max(width, height))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    pixels: Pixels = np.array(Image.fromarray(square).resize(size, Image.Resampling.LANCZOS))
-    return pixels

@@ -60,7 +60,8 @@ def _lines(
     yield f"| training data | {_code(config.dataset)}: {_images(data.num_images)}, {data.num_captions:,} captions |"
     yield f"| checkpoint | epoch {config.epoch} of {len(history)}, {_selection(config)} |"
     yield (
-        f"| encoder | {encoder.architecture} up to {encoder.layer}, {encoder.image_size} px ({config.view}), "
+        f"| encoder | {encoder.architecture} up to {encoder.layer}, {encoder.image_height} x {encoder.image_width} px "
+        f"({encoder.resize}, {config.view}), "
         f"{encoder.precision}: {encoder.grid_height} x {encoder.grid_width} regions of {encoder.channels} channels |"
     )
     yield f"| encoder weights | {_code(config.encoder_weights)}, SHA-256 `{encoder.weights_digest}` |"
