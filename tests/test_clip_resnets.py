@@ -69,29 +69,30 @@ def test_sizes_of_grids(architecture: ClipResNet) -> None:
 
 @pytest.mark.parametrize("layer", get_args(Layer))
 def test_grids_equal_those_of_the_reference(state, weights, layer: Layer) -> None:
-    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
     with torch.inference_mode():
-        grids = read_encoder(weights, "RN50", layer)(images)
+        grids = read_encoder(weights, "RN50", layer).double()(images)
 
-    torch.testing.assert_close(grids, clip_reference.encode(state, images)[layer], rtol=1e-4, atol=1e-4)
+    expected = clip_reference.encode({name: tensor.double() for name, tensor in state.items()}, images)[layer]
+    torch.testing.assert_close(grids, expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("architecture", get_args(ClipResNet))
 def test_grids_equal_those_of_open_clip(architecture: ClipResNet) -> None:
     modified_resnet = pytest.importorskip("open_clip.modified_resnet", reason="open_clip_torch is not installed")
     width = num_channels(architecture, "layer4") // 32
-    reference = modified_resnet.ModifiedResNet(list(OPEN_CLIP_LAYERS[architecture]), 8, 2, 64, width).eval()
+    reference = modified_resnet.ModifiedResNet(list(OPEN_CLIP_LAYERS[architecture]), 8, 2, 64, width).eval().double()
     state = random_state(architecture)
     assert set(state) == {name for name in reference.state_dict() if not name.startswith("attnpool.")}
     reference.load_state_dict(state, strict=False)
-    encoder = GridEncoder(architecture, "layer4").eval()
+    encoder = GridEncoder(architecture, "layer4").eval().double()
     encoder.load_state_dict(state)
-    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
     with torch.inference_mode():
         expected = reference.layer4(reference.layer3(reference.layer2(reference.layer1(reference.stem(images)))))
-        torch.testing.assert_close(encoder(images), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(encoder(images), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_images_are_normalized_as_clip_does(state, weights) -> None:
