@@ -61,7 +61,15 @@ def encode_in(precision: Precision, encoder: GridEncoder, images: np.ndarray) ->
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "architecture",
-    ["resnet18", "resnet50", "resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2"],
+    [
+        "resnet18",
+        "resnet50",
+        "resnext50_32x4d",
+        "resnext101_32x8d",
+        "resnext101_64x4d",
+        "wide_resnet50_2",
+        "wide_resnet101_2",
+    ],
 )
 def test_quantization_changes_grids_about_as_much_as_invisible_noise(resnets, architecture):
     """Deep random networks amplify every difference, so no absolute tolerance would suit both."""

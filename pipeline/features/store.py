@@ -41,7 +41,7 @@ logger = logging.getLogger("gridcap")
 
 # Raise the version when the format changes, and when the same image file would get another grid: it is part of the
 # fingerprint, so no old row is reused.
-SCHEMA = Schema("gridcap.features", 4)
+SCHEMA = Schema("gridcap.features", 5)
 INDEX_FILE = "index.json"
 
 Grids = npt.NDArray[np.float16]
