@@ -9,7 +9,18 @@ from importlib import import_module
 
 import stages  # noqa: F401  # sets GOMP_SPINCOUNT before PyTorch is imported
 
-NAMES = ("training", "searching", "encoding", "reading", "memory", "predicting", "scoring", "app", "app_memory")
+NAMES = (
+    "training",
+    "searching",
+    "encoding",
+    "encoders",
+    "reading",
+    "memory",
+    "predicting",
+    "scoring",
+    "app",
+    "app_memory",
+)
 
 
 def main() -> None:

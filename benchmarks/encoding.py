@@ -59,8 +59,8 @@ from pipeline.features.encoder import (
     read_encoder,
 )
 from pipeline.features.encoding import encode
-from pipeline.features.images import MEAN, STANDARD_DEVIATION, Pixels, read_image
-from pipeline.features.resnets import Architecture, Layer
+from pipeline.features.images import Pixels, read_image
+from pipeline.features.resnets import IMAGENET, Architecture, Layer
 from pipeline.features.store import FeatureStore, Grids
 
 SIZE = 224
@@ -132,7 +132,7 @@ def plain_loop(network: nn.Module, files: Sequence[Path], device: torch.device, 
             transforms.Resize(256),
             transforms.CenterCrop(SIZE),
             transforms.ToTensor(),
-            transforms.Normalize(MEAN, STANDARD_DEVIATION),
+            transforms.Normalize(IMAGENET.mean, IMAGENET.standard_deviation),
         ]
     )
     with torch.no_grad():

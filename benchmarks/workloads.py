@@ -71,6 +71,8 @@ def encode_params(
         layer=layer,
         weights=weights,
         image_size=image_size,
+        resize="squash",
+        pool=None,
         precision=precision,
         compile=compiled,
         views=("whole",),

@@ -174,7 +174,7 @@ def _rows(schema: Schema, definitions: dict[str, Schema], prefix: str, values: A
         for nested in nested_schemas:
             by = nested["properties"].get("by")
             suffix = f" (by: {by['const']})" if by else ""
-            yield from _rows(nested, definitions, name if by else f"{name}[]", None, suffix)
+            yield from _rows(nested, definitions, f"{name}[]" if "items" in field else name, None, suffix)
 
 
 def _default(value: Any) -> str:
@@ -201,8 +201,11 @@ def _type(field: Schema, definitions: dict[str, Schema]) -> str:
         case {"anyOf": choices}:
             return ", ".join(_type(choice, definitions) for choice in choices)
         case {"oneOf": choices}:
-            kinds = [_resolve(choice["$ref"], definitions)["properties"]["by"]["const"] for choice in choices]
-            return ", ".join(f"`{{by: {kind}, ...}}`" for kind in kinds)
+            return ", ".join(_type(choice, definitions) for choice in choices)
+        case {"$ref": reference}:
+            properties = _resolve(reference, definitions)["properties"]
+            by = properties.get("by")
+            return _code(f"{{by: {by['const']}, ...}}" if by else f"{{{', '.join(properties)}}}")
         case {"enum": choices}:
             return ", ".join(map(_code, choices))
         case {"type": "boolean"}:

@@ -357,6 +357,8 @@ def _location(values: Any, parts: Sequence[int | str]) -> list[str]:
         if isinstance(values, dict) and values is not tagged and values.get(DISCRIMINATOR) == part:
             tagged = values
             continue
+        if str(part).startswith("<"):  # the tag of a union without a discriminator
+            continue
         keys.append(str(part))
         try:
             values = values[part]

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
 from pipeline.captions.records import Record, write_records
-from pipeline.features.adoption import adopt_shards
+from pipeline.features.adoption import adopt_shards, copying_cache
 from pipeline.features.store import FeatureStore
 from pipeline.params import to_plain
 from tests.command_line import git
@@ -227,3 +229,14 @@ def test_adoption_without_a_repository_reads_the_published_store(tmp_path: Path)
 
     assert shard.path.read_bytes() == (tmp_path / "features" / shard.path.name).read_bytes()
     assert [digest for digest, _ in shard.keys] == [f"{0:064x}", f"{1:064x}"]
+
+
+@pytest.mark.parametrize(("cache_type", "copies"), [("copy", True), ("hardlink,copy", False)])
+def test_a_cache_that_dvc_copies_is_found(tmp_path, cache_type, copies):
+    for command in (["init", "--no-scm"], ["config", "cache.type", cache_type]):
+        subprocess.run([sys.executable, "-m", "dvc", "--quiet", *command], cwd=tmp_path, check=True)
+
+    cache = copying_cache(tmp_path / "data/features")
+
+    assert cache == (tmp_path / ".dvc/cache/files/md5" if copies else None)
+    assert copying_cache(tmp_path.parent / "elsewhere") is None

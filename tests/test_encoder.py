@@ -69,9 +69,15 @@ def test_grids_have_the_shape_of_the_layer(architecture, layer, shape):
     assert encoder.channels == shape[0]
 
 
-def test_grids_equal_those_of_torchvisions_resnet(resnet, weights):
-    encoder = load_encoder(params(weights, layer="layer4"))
-    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("architecture", ["resnet18", "resnext50_32x4d", "wide_resnet50_2"])
+def test_grids_equal_those_of_torchvisions_resnet(architecture, tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        resnet = torchvision.models.get_model(architecture, weights=None).eval()
+    save_file(resnet.state_dict(), tmp_path / "weights.safetensors")
+    encoder = load_encoder(params(tmp_path / "weights.safetensors", architecture=architecture, layer="layer4"))
+    resnet, encoder = resnet.double(), encoder.double()
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
     with torch.inference_mode():
         torch.testing.assert_close(resnet.fc(encoder(images).mean((2, 3))), resnet(images))
@@ -272,6 +278,13 @@ def test_a_missing_file_is_an_error(tmp_path):
     ("key", "value", "facts"),
     [
         ("image_size", "200", ["multiple of 16", "layer3", "200"]),
+        ("image_size", "{height: 208, width: 200}", ["multiple of 16", "layer3", "got 200"]),
+        ("image_size", "{height: 208}", ["encode.image_size.width is missing"]),
+        ("image_size", "large", ["encode.image_size must be a valid integer"]),
+        ("image_size", "4096", ["encode.image_size must be less than or equal to 2048"]),
+        ("pool", "{height: 13, width: 14}", ["pool must be at most 13 x 13", "layer3", "got 13 x 14"]),
+        ("pool", "7", ["encode.pool must be a mapping"]),
+        ("resize", "crop", ["encode.resize", "center_crop"]),
         ("weights", "IMAGENET1K_V2", ["IMAGENET1K_V2", ".safetensors", "gridcap download weights:resnet50"]),
         ("views", "[]", ["views"]),
         ("views", "[whole, whole]", ["views", "whole"]),
@@ -284,6 +297,8 @@ def test_invalid_params_are_an_error(tmp_path, key, value, facts):
         "layer": "layer3",
         "weights": "a.pth",
         "image_size": "208",
+        "resize": "squash",
+        "pool": "null",
         "precision": "float32",
         "compile": "false",
         "views": "[whole]",

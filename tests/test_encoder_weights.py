@@ -111,7 +111,7 @@ def test_weights_in_the_model_folder_must_have_the_recorded_digest(moved: Path, 
     [
         ('"resnet18"', '"fasterrcnn_resnet50_fpn"', ["encoder.architecture", "'resnet18'"]),
         ('"resnet18"', '"resnet50"', ["resnet50 up to layer2", "4 x 4 x 512", "4 x 4 x 128"]),
-        ('"image_size": 32', '"image_size": 64', ["encoder"]),
+        ('"image_width": 32', '"image_width": 64', ["encoder"]),
     ],
 )
 def test_a_config_that_does_not_fit_together_is_an_error_without_network(

@@ -31,11 +31,13 @@ from pipeline.artifacts import publish
 from pipeline.captions.records import Policy, Record, write_records
 from pipeline.errors import UserError
 from pipeline.features import encoding
-from pipeline.features.encoder import EncodeParams, encode_grids, load_encoder
+from pipeline.features.encoder import EncodeParams, GridSize, ImageSize, encode_grids, load_encoder
 from pipeline.features.encoding import ROWS_PER_SHARD, RUNS_FILE, EncodeCounts, EncodeResult, encode
 from pipeline.features.images import read_image, read_views
 from pipeline.features.quantization.quantized_encoder import supports_int8
+from pipeline.features.resnets import encoder_frame
 from pipeline.features.store import INDEX_FILE, FeatureStore, intact_shards
+from pipeline.features.views import Frame
 from pipeline.params import to_plain
 from tests.factories import encode_params
 from tests.paths import REAL, ROOT
@@ -573,7 +575,7 @@ def test_views_are_rows_of_the_same_image(make):
     assert more.metrics["bytes_per_image"] == 3 * whole.metrics["bytes_per_image"]
     assert store.views == views
     assert np.array_equal(store.grids(range(20), [0] * 20), before)
-    pixels = read_views(dataset.image_dir / "0007.jpg", 32, views)
+    pixels = read_views(dataset.image_dir / "0007.jpg", Frame(height=32, width=32), views)
     for i in range(3):
         expected = encode_grids(load_encoder(dataset.params), pixels[i][None])[0].astype(float)
         np.testing.assert_allclose(store.grids([7], [i])[0].astype(float), expected, atol=2e-3, rtol=2e-3)
@@ -628,3 +630,52 @@ def test_real_photographs_have_different_features(tmp_path):
     means = grids.mean(1)
     correlation = np.corrcoef(means - means.mean(0))
     assert (correlation - np.eye(12)).max() < 0.95
+
+
+def test_grids_may_be_pooled_and_need_not_be_square(tmp_path, weights):
+    dataset = make_dataset(tmp_path, weights, 3)
+    image_size = ImageSize(height=96, width=160)
+    frame = encoder_frame("resnet18", 96, 160, "center_crop")
+
+    plain = dataset.encode(out="plain", image_size=image_size, resize="center_crop")
+    pooled = dataset.encode(out="pooled", image_size=image_size, resize="center_crop", pool=GridSize(height=2, width=5))
+
+    network = load_encoder(dataset.params)
+    pixels = np.concatenate([read_views(path, frame, ("whole",)) for path in sorted(dataset.image_dir.iterdir())])
+    expected = encode_grids(network, pixels).astype(np.float32).reshape(3, 6, 10, -1)
+    grids, pooled_grids = (
+        FeatureStore(tmp_path / name).grids(range(3)).astype(np.float32).reshape(3, *result.spec.grid, -1)
+        for name, result in (("plain", plain), ("pooled", pooled))
+    )
+    np.testing.assert_allclose(grids, expected, rtol=2e-2, atol=2e-2)
+    np.testing.assert_allclose(pooled_grids, expected.reshape(3, 2, 3, 5, 2, -1).mean((2, 4)), rtol=2e-2, atol=2e-2)
+    assert (plain.spec.pool, pooled.spec.pool) == (None, (2, 5))
+    assert pooled.metrics["bytes_per_image"] == 2 * 5 * 256 * 2
+
+
+def test_the_size_is_logged_before_anything_is_encoded(tmp_path, weights, caplog):
+    dataset = make_dataset(tmp_path, weights, 3)
+
+    with caplog.at_level("INFO", "gridcap"):
+        dataset.encode()
+
+    assert "encode: 2,048 bytes per image, 6,144 bytes in all" in caplog.messages
+
+
+@pytest.mark.parametrize(("free", "in_cache"), [(6143, False), (12287, True)])
+def test_a_disk_without_space_for_the_grids_is_an_error(tmp_path, weights, monkeypatch, free, in_cache):
+    dataset = make_dataset(tmp_path, weights, 3)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))
+    monkeypatch.setattr(encoding, "copying_cache", lambda _: tmp_path if in_cache else None)
+
+    with (
+        pytest.raises(UserError) as error,
+        encode(dataset.records(), dataset.image_dir, dataset.params, tmp_path / "work", CPU, 2, published=dataset.out),
+    ):
+        pass
+
+    assert f"the grids need {free + 1:,} bytes" in str(error.value)
+    assert ("DVC cache included" in str(error.value)) == in_cache
+    assert f"{free:,} bytes are free" in str(error.value)
+    assert not list((tmp_path / "work").rglob("shard-*"))

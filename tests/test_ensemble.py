@@ -24,7 +24,7 @@ def test_a_member_with_another_vocabulary_encoder_or_view_is_an_error(tmp_path: 
     model, ensemble = make_model(tmp_path / "model", seed=1), tmp_path / "ensemble"
     for name, folder in {
         "vocabulary": make_model(ensemble / "cats", seed=2, words="a cat runs fast"),
-        "encoder": make_model(ensemble / "sharp", seed=2, spec=replace(SPEC, image_size=64)),
+        "encoder": make_model(ensemble / "sharp", seed=2, spec=replace(SPEC, image_width=64)),
         "view top_left": make_model(ensemble / "corner", seed=2, view="top_left"),
     }.items():
         only = tmp_path / "only"

@@ -10,9 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.features.images import CROP_SCALE
 from pipeline.features.store import INDEX_FILE, SCHEMA, FeatureStore, write_index, write_shard
-from pipeline.features.views import View
+from pipeline.features.views import CROP_SCALE, View
 from tests.factories import small_spec
 from tests.paths import ROOT
 

@@ -17,10 +17,12 @@ from pipeline.features.images import (
     MAX_PIXELS,
     normalize,
     read_image,
-    read_upright,
     read_views,
+    read_visible,
     upright_size,
 )
+from pipeline.features.resnets import IMAGENET
+from pipeline.features.views import Frame
 from tests.image_files import encode_image, png, png_bomb
 from tests.paths import REAL
 
@@ -53,8 +55,8 @@ def test_the_whole_image_fills_the_square(tmp_path):
     assert quarter_colors(pixels) == [RED, GREEN, BLUE, WHITE]
 
 
-def test_read_upright_keeps_the_aspect_ratio():
-    pixels = read_upright(encode_image(quarters(90, 30)), 60)
+def test_read_visible_keeps_the_aspect_ratio():
+    pixels = read_visible(encode_image(quarters(90, 30)), 60, Frame(height=32, width=32), "whole")
 
     assert pixels.shape == (20, 60, 3)
     assert tuple(pixels[5, 15]) == RED
@@ -66,7 +68,9 @@ def test_views_are_crops_and_flips():
     stripes[:, :8] = 255  # the leftmost eighth, which is outside the crops at the right
 
     pixels = read_views(
-        encode_image(Image.fromarray(stripes)), 56, ("whole_flipped", "top_left", "bottom_right", "center")
+        encode_image(Image.fromarray(stripes)),
+        Frame(height=56, width=56),
+        ("whole_flipped", "top_left", "bottom_right", "center"),
     )
 
     assert (pixels[0, :, -4:] == 255).all()
@@ -367,7 +371,7 @@ def test_normalize_matches_imagenet_statistics():
     images = torch.zeros(2, 4, 4, 3, dtype=torch.uint8)
     images[1] = 255
 
-    normalized = normalize(images)
+    normalized = normalize(images, IMAGENET)
 
     assert normalized.shape == (2, 3, 4, 4)
     assert normalized.dtype == torch.float32

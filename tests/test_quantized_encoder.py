@@ -59,12 +59,24 @@ def encode_in(precision: Precision, encoder: GridEncoder, images: np.ndarray) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["resnet18", "resnet50"])
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "resnet18",
+        "resnet50",
+        "resnext50_32x4d",
+        "resnext101_32x8d",
+        "resnext101_64x4d",
+        "wide_resnet50_2",
+        "wide_resnet101_2",
+    ],
+)
 def test_quantization_changes_grids_about_as_much_as_invisible_noise(resnets, architecture):
     """Deep random networks amplify every difference, so no absolute tolerance would suit both."""
     images = dead_leaves(4, 64, seed=5)
-    float32, int8 = (encode_in(precision, resnets[architecture], images) for precision in ("float32", "int8"))
-    noisy = encode_in("float32", resnets[architecture], add_noise(images))
+    encoder = resnets.get(architecture) or random_encoder(architecture, "layer3", 8)
+    float32, int8 = (encode_in(precision, encoder, images) for precision in ("float32", "int8"))
+    noisy = encode_in("float32", encoder, add_noise(images))
 
     assert int8.shape == float32.shape
     assert int8.dtype == np.float16
@@ -123,23 +135,29 @@ def reference_convolution(
     activations: torch.Tensor,
 ) -> torch.Tensor:
     """Convolve in float64, with the weights of each output channel rounded to steps of 1/127 of the largest."""
-    weight = kernel.weight * input_scale[:, None, None]
+    groups = len(input_scale) // kernel.weight.shape[1]
+    row_scale = input_scale.view(groups, -1).repeat_interleave(len(kernel.weight) // groups, 0)
+    weight = kernel.weight * row_scale[:, :, None, None]
     step = weight.abs().amax((1, 2, 3), keepdim=True) / 127
     weight = (weight / step).round() * step
-    return functional.conv2d(activations - zero_point[:, None, None], weight, kernel.bias, stride, padding)
+    activations = activations - zero_point[:, None, None]
+    return functional.conv2d(activations, weight, kernel.bias, stride, padding, groups=groups)
 
 
-@pytest.mark.parametrize(("size", "stride", "padding"), [(1, 1, 0), (3, 1, 1), (3, 2, 1), (7, 2, 0)])
-def test_a_convolution_equals_that_of_the_rounded_weights(size, stride, padding):
-    kernel = Kernel(weight=uniform(24, 8, size, size, seed=1), bias=uniform(24, seed=2, high=3))
+@pytest.mark.parametrize(
+    ("size", "stride", "padding", "groups"), [(1, 1, 0, 1), (3, 1, 1, 1), (3, 2, 1, 1), (7, 2, 0, 1), (3, 2, 1, 4)]
+)
+def test_a_convolution_equals_that_of_the_rounded_weights(size, stride, padding, groups):
+    kernel = Kernel(weight=uniform(24, 8 // groups, size, size, seed=1), bias=uniform(24, seed=2, high=3))
     input_scale = uniform(8, seed=3, low=0.001, high=0.02)
     output_scale = uniform(24, seed=4, low=0.02, high=0.06)
     zero_point = uniform(8, seed=5, low=100, high=120) if padding == 0 else torch.zeros(8, dtype=torch.float64)
     activations = random_activations(2, 8, 12, 12, seed=6)
     expected = reference_convolution(kernel, stride, padding, input_scale, zero_point, activations).clamp_min(0)
 
-    float32 = QuantizedConvolution(kernel, stride, padding, input_scale, None, zero_point)(activations)
-    uint8 = QuantizedConvolution(kernel, stride, padding, input_scale, output_scale, zero_point)(activations)
+    offset = zero_point if groups == 1 else None
+    float32 = QuantizedConvolution(kernel, stride, padding, input_scale, None, offset)(activations)
+    uint8 = QuantizedConvolution(kernel, stride, padding, input_scale, output_scale, offset)(activations)
 
     assert float32.dtype == torch.float32
     torch.testing.assert_close(float32.double(), expected, rtol=1e-4, atol=1e-4)

@@ -13,6 +13,7 @@ from pipeline.artifacts import file_digest
 from pipeline.errors import UserError
 from pipeline.features.encoder import encode_grids, read_encoder
 from pipeline.features.images import normalize
+from pipeline.features.resnets import IMAGENET
 from pipeline.params import load
 from pipeline.scenes.dataset import RenderParams
 from pipeline.scenes.encoder_training import (
@@ -84,7 +85,7 @@ def test_training_lowers_the_loss(training_set, deterministic, tmp_path):
     def loss(model: EncoderWithHeads) -> float:
         return classification_loss(
             model.train(),
-            normalize(training_set.images),
+            normalize(training_set.images, IMAGENET),
             training_set.labels,
             training_set.floors,
             training_set.held_out,
@@ -153,7 +154,7 @@ def test_a_held_out_pair_has_no_gradient(training_set):
     labels = torch.full((1, len(ATTRIBUTES), 4, 4), IGNORE, dtype=torch.int8)
     labels[0, :, 2, 2] = torch.tensor([cube, red, 1, 1])
     model = EncoderWithHeads()
-    images = normalize(training_set.images[:1])
+    images = normalize(training_set.images[:1], IMAGENET)
     classification_loss(model, images, labels, training_set.floors[:1], training_set.held_out, 0.3).backward()
     shape_gradient = model.attribute_head.bias.grad[: 1 + len(SHAPES)]
     assert shape_gradient[sphere] == 0

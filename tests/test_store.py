@@ -32,7 +32,9 @@ from pipeline.features.store import (
 )
 from tests.factories import small_spec
 
-SPEC = small_spec(layer="layer4", weights_digest="ab" * 32, image_size=96, grid_height=3, grid_width=3, channels=16)
+SPEC = small_spec(
+    layer="layer4", weights_digest="ab" * 32, image_height=96, image_width=96, grid_height=3, grid_width=3, channels=16
+)
 IMAGE_IDS = [3, 10, 11, 2**40, 2**40 + 1]
 
 
@@ -186,7 +188,7 @@ def replace_by_another_file(path: Path) -> None:
 
 
 def replace_by_another_spec(path: Path) -> None:
-    other = write_shard(path.parent, replace(SPEC, image_size=64), [3], [(digest(3), "whole")], random_grids([3]))
+    other = write_shard(path.parent, replace(SPEC, image_width=64), [3], [(digest(3), "whole")], random_grids([3]))
     os.replace(other.path, path)
     os.replace(other.path.with_suffix(".sha256"), path.with_suffix(".sha256"))
 

@@ -7,14 +7,19 @@ pytest.importorskip("streamlit", reason="needs Streamlit: pip install 'gridcap[a
 
 from pipeline.app.uploads import MAX_BYTES, PREVIEW_SIZE, ImageFile, check_image, make_preview
 from pipeline.errors import UserError
+from pipeline.features.views import Frame
 from tests.image_files import encode_image, encode_jpeg, png_bomb, red_blue_image
+
+FRAME = Frame(height=32, width=32)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_preview_is_upright(orientation: int) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    preview = make_preview(ImageFile(name="a.jpg", content=encode_jpeg(red_blue_image(300, 200), exif=exif)))
+    preview = make_preview(
+        ImageFile(name="a.jpg", content=encode_jpeg(red_blue_image(300, 200), exif=exif)), FRAME, "whole"
+    )
     assert (preview.width > preview.height) == (orientation < 5)
     assert max(preview.width, preview.height) == PREVIEW_SIZE
     with Image.open(io.BytesIO(preview.jpeg)) as image:
@@ -55,6 +60,6 @@ def test_decompression_bomb_is_rejected() -> None:
     bomb = ImageFile(name="bomb.png", content=png_bomb(10_000, 10_000))
     check_image(bomb)  # does not decode it
     with pytest.raises(UserError) as error:
-        make_preview(bomb)
+        make_preview(bomb, FRAME, "whole")
     assert str(error.value).startswith("bomb.png: ")
     assert "10000 x 10000" in str(error.value)

@@ -17,7 +17,7 @@ from tests.command_line import gridcap
 from tests.factories import small_spec
 from tests.image_files import encode_image
 
-SPEC = small_spec(image_size=64, grid_width=3, channels=4)
+SPEC = small_spec(image_height=64, image_width=64, grid_width=3, channels=4)
 ORANGE, TEAL = (200, 100, 50), (20, 120, 110)
 PARAMS = """
 dataset:

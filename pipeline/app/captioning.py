@@ -91,7 +91,8 @@ def _show_captions(image: ImageFile, captioners: dict[Path, Captioner], search: 
     jobs: dict[Job, Future[Any]] = {}
     try:
         with columns[0], st.spinner("Captioning …"):
-            preview_future = _submit(jobs, make_preview, image)
+            models = [captioner.config for captioner in captioners.values()]
+            preview_futures = [_submit(jobs, make_preview, image, model.encoder.frame, model.view) for model in models]
             caption_futures = [
                 _submit(jobs, captioner.caption, (image.content,), search) for captioner in captioners.values()
             ]
@@ -100,7 +101,9 @@ def _show_captions(image: ImageFile, captioners: dict[Path, Captioner], search: 
             if job not in jobs:
                 future.cancel()
         st.session_state["jobs"] = jobs
-    for folder, column, viewer, future in zip(captioners, columns, viewers, caption_futures, strict=True):
+    for folder, column, viewer, preview_future, future in zip(
+        captioners, columns, viewers, preview_futures, caption_futures, strict=True
+    ):
         with column, st.spinner("Captioning …"):
             preview = preview_future.result()  # first, since its errors name the file
             [caption] = future.result()

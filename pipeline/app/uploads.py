@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from PIL import Image
 
 from pipeline.errors import UserError
-from pipeline.features.images import Pixels, read_upright
+from pipeline.features.images import Pixels, read_visible
+from pipeline.features.views import Frame, View
 
 MAX_MEGABYTES = 20
 MAX_BYTES = MAX_MEGABYTES * 2**20
@@ -71,13 +72,18 @@ def check_image(image: ImageFile) -> None:
         raise UserError(f"{image.name}: not a supported image format. Use {_FORMAT_NAMES}.") from error
 
 
-def make_preview(image: ImageFile) -> Preview:
-    """Make the preview of an image file.
+def make_preview(image: ImageFile, frame: Frame, view: View) -> Preview:
+    """Make the preview of an image file: the part that the grid of a model covers.
+
+    Args:
+        image: The image.
+        frame: Input of the model's encoder.
+        view: View of the image that the model captions.
 
     Raises:
         UserError: The file is broken or has too many pixels.
     """
-    pixels = read_upright(image.content, PREVIEW_SIZE, image.name)
+    pixels = read_visible(image.content, PREVIEW_SIZE, frame, view, image.name)
     height, width = pixels.shape[:2]
     return Preview(jpeg=encode_jpeg(pixels), width=width, height=height)
 

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ from pydantic import Field
 
 from pipeline.artifacts import write_atomically, write_json
 from pipeline.captions.languages import join_words
-from pipeline.captions.records import Record, Split, read_records
+from pipeline.captions.records import AnnotatedObject, Record, Split, read_records
 from pipeline.captions.tokens import (
     TOKENS_FILE,
     CaptionTokens,
@@ -30,7 +30,9 @@ from pipeline.decoder.model_io import History, TrainedModel, read_history, read_
 from pipeline.errors import UserError
 from pipeline.evaluation.agreement import human_agreement
 from pipeline.evaluation.scene_scores import score_scenes
+from pipeline.features.images import upright_size
 from pipeline.features.store import FeatureStore
+from pipeline.features.views import relative_box
 from pipeline.generation.caption_io import (
     TRAINED_CAPTIONS_FILE,
     GeneratedCaptions,
@@ -149,6 +151,19 @@ class EvaluationData:
     """Metrics of each epoch of `refine`; empty if the model is not refined."""
     inputs: EvaluateInputs
     """Paths that the artifacts were read from."""
+
+    def visible_objects(self, record: Record) -> Sequence[AnnotatedObject]:
+        """Return the annotated objects of an image, with boxes relative to the part that the grid covers.
+
+        Raises:
+            UserError: The image is unreadable.
+        """
+        view, frame = self.store.views[0], self.store.spec.frame
+        if not record.objects or (view == "whole" and frame.center_crop is None):
+            return record.objects
+        width, height = upright_size(self.inputs.image_dir / record.file)
+        visible = frame.visible_box(width, height, view)
+        return [replace(item, box=relative_box(item.box, visible, width, height, view)) for item in record.objects]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +288,7 @@ def analyze(
     batches = CaptionBatches(data.tokens, data.store, batch_size)
     teacher_forcing = _teacher_forcing(data.model, batches, device)
     write_json(folder / "teacher_forcing.json", teacher_forcing)
-    scenes = score_scenes(data.records, data.generated)
+    scenes = score_scenes(data.records, data.generated, data.visible_objects)
     write_json(folder / "scenes.json", scenes)
     return Analysis(captions=captions, teacher_forcing=teacher_forcing, scenes=scenes)
 

@@ -1,8 +1,9 @@
 """Scores for images with annotated objects: correct names and relations, and attention on the named objects."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -72,12 +73,18 @@ class _ImageScores:
     """Kind and grounding of each word that refers to objects."""
 
 
-def score_scenes(records: Sequence[Record], generated: Mapping[int, GeneratedCaptions]) -> dict[str, Any]:
+def score_scenes(
+    records: Sequence[Record],
+    generated: Mapping[int, GeneratedCaptions],
+    visible_objects: Callable[[Record], Sequence[AnnotatedObject]] = attrgetter("objects"),
+) -> dict[str, Any]:
     """Score the captions of the images with annotated objects.
 
     Args:
         records: Records of the split.
         generated: Generated captions by image id.
+        visible_objects: Returns the objects of an image, with boxes relative to the part that the grid covers; by
+            default, it covers the whole image.
 
     Returns:
         JSON values: scores of all images and of each subset, with their protocol. If no record has objects, only
@@ -86,7 +93,7 @@ def score_scenes(records: Sequence[Record], generated: Mapping[int, GeneratedCap
     annotated = [record for record in records if record.objects]
     if not annotated:
         return {"num_images": 0}
-    images = [_score_image(record, generated[record.image_id]) for record in annotated]
+    images = [_score_image(record, generated[record.image_id], visible_objects(record)) for record in annotated]
     by_subset: dict[str, list[_ImageScores]] = defaultdict(list)
     for record, image in zip(annotated, images, strict=True):
         if record.subset is not None:
@@ -96,9 +103,11 @@ def score_scenes(records: Sequence[Record], generated: Mapping[int, GeneratedCap
     return {"protocol": protocol, **_summarize(images), **({"subsets": subsets} if subsets else {})}
 
 
-def _score_image(record: Record, caption: GeneratedCaptions) -> _ImageScores:
+def _score_image(
+    record: Record, caption: GeneratedCaptions, visible_objects: Sequence[AnnotatedObject]
+) -> _ImageScores:
     num_correct_relations, num_relations = count_relations(caption.words, record.objects)
-    words = find_grounded_words(caption.words, record.objects)
+    words = find_grounded_words(caption.words, visible_objects)
     return _ImageScores(
         names_correct=names_correctly(caption.words, record.objects),
         num_relations=num_relations,

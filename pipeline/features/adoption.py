@@ -108,6 +108,15 @@ class _DirEntry(TypedDict):
     relpath: str
 
 
+def copying_cache(store: Path) -> Path | None:
+    """Return the folder of DVC's cache if the files of a store there take disk space of their own.
+
+    None if DVC links its cache to the workspace, by reflinks where the file system has them, or without a repository.
+    """
+    cache = _find_cache(store)
+    return cache.objects if cache and cache.copies else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Cache:
     """The versions of a store in DVC's cache."""
@@ -120,6 +129,8 @@ class _Cache:
     """Names of all other versions."""
     has_remote: bool
     """Whether a DVC remote is configured."""
+    copies: bool
+    """Whether a file in the workspace is a copy of the cached file, not a link."""
 
     def versions(self) -> Iterator[Version]:
         """Yield the cached files of each version."""
@@ -152,12 +163,15 @@ def _find_cache(store: Path) -> _Cache | None:
     try:
         from dvc.exceptions import DvcException
         from dvc.repo import Repo
+        from dvc_objects.fs.generic import test_links
     except ModuleNotFoundError:
         return None
     try:
         with Repo(str(workspace)) as repo:
             objects, runs = Path(repo.cache.local.path), Path(repo.cache.legacy.path, "runs")
             has_remote = bool(repo.config["remote"])
+            local = repo.cache.local
+            links = test_links(local.cache_types, local.fs, local.path, local.fs, str(workspace / _LOCK_FILE))
     except DvcException as error:
         logger.warning("%s: DVC's cache cannot be opened (%s). No grids of it are reused.", workspace, error)
         return None
@@ -167,7 +181,9 @@ def _find_cache(store: Path) -> _Cache | None:
     # The workspace of an experiment has only a part of the history.
     texts = [_committed(original_path(lock)), *(path.read_text() for path in runs.glob("*/*/*"))]
     others = dict.fromkeys(name for text in texts for name in _version_names(text, out) if name not in current)
-    return _Cache(objects=objects, current=current, others=tuple(others), has_remote=has_remote)
+    return _Cache(
+        objects=objects, current=current, others=tuple(others), has_remote=has_remote, copies=links[:1] == ["copy"]
+    )
 
 
 def _version_names(text: str, out: str) -> list[str]:

@@ -1,7 +1,7 @@
-"""The frozen image encoder: a torchvision ResNet up to one of its layers.
+"""The frozen image encoder: a ResNet of torchvision or CLIP up to one of its layers.
 
-Shapes: B images, S side of the image in px, C channels, H and W height and width of the grid, P = H * W regions in
-row-major order.
+Shapes: B images, Y and X height and width of the image in px, C channels, H and W height and width of the grid,
+P = H * W regions in row-major order.
 """
 
 import copy
@@ -9,10 +9,11 @@ import hashlib
 import os
 import pickle
 import shutil
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,15 +21,26 @@ import safetensors
 import safetensors.torch
 import torch
 import torchvision
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pipeline.errors import UserError, summarize
+from pipeline.features.clip_resnets import clip_layers
 from pipeline.features.images import Pixels, normalize
 from pipeline.features.quantization.quantized_encoder import QuantizedEncoder
-from pipeline.features.resnets import STRIDES, Architecture, Layer
-from pipeline.features.views import View
+from pipeline.features.resnets import (
+    RESNETS,
+    STRIDES,
+    Architecture,
+    ClipResNet,
+    Layer,
+    Normalization,
+    encoder_frame,
+    num_channels,
+)
+from pipeline.features.views import Frame, Resize, View
 from pipeline.params import DEPENDENCY, params_section
 
 Precision = Literal["float32", "bfloat16", "int8"]
@@ -40,7 +52,19 @@ WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt")
 
 # Keys and modules that hold the encoder in checkpoints of training frameworks; _orig_mod is torch.compile's.
 _WRAPPERS = frozenset(
-    {"", "state_dict", "model_state_dict", "model", "module", "_orig_mod", "net", "network", "backbone", "encoder"}
+    {
+        "",
+        "state_dict",
+        "model_state_dict",
+        "model",
+        "module",
+        "_orig_mod",
+        "net",
+        "network",
+        "backbone",
+        "encoder",
+        "visual",
+    }
 )
 
 _MAX_NESTING = 4
@@ -48,17 +72,44 @@ _MAX_NESTING = 4
 
 
 @params_section
+class ImageSize:
+    """Size of the encoder's input."""
+
+    height: Annotated[int, Field(ge=8, le=2048)]
+    """Height of the encoder's input, in px; a multiple of the layer's cell size."""
+    width: Annotated[int, Field(ge=8, le=2048)]
+    """Width of the encoder's input, in px; a multiple of the layer's cell size."""
+
+
+@params_section
+class GridSize:
+    """Size of a grid."""
+
+    height: Annotated[int, Field(ge=1, le=256)]
+    """Rows of the stored grid."""
+    width: Annotated[int, Field(ge=1, le=256)]
+    """Columns of the stored grid."""
+
+
+@params_section
 class EncodeParams:
     """Section `encode`: the frozen encoder and its input."""
 
     architecture: Architecture
-    """ResNet of torchvision."""
+    """ResNet of torchvision, or of CLIP (`RN...`)."""
     layer: Layer
     """Last layer of the encoder. A grid cell covers 8 (layer2), 16 (layer3) or 32 px (layer4)."""
     weights: Annotated[Path, DEPENDENCY]
     """Weights file (.safetensors, .pth or .pt); `gridcap download weights:resnet50` fetches torchvision's."""
-    image_size: Annotated[int, Field(ge=8, le=2048)]
-    """Side of the square that images are resized to, in px; a multiple of the layer's cell size."""
+    image_size: Annotated[
+        Annotated[int, Field(ge=8, le=2048), Tag("<integer>")] | Annotated[ImageSize, Tag("<mapping>")],
+        Discriminator(lambda value: "<mapping>" if isinstance(value, dict | ImageSize) else "<integer>"),
+    ]
+    """Side of the square that images are resized to, in px, or {height, width}; multiples of the layer's cell size."""
+    resize: Resize
+    """`squash` ignores the aspect ratio of images; `center_crop` cuts off their margins as the weights' recipe does."""
+    pool: GridSize | None
+    """Size {height, width} that grids are reduced to by adaptive average pooling; null disables it."""
     precision: Precision
     """Arithmetic of the encoder: bfloat16 and int8 are faster and less exact; int8 runs only on CPUs with VNNI."""
     compile: bool
@@ -75,35 +126,71 @@ class EncodeParams:
         if not self.views or len(set(self.views)) < len(self.views):
             raise ValueError(f"views must be at least one view, without duplicates, got {list(self.views)}")
         stride = STRIDES[self.layer]
-        if self.image_size < stride or self.image_size % stride:
-            raise ValueError(f"image_size must be a multiple of {stride} with {self.layer}, got {self.image_size}")
+        for side in (self.frame.height, self.frame.width):
+            if side % stride or side < stride:
+                raise ValueError(f"image_size must be a multiple of {stride} with {self.layer}, got {side}")
+        rows, columns = self.frame.height // stride, self.frame.width // stride
+        if self.pool and (self.pool.height > rows or self.pool.width > columns):
+            raise ValueError(
+                f"pool must be at most {rows} x {columns}, the grid of {self.layer} for this image_size, got"
+                f" {self.pool.height} x {self.pool.width}"
+            )
+        if self.precision == "int8" and not RESNETS[self.architecture].supports_int8:
+            raise ValueError(
+                f"precision must be float32 or bfloat16 with {self.architecture}, which int8 does not support"
+            )
         if self.precision == "int8" and self.compile:
             raise ValueError("compile must be false with precision int8, which torch.compile does not support")
+
+    @property
+    def frame(self) -> Frame:
+        """Input of the encoder."""
+        size = self.image_size
+        height, width = (size, size) if isinstance(size, int) else (size.height, size.width)
+        return encoder_frame(self.architecture, height, width, self.resize)
+
+    @property
+    def pooled(self) -> tuple[int, int] | None:
+        """Height and width of pooled grids, or None."""
+        return (self.pool.height, self.pool.width) if self.pool else None
 
 
 class GridEncoder(nn.Module):
     """A ResNet up to and including one layer (He et al. 2016, Deep Residual Learning for Image Recognition).
 
-    Its parameters have the names of torchvision.
+    Its parameters have the names of torchvision or of CLIP.
     """
 
-    def __init__(self, architecture: Architecture, layer: Layer) -> None:
+    def __init__(self, architecture: Architecture, layer: Layer, pool: tuple[int, int] | None = None) -> None:
+        """Build the encoder with random weights.
+
+        Args:
+            architecture: Name of the ResNet.
+            layer: Last layer of the encoder.
+            pool: Height and width that `encode_grids` reduces grids to; None keeps those of `forward`.
+        """
         super().__init__()
-        for name, child in torchvision.models.get_model(architecture, weights=None).named_children():
+        self.pool = pool
+        self.normalization = RESNETS[architecture].normalization
+        self.channels = num_channels(architecture, layer)
+        """Number of output channels, C."""
+        for name, child in _named_layers(architecture):
             self.add_module(name, child)
             if name == layer:
                 break
 
-    @property
-    def channels(self) -> int:
-        """Number of output channels, C."""
-        return [child for child in self.modules() if isinstance(child, nn.BatchNorm2d)][-1].num_features
-
     def forward(self, images: Tensor) -> Tensor:
-        """Encode normalized images [B, 3, S, S] as grids [B, C, H, W]."""
+        """Encode normalized images [B, 3, Y, X] as grids [B, C, H, W]."""
         for child in self.children():
             images = child(images)
         return images
+
+
+def _named_layers(architecture: Architecture) -> Iterable[tuple[str, nn.Module]]:
+    """Return the modules of a ResNet by name, in the order of its forward pass."""
+    if architecture in get_args(ClipResNet):
+        return clip_layers(cast(ClipResNet, architecture))
+    return cast(nn.Module, torchvision.models.get_model(architecture, weights=None)).named_children()
 
 
 def load_encoder(params: EncodeParams) -> GridEncoder:
@@ -112,23 +199,26 @@ def load_encoder(params: EncodeParams) -> GridEncoder:
     Raises:
         UserError: As `read_encoder`.
     """
-    return read_encoder(params.weights, params.architecture, params.layer)
+    return read_encoder(params.weights, params.architecture, params.layer, params.pooled)
 
 
-def read_encoder(path: Path, architecture: Architecture, layer: Layer) -> GridEncoder:
+def read_encoder(
+    path: Path, architecture: Architecture, layer: Layer, pool: tuple[int, int] | None = None
+) -> GridEncoder:
     """Load an encoder from a weights file: frozen, in eval mode, channels last, on the CPU.
 
     Args:
         path: The weights file; tensors of layers that the encoder lacks are ignored.
-        architecture: ResNet of torchvision.
+        architecture: Name of the ResNet.
         layer: Last layer of the encoder.
+        pool: As for `GridEncoder`.
 
     Raises:
         UserError: The file is missing or damaged, or its tensors do not match the encoder's.
     """
     # The meta device skips the random initialization, which would be overwritten.
     with torch.device("meta"):
-        encoder = GridEncoder(architecture, layer)
+        encoder = GridEncoder(architecture, layer, pool)
     state_dict = _matching_tensors(read_weights(path), encoder, path, f"{architecture} up to {layer}")
     encoder.load_state_dict(state_dict, assign=True)
     encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -187,7 +277,7 @@ def encode_grids(network: nn.Module, images: Pixels) -> npt.NDArray[np.float16]:
 
     Args:
         network: The network.
-        images: uint8 [B, S, S, 3].
+        images: uint8 [B, Y, X, 3].
 
     Returns:
         Grids, float16 [B, P, C].
@@ -200,7 +290,10 @@ def encode_grids(network: nn.Module, images: Pixels) -> npt.NDArray[np.float16]:
         grids = network(pixels)  # [B, C, H, W]
     else:
         weight = next(network.parameters())
-        grids = network(normalize(pixels.to(weight.device)).to(weight.dtype))  # [B, C, H, W]
+        normalized = normalize(pixels.to(weight.device), cast(Normalization, network.normalization))
+        grids = network(normalized.to(weight.dtype))  # [B, C, H, W]
+    if network.pool is not None:
+        grids = functional.adaptive_avg_pool2d(grids.float(), cast(tuple[int, int], network.pool))
     regions = grids.flatten(2).transpose(1, 2)  # [B, P, C]
     if not torch.stack(regions.aminmax()).half().isfinite().all():
         raise UserError("encode.weights: features are NaN or outside the range of float16. Use other weights.")
@@ -212,7 +305,7 @@ def encode_batch(network: nn.Module, images: Pixels, size: int = IMAGES_PER_BATC
 
     Args:
         network: A network from `optimize_for_inference`.
-        images: uint8 [B, S, S, 3], with B at most `size`.
+        images: uint8 [B, Y, X, 3], with B at most `size`.
         size: Batch size that the images are padded to.
 
     Returns:
@@ -241,10 +334,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             " `gridcap download weights:ARCHITECTURE`."
         )
     try:
+        if _is_torchscript(path):
+            raise UserError(
+                f"{path}: a TorchScript archive, which holds code. Convert it to .safetensors with the command in"
+                " section Weights of docs/encoding.md."
+            )
         if path.suffix == ".safetensors":
             content = safetensors.torch.load_file(path)
         else:
             content = torch.load(path, weights_only=True, map_location="cpu")
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: holds objects other than tensors, which could run code, or is damaged. Save a plain state dict as"
@@ -260,6 +360,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         )
     prefix = _resnet_prefix(tensors, path)
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether a file is a TorchScript archive, such as OpenAI's weights of CLIP."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _named_tensors(content: object, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
@@ -295,8 +403,8 @@ def _resnet_prefix(tensors: Mapping[str, Tensor], path: Path) -> str:
         )
     if not any(name.startswith(("conv1.", "bn1.", "layer1.")) for name in tensors):
         raise UserError(
-            f"{path}: holds no ResNet with torchvision's names, but {len(tensors)} tensors: {summarize(list(tensors))}."
-            " Rename them, or use other weights."
+            f"{path}: holds no ResNet with the names of torchvision or CLIP, but {len(tensors)} tensors:"
+            f" {summarize(list(tensors))}. Rename them, or use other weights."
         )
     return ""
 

@@ -3,8 +3,8 @@
 Images are identified by SHA-256. A run first digests all images and plans shards for the missing rows. The plan, and so
 every byte of a shard, does not depend on the number of processes.
 
-Shapes: B images of a batch, N views of one image, R rows of a shard, S side of the image in px, P regions of a grid,
-C channels.
+Shapes: B images of a batch, N views of one image, R rows of a shard, Y and X height and width of the encoder's input in
+px, P regions of a grid, C channels.
 """
 
 import json
@@ -31,7 +31,7 @@ from pipeline.artifacts import file_digests, publish_together
 from pipeline.captions.records import SPLITS, Policy, Record
 from pipeline.distributed import SINGLE_PROCESS, Processes
 from pipeline.errors import NO_SPACE, UserError, no_space_message, summarize
-from pipeline.features.adoption import adopt_shards
+from pipeline.features.adoption import adopt_shards, copying_cache
 from pipeline.features.encoder import (
     IMAGES_PER_BATCH,
     EncodeParams,
@@ -45,7 +45,7 @@ from pipeline.features.encoder import (
 from pipeline.features.images import Pixels, read_image_file, read_views
 from pipeline.features.resnets import STRIDES
 from pipeline.features.store import EncoderSpec, Grids, RowKey, Shard, intact_shards, write_index, write_shard
-from pipeline.features.views import View
+from pipeline.features.views import Frame, View
 
 logger = logging.getLogger("gridcap")
 
@@ -100,7 +100,6 @@ class EncodeResult:
     @property
     def metrics(self) -> dict[str, int]:
         """Metrics of the store, independent of the number of runs."""
-        num_regions, channels = self.spec.grid_shape
         return {
             "num_images": self.num_images,
             "num_skipped_images": self.num_skipped_images,
@@ -108,8 +107,8 @@ class EncodeResult:
             "num_shards": self.num_shards,
             "grid_height": self.spec.grid_height,
             "grid_width": self.spec.grid_width,
-            "channels": channels,
-            "bytes_per_image": len(self.views) * num_regions * channels * np.dtype(np.float16).itemsize,
+            "channels": self.spec.channels,
+            "bytes_per_image": len(self.views) * self.spec.grid_bytes,
         }
 
 
@@ -135,7 +134,7 @@ class _PlannedImage:
 class _DecodedImage:
     planned: _PlannedImage
     pixels: Pixels
-    """uint8 [N, S, S, 3]."""
+    """uint8 [N, Y, X, 3]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,16 +222,19 @@ def encode(
 
 def encoder_spec(encoder: GridEncoder, params: EncodeParams) -> EncoderSpec:
     """Return the spec of a loaded encoder."""
-    grid_side = params.image_size // STRIDES[params.layer]
+    frame = params.frame
+    rows, columns = params.pooled or (side // STRIDES[params.layer] for side in (frame.height, frame.width))
     return EncoderSpec(
         architecture=params.architecture,
         layer=params.layer,
         weights_digest=weights_digest(encoder),
-        image_size=params.image_size,
+        image_height=frame.height,
+        image_width=frame.width,
+        resize=params.resize,
         precision=params.precision,
         compiled=params.compile,
-        grid_height=grid_side,
-        grid_width=grid_side,
+        grid_height=rows,
+        grid_width=columns,
         channels=encoder.channels,
     )
 
@@ -267,6 +269,9 @@ class _EncodeJob:
         num_reused = len(records) - sum(map(len, plan))
         if self.processes.is_main:
             logger.info("%s: %d of %d images are already encoded", STAGE, num_reused, len(records))
+        fault = self._find_space_fault(plan, len(records), published) if self.processes.is_main else None
+        if fault := self.processes.broadcast(fault):
+            raise UserError(fault)
         encoded = self._encode_plan(plan)
         undecodable = {image.sha256 for image in encoded.skipped}
         skipped_ids = [image_id for image_id, digest in image_digests.items() if digest in undecodable]
@@ -357,6 +362,28 @@ class _EncodeJob:
                 num_rows += len(views)
         return plan
 
+    def _find_space_fault(
+        self, plan: Sequence[Sequence[_PlannedImage]], num_images: int, published: Path | None
+    ) -> str | None:
+        """Log the size of the store, and return a message if the disk does not hold the planned grids."""
+        image_bytes = len(self.views) * self.spec.grid_bytes
+        logger.info(
+            "%s: %s bytes per image, %s bytes in all", STAGE, f"{image_bytes:,}", f"{num_images * image_bytes:,}"
+        )
+        needed = sum(len(image.views) for images in plan for image in images) * self.spec.grid_bytes
+        if needed == 0:
+            return None
+        free = shutil.disk_usage(self.folder).free
+        cache = None if published is None else copying_cache(published)
+        in_cache = cache is not None and cache.is_dir() and cache.stat().st_dev == self.folder.stat().st_dev
+        total = 2 * needed if in_cache else needed
+        if total <= free:
+            return None
+        return (
+            f"{self.folder}: the grids need {total:,} bytes{', DVC cache included' if in_cache else ''}, but"
+            f" {free:,} bytes are free. Free disk space, or reduce encode.image_size, encode.views or encode.pool."
+        )
+
     def _encode_plan(self, plan: Sequence[Sequence[_PlannedImage]]) -> _Encoded:
         """Encode the planned shards, divided among the processes, and return the results of all processes."""
         share = plan[self.processes.rank :: self.processes.world_size]
@@ -388,7 +415,7 @@ class _EncodeJob:
         """
 
         def decode(images: Sequence[_PlannedImage]) -> list[Future[_DecodedImage | _SkippedImage | UserError]]:
-            return [decoders.submit(_decode, image, self.spec.image_size, self.bad_images) for image in images]
+            return [decoders.submit(_decode, image, self.spec.frame, self.bad_images) for image in images]
 
         encoded = _Encoded(shards=[], skipped=[], faults=[])
         remaining = iter(plan)
@@ -411,11 +438,11 @@ class _EncodeJob:
         self, images: Sequence[_DecodedImage], encoders: ThreadPoolExecutor, progress: "tqdm[NoReturn]"
     ) -> Grids:
         """Encode the views of images: float16 [R, P, C]."""
-        pixels = np.concatenate([image.pixels for image in images])  # [R, S, S, 3]
+        pixels = np.concatenate([image.pixels for image in images])  # [R, Y, X, 3]
         grids = np.empty((len(pixels), *self.spec.grid_shape), dtype=np.float16)  # [R, P, C]
 
         def encode_from(start: int) -> int:
-            batch = pixels[start : start + IMAGES_PER_BATCH]  # [B, S, S, 3]
+            batch = pixels[start : start + IMAGES_PER_BATCH]  # [B, Y, X, 3]
             grids[start : start + len(batch)] = encode_batch(self.network, batch)
             return len(batch)
 
@@ -469,7 +496,7 @@ def _batch_executor(num_workers: int) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(num_cores)
 
 
-def _decode(image: _PlannedImage, size: int, bad_images: Policy) -> _DecodedImage | _SkippedImage | UserError:
+def _decode(image: _PlannedImage, frame: Frame, bad_images: Policy) -> _DecodedImage | _SkippedImage | UserError:
     try:
         content = read_image_file(image.path)
     except UserError as error:
@@ -477,7 +504,7 @@ def _decode(image: _PlannedImage, size: int, bad_images: Policy) -> _DecodedImag
     if sha256(content).hexdigest() != image.sha256:
         return UserError(f"{image.path}: changed during the run. Run again.")
     try:
-        return _DecodedImage(planned=image, pixels=read_views(content, size, image.views, str(image.path)))
+        return _DecodedImage(planned=image, pixels=read_views(content, frame, image.views, str(image.path)))
     except UserError as error:
         return error if bad_images == "error" else _SkippedImage(sha256=image.sha256, reason=str(error))
 

@@ -1,6 +1,6 @@
-"""Image files as the encoder's input: upright RGB squares, normalized.
+"""Image files as the encoder's input: upright RGB images of one size, normalized.
 
-Shapes: B images, N views of one image, S side of the square in px.
+Shapes: B images, N views of one image, H and W height and width of the input in px.
 """
 
 import io
@@ -14,23 +14,12 @@ import torch
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from pipeline.errors import UserError
-from pipeline.features.views import View
+from pipeline.features.resnets import Normalization
+from pipeline.features.views import Frame, View, is_flipped, view_box
 
 Pixels = npt.NDArray[np.uint8]
 ImageSource = Path | bytes | Image.Image
 """An image: its path, the bytes of its file, or a Pillow image."""
-
-CROP_SCALE = 7 / 8
-"""Size of a crop, as a fraction of the image's width and height."""
-
-# Offset of each crop from the left and from the top, as fractions of the margin that the crop leaves.
-_CROP_OFFSETS = {
-    "top_left": (0.0, 0.0),
-    "top_right": (1.0, 0.0),
-    "bottom_left": (0.0, 1.0),
-    "bottom_right": (1.0, 1.0),
-    "center": (0.5, 0.5),
-}
 
 # A small file can claim any size, and every thread holds a decoded image.
 MAX_PIXELS = 80_000_000
@@ -54,10 +43,6 @@ _JPEG_END = b"\xff\xd9"
 _JPEG_FILLERS = tuple(bytes([first, *range(1, 255)]) for first in (0x2C, 0x55, 0x8E, 0xB3, 0xDA, 0xFE))
 """Arbitrary entropy-coded data: bytes without 0xFF, which starts a marker."""
 
-# RGB mean and standard deviation of ImageNet, which torchvision's weights expect.
-MEAN = (0.485, 0.456, 0.406)
-STANDARD_DEVIATION = (0.229, 0.224, 0.225)
-
 # Transposition that undoes each EXIF orientation.
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -79,21 +64,23 @@ def read_image(source: ImageSource, size: int, name: str = "image") -> Pixels:
         name: Name in errors of an image that is not a path.
 
     Returns:
-        uint8 RGB [S, S, 3].
+        uint8 RGB [size, size, 3].
 
     Raises:
         UserError: As `read_views`.
     """
-    pixels: Pixels = read_views(source, size, ("whole",), name)[0]
+    pixels: Pixels = read_views(source, Frame(height=size, width=size), ("whole",), name)[0]
     return pixels
 
 
-def read_upright(source: ImageSource, max_side: int, name: str = "image") -> Pixels:
-    """Read a whole image and resize it, keeping its aspect ratio.
+def read_visible(source: ImageSource, max_side: int, frame: Frame, view: View, name: str = "image") -> Pixels:
+    """Read the part of an image that a grid covers, in its own aspect ratio.
 
     Args:
         source: The image.
         max_side: Length of the longer side in px.
+        frame: Input of the encoder.
+        view: View of the image.
         name: Name in errors of an image that is not a path.
 
     Returns:
@@ -103,32 +90,33 @@ def read_upright(source: ImageSource, max_side: int, name: str = "image") -> Pix
         UserError: As `read_views`.
     """
     image = _read_flat(source, max_side, name)
-    scale = max_side / max(image.size)
-    width, height = (max(1, round(scale * length)) for length in image.size)
-    return np.array(_to_rgb(image.resize((width, height), Image.Resampling.BICUBIC)))
+    box = frame.visible_box(*image.size, view)
+    sides = box[2] - box[0], box[3] - box[1]
+    width, height = (max(1, round(max_side / max(sides) * side)) for side in sides)
+    return _mirror(_to_rgb(image.resize((width, height), Image.Resampling.BICUBIC, box)), view)
 
 
-def read_views(source: ImageSource, size: int, views: Sequence[View], name: str = "image") -> Pixels:
-    """Read an image and resize its views to squares.
+def read_views(source: ImageSource, frame: Frame, views: Sequence[View], name: str = "image") -> Pixels:
+    """Read an image and fit its views to the encoder's input.
 
     The EXIF orientation is applied, transparent pixels become white, and only the first frame of an animation is used.
     A JPEG may lack its end-of-image marker. HEIC and HEIF files need the package pillow-heif.
 
     Args:
         source: The image.
-        size: Side of the squares in px.
+        frame: Input of the encoder.
         views: The views to make.
         name: Name in errors of an image that is not a path.
 
     Returns:
-        uint8 RGB [N, S, S, 3].
+        uint8 RGB [N, H, W, 3].
 
     Raises:
         UserError: The file is missing, truncated, not an image, has more than `MAX_PIXELS` pixels, needs more than
             `MAX_DECODED_BYTES`, or has pixels of unknown range (floats, 32-bit or negative integers).
     """
-    image = _read_flat(source, size, name)
-    return np.stack([_render_view(image, size, view) for view in views])
+    image = _read_flat(source, max(frame.resized(frame.width, frame.height)), name)
+    return np.stack([_render_view(image, frame, view) for view in views])
 
 
 def upright_size(path: Path) -> tuple[int, int]:
@@ -153,10 +141,10 @@ def read_image_file(path: Path) -> bytes:
         raise UserError(f"{path}: cannot be read ({error.strerror}). Restore the file.") from error
 
 
-def normalize(batch: torch.Tensor) -> torch.Tensor:
-    """Normalize images with ImageNet's mean and standard deviation: uint8 [B, S, S, 3] to float32 [B, 3, S, S]."""
-    mean = torch.tensor(MEAN, device=batch.device)
-    standard_deviation = torch.tensor(STANDARD_DEVIATION, device=batch.device)
+def normalize(batch: torch.Tensor, normalization: Normalization) -> torch.Tensor:
+    """Normalize images as the encoder's weights expect: uint8 [B, H, W, 3] to float32 [B, 3, H, W]."""
+    mean = torch.tensor(normalization.mean, device=batch.device)
+    standard_deviation = torch.tensor(normalization.standard_deviation, device=batch.device)
     return ((batch.float() / 255 - mean) / standard_deviation).permute(0, 3, 1, 2)
 
 
@@ -309,17 +297,22 @@ def _has_all_scans(content: bytes) -> bool:
     return len(complete) == 64 * num_components
 
 
-def _render_view(image: Image.Image, size: int, view: View) -> Pixels:
-    """Crop, resize and flip an upright gray or RGB image: uint8 [S, S, 3]."""
-    crop = view.removesuffix("_flipped")
-    box = None
-    if crop in _CROP_OFFSETS:
-        left, top = (
-            offset * (1 - CROP_SCALE) * side for offset, side in zip(_CROP_OFFSETS[crop], image.size, strict=True)
-        )
-        box = (left, top, left + CROP_SCALE * image.width, top + CROP_SCALE * image.height)
-    square = _to_rgb(image.resize((size, size), Image.Resampling.BICUBIC, box))
-    return np.array(square if view == crop else square.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+def _render_view(image: Image.Image, frame: Frame, view: View) -> Pixels:
+    """Crop, resize and flip an upright gray or RGB image: uint8 [H, W, 3]."""
+    box = view_box(*image.size, view)
+    left, top, right, bottom = box or (0, 0, *image.size)
+    size = frame.resized(right - left, bottom - top)
+    recipe = frame.center_crop
+    resampling = Image.Resampling.BILINEAR if recipe and recipe.resampling == "bilinear" else Image.Resampling.BICUBIC
+    resized = image.resize(size, resampling, box)
+    if recipe:
+        x, y = frame.center(*size)
+        resized = resized.crop((x, y, x + frame.width, y + frame.height))
+    return _mirror(_to_rgb(resized), view)
+
+
+def _mirror(image: Image.Image, view: View) -> Pixels:
+    return np.array(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if is_flipped(view) else image)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -10,7 +10,7 @@ import torchvision
 
 from pipeline.artifacts import file_digest, publish
 from pipeline.errors import NO_SPACE, UserError, write_error
-from pipeline.features.resnets import Architecture
+from pipeline.features.resnets import ClipResNet, TorchvisionResNet
 
 # torchvision's file names end in the first digits of the file's SHA-256, such as resnet50-11ad3fa6.pth.
 _DIGEST = re.compile(r"-([0-9a-f]{8,})\.")
@@ -45,7 +45,7 @@ def download_weights(name: str, folder: Path) -> Path:
 
 def pretrained_url(file_name: str) -> str | None:
     """Return the URL of the ResNet weights of torchvision with this file name, or None if there are none."""
-    for architecture in get_args(Architecture):
+    for architecture in get_args(TorchvisionResNet):
         for weights in torchvision.models.get_model_weights(architecture):
             if _file_name(weights.url) == file_name:
                 return str(weights.url)
@@ -73,8 +73,14 @@ def fetch(url: str) -> Path:
 def _weights(name: str) -> Any:
     """Look up torchvision's weights by `ARCHITECTURE` or `ARCHITECTURE/NAME`."""
     architecture, _, weights_name = name.partition("/")
-    if architecture not in get_args(Architecture):
-        raise UserError(f"{name}: unknown architecture {architecture}. Use one of {', '.join(get_args(Architecture))}.")
+    if architecture in get_args(ClipResNet):
+        raise UserError(
+            f"{name}: weights of CLIP are not torchvision's. Download them yourself: section Weights of"
+            " docs/encoding.md names the files."
+        )
+    if architecture not in get_args(TorchvisionResNet):
+        names = ", ".join(get_args(TorchvisionResNet))
+        raise UserError(f"{name}: unknown architecture {architecture}. Use one of {names}.")
     registered = torchvision.models.get_model_weights(architecture)
     if weights_name not in ("", *registered.__members__):
         names = " or ".join(f"{architecture}/{weights.name}" for weights in registered)

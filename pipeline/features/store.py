@@ -34,15 +34,15 @@ from pipeline.artifacts import (
     write_document,
 )
 from pipeline.errors import UserError, summarize
-from pipeline.features.resnets import Architecture, Layer
-from pipeline.features.views import View
+from pipeline.features.resnets import MAX_CHANNELS, STRIDES, Architecture, Layer, encoder_frame
+from pipeline.features.views import Frame, Resize, View
 from pipeline.hdf5 import checked_dataset, open_artifact, read_dataset
 
 logger = logging.getLogger("gridcap")
 
 # Raise the version when the format changes, and when the same image file would get another grid: it is part of the
 # fingerprint, so no old row is reused.
-SCHEMA = Schema("gridcap.features", 4)
+SCHEMA = Schema("gridcap.features", 5)
 INDEX_FILE = "index.json"
 
 Grids = npt.NDArray[np.float16]
@@ -63,28 +63,48 @@ class EncoderSpec:
     """Encoder and input size, which determine the grid of an image. All rows of a store have the same spec."""
 
     architecture: Architecture
-    """Name of the ResNet in torchvision."""
+    """Name of the ResNet in torchvision, or of CLIP's (`RN...`)."""
     layer: Layer
     """Last layer of the encoder."""
     weights_digest: Sha256
     """SHA-256 of the encoder's weights, in hexadecimal."""
-    image_size: Annotated[int, Field(ge=8, le=2048)]
-    """Side of the square that images are resized to, in px."""
+    image_height: Annotated[int, Field(ge=8, le=2048)]
+    """Height of the encoder's input, in px."""
+    image_width: Annotated[int, Field(ge=8, le=2048)]
+    """Width of the encoder's input, in px."""
+    resize: Resize
+    """How views are fitted to the encoder's input."""
     precision: Literal["float32", "bfloat16", "int8"]
     """Arithmetic of the encoder."""
     compiled: bool
     """Whether the encoder was compiled, which changes rounding."""
     grid_height: Annotated[int, Field(ge=1, le=256)]
-    """Rows of the grid; region `r` is in row `r // grid_width`."""
+    """Rows of the grid, after pooling; region `r` is in row `r // grid_width`."""
     grid_width: Annotated[int, Field(ge=1, le=256)]
-    """Columns of the grid."""
-    channels: Annotated[int, Field(ge=1, le=2048)]
+    """Columns of the grid, after pooling."""
+    channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
     """Features per region."""
 
     @property
     def fingerprint(self) -> str:
         """Identifier of the spec and the schema version: 16 hexadecimal digits."""
         return fingerprint(schema_version=SCHEMA.version, **asdict(self))
+
+    @property
+    def frame(self) -> Frame:
+        """Input of the encoder."""
+        return encoder_frame(self.architecture, self.image_height, self.image_width, self.resize)
+
+    @property
+    def unpooled_grid(self) -> tuple[int, int]:
+        """Height and width of the grid before pooling, in regions."""
+        stride = STRIDES[self.layer]
+        return self.image_height // stride, self.image_width // stride
+
+    @property
+    def pool(self) -> tuple[int, int] | None:
+        """Height and width that grids are reduced to by adaptive average pooling, or None."""
+        return None if self.grid == self.unpooled_grid else self.grid
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -95,6 +115,11 @@ class EncoderSpec:
     def grid_shape(self) -> tuple[int, int]:
         """Shape of a grid, (P, C)."""
         return self.grid_height * self.grid_width, self.channels
+
+    @property
+    def grid_bytes(self) -> int:
+        """Size of a grid, in bytes."""
+        return self.grid_height * self.grid_width * self.channels * np.dtype(np.float16).itemsize
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -117,7 +117,7 @@ def draw_grid(store: FeatureStore, image_id: int, prepared: Path, image_dir: Pat
     view = store.views[0]
     path = image_dir / record.file
     content = _read_encoded_file(path, store, image_id)
-    image = read_views(content, store.spec.image_size, (view,), str(path))[0]  # [S, S, 3]
+    image = read_views(content, store.spec.frame, (view,), str(path))[0]  # [Y, X, 3]
     color_map = fit_color_map(grids)
     title = _title(store, record, len(sample_ids), color_map)
     _plot(image, view, grid, store.spec.grid, color_map, title, out)
@@ -200,14 +200,14 @@ def _plot(
         font_size = min(11.0, 72 * _WIDTH / (0.6 * max(map(len, title.splitlines()))))
         figure.suptitle(title, fontsize=font_size, parse_math=False)
         panels = (
-            (f"view {view}, {len(image)} x {len(image)} px", image),
+            (f"view {view}, {image.shape[0]} x {image.shape[1]} px", image),
             ("PCA components 1, 2, 3 as RGB", color_map.colors(grid).reshape(*grid_size, _NUM_COMPONENTS)),
             ("L2 norm of each region", norms.reshape(grid_size)),
         )
         for axes, (name, values) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-            # The grid fills the square, even if its height and width differ.
+            # The grid fills the image, even if its cells are not square.
             mappable = axes.imshow(values, interpolation="nearest", aspect="auto")
-            axes.set_box_aspect(1)
+            axes.set_box_aspect(image.shape[0] / image.shape[1])
             axes.set_axis_off()
             axes.set_title(name, fontsize=10)
         figure.colorbar(mappable, cax=axes.inset_axes((1.03, 0, 0.05, 1)))

@@ -6,7 +6,8 @@
     for caption in captioner.caption(["bench.jpg", "harbor.png"]):
         print(caption.text, caption.confidence)
 
-Shapes: `B` images, `T` words, `P` regions in a grid of `H` x `W`, `C` channels, `S` side of the encoder's input in px.
+Shapes: `B` images, `T` words, `P` regions in a grid of `H` x `W`, `C` channels, `Y` and
+`X` height and width of the encoder's input in px.
 """
 
 import os
@@ -189,7 +190,7 @@ class Captioner:
                     yield image if isinstance(image, UserError) else next(captions)
 
     def encode(self, pixels: Pixels) -> Grids:
-        """Encode images, uint8 [B, S, S, 3], to grids, float16 [B, P, C], as stage `encode` does."""
+        """Encode images, uint8 [B, Y, X, 3], to grids, float16 [B, P, C], as stage `encode` does."""
         grids = []
         for start in range(0, len(pixels), IMAGES_PER_BATCH):
             batch = pixels[start : start + IMAGES_PER_BATCH]
@@ -197,7 +198,7 @@ class Captioner:
         return np.concatenate(grids)
 
     def read_image(self, image: ImageSource, name: str = "image") -> Pixels:
-        """Read an image as the encoder's input, uint8 [S, S, 3].
+        """Read an image as the encoder's input, uint8 [Y, X, 3].
 
         Args:
             image: Path or bytes of an image file, or a Pillow image.
@@ -210,7 +211,7 @@ class Captioner:
         if isinstance(source, Image.Image) and 0 in source.size:
             raise UserError(f"{name}: has no pixels ({source.width} x {source.height} px). Use another image.")
         view = self.config.view
-        pixels: Pixels = read_views(source, self.config.encoder.image_size, (view,), name)[0]
+        pixels: Pixels = read_views(source, self.config.encoder.frame, (view,), name)[0]
         return pixels
 
     def _encoder_batch_size(self, num_images: int) -> int:

@@ -8,7 +8,7 @@ from pipeline.decoder.model_io import CONFIG_FILE, REMEDY, ModelConfig
 from pipeline.errors import UserError
 from pipeline.features.encoder import GridEncoder, read_encoder, weights_digest
 from pipeline.features.pretrained import cached_path, fetch, pretrained_url
-from pipeline.features.resnets import STRIDES, num_channels
+from pipeline.features.resnets import num_channels
 from pipeline.features.store import EncoderSpec
 
 ENCODER_FILES = ("encoder.safetensors", "encoder.pth", "encoder.pt")
@@ -64,7 +64,7 @@ def find_encoder(folder: Path, config: ModelConfig, weights: Path | None, downlo
 
 
 def _read(path: Path, config: ModelConfig) -> GridEncoder:
-    return read_encoder(path, config.encoder.architecture, config.encoder.layer)
+    return read_encoder(path, config.encoder.architecture, config.encoder.layer, config.encoder.pool)
 
 
 def _check_sizes(folder: Path, spec: EncoderSpec) -> None:
@@ -73,13 +73,13 @@ def _check_sizes(folder: Path, spec: EncoderSpec) -> None:
     Raises:
         UserError: Image size, grid and channels do not fit together.
     """
-    side = spec.image_size // STRIDES[spec.layer]
+    rows, columns = spec.unpooled_grid
     channels = num_channels(spec.architecture, spec.layer)
-    if (*spec.grid, spec.channels) != (side, side, channels):
+    if spec.grid_height > rows or spec.grid_width > columns or spec.channels != channels:
         raise UserError(
-            f"{folder / CONFIG_FILE}: encoder: {spec.architecture} up to {spec.layer} encodes {spec.image_size} px as"
-            f" {side} x {side} x {channels}, but the file records {spec.grid_height} x {spec.grid_width} x"
-            f" {spec.channels}. {REMEDY}"
+            f"{folder / CONFIG_FILE}: encoder: {spec.architecture} up to {spec.layer} encodes {spec.image_height} x"
+            f" {spec.image_width} px as at most {rows} x {columns} x {channels}, but the file records"
+            f" {spec.grid_height} x {spec.grid_width} x {spec.channels}. {REMEDY}"
         )
 
 

@@ -5,13 +5,13 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
 from pipeline.errors import UserError, printable, write_error
-from pipeline.features.images import Pixels, read_upright, read_views
+from pipeline.features.images import read_visible
 from pipeline.generation.caption import Caption
 from pipeline.generation.search import SearchParams
 from pipeline.prediction.captioner import Captioner
@@ -139,14 +139,8 @@ def draw_attention(captioner: Captioner, image: NamedImage, caption: Caption, pa
     assert caption.attention is not None, "a captioner returns captions with attention"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        attention_strip(_visible_part(captioner, image), caption.words, caption.attention, path)
+        encoder, view = captioner.config.encoder, captioner.config.view
+        visible = read_visible(image.source, DRAWING_SIZE, encoder.frame, view, image.name)
+        attention_strip(visible, caption.words, caption.attention, path)
     except OSError as error:
         raise write_error(error, path, "Name another file or folder.") from error
-
-
-def _visible_part(captioner: Captioner, image: NamedImage) -> Pixels:
-    """Read the part of the image that the grid covers: the whole image in its aspect ratio, or a square view."""
-    view = captioner.config.view
-    if view == "whole":
-        return read_upright(image.source, DRAWING_SIZE, image.name)
-    return cast(Pixels, read_views(image.source, DRAWING_SIZE, (view,), image.name)[0])

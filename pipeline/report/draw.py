@@ -7,11 +7,11 @@ from tqdm import tqdm
 
 from pipeline.artifacts import write_json
 from pipeline.evaluation.evaluate import EvaluateParams, EvaluationData
-from pipeline.features.images import read_image
+from pipeline.features.images import read_visible
 from pipeline.report.figures import attention_strip, draw_curves
 
 IMAGE_SIZE = 224
-"""Side of the images in attention plots, px."""
+"""Longer side of the images in attention plots, px."""
 
 
 def draw(data: EvaluationData, params: EvaluateParams, folder: Path) -> None:
@@ -33,5 +33,6 @@ def draw(data: EvaluationData, params: EvaluateParams, folder: Path) -> None:
     (folder / "attention").mkdir(parents=True, exist_ok=True)
     for record in tqdm(sample, desc="evaluate: attention", unit="image"):
         caption = data.generated[record.image_id]
-        image = read_image(data.inputs.image_dir / record.file, IMAGE_SIZE)
+        path = data.inputs.image_dir / record.file
+        image = read_visible(path, IMAGE_SIZE, data.store.spec.frame, data.store.views[0])
         attention_strip(image, caption.words, caption.attention, folder / "attention" / f"{record.image_id}.png")

@@ -3,17 +3,15 @@
 import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from pipeline.captions.records import Record
 from pipeline.evaluation.evaluate import EvaluationData, ReportParams
 from pipeline.evaluation.scene_scores import find_grounded_words
-from pipeline.features.images import Pixels, read_views, upright_size
-from pipeline.features.views import View
+from pipeline.features.images import Pixels, read_visible, upright_size
 from pipeline.metrics.caption_scores import MetricTables
 from pipeline.metrics.grounding import Box
 
@@ -33,7 +31,7 @@ class Example:
     group: ExampleGroup
     """Why the image was selected."""
     image: Pixels
-    """uint8 RGB [H, W, 3], upright."""
+    """uint8 RGB [H, W, 3], upright: the part that the grid covers."""
     words: tuple[str, ...]
     """The generated caption, T words."""
     language: str
@@ -109,14 +107,17 @@ def build_examples(data: EvaluationData, metrics: MetricTables, params: ReportPa
             Example(
                 image_id=image_id,
                 group=group,
-                image=_read_example_image(data.inputs.image_dir / record.file, data.store.views[0], MAX_SIDE),
+                image=_read_image(data, record, MAX_SIDE),
                 words=caption.words,
                 language=caption.best.language,
                 trained_words=None if data.trained_captions is None else data.trained_captions[image_id],
                 attention=caption.attention,
                 references=record.captions,
                 scores={name: float(values[rows[image_id]]) for name, values in metrics.image_scores.items()},
-                boxes={word.position: word.boxes for word in find_grounded_words(caption.words, record.objects)},
+                boxes={
+                    word.position: word.boxes
+                    for word in find_grounded_words(caption.words, data.visible_objects(record))
+                },
             )
         )
     return examples
@@ -132,22 +133,16 @@ def build_thumbnails(data: EvaluationData, image_ids: Collection[int]) -> dict[i
     Raises:
         UserError: An image is unreadable.
     """
-    view = data.store.views[0]
     return {
         record.image_id: Thumbnail(
-            image=_read_example_image(data.inputs.image_dir / record.file, view, MAX_THUMBNAIL_SIDE),
-            words=data.generated[record.image_id].words,
+            image=_read_image(data, record, MAX_THUMBNAIL_SIDE), words=data.generated[record.image_id].words
         )
         for record in data.records
         if record.image_id in image_ids
     }
 
 
-def _read_example_image(path: Path, view: View, max_side: int) -> Pixels:
-    """Read the captioned view, resized to the aspect ratio of the image, so that attention regions align with it."""
-    square = read_views(path, max_side, (view,))[0]
-    width, height = upright_size(path)
-    scale = min(1.0, max_side / max(width, height))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    pixels: Pixels = np.array(Image.fromarray(square).resize(size, Image.Resampling.LANCZOS))
-    return pixels
+def _read_image(data: EvaluationData, record: Record, max_side: int) -> Pixels:
+    """Read the part of an image that the grid covers, with at most `max_side` px at the longer side."""
+    path = data.inputs.image_dir / record.file
+    return read_visible(path, min(max_side, max(upright_size(path))), data.store.spec.frame, data.store.views[0])

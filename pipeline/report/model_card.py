@@ -69,7 +69,8 @@ def _lines(
             f"epoch {refinement.epoch} of {num_epochs}, {_selection(refinement.selected_by)} |"
         )
     yield (
-        f"| encoder | {encoder.architecture} up to {encoder.layer}, {encoder.image_size} px ({config.view}), "
+        f"| encoder | {encoder.architecture} up to {encoder.layer}, {encoder.image_height} x {encoder.image_width} px "
+        f"({encoder.resize}, {config.view}), "
         f"{encoder.precision}: {encoder.grid_height} x {encoder.grid_width} regions of {encoder.channels} channels |"
     )
     yield f"| encoder weights | {_code(config.encoder_weights)}, SHA-256 `{encoder.weights_digest}` |"

@@ -29,7 +29,7 @@ from pipeline.artifacts import file_digest, fingerprint, work_folder, write_atom
 from pipeline.errors import UserError
 from pipeline.features.encoder import GridEncoder, encode_grids, read_encoder
 from pipeline.features.images import normalize
-from pipeline.features.resnets import STRIDES, Architecture, Layer
+from pipeline.features.resnets import IMAGENET, STRIDES, Architecture, Layer
 from pipeline.import_graph import code_digest
 from pipeline.params import params_section, to_plain
 from pipeline.scenes.dataset import RenderParams
@@ -363,7 +363,7 @@ def _augment(
     images, labels = training_set.images[indices], training_set.labels[indices]
     images = torch.where(is_flipped, images.flip(2), images)  # [B, S, S, 3]
     brightened = (images * torch.from_numpy(brightness)[:, None, None, None]).clamp(max=255)
-    return normalize(brightened), torch.where(is_flipped, labels.flip(3), labels)
+    return normalize(brightened, IMAGENET), torch.where(is_flipped, labels.flip(3), labels)
 
 
 @torch.inference_mode()

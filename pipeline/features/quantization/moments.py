@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.features.images import Pixels, normalize
+from pipeline.features.resnets import Normalization
 
 # Activations rarely exceed their mean by more standard deviations than this.
 NUM_STDS = 6
@@ -78,7 +79,8 @@ def _measured_moments(encoder: nn.Module) -> dict[nn.BatchNorm2d, Moments]:
     for norm, double_norm in zip(_batch_norms(encoder), _batch_norms(double_encoder), strict=True):
         double_norm.register_forward_hook(lambda _module, _input, output, norm=norm: record(norm, output))
     with torch.no_grad():
-        double_encoder(normalize(torch.from_numpy(dead_leaves(_NUM_IMAGES, _IMAGE_SIZE, seed=0))).double())
+        images = torch.from_numpy(dead_leaves(_NUM_IMAGES, _IMAGE_SIZE, seed=0))
+        double_encoder(normalize(images, cast(Normalization, encoder.normalization)).double())
     return measured
 
 

@@ -1,12 +1,12 @@
-"""The frozen ResNet in int8, for CPUs.
+"""A frozen ResNet of torchvision in int8, for CPUs.
 
 Activations are uint8, 0 to 255, and weights int8, -127 to 127. Sums of their products are exact, so a grid has the same
 bits at every batch size and number of threads. `python -m benchmarks encoding` measures its speed.
 
 A scale is the real value of one integer step of a channel: value = scale * integer.
 
-Shapes: B images, S side of the image in px, I and O input and output channels of a convolution, k kernel size, H and W
-height and width.
+Shapes: B images, Y and X height and width of the image in px, I and O input and output channels of a convolution,
+k kernel size, H and W height and width of its output.
 """
 
 import copy
@@ -21,8 +21,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from pipeline.errors import UserError
-from pipeline.features.images import MEAN, STANDARD_DEVIATION
 from pipeline.features.quantization.moments import Moments, estimate_moments
+from pipeline.features.resnets import IMAGENET
 
 MAX_ACTIVATION, MAX_WEIGHT = 255, 127
 
@@ -35,7 +35,7 @@ Block: TypeAlias = BasicBlock | Bottleneck
 
 
 class QuantizedEncoder(nn.Module):
-    """A frozen ResNet up to some layer, in int8."""
+    """A frozen ResNet of torchvision up to some layer, in int8."""
 
     def __init__(self, encoder: nn.Module) -> None:
         """Quantize an encoder, which stays unchanged.
@@ -44,6 +44,7 @@ class QuantizedEncoder(nn.Module):
             UserError: This CPU lacks exact int8 arithmetic, or weights are not finite.
         """
         super().__init__()
+        self.pool = encoder.pool
         if not supports_int8():
             raise UserError(
                 "encode.precision: int8 needs a CPU with VNNI instructions (Intel servers since 2019, AMD since 2022)"
@@ -63,7 +64,7 @@ class QuantizedEncoder(nn.Module):
         ]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Encode images, uint8 [B, S, S, 3], as grids, float32 [B, O, H, W]."""
+        """Encode images, uint8 [B, Y, X, 3], as grids, float32 [B, O, H, W]."""
         residual = self._stem(_pad_with_mean(images, self._padding))  # uint8 [B, O, H, W]
         # The max pooling after the stem of every ResNet.
         residual = torch.ops.quantized.max_pool2d(residual, [3, 3], [2, 2], [1, 1], [1, 1], False)
@@ -89,7 +90,7 @@ class Kernel:
     """A convolution with its batch norm folded in, float64."""
 
     weight: Tensor
-    """[O, I, k, k]"""
+    """[O, I / groups, k, k]"""
     bias: Tensor
     """[O]"""
 
@@ -134,14 +135,19 @@ class QuantizedConvolution:
         """Quantize a kernel.
 
         Args:
-            kernel: The convolution.
+            kernel: The convolution; the sizes of weight and input scale give the number of groups.
             stride: Its stride.
             padding: Its padding.
             input_scale: Scale of each input channel, [I].
             output_scale: Scale of each output channel, [O]; None outputs float32.
-            zero_point: Input value that represents 0 in each channel, [I]; None means 0.
+            zero_point: Input value that represents 0 in each channel, [I]; None means 0, as grouped
+                convolutions need.
         """
-        weight = kernel.weight * input_scale[:, None, None]  # [O, I, k, k]
+        out_channels, channels_per_group = kernel.weight.shape[:2]
+        self._groups = len(input_scale) // channels_per_group
+        group_scale = input_scale.view(self._groups, channels_per_group)
+        row_scale = group_scale.repeat_interleave(out_channels // self._groups, 0)  # [O, I / groups]
+        weight = kernel.weight * row_scale[:, :, None, None]  # [O, I / groups, k, k]
         max_weight = weight.abs().amax((1, 2, 3))  # [O]
         weight_scale = torch.where(max_weight > 0, max_weight / MAX_WEIGHT, 1)  # [O]
         weight_int8 = (weight / weight_scale[:, None, None, None]).round().to(torch.int8)
@@ -164,7 +170,7 @@ class QuantizedConvolution:
             Tensor,
             torch.ops.onednn.qconv_pointwise(
                 activations, 1.0, 0, self._packed_weight(activations.shape), self._weight_scale,
-                self._weight_zero_point, self._bias, self._stride, self._padding, [1, 1], 1, 1.0, 0,
+                self._weight_zero_point, self._bias, self._stride, self._padding, [1, 1], self._groups, 1.0, 0,
                 self._output_dtype, "relu", [], "",
             ),
         )  # fmt: skip
@@ -184,8 +190,8 @@ class QuantizedConvolution:
             Tensor,
             torch.ops.onednn.qconv2d_pointwise.binary(
                 activations, 1.0, 0, self._packed_weight(activations.shape), self._weight_scale,
-                self._weight_zero_point, residual, self._bias, self._stride, self._padding, [1, 1], 1, 1.0, 0,
-                self._output_dtype, scale_ratio, 0, "sum", 1.0, "relu", [], "",
+                self._weight_zero_point, residual, self._bias, self._stride, self._padding, [1, 1], self._groups, 1.0,
+                0, self._output_dtype, scale_ratio, 0, "sum", 1.0, "relu", [], "",
             ),
         )  # fmt: skip
 
@@ -193,7 +199,15 @@ class QuantizedConvolution:
         """Return the weights in oneDNN's layout for an input shape; other layouts are converted in every call."""
         if input_shape not in self._packed_weights:
             self._packed_weights[input_shape] = torch.ops.onednn.qconv_prepack(
-                self._weight_int8, self._weight_scale, 1.0, 0, self._stride, self._padding, [1, 1], 1, input_shape
+                self._weight_int8,
+                self._weight_scale,
+                1.0,
+                0,
+                self._stride,
+                self._padding,
+                [1, 1],
+                self._groups,
+                input_shape,
             )
         return self._packed_weights[input_shape]
 
@@ -264,16 +278,16 @@ def _quantize_stem(convolution: nn.Conv2d, norm: nn.BatchNorm2d, output_scale: T
 
     Its input must be padded by `_pad_with_mean`.
     """
-    input_scale = 1 / (255 * torch.tensor(STANDARD_DEVIATION, dtype=torch.float64))
-    zero_point = 255 * torch.tensor(MEAN, dtype=torch.float64)
+    input_scale = 1 / (255 * torch.tensor(IMAGENET.standard_deviation, dtype=torch.float64))
+    zero_point = 255 * torch.tensor(IMAGENET.mean, dtype=torch.float64)
     kernel = Kernel.fold(convolution, norm)
     return QuantizedConvolution(kernel, convolution.stride[0], 0, input_scale, output_scale, zero_point)
 
 
 def _pad_with_mean(images: Tensor, padding: int) -> Tensor:
-    """Pad images with ImageNet's mean color: uint8 [B, S, S, 3] to [B, 3, S + 2 * padding, S + 2 * padding]."""
+    """Pad images with ImageNet's mean color: uint8 [B, Y, X, 3] to [B, 3, Y + 2 * padding, X + 2 * padding]."""
     num_images, height, width, _ = images.shape
-    mean = (255 * torch.tensor(MEAN)).round().to(torch.uint8)
+    mean = (255 * torch.tensor(IMAGENET.mean)).round().to(torch.uint8)
     padded = mean.repeat(num_images, height + 2 * padding, width + 2 * padding, 1)
     padded[:, padding:-padding, padding:-padding] = images
     return padded.permute(0, 3, 1, 2)
