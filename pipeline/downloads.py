@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -195,10 +196,17 @@ def _receive_once(session: requests.Session, url: str, path: Path, size: int | N
                 f"{path}: {url} has {total:,} bytes, but {size:,} are expected. Use another mirror, or correct the"
                 " recipe."
             )
+        free = shutil.disk_usage(partial.parent).free
+        if total is not None and total - offset > free:
+            raise UserError(
+                f"{path}: {total - offset:,} bytes are needed, but {free:,} are free. Free disk space, then run again."
+            )
         with naming(partial), partial.open("r+b") as file, progress_bar(path.name, total, offset) as progress:
             file.truncate(offset)
             file.seek(offset)
             for chunk in _chunks(response):
+                if total is not None and file.tell() + len(chunk) > total:
+                    raise UserError(f"{path}: {url} sends more than {total:,} bytes. Use another mirror.")
                 file.write(chunk)
                 progress.update(len(chunk))
             received = file.tell()

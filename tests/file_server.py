@@ -27,6 +27,10 @@ class FileServer(ThreadingHTTPServer):
         """Seconds between two bytes; 0 sends all at once."""
         self.statuses: list[int] = []
         """Statuses of the next responses, first to last; then responses are files."""
+        self.lengths = True
+        """Whether responses have a Content-Length."""
+        self.claimed_length: int | None = None
+        """Content-Length of files, if it is not that of their content."""
         self.login_page = False
         """Whether every file redirects to an HTML page."""
 
@@ -59,7 +63,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_file(self, content: bytes, byte_range: str | None) -> None:
         match = re.fullmatch(r"bytes=(\d+)-", byte_range or "")
         if match is None or not self.server.ranges:
-            self._respond(200, {"Content-Length": str(len(content))}, content)
+            length = self.server.claimed_length or len(content)
+            self._respond(200, {"Content-Length": str(length)} if self.server.lengths else {}, content)
         elif (start := int(match[1])) >= len(content):
             self._respond(416, {"Content-Range": f"bytes */{len(content)}", "Content-Length": "0"})
         else:

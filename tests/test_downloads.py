@@ -140,6 +140,27 @@ def test_a_wrong_size_is_noticed_before_a_byte_is_received(server: FileServer, p
     assert leftovers(path) == []
 
 
+def test_a_server_that_sends_too_much_is_stopped(server: FileServer, path: Path) -> None:
+    server.lengths = False
+    with pytest.raises(UserError, match="sends more than 1,000 bytes"):
+        fetch(server, path, 1000)
+    assert leftovers(path) == []
+
+
+def test_a_file_without_a_length_is_downloaded(server: FileServer, path: Path) -> None:
+    server.lengths = False
+    server.cuts = [1000]
+    fetch(server, path)
+    assert path.read_bytes() == CONTENT
+
+
+def test_a_file_that_is_larger_than_the_disk_is_not_received(server: FileServer, path: Path) -> None:
+    server.claimed_length = 2**60
+    with pytest.raises(UserError, match="1,152,921,504,606,846,976 bytes are needed, but "):
+        fetch(server, path, None)
+    assert leftovers(path) == []
+
+
 def test_a_damaged_file_is_downloaded_again(server: FileServer, path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(CONTENT[:-1] + b"x")

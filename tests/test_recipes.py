@@ -173,6 +173,7 @@ def all_files(root: Path) -> set[str]:
     return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "num_images"), [("flickr8k", 4), ("flickr30k", 4), ("coco2014", 4), ("coco2017", 8)])
 def test_a_downloaded_dataset_can_be_prepared(server: FileServer, name: str, num_images: int) -> None:
     files = miniatures()
