@@ -103,6 +103,15 @@ def test_weights_in_the_hub_cache_are_copied_without_a_network(tmp_path, hub_cac
     assert [file.name for file in path.parent.iterdir()] == [FILE_NAME]
 
 
+def test_a_damaged_file_is_replaced_from_the_hub_cache(tmp_path, hub_cache, monkeypatch):
+    hub_cache.mkdir(parents=True)
+    (hub_cache / FILE_NAME).write_bytes(CONTENT)
+    (tmp_path / FILE_NAME).write_bytes(CONTENT[:-1])
+    use_registry(monkeypatch, f"http://127.0.0.1:1/{FILE_NAME}")
+
+    assert download_weights("resnet18", tmp_path).read_bytes() == CONTENT
+
+
 def test_damaged_weights_in_the_hub_cache_are_not_used(tmp_path, server, hub_cache, monkeypatch):
     hub_cache.mkdir(parents=True)
     (hub_cache / FILE_NAME).write_bytes(CONTENT[:-1])

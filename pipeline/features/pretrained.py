@@ -36,7 +36,9 @@ def download_weights(name: str, folder: Path, mirror: str | None = None) -> Path
     url = _weights(name).url
     path = folder / _file_name(url)
     cached = cached_path(path.name)
-    if not path.is_file() and cached.is_file() and is_intact(cached, None, _digest(path.name)):
+    if _is_intact(path):
+        return path
+    if _is_intact(cached):
         publish(cached, path)
         return path
     return _download(f"{mirror.rstrip('/')}/{path.name}" if mirror else url, path)
@@ -88,6 +90,10 @@ def _file_name(url: str) -> str:
 def _digest(file_name: str) -> Digest | None:
     digits = _DIGEST.search(file_name)
     return digits and Digest("sha256", digits[1])
+
+
+def _is_intact(path: Path) -> bool:
+    return path.is_file() and is_intact(path, None, _digest(path.name))
 
 
 def _download(url: str, path: Path) -> Path:
