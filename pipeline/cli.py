@@ -5,6 +5,7 @@ Modules that are slow to import are imported inside the commands, so that `--hel
 
 import json
 import os
+import shlex
 import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -201,23 +202,57 @@ def use(
 
 @app.command()
 def download(
-    weights: Annotated[
-        str, typer.Argument(metavar="weights:ARCHITECTURE[/NAME]", help="Weights, such as weights:resnet50.")
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="Name of a recipe in the folder recipes, path of a YAML file, or weights of torchvision, such as"
+            " weights:resnet50 or weights:resnet50/IMAGENET1K_V1.",
+        ),
     ],
-    root: Annotated[Path, typer.Option(help="Folder to store the file in.")] = Path("data/weights"),
+    root: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the dataset or weights.", show_default="from the recipe; data/weights"),
+    ] = None,
+    mirror: Annotated[
+        str | None, typer.Option(help="URL of a folder with the files, used instead of their publishers' servers.")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="File of the recipe to download; repeat for several.")] = None,
+    archives: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to keep archives in, or where they already are.", show_default="removed after unpacking"
+        ),
+    ] = None,
 ) -> None:
-    """Download an encoder's pretrained weights from torchvision.
+    """Download a dataset, or an encoder's pretrained weights. Run again to resume.
 
-    NAME is a version of the weights, such as IMAGENET1K_V1; the default is torchvision's.
+    Every file is verified by size and digest before it is unpacked.
     """
-    from pipeline.features.pretrained import download_weights
+    kind, _, weights = name.partition(":")
+    if kind == "weights" and weights:
+        from pipeline.features.pretrained import download_weights
 
-    kind, _, name = weights.partition(":")
-    if kind != "weights" or not name:
-        raise errors.UserError(f"{weights}: unknown download. Use weights:ARCHITECTURE, such as weights:resnet50.")
-    path = download_weights(name, root)
-    print(path)
-    print(f"Use it with `gridcap use PRESET encode.architecture={name.partition('/')[0]} encode.weights={path}`.")
+        if only or archives:
+            raise errors.UserError(f"{name}: weights are one file. Omit --only and --archives.")
+        path = download_weights(weights, root or Path("data/weights"), mirror)
+        print(path)
+        print(
+            f"Use it with `gridcap use PRESET encode.architecture={weights.partition('/')[0]} encode.weights={path}`."
+        )
+        return
+    from pipeline.recipes import DatasetDownload, find_recipe, read_recipe
+
+    recipe = read_recipe(find_recipe(name, Path("recipes")))
+    folder = root or Path(recipe.root)
+    dataset = DatasetDownload(recipe, folder, archives, mirror, only or [])
+    for line in dataset.describe():
+        print(errors.printable(line), flush=True)
+    dataset.run()
+    print(f"{folder}: complete.")
+    if recipe.preset:
+        command = ["gridcap", "use", recipe.preset, f"dataset.root={folder}", *recipe.settings]
+        print(f"Use it with `{shlex.join(command)}`.")
 
 
 @app.command()

@@ -34,7 +34,17 @@ BASE_MODULES = {
     "pipeline",
     *(
         f"pipeline.{name}"
-        for name in ("artifacts", "device", "distributed", "errors", "hdf5", "import_graph", "params", "startup")
+        for name in (
+            "artifacts",
+            "device",
+            "distributed",
+            "downloads",
+            "errors",
+            "hdf5",
+            "import_graph",
+            "params",
+            "startup",
+        )
     ),
 }
 MODULES = modules()

@@ -80,8 +80,8 @@ def test_version_is_printed() -> None:
 def test_download_prints_the_path_and_how_to_use_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
 
-    def download_weights(name: str, folder: Path) -> Path:
-        calls.append((name, folder))
+    def download_weights(name: str, folder: Path, mirror: str | None) -> Path:
+        calls.append((name, folder, mirror))
         return folder / "resnet50-0676ba61.pth"
 
     monkeypatch.setattr("pipeline.features.pretrained.download_weights", download_weights)
@@ -90,7 +90,7 @@ def test_download_prints_the_path_and_how_to_use_it(tmp_path: Path, monkeypatch:
     path, hint = result.stdout.splitlines()
     assert path == str(tmp_path / "resnet50-0676ba61.pth")
     assert f"encode.architecture=resnet50 encode.weights={path}" in hint
-    assert calls == [("resnet50/IMAGENET1K_V1", tmp_path)]
+    assert calls == [("resnet50/IMAGENET1K_V1", tmp_path, None)]
 
 
 @pytest.mark.parametrize("name", ["resnet50", "weights:", "dataset:coco"])

@@ -1,11 +1,6 @@
 import hashlib
 import re
-import resource
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,31 +8,15 @@ import pytest
 import torchvision
 from ruamel.yaml import YAML
 
+from pipeline import downloads
 from pipeline.errors import UserError
 from pipeline.features import pretrained
 from pipeline.features.pretrained import cached_path, download_weights, fetch, pretrained_url
+from tests.file_server import FileServer, file_server
 from tests.paths import ROOT
 
 CONTENT = b"not really weights"
 FILE_NAME = f"resnet18-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
-
-
-class SilentHandler(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@contextmanager
-def http_server(folder: Path) -> Iterator[str]:
-    """Serve a folder on a loopback port and yield the address."""
-    with HTTPServer(("127.0.0.1", 0), partial(SilentHandler, directory=str(folder))) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @pytest.fixture(autouse=True)
@@ -48,12 +27,12 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def remote(tmp_path: Path) -> Path:
-    """A folder for the server, with one weights file."""
-    folder = tmp_path / "remote"
-    folder.mkdir()
-    (folder / FILE_NAME).write_bytes(CONTENT)
-    return folder
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    """A server with one weights file."""
+    monkeypatch.setattr(downloads, "RETRY_DELAY", 0.001)
+    with file_server() as server:
+        server.files[FILE_NAME] = CONTENT
+        yield server
 
 
 def use_registry(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
@@ -62,55 +41,40 @@ def use_registry(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setattr(pretrained, "_weights", lambda _name: weights)
 
 
-def test_a_file_is_fetched_into_the_hub_cache_once(remote, hub_cache):
-    with http_server(remote) as address:
-        first = fetch(f"{address}/{FILE_NAME}")
-    second = fetch(f"{address}/{FILE_NAME}")
+def test_a_file_is_fetched_into_the_hub_cache_once(server, hub_cache):
+    first = fetch(f"{server.address}/{FILE_NAME}")
+    second = fetch(f"{server.address}/{FILE_NAME}")
 
     assert first == second == cached_path(FILE_NAME) == hub_cache / FILE_NAME
     assert first.read_bytes() == CONTENT
     assert list(hub_cache.iterdir()) == [first]
+    assert len(server.requests) == 1
 
 
-def test_a_download_with_another_digest_leaves_no_file(remote, hub_cache):
-    (remote / FILE_NAME).rename(remote / "resnet18-00000000.pth")
+def test_a_download_with_another_digest_leaves_no_file(server, hub_cache):
+    server.files["resnet18-00000000.pth"] = CONTENT
 
-    with http_server(remote) as address, pytest.raises(UserError, match="invalid hash"):
-        fetch(f"{address}/resnet18-00000000.pth")
+    with pytest.raises(UserError, match="other bytes than expected"):
+        fetch(f"{server.address}/resnet18-00000000.pth")
 
     assert list(hub_cache.iterdir()) == []
 
 
-def test_a_failed_download_names_file_and_url(remote, hub_cache):
-    with http_server(remote) as address:
-        pass
+def test_a_failed_download_names_file_and_url(server, hub_cache):
+    del server.files[FILE_NAME]
 
     with pytest.raises(UserError) as error:
-        fetch(f"{address}/{FILE_NAME}")
+        fetch(f"{server.address}/{FILE_NAME}")
 
     assert str(error.value).startswith(f"{hub_cache / FILE_NAME}: ")
-    assert f"{address}/{FILE_NAME}" in str(error.value)
+    assert f"{server.address}/{FILE_NAME}" in str(error.value)
     assert list(hub_cache.iterdir()) == []
 
 
-def test_a_full_disk_is_named_with_its_free_space(remote, hub_cache):
-    # A limit of the file size fails like a full disk, and needs no mount.
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with http_server(remote) as address:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))
-        try:
-            with pytest.raises(UserError, match=f"{FILE_NAME}: cannot be written .* bytes are free now. Free disk"):
-                fetch(f"{address}/{FILE_NAME}")
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert list(hub_cache.iterdir()) == []
-
-
-def test_weights_are_downloaded_into_a_folder_once(tmp_path, remote, hub_cache, monkeypatch):
+def test_weights_are_downloaded_into_a_folder_once(tmp_path, server, hub_cache, monkeypatch):
     folder = tmp_path / "data" / "weights"
-    with http_server(remote) as address:
-        use_registry(monkeypatch, f"{address}/{FILE_NAME}")
-        first = download_weights("resnet18", folder)
+    use_registry(monkeypatch, f"{server.address}/{FILE_NAME}")
+    first = download_weights("resnet18", folder)
     second = download_weights("resnet18", folder)
 
     assert first == second == folder / FILE_NAME
@@ -119,12 +83,11 @@ def test_weights_are_downloaded_into_a_folder_once(tmp_path, remote, hub_cache, 
     assert not hub_cache.exists()
 
 
-def test_a_damaged_file_is_downloaded_again(tmp_path, remote, monkeypatch):
+def test_a_damaged_file_is_downloaded_again(tmp_path, server, monkeypatch):
     path = tmp_path / FILE_NAME
     path.write_bytes(CONTENT[:-1])
-    with http_server(remote) as address:
-        use_registry(monkeypatch, f"{address}/{FILE_NAME}")
-        download_weights("resnet18", tmp_path)
+    use_registry(monkeypatch, f"{server.address}/{FILE_NAME}")
+    download_weights("resnet18", tmp_path)
 
     assert path.read_bytes() == CONTENT
 
@@ -140,14 +103,28 @@ def test_weights_in_the_hub_cache_are_copied_without_a_network(tmp_path, hub_cac
     assert [file.name for file in path.parent.iterdir()] == [FILE_NAME]
 
 
-def test_damaged_weights_in_the_hub_cache_are_not_used(tmp_path, remote, hub_cache, monkeypatch):
+def test_a_damaged_file_is_replaced_from_the_hub_cache(tmp_path, hub_cache, monkeypatch):
+    hub_cache.mkdir(parents=True)
+    (hub_cache / FILE_NAME).write_bytes(CONTENT)
+    (tmp_path / FILE_NAME).write_bytes(CONTENT[:-1])
+    use_registry(monkeypatch, f"http://127.0.0.1:1/{FILE_NAME}")
+
+    assert download_weights("resnet18", tmp_path).read_bytes() == CONTENT
+
+
+def test_damaged_weights_in_the_hub_cache_are_not_used(tmp_path, server, hub_cache, monkeypatch):
     hub_cache.mkdir(parents=True)
     (hub_cache / FILE_NAME).write_bytes(CONTENT[:-1])
-    with http_server(remote) as address:
-        use_registry(monkeypatch, f"{address}/{FILE_NAME}")
-        path = download_weights("resnet18", tmp_path / "weights")
+    use_registry(monkeypatch, f"{server.address}/{FILE_NAME}")
+    path = download_weights("resnet18", tmp_path / "weights")
 
     assert path.read_bytes() == CONTENT
+
+
+def test_a_mirror_replaces_the_server_of_torchvision(tmp_path, server, monkeypatch):
+    use_registry(monkeypatch, f"http://127.0.0.1:1/models/{FILE_NAME}")
+
+    assert download_weights("resnet18", tmp_path, f"{server.address}/").read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize(

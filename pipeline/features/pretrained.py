@@ -1,22 +1,22 @@
 """Downloads of torchvision's pretrained ResNets."""
 
 import re
-import sys
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 import torchvision
 
-from pipeline.artifacts import file_digest, publish
-from pipeline.errors import NO_SPACE, UserError, write_error
+from pipeline.artifacts import publish
+from pipeline.downloads import Digest, download, is_intact, locked
+from pipeline.errors import UserError
 from pipeline.features.resnets import ClipResNet, TorchvisionResNet
 
 # torchvision's file names end in the first digits of the file's SHA-256, such as resnet50-11ad3fa6.pth.
 _DIGEST = re.compile(r"-([0-9a-f]{8,})\.")
 
 
-def download_weights(name: str, folder: Path) -> Path:
+def download_weights(name: str, folder: Path, mirror: str | None = None) -> Path:
     """Download weights of a ResNet into a folder, unless the folder already has them.
 
     If PyTorch's hub cache has the weights, they are linked or copied from there.
@@ -25,6 +25,7 @@ def download_weights(name: str, folder: Path) -> Path:
         name: `ARCHITECTURE` or `ARCHITECTURE/NAME`, such as `resnet50/IMAGENET1K_V1`; torchvision's default weights
             if NAME is omitted.
         folder: Where to store the file, under torchvision's file name.
+        mirror: URL of a folder to download the file from, instead of torchvision's server.
 
     Returns:
         The path of the file, whose bytes match the digest in its name.
@@ -34,13 +35,13 @@ def download_weights(name: str, folder: Path) -> Path:
     """
     url = _weights(name).url
     path = folder / _file_name(url)
+    cached = cached_path(path.name)
     if _is_intact(path):
         return path
-    cached = cached_path(path.name)
-    if not _is_intact(cached):
-        return _download(url, path)
-    publish(cached, path)
-    return path
+    if _is_intact(cached):
+        publish(cached, path)
+        return path
+    return _download(f"{mirror.rstrip('/')}/{path.name}" if mirror else url, path)
 
 
 def pretrained_url(file_name: str) -> str | None:
@@ -92,21 +93,18 @@ def _file_name(url: str) -> str:
     return url.rsplit("/", 1)[-1]
 
 
+def _digest(file_name: str) -> Digest | None:
+    digits = _DIGEST.search(file_name)
+    return digits and Digest("sha256", digits[1])
+
+
 def _is_intact(path: Path) -> bool:
-    digest = _DIGEST.search(path.name)
-    return path.is_file() and (digest is None or file_digest(path).startswith(digest[1]))
+    return path.is_file() and is_intact(path, None, _digest(path.name))
 
 
 def _download(url: str, path: Path) -> Path:
-    """Download a file and check the digest in its name. A failed download leaves no file."""
-    digest = _DIGEST.search(path.name)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), digest and digest[1], progress=sys.stderr.isatty())
-    except Exception as error:  # Network errors have many types.
-        if isinstance(error, OSError) and error.errno in NO_SPACE:
-            raise write_error(error, path, "Free disk space, then run again.") from error
-        raise UserError(
-            f"{path}: cannot be downloaded from {url} ({error}). Check the connection, or put the file there yourself."
-        ) from error
+    """Download a file and check the digest in its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.parent):
+        download(url, path, None, _digest(path.name))
     return path
