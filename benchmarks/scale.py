@@ -63,7 +63,8 @@ REMEDY = "Delete the folder and run the benchmark again."
 RUN_MEASURED = """\
 import json, os, signal, sys, time
 start = time.time()
-process = os.posix_spawn(sys.executable, [sys.executable, *sys.argv[1:]], os.environ)
+# A shell starts background jobs with SIGINT ignored, and `train` must be stopped by it.
+process = os.posix_spawn(sys.executable, [sys.executable, *sys.argv[1:]], os.environ, setsigdef=[signal.SIGINT])
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 _, status, usage = os.wait4(process, 0)
 line = {
