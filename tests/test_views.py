@@ -50,6 +50,17 @@ def test_a_center_crop_equals_torchvisions(architecture: Architecture, width: in
     assert np.array_equal(pixels[1], expected[:, ::-1])
 
 
+def test_the_center_of_a_long_image_is_cut_out_before_it_is_resized() -> None:
+    """The whole image would be resized to 256 x 5,120,000 px."""
+    pixels = np.zeros((1, 20_000, 3), dtype=np.uint8)
+    pixels[:, 9_999:10_001] = 255
+
+    view = read_views(Image.fromarray(pixels), encoder_frame("resnet18", 224, 224, "center_crop"), ("whole",))[0]
+
+    assert view.shape == (224, 224, 3)
+    assert view.min() > 250
+
+
 def test_an_input_need_not_be_square() -> None:
     content = png(90, 60)
 

@@ -304,6 +304,9 @@ def _render_view(image: Image.Image, frame: Frame, view: View) -> Pixels:
     size = frame.resized(right - left, bottom - top)
     recipe = frame.center_crop
     resampling = Image.Resampling.BILINEAR if recipe and recipe.resampling == "bilinear" else Image.Resampling.BICUBIC
+    if size[0] * size[1] > MAX_PIXELS:  # a panorama, of which a center crop needs a small part
+        visible = frame.visible_box(*image.size, view)
+        return _mirror(_to_rgb(image.resize((frame.width, frame.height), resampling, visible)), view)
     resized = image.resize(size, resampling, box)
     if recipe:
         x, y = frame.center(*size)
