@@ -350,7 +350,12 @@ def test_an_interrupt_at_any_time_leaves_nothing_half_made(server: FileServer) -
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_sentence(server: FileServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("lengths", "fault"),
+    [(True, "400,260 bytes are needed, but 262,144 are free"), (False, "cannot be written (No space left on device)")],
+)
+def test_a_full_disk_is_one_sentence(server: FileServer, tmp_path: Path, lengths: bool, fault: str) -> None:
+    server.lengths = lengths
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
@@ -369,7 +374,8 @@ def test_a_full_disk_is_one_sentence(server: FileServer, tmp_path: Path) -> None
         )
         assert process.returncode == 2
         [line] = process.stderr.splitlines()
-        assert "bytes are free now. Free disk space, then run again." in line
+        assert fault in line
+        assert line.endswith("Free disk space, then run again.")
         assert [path.name for path in (disk / "8k").rglob("*") if not path.name.startswith(".")] == []
     finally:
         subprocess.run(["umount", str(disk)], check=True)
