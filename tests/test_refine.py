@@ -205,7 +205,7 @@ def test_a_new_provenance_is_recorded_without_another_run(data: Path, trained: P
 def test_features_of_another_encoder_are_an_error(data: Path, trained: Path, tmp_path: Path) -> None:
     shutil.copytree(data / "tokens", tmp_path / "tokens")
     grids = torch.zeros(32, 4, 6).half().numpy()
-    write_store(tmp_path / "features", small_spec(channels=6, image_size=64), range(32), grids)
+    write_store(tmp_path / "features", small_spec(channels=6, image_height=64, image_width=64), range(32), grids)
     with pytest.raises(UserError, match=rf"{trained}: was trained on features .*Run `dvc repro train`"):
         refine_tiny(tmp_path, trained, tmp_path / "run", refine_params())
 
