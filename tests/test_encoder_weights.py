@@ -13,6 +13,7 @@ from pipeline.errors import UserError
 from pipeline.features.store import EncoderSpec
 from pipeline.prediction.captioner import Captioner
 from tests.command_line import gridcap
+from tests.documents import edit
 from tests.solid_images import solid_image
 from tests.tiny_captioner import Tiny, copy_model_without_encoder
 
@@ -111,7 +112,7 @@ def test_weights_in_the_model_folder_must_have_the_recorded_digest(moved: Path, 
     [
         ('"resnet18"', '"fasterrcnn_resnet50_fpn"', ["encoder.architecture", "'resnet18'"]),
         ('"resnet18"', '"resnet50"', ["resnet50 up to layer2", "4 x 4 x 512", "4 x 4 x 128"]),
-        ('"image_width": 32', '"image_width": 64', ["encoder"]),
+        ('"image_width": 32', '"image_width": 16', ["encoder"]),
     ],
 )
 def test_a_config_that_does_not_fit_together_is_an_error_without_network(
@@ -122,7 +123,9 @@ def test_a_config_that_does_not_fit_together_is_an_error_without_network(
     assert old in text
     config = json.loads(text.replace(old, new))
     spec = EncoderSpec(**config["encoder"])
-    path.write_text(json.dumps(config | {"encoder_fingerprint": spec.fingerprint, "encoder_weights": "a" * 5000}))
+    changes = {"encoder_fingerprint": spec.fingerprint, "encoder_weights": "a" * 5000}
+    path.write_text(json.dumps(config))
+    edit(path, changes)
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("connects to a network"))
     result = gridcap("predict", tiny.images / "00.png", "--model", moved)
     assert isinstance(result.exception, UserError)

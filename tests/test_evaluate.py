@@ -184,7 +184,8 @@ def test_captions_before_refinement_are_read_and_shown(inputs: EvaluateInputs, t
     inputs = replace(inputs, model=refine_model(tiny, tmp_path / "refined"))
     with pytest.raises(UserError, match=r"trained_captions\.json: no such file"):
         read_inputs(inputs, "val")
-    rows = [{"image_id": image_id, "caption": "an odd one"} for image_id in range(0, 40, 5)]
+    caption = {"caption": "an odd one", "words": ["an", "odd", "one"]}
+    rows = [{"image_id": image_id, **caption} for image_id in range(0, 40, 5)]
     path = inputs.generated / "trained_captions.json"
     path.write_text(json.dumps(rows))
     (tmp_path / "results").mkdir()
