@@ -4,13 +4,17 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro test check fast-test lint deps docs bench scene-encoder clean
+.PHONY: repro test test-all check fast-test lint deps docs bench scene-encoder clean
 
 repro: $(INSTALLED)
 	gridcap repair
 	dvc repro $(STAGE)
 
 test: $(INSTALLED)
+	python -m pytest -m "not exhaustive" $(TESTS)
+
+# All tests, also those that take long: before a release.
+test-all: $(INSTALLED)
 	python -m pytest $(TESTS)
 
 # Lint and the fast tests, side by side: for every change while you work.

@@ -15,6 +15,10 @@ KINDS: tuple[DecoderKind, ...] = get_args(DecoderKind)
 OTHER_KINDS = [kind for kind in KINDS if kind != "soft_attention"]
 
 all_kinds = pytest.mark.parametrize("kind", KINDS)
+all_kinds_exhaustively = pytest.mark.parametrize(
+    "kind", ["soft_attention", *(pytest.param(kind, marks=pytest.mark.exhaustive) for kind in OTHER_KINDS)]
+)
+"""As `all_kinds`, for slow tests."""
 
 B, K, T, C, V = 3, 2, 4, 8, 11
 SIDE = 3

@@ -204,6 +204,7 @@ def test_without_the_cache_a_message_names_the_fetch(clone: Clone) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_experiments_share_grids_with_each_other_and_with_the_repository(clone: Clone) -> None:
     clone.dvc("pull")
     for views in ("[whole,center]", "[whole,top_left]"):

@@ -581,7 +581,9 @@ def test_views_are_rows_of_the_same_image(make):
         np.testing.assert_allclose(store.grids([7], [i])[0].astype(float), expected, atol=2e-3, rtol=2e-3)
     # The rows of the whole images are reused.
     assert len(list(dataset.out.glob("shard-*.h5"))) == 2
-    assert dataset.encode(views=("top_left",)).counts == EncodeCounts(encoded=0, reused=20, removed=40, skipped=0, failed=0)
+    assert dataset.encode(views=("top_left",)).counts == EncodeCounts(
+        encoded=0, reused=20, removed=40, skipped=0, failed=0
+    )
 
 
 @pytest.fixture
@@ -589,7 +591,9 @@ def small_disk(tmp_path) -> Iterator[Path]:
     """A file system that is full after one shard, although it has free space: it has no more room for names."""
     mount = tmp_path / "small"
     mount.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,nr_inodes=7", "tmpfs", mount], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m,nr_inodes=7", "tmpfs", mount], capture_output=True
+    ).returncode:
         pytest.skip("this user cannot mount a small file system")
     yield mount
     subprocess.run(["umount", mount], check=True)

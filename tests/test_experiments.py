@@ -25,6 +25,7 @@ def encode_counts(clone: Repository) -> list[tuple[int, int]]:
     return [(run["encoded"], run["reused"]) for run in map(json.loads, lines)]
 
 
+@pytest.mark.exhaustive
 def test_a_grid_search_runs_on_two_workers_with_a_dataset_outside_of_the_repository(
     repository: Repository, clone: Repository
 ) -> None:

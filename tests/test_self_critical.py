@@ -23,7 +23,7 @@ from pipeline.training.batches import Batch
 from pipeline.training.self_critical import RefineParams, SelfCriticalTrainer
 from pipeline.training.train import CHECKPOINT_FILE
 from tests.factories import decoder_params, lr_params, refine_params, train_params
-from tests.kinds import all_kinds
+from tests.kinds import all_kinds_exhaustively
 from tests.tiny_dataset import take_steps, train_tiny, write_token_files
 
 END_WORD = "<end>"
@@ -260,7 +260,7 @@ def finish(data: Path, folder: Path, model: TrainedModel, params: RefineParams) 
     return trainer
 
 
-@all_kinds
+@all_kinds_exhaustively
 @pytest.mark.slow
 def test_the_reward_rises(data: Path, tmp_path: Path, kind: DecoderKind) -> None:
     params = train_params(max_epochs=4, decoder=decoder_params(kind=kind))

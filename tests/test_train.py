@@ -30,7 +30,7 @@ from pipeline.import_graph import reachable
 from pipeline.training.loop import Intervals
 from pipeline.training.train import run_fingerprint, train
 from tests.factories import decoder_params, encode_params, lr_params, train_params
-from tests.kinds import all_kinds
+from tests.kinds import all_kinds_exhaustively
 from tests.model_folders import model_config
 from tests.paths import REAL
 from tests.tiny_dataset import paths_of, read_files, train_tiny, write_token_files
@@ -136,7 +136,7 @@ def test_a_missing_input_is_named_without_a_traceback(data: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-@all_kinds
+@all_kinds_exhaustively
 def test_two_processes_give_the_losses_of_one_and_resume_to_the_same_bytes(
     data: Path, tmp_path: Path, kind: DecoderKind
 ) -> None:

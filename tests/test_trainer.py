@@ -17,7 +17,7 @@ from pipeline.decoder.model_io import WEIGHTS_FILE, read_model
 from pipeline.errors import UserError
 from pipeline.training.train import CHECKPOINT_FILE
 from tests.factories import decoder_params, lr_params, train_params
-from tests.kinds import all_kinds
+from tests.kinds import all_kinds_exhaustively
 from tests.tiny_dataset import EVERY_FEATURE, make_trainer, read_files, take_steps, train_tiny
 
 TINY_LR = lr_params(peak=1e-9)
@@ -50,7 +50,7 @@ def test_a_run_stopped_after_any_steps_resumes_to_the_same_bytes(
 
 
 @pytest.mark.slow
-@all_kinds
+@all_kinds_exhaustively
 def test_a_run_stopped_after_every_step_resumes_to_the_same_bytes(
     data: Path, tmp_path: Path, kind: DecoderKind
 ) -> None:
@@ -152,7 +152,7 @@ def test_the_ema_of_a_short_run_forgets_the_initial_weights(data: Path, tmp_path
 
 
 @pytest.mark.slow
-@all_kinds
+@all_kinds_exhaustively
 def test_it_learns_which_region_shows_the_color(data: Path, tmp_path: Path, kind: DecoderKind) -> None:
     params = train_params(max_epochs=60, patience=99, doubly_stochastic_weight=0.0, decoder=decoder_params(kind=kind))
     model = train_tiny(data, tmp_path / "run", params)
