@@ -20,6 +20,7 @@ from tests.dvc_repository import Repository
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.exhaustive,
     pytest.mark.skipif(
         not all(map(importlib.util.find_spec, ("moto", "flask", "dvc_s3"))), reason="needs moto and dvc[s3]"
     ),
