@@ -96,6 +96,7 @@ TARGETS = [
     digested(f"{RUN}/checkpoint.safetensors", "train", hidden_by=f"{RUN}/model"),
     digested(f"{RUN}/model/[cdv]*", "train", hidden_by=f"{RUN}/checkpoint.safetensors"),
     free(f"{RUN}/model/h*", "train", hidden_by=f"{RUN}/checkpoint.safetensors"),
+    digested("data/trained/[cdv]*", "refine"),
     digested("data/model/[cdv]*", "generate", "evaluate", "predict", "export"),
     free("data/model/h*", "generate", "evaluate", "predict", "export"),
     free("data/generated/*", "evaluate", "inspect"),
@@ -111,14 +112,17 @@ TARGETS = [
 
 Files = dict[str, bytes | None]
 
+_DIGESTS = re.compile(rb'"(fingerprint|document_digest)": "[0-9a-f]+"')
+
 
 def read_results(folder: Path) -> Files:
     """Read all files of a run by path, without unfinished work, live metrics and the fingerprint of the model.
 
-    The fingerprint of a model is by design that of all bytes of the tokens and the index.
+    The fingerprint of a model is by design that of all bytes of the tokens and the index, and its configuration has a
+    digest of the fingerprint.
     """
     return {
-        name: re.sub(rb'(?<="fingerprint": ")[0-9a-f]{16}', b"", path.read_bytes()) if path.is_file() else None
+        name: _DIGESTS.sub(b"", path.read_bytes()) if path.is_file() else None
         for path in folder.rglob("*")
         if not (name := path.relative_to(folder).as_posix()).startswith((WORK, "results/live"))
     }

@@ -50,6 +50,7 @@ dataset:
   splits: {by: lists, train: train.txt, val: val.txt, test: test.txt}
   missing_images: error
   bad_captions: error
+  bad_images: error
 """
 _SETTINGS = """
 tokenize.min_count=1
