@@ -159,6 +159,7 @@ def test_make_clean_costs_nothing_that_dvc_has(clone: Clone) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("position", [49_400, 20_000], ids=["keys", "grids"])
+@pytest.mark.exhaustive
 def test_a_damaged_file_in_the_cache_is_replaced(clone: Clone, position: int) -> None:
     clone.dvc("pull")
     (shard,) = clone.cached_shards()
@@ -177,6 +178,7 @@ def test_a_damaged_file_in_the_cache_is_replaced(clone: Clone, position: int) ->
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_another_spec_and_an_unchanged_dataset_adopt_nothing(clone: Clone) -> None:
     clone.dvc("pull")
     assert clone.repro() == []
@@ -188,6 +190,7 @@ def test_another_spec_and_an_unchanged_dataset_adopt_nothing(clone: Clone) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_without_the_cache_a_message_names_the_fetch(clone: Clone) -> None:
     clone.write_images(range(20, 21))
     output = clone.dvc("repro")

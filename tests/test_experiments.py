@@ -51,6 +51,7 @@ def test_a_grid_search_runs_on_two_workers_with_a_dataset_outside_of_the_reposit
     assert [len(rows) for rows in experiments] == [2]
 
 
+@pytest.mark.exhaustive
 def test_a_temporary_workspace_has_a_dataset_that_dvc_tracks(repository: Repository, clone: Repository) -> None:
     shutil.copytree(repository.folder / "data/scenes/rendered", clone.folder / "data/mine")
     clone.dvc("add", "data/mine")

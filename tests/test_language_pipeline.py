@@ -11,7 +11,7 @@ from tests.command_line import gridcap
 from tests.dvc_repository import Repository
 from tests.solid_images import solid_image
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 
 NAMES = {"red": "红", "blue": "蓝", "white": "白"}
 NUM_IMAGES = 60

@@ -81,7 +81,7 @@ def stage_command(data: Path, trained: Path, out: Path, work: Path, params_yaml:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive)])
 def test_an_interrupted_stage_resumes_to_the_same_bytes(
     data: Path, trained: Path, tmp_path: Path, signum: signal.Signals
 ) -> None:
@@ -101,6 +101,7 @@ def test_an_interrupted_stage_resumes_to_the_same_bytes(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_processes_refine_like_one_and_resume_to_the_same_bytes(data: Path, trained: Path, tmp_path: Path) -> None:
     """Batches of 5 images are shares of 3 and 2. Rounding can change a sample, so only the first epoch is compared."""
 

@@ -21,7 +21,7 @@ import pytest
 from tests.fuzz.mutations import damage
 from tests.fuzz.tiny_run import CommandServer, stage_commands, write_checkpoint, write_inputs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
 NUM_MUTATIONS = int(os.environ.get("FUZZ_MUTATIONS", "512"))
