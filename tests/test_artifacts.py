@@ -391,3 +391,13 @@ def test_every_altered_byte_of_a_document_is_noticed(tmp_path: Path, indent: int
         path.write_bytes(content[:index] + bytes([byte ^ 1]) + content[index + 1 :])
         with suppress(UserError):
             assert read_document(path, dict[str, object], "Redo it.", schema).items() >= read.items()
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1" * 400, '"\\ud800"', "[" * 99 + "]" * 99])
+def test_any_key_added_to_a_document_is_noticed(tmp_path: Path, value: str) -> None:
+    path, schema = tmp_path / "a.json", Schema("test", 1)
+    write_document(path, schema, {"a": 1})
+    path.write_text(path.read_text().replace("{", f'{{"z": {value},', 1))
+    with pytest.raises(UserError, match=r"a\.json: .*Redo it\.") as error:
+        read_document(path, dict[str, object], "Redo it.", schema)
+    assert "\n" not in str(error.value)
