@@ -65,7 +65,9 @@ def sample(step: Step, state: Any, image_id: int, index: int, params: SearchPara
             token: math.exp((continuation.log_probability - hypothesis.log_probability) / params.temperature)
             for token, continuation in options.items()
         }
-        ranked = sorted(weights, key=lambda token: weights[token], reverse=True)
+        # Without truncation, the vocabulary keeps its order.
+        is_truncated = params.top_k > 0 or params.top_p < 1
+        ranked = sorted(weights, key=lambda token: weights[token] if is_truncated else -token, reverse=True)
         if params.top_k:
             ranked = ranked[: params.top_k]
         total = sum(weights[token] for token in ranked)

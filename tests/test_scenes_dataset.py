@@ -76,13 +76,14 @@ def test_resume_after_a_kill_gives_the_same_bytes(dataset, tmp_path):
 
 @pytest.mark.slow
 def test_damaged_images_of_the_work_folder_are_rendered_again(dataset, tmp_path):
-    write_dataset(params(), tmp_path / "first", tmp_path / "work", num_workers=2)
+    with write_dataset(params(), tmp_path / "work", num_workers=2):
+        pass
     annotations = sorted(tmp_path.glob("work/render/*/annotations/*.json"))
     for index, content in enumerate([b"", b"\xff", b"{}", b"[" * 5000, annotations[5].read_bytes()]):
         annotations[index].write_bytes(content)
     next(tmp_path.glob("work/render/*/dataset/images/train_00002.jpg")).unlink()
-    write_dataset(params(), tmp_path / "out", tmp_path / "work", num_workers=2)
-    assert read_files(tmp_path / "out") == read_files(dataset)
+    with write_dataset(params(), tmp_path / "work", num_workers=2) as finished:
+        assert read_files(finished) == read_files(dataset)
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ def test_scores_equal_those_of_coco_caption(tmp_path: Path) -> None:
     assert scores["CIDEr-D"] == pytest.approx(Cider().compute_score(gts, res)[0], abs=1e-6)
     assert scores["ROUGE-L"] == pytest.approx(Rouge().compute_score(gts, res)[0], abs=1e-6)
     assert (scores["num_images"], scores["num_images_with_references"]) == (3, 4)
-    assert scores["signature"]["BLEU-4"][0].startswith("BLEU-4|refs:2-4|tok:ptb-3.4.1|case:lower|punct:drop|")
+    assert scores["signature"]["BLEU-4"][0].startswith("BLEU-4|refs:2-4|tok:ptb-3.4.1|lang:en|case:lower|punct:drop|")
 
 
 def test_the_table_has_scores_intervals_protocol_and_signatures(tmp_path: Path) -> None:
