@@ -31,6 +31,7 @@ from pipeline.artifacts import (
     write_json,
 )
 from pipeline.errors import UserError
+from tests.paths import ROOT
 
 
 def test_a_fingerprint_depends_on_every_part_but_not_on_their_order() -> None:
@@ -312,6 +313,42 @@ def test_several_outputs_are_published_together(
     for version in ("0", "1"):
         publish_together(make_outputs(tmp_path / "out", int(version)))
         assert read_outputs(tmp_path / "out") == dict.fromkeys(("first.json", "middle/version", "last.html"), version)
+
+
+PUBLISH_AND_KILL = """
+import os, signal, sys
+from pathlib import Path
+from pipeline import artifacts
+
+def kill_after(function):
+    def wrapped(*arguments):
+        result = function(*arguments)
+        renames.append(arguments)
+        if len(renames) == int(sys.argv[3]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    return wrapped
+
+sources, out = map(Path, sys.argv[1:3])
+renames = []
+os.replace, artifacts._exchange = kill_after(os.replace), kill_after(artifacts._exchange)
+artifacts.publish_together({out / name: sources / name for name in ("first.json", "middle", "last.html")})
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_renames", [1, 2, 3])
+def test_a_kill_between_the_renames_leaves_whole_outputs_and_the_next_run_replaces_all(
+    tmp_path: Path, num_renames: int
+) -> None:
+    publish_together(make_outputs(tmp_path / "out", 0))
+    sources = make_outputs(tmp_path / "out", 1)
+    command = [sys.executable, "-c", PUBLISH_AND_KILL, tmp_path / "sources", tmp_path / "out", str(num_renames)]
+    assert subprocess.run(command, cwd=ROOT).returncode == -signal.SIGKILL
+    versions = [read_outputs(tmp_path / "out")[name] for name in ("first.json", "middle/version", "last.html")]
+    assert versions == ["1"] * num_renames + ["0"] * (3 - num_renames)
+    publish_together(sources)
+    assert read_outputs(tmp_path / "out") == dict.fromkeys(("first.json", "middle/version", "last.html"), "1")
 
 
 @pytest.mark.parametrize("num_copies", range(3))
