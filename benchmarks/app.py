@@ -19,13 +19,13 @@ from statistics import median
 from typing import Any
 
 from benchmarks.workloads import (
+    decoder_params,
     encode_params,
     make_vocabulary,
     save_random_model,
     save_random_weights,
     write_photographs,
 )
-from pipeline.decoder.decoder import DecoderParams
 from pipeline.features.encoder import load_encoder
 from pipeline.features.encoding import encoder_spec
 
@@ -33,15 +33,7 @@ NUM_ROUNDS = 6
 IMAGE_SIZE = 224  # px
 VOCAB_SIZE = 2500
 TIMEOUT = 120_000  # ms
-DECODER = DecoderParams(
-    kind="soft_attention",
-    embedding_size=256,
-    hidden_size=512,
-    attention_size=256,
-    dropout=0.0,
-    region_dropout=0.0,
-    word_dropout=0.0,
-)
+DECODER = decoder_params(embedding_size=256, hidden_size=512, attention_size=256)
 
 
 def main() -> None:

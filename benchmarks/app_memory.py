@@ -23,7 +23,7 @@ from benchmarks.workloads import random_jpeg
 
 NUM_CAPTIONS = 200
 NUM_UPLOADS = 100
-NUM_STRAY_UPLOADS = 60
+NUM_UNREQUESTED_UPLOADS = 60
 NUM_SESSIONS = 20
 UPLOAD_SIZE = 19 * 2**20  # bytes
 BOMB_SIDE = 8900  # px
@@ -50,7 +50,7 @@ def main() -> None:
             wait_for_caption(page)
             measure(pid, f"{NUM_CAPTIONS} captions", lambda: caption_samples(page))
             measure(pid, f"{NUM_UPLOADS} uploads of 19 MB", lambda: upload_files(page, files))
-            measure(pid, f"{NUM_STRAY_UPLOADS} uploads that no page asked for", lambda: upload_strays(page, files[0]))
+            measure(pid, f"{NUM_UNREQUESTED_UPLOADS} unrequested uploads", lambda: upload_unrequested(page, files[0]))
             measure(pid, f"PNG of {BOMB_SIDE} x {BOMB_SIDE} px, 16 bits", lambda: upload_bomb(page, bomb))
             page.context.close()
             pages = [open_page(browser, url) for _ in range(NUM_SESSIONS)]
@@ -127,7 +127,7 @@ def upload_files(page: Any, files: list[Path]) -> str:
     return f"{NUM_UPLOADS} captions"
 
 
-def upload_strays(page: Any, path: Path) -> str:
+def upload_unrequested(page: Any, path: Path) -> str:
     """Upload to the session of a page, under file ids that the server did not issue."""
     with page.expect_request(lambda request: request.method == "PUT") as upload:
         wait_for_image(page, lambda: page.locator("input[type=file]").first.set_input_files(path))
@@ -141,10 +141,10 @@ def upload_strays(page: Any, path: Path) -> str:
     head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n\r\n'
     body = head + path.read_bytes() + b"\r\n--b--\r\n"
     statuses = []
-    for i in range(NUM_STRAY_UPLOADS):
+    for i in range(NUM_UNREQUESTED_UPLOADS):
         connection = HTTPConnection(url.netloc, timeout=60)
         with suppress(BrokenPipeError, ConnectionResetError):  # the server may answer before it has read the body
-            connection.request("PUT", f"{url.path.rsplit('/', 1)[0]}/stray-{i}", body, headers)
+            connection.request("PUT", f"{url.path.rsplit('/', 1)[0]}/unrequested-{i}", body, headers)
         statuses.append(connection.getresponse().status)
         connection.close()
     return ", ".join(f"{statuses.count(status)} x {status}" for status in sorted(set(statuses)))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.workloads import (
+    decoder_params,
     encode_params,
     make_records,
     make_vocabulary,
@@ -27,7 +28,6 @@ from benchmarks.workloads import (
 )
 from pipeline.artifacts import read_json
 from pipeline.captions.records import write_records
-from pipeline.decoder.decoder import DecoderParams
 from pipeline.features.store import FeatureStore
 from pipeline.generation.caption_io import CAPTIONS_FILE
 from pipeline.generation.generate import GenerateParams
@@ -37,15 +37,7 @@ from pipeline.params import to_plain
 SIZE = 64
 REMEDY = "Run the benchmark again."
 VOCAB_SIZE = 1000
-DECODER = DecoderParams(
-    kind="soft_attention",
-    embedding_size=64,
-    hidden_size=64,
-    attention_size=64,
-    dropout=0.0,
-    region_dropout=0.0,
-    word_dropout=0.0,
-)
+DECODER = decoder_params(embedding_size=64, hidden_size=64, attention_size=64)
 
 # Runs a stage and prints its peak memory in KiB as the last line.
 RUN_STAGE = """

@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.encoding import ENCODERS, NUM_THREADS, SIZE
 from benchmarks.workloads import (
+    decoder_params,
     encode_params,
     make_vocabulary,
     save_random_model,
@@ -25,7 +26,6 @@ from benchmarks.workloads import (
     write_photographs,
 )
 from pipeline.captions.records import Record
-from pipeline.decoder.decoder import DecoderParams
 from pipeline.decoder.model_io import read_model
 from pipeline.features.encoder import EncodeParams, load_encoder
 from pipeline.features.encoding import encode, encoder_spec
@@ -34,15 +34,7 @@ from pipeline.generation.generate import generate
 from pipeline.prediction.captioner import DEFAULT_SEARCH, SEARCH_BATCH_SIZE, Captioner
 
 NUM_IMAGES, ROUNDS = 500, 3
-DECODER = DecoderParams(
-    kind="soft_attention",
-    embedding_size=256,
-    hidden_size=512,
-    attention_size=256,
-    dropout=0.0,
-    region_dropout=0.0,
-    word_dropout=0.0,
-)
+DECODER = decoder_params(embedding_size=256, hidden_size=512, attention_size=256)
 VOCAB_SIZE = 2500
 CPU = torch.device("cpu")
 

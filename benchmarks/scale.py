@@ -32,11 +32,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.reading import SPEC
-from benchmarks.workloads import PHOTOGRAPHS, random_jpeg, save_random_model, save_random_weights
+from benchmarks.workloads import PHOTOGRAPHS, decoder_params, random_jpeg, save_random_model, save_random_weights
 from pipeline.artifacts import read_json, write_json
 from pipeline.captions.records import iter_records
 from pipeline.captions.vocabulary import VOCABULARY_FILE, read_vocabulary
-from pipeline.decoder.decoder import DecoderParams
 from pipeline.decoder.model_io import write_history
 from pipeline.features.encoding import ROWS_PER_SHARD
 from pipeline.features.store import FeatureStore, Shard, write_index, write_shard
@@ -47,15 +46,7 @@ NUM_IMAGES, NUM_EVALUATED, CAPTIONS_PER_IMAGE = 123_287, 10_000, 5
 IMAGE_SIZE = 112
 STAGES = ("prepare", "tokenize", "encode", "train", "generate", "evaluate", "nothing")
 CAPTION_FILES = ("coco/captions_train2017_sample.json", "text/captions_val2017_part.json")
-DECODER = DecoderParams(
-    kind="soft_attention",
-    embedding_size=512,
-    hidden_size=512,
-    attention_size=512,
-    dropout=0.5,
-    region_dropout=0.0,
-    word_dropout=0.0,
-)
+DECODER = decoder_params(embedding_size=512, hidden_size=512, attention_size=512, dropout=0.5)
 REMEDY = "Delete the folder and run the benchmark again."
 
 # Runs Python and appends the times and the peak memory of the process to the file $USAGE. It is the `python` of the

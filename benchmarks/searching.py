@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.training import describe_device, describe_target, measure
+from benchmarks.workloads import decoder_params
 from pipeline.captions.vocabulary import END, PAD, SPECIALS, START, UNK
-from pipeline.decoder.decoder import DecoderParams
 from pipeline.decoder.soft_attention import SoftAttentionDecoder
 from pipeline.decoder.soft_attention_reference import ReferenceState, SoftAttentionReference
 from pipeline.device import setup_device
@@ -32,15 +32,7 @@ from pipeline.generation.ensemble import caption_grids, precompute
 from pipeline.generation.search import SearchParams
 
 HIDDEN_SIZE, BEAM_SIZE, MEAN_LENGTH, STD_LENGTH = 512, 5, 12, 3
-SIZES = DecoderParams(
-    kind="soft_attention",
-    embedding_size=HIDDEN_SIZE,
-    hidden_size=HIDDEN_SIZE,
-    attention_size=HIDDEN_SIZE,
-    dropout=0.0,
-    region_dropout=0.0,
-    word_dropout=0.0,
-)
+SIZES = decoder_params(embedding_size=HIDDEN_SIZE, hidden_size=HIDDEN_SIZE, attention_size=HIDDEN_SIZE)
 SEARCH = replace(SearchParams.greedy(max_length=30), beam_size=BEAM_SIZE)
 NUM_TEXTBOOK_IMAGES, NUM_IMAGES, BATCH_SIZE, ROUNDS = 8, 128, 64, 5
 TARGET_RATIO = 8.0

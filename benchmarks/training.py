@@ -34,7 +34,8 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.decoder.decoder import Decoder, DecoderKind, DecoderParams
+from benchmarks.workloads import decoder_params
+from pipeline.decoder.decoder import Decoder, DecoderKind
 from pipeline.decoder.decoder_reference import DecoderReference
 from pipeline.decoder.references import REFERENCES
 from pipeline.decoder.registry import DECODERS, build_decoder
@@ -301,15 +302,7 @@ def table_rows(kind: DecoderKind, case: Case, device: torch.device) -> Iterator[
     torch.manual_seed(0)
     grids = torch.rand(NUM_IMAGES, case.side**2, case.num_channels).half().to(device)
     tokens = torch.randint(4, case.vocab_size, (NUM_IMAGES, CAPTIONS_PER_IMAGE, CAPTION_LENGTH + 1)).to(device)
-    params = DecoderParams(
-        kind=kind,
-        embedding_size=SIZE,
-        hidden_size=SIZE,
-        attention_size=SIZE,
-        dropout=0.5,
-        region_dropout=0.0,
-        word_dropout=0.0,
-    )
+    params = decoder_params(embedding_size=SIZE, hidden_size=SIZE, attention_size=SIZE, dropout=0.5, kind=kind)
     decoder = build_decoder(params, (case.side, case.side), case.num_channels, case.vocab_size).to(device)
     reference = REFERENCES[kind](decoder)
     check_equal(decoder, reference, grids, tokens[:, :, :-1])

@@ -14,7 +14,7 @@ from torch import nn
 
 from pipeline.captions.records import Record
 from pipeline.captions.vocabulary import SPECIALS, Vocabulary
-from pipeline.decoder.decoder import DecoderParams
+from pipeline.decoder.decoder import DecoderKind, DecoderParams
 from pipeline.decoder.model_io import ModelConfig, TrainingData, write_model
 from pipeline.decoder.registry import build_decoder
 from pipeline.features.encoder import EncodeParams, Precision
@@ -99,6 +99,25 @@ def real_weights(architecture: str, layer: str) -> Path | None:
     """Return the file of ImageNet weights of a ResNet up to a layer, or None if shared/real has none."""
     path = PHOTOGRAPHS.parents[1] / "weights" / f"{architecture}-imagenet-to-{layer}.pth"
     return path if path.is_file() else None
+
+
+def decoder_params(
+    embedding_size: int,
+    hidden_size: int,
+    attention_size: int,
+    dropout: float = 0.0,
+    kind: DecoderKind = "soft_attention",
+) -> DecoderParams:
+    """Return params of a decoder without region dropout and word dropout."""
+    return DecoderParams(
+        kind=kind,
+        embedding_size=embedding_size,
+        hidden_size=hidden_size,
+        attention_size=attention_size,
+        dropout=dropout,
+        region_dropout=0.0,
+        word_dropout=0.0,
+    )
 
 
 def make_vocabulary(num_words: int) -> Vocabulary:

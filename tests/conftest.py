@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 import stages  # noqa: F401  # sets OpenMP's environment variables before anything imports PyTorch
 
@@ -26,6 +27,9 @@ CHROMIUM_FLAGS = [
     "--disable-sync",
 ]
 
+# Deadlines fail on machines that other processes share.
+settings.register_profile("gridcap", deadline=None)
+settings.load_profile("gridcap")
 
 # A background job of a shell script ignores SIGINT, and so would the processes that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -121,5 +121,10 @@ class Repository:
         output = self.dvc("status", "--json")  # preceded by a warning about the frozen stage
         return sorted(json.loads(output[output.index("{") :]))
 
+    def encode_counts(self) -> list[tuple[int, int]]:
+        """Return the numbers of encoded and reused images of each run of `encode` in this clone."""
+        lines = (self.folder / "data/.work/encode/runs.jsonl").read_text().splitlines()
+        return [(run["encoded"], run["reused"]) for run in map(json.loads, lines)]
+
     def locks(self) -> dict[str, str]:
         return {name: (self.folder / name).read_text() for name in ("dvc.lock", "data/scenes/dvc.lock")}

@@ -61,11 +61,6 @@ class Clone(Repository):
         params["encode"] |= values
         path.write_text(json.dumps(params))
 
-    def counts(self) -> list[tuple[int, int]]:
-        """Return the numbers of encoded and reused images of each run in this clone."""
-        lines = (self.folder / "data/.work/encode/runs.jsonl").read_text().splitlines()
-        return [(run["encoded"], run["reused"]) for run in map(json.loads, lines)]
-
     def cached_shards(self) -> list[Path]:
         """Return the shards in DVC's cache."""
         objects = (self.folder / ".dvc/cache/files/md5").rglob("*")
@@ -104,7 +99,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     clone.dvc("config", "cache.type", "reflink,hardlink,copy")
     clone.dvc("remote", "add", "--default", "shared", str(folder / "remote"))
     clone.dvc("repro")
-    assert clone.counts() == [(20, 0)]
+    assert clone.encode_counts() == [(20, 0)]
     clone.commit()
     clone.dvc("push")
     return clone
@@ -125,7 +120,7 @@ def test_after_a_pull_only_new_and_edited_images_are_encoded(team: Clone, clone:
     clone.commit()
     clone.write_images(range(3, 4), version=1)
     clone.dvc("repro")
-    assert clone.counts() == [(5, 20), (1, 24)]
+    assert clone.encode_counts() == [(5, 20), (1, 24)]
 
     original, store = FeatureStore(team.folder / "data/features"), FeatureStore(clone.folder / "data/features")
     assert store.verify() == 3
@@ -149,7 +144,7 @@ def test_make_clean_costs_nothing_that_dvc_has(clone: Clone) -> None:
     clone.set(layer="layer2")
     clone.dvc("repro")
 
-    assert clone.counts() == [(2, 20)]
+    assert clone.encode_counts() == [(2, 20)]
     assert len(clone.cached_shards()) == 4
     assert FeatureStore(clone.folder / "data/features").verify() == 2
     clone.dvc("gc", "--workspace", "--force")
@@ -172,7 +167,7 @@ def test_a_damaged_file_in_the_cache_is_replaced(clone: Clone, position: int) ->
 
     assert f"{shard}: " in output
     assert "damaged. Its images are encoded again" in output
-    assert clone.counts() == [(20, 0)]
+    assert clone.encode_counts() == [(20, 0)]
     assert FeatureStore(clone.folder / "data/features").verify() == 1
     assert [path.read_bytes() for path in clone.cached_shards()] == [content]
 
@@ -186,7 +181,7 @@ def test_another_spec_and_an_unchanged_dataset_adopt_nothing(clone: Clone) -> No
     clone.set(image_size=64)
     clone.dvc("repro")
 
-    assert clone.counts() == [(20, 0)]
+    assert clone.encode_counts() == [(20, 0)]
 
 
 @pytest.mark.slow
@@ -196,14 +191,14 @@ def test_without_the_cache_a_message_names_the_fetch(clone: Clone) -> None:
     output = clone.dvc("repro")
     assert "data/features: DVC's cache lacks files of the version in dvc.lock" in output
     assert "`dvc fetch encode`" in output
-    assert clone.counts() == [(21, 0)]
+    assert clone.encode_counts() == [(21, 0)]
 
     git(clone.folder, "checkout", "dvc.lock")
     shutil.rmtree(clone.folder / "data/.work")
     clone.dvc("fetch", "encode")
     clone.write_images(range(21, 22))
     assert "dvc fetch" not in clone.dvc("repro")
-    assert clone.counts() == [(1, 21)]
+    assert clone.encode_counts() == [(1, 21)]
 
 
 @pytest.mark.slow
@@ -213,11 +208,11 @@ def test_experiments_share_grids_with_each_other_and_with_the_repository(clone: 
     for views in ("[whole,center]", "[whole,top_left]"):
         clone.dvc("exp", "run", "--queue", "-S", f"encode.views={views}")
     clone.run_queue(num_workers=2)
-    assert clone.counts() == [(20, 0), (20, 0)]
+    assert clone.encode_counts() == [(20, 0), (20, 0)]
 
     clone.set(views=["center", "top_left"])
     clone.dvc("repro")
-    assert clone.counts()[2:] == [(0, 20)]
+    assert clone.encode_counts()[2:] == [(0, 20)]
 
 
 def test_adoption_without_a_repository_reads_the_published_store(tmp_path: Path) -> None:

@@ -505,15 +505,15 @@ def test_upload_is_dropped_once_the_page_has_read_it(
     assert bytes_of_uploads(server) == 0
 
 
-def test_uploads_that_no_page_asked_for_are_refused(open_page: Callable[..., "Page"], server: Server) -> None:
+def test_unrequested_uploads_are_refused(open_page: Callable[..., "Page"], server: Server) -> None:
     page = open_page()
     first_caption(page)
     with new_image(page), page.expect_request(lambda request: request.method == "PUT") as request:
         upload(page, "a.jpg", encode_jpeg(red_blue_image(320, 200)))
     session_url = request.value.url.rpartition("/")[0]
     cookies = page.context.cookies()
-    strays = [f"{session_url}/stray-{index}" for index in range(20)]
-    for url in (*strays, request.value.url, f"{server.url}/_stcore/upload_file/no-session/stray"):
+    unrequested = [f"{session_url}/unrequested-{index}" for index in range(20)]
+    for url in (*unrequested, request.value.url, f"{server.url}/_stcore/upload_file/no-session/unrequested"):
         status, answer = put(url, cookies, bytes(2**20))
         assert (status, answer) == (403, "no page asked for this upload. Reload the page.")
     assert bytes_of_uploads(server) == 0

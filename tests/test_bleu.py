@@ -62,7 +62,7 @@ def assert_equal_to_pycocoevalcap(hypotheses, references):
 
 
 @given(random_corpora)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_random_corpora_score_as_in_pycocoevalcap(corpus):
     assert_equal_to_pycocoevalcap(*corpus)
 

@@ -155,7 +155,7 @@ def test_metrics_import_without_java_wrappers(imports: str, absent: str) -> None
 
 
 @given(st.lists(images, min_size=1, max_size=4), st.randoms())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_scores_do_not_depend_on_the_order_of_images(pairs, random) -> None:
     def score(order):
         corpus = Corpus(

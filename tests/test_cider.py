@@ -82,7 +82,7 @@ def assert_cider_equals_paper(hypotheses, references):
 
 
 @given(random_corpora)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_cider_follows_the_paper(corpus):
     assert_cider_equals_paper(*corpus)
 
@@ -100,7 +100,7 @@ def assert_cider_d_equals_pycocoevalcap(hypotheses, references):
 
 
 @given(random_corpora)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_random_corpora_score_as_in_pycocoevalcap(corpus):
     assert_cider_d_equals_pycocoevalcap(*corpus)
 
@@ -111,7 +111,7 @@ def test_real_captions_score_as_in_pycocoevalcap():
 
 
 @given(random_corpora)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_document_frequencies_of_the_same_corpus_change_nothing(corpus):
     hypotheses, references = corpus
     expected, actual = cider(hypotheses, references), cider(hypotheses, references, DocumentFrequencies(references))
@@ -120,7 +120,7 @@ def test_document_frequencies_of_the_same_corpus_change_nothing(corpus):
 
 
 @given(random_corpora)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_document_frequencies_of_a_larger_corpus_score_each_image_alone(corpus):
     hypotheses, references = corpus
     frequencies = DocumentFrequencies(references)

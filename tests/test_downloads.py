@@ -177,7 +177,7 @@ def test_an_http_error_is_one_sentence(server: FileServer, path: Path, status: i
     assert len(server.requests) == 1
 
 
-def test_an_overloaded_server_is_asked_again(server: FileServer, path: Path) -> None:
+def test_a_request_to_an_overloaded_server_is_repeated(server: FileServer, path: Path) -> None:
     server.statuses = [503, 429, 500]
     fetch(server, path)
     assert path.read_bytes() == CONTENT

@@ -537,7 +537,7 @@ def find_rank(launcher: int, rank: int) -> int:
 
 
 @pytest.mark.slow
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     order=st.permutations(range(30)),
     runs=st.lists(st.integers(1, 30), max_size=2),

@@ -19,12 +19,6 @@ def clone(repository: Repository, tmp_path: Path) -> Repository:
     return clone
 
 
-def encode_counts(clone: Repository) -> list[tuple[int, int]]:
-    """Return the numbers of encoded and reused images of each run of `encode`."""
-    lines = (clone.folder / "data/.work/encode/runs.jsonl").read_text().splitlines()
-    return [(run["encoded"], run["reused"]) for run in map(json.loads, lines)]
-
-
 @pytest.mark.exhaustive
 def test_a_grid_search_runs_on_two_workers_with_a_dataset_outside_of_the_repository(
     repository: Repository, clone: Repository
@@ -35,7 +29,7 @@ def test_a_grid_search_runs_on_two_workers_with_a_dataset_outside_of_the_reposit
     clone.edit("params.yaml", dataset={"root": "../datasets/scenes"})
     clone.edit("params.yaml", encode={"weights": "../datasets/scenes/encoder.safetensors"})
     clone.repro()
-    assert encode_counts(clone) == [(0, 39)]
+    assert clone.encode_counts() == [(0, 39)]
     clone.commit()
 
     # As in docs/experiments.md.
@@ -45,7 +39,7 @@ def test_a_grid_search_runs_on_two_workers_with_a_dataset_outside_of_the_reposit
     clone.dvc("exp", "run", "--queue", "-S", "generate.search.beam_size=1,3", "-S", "generate.search.max_length=8")
     clone.run_queue(num_workers=2)
 
-    assert encode_counts(clone) == [(0, 39)]
+    assert clone.encode_counts() == [(0, 39)]
     shown = json.loads(clone.dvc("exp", "show", "--json"))
     experiments = [revision["experiments"] for revision in shown if revision["experiments"]]
     assert [len(rows) for rows in experiments] == [2]
@@ -61,5 +55,5 @@ def test_a_temporary_workspace_has_a_dataset_that_dvc_tracks(repository: Reposit
     output = clone.dvc("exp", "run", "--temp", "-S", "train.max_epochs=1")
 
     assert "Ran experiment(s)" in output
-    assert encode_counts(clone) == [(0, 39)]
+    assert clone.encode_counts() == [(0, 39)]
     assert len(list((clone.folder / "data/.work/train").glob("*/"))) == 1

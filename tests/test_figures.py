@@ -112,7 +112,7 @@ def test_a_strip_has_up_to_six_panels_per_row(tmp_path, num_words, num_columns, 
     assert rgb(strip).shape[1] / width == pytest.approx(num_columns, rel=0.06)
 
 
-def test_the_weight_of_the_sentinel_stands_behind_the_word(tmp_path):
+def test_the_weight_of_the_sentinel_follows_the_word(tmp_path):
     path = tmp_path / "strip.svg"
     attention_strip(IMAGE, ["of", "red"], peaked_attention((0, 0), (0, 0)) * [[[0.38]], [[1.0]]], path)
     text = path.read_text(encoding="utf-8")

@@ -352,7 +352,7 @@ def test_a_decompression_bomb_is_an_error():
         read_image(png_bomb(side, side), 32, "bomb.png")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     image_format=st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF"]),
     edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=8),

@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.captions.sources.dataset import DatasetParams
@@ -106,7 +106,6 @@ VALUES = st.recursive(
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @example([("rate", {"._": None})])
 @given(st.lists(st.tuples(st.sampled_from(["rate", "seed", "milestones", "stop", "note"]), VALUES), max_size=4))
 def test_assigned_values_round_trip(tmp_path_factory: pytest.TempPathFactory, values: list[tuple[str, object]]) -> None:

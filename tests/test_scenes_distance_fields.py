@@ -31,7 +31,7 @@ def rays_towards(field: ObjectField) -> tuple[np.ndarray, np.ndarray]:
     return origin, normalize(targets - origin)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(scene_object=scene_objects)
 def test_rays_hit_the_surface_from_outside(scene_object):
     field = ObjectField.from_object(scene_object)
@@ -48,7 +48,7 @@ def test_rays_hit_the_surface_from_outside(scene_object):
     assert dot(directions[:, is_hit], normals).max() < 0.25
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(scene_object=scene_objects)
 def test_objects_stand_on_the_floor_within_their_footprint(scene_object):
     field = ObjectField.from_object(scene_object)

@@ -125,7 +125,7 @@ def test_objects_are_clipped_by_the_frame():
 
 
 @pytest.mark.slow
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10_000))
 def test_objects_of_sampled_scenes_fit_the_frame_and_are_not_too_small(seed: int):
     scene = sample_scene(np.random.default_rng(seed), forbidden=frozenset(), required=None, duplicate_rate=0.35)
@@ -193,7 +193,7 @@ def test_objects_cast_shadows_on_the_floor_and_on_each_other():
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(yaw=st.floats(0, 1, exclude_max=True), x=st.sampled_from([-1.4, 0.0, 1.4]), size=st.sampled_from(SIZES))
 def test_the_floor_is_visible_through_a_ring_whatever_its_yaw(yaw, x, size):
     ring = replace(SPHERE, shape="ring", yaw=yaw, x=x, size=size)

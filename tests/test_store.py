@@ -112,7 +112,7 @@ def test_images_with_equal_files_share_a_row(tmp_path):
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=4), seed=st.integers(0, 99))
 def test_grids_do_not_depend_on_the_sharding(tmp_path_factory, sizes, seed):
     folder = tmp_path_factory.mktemp("store")

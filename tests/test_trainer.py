@@ -36,7 +36,7 @@ def read_history(model: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(stops=st.lists(st.integers(min_value=1, max_value=12), min_size=1, max_size=2))
 def test_a_run_stopped_after_any_steps_resumes_to_the_same_bytes(
     data: Path, uninterrupted: Path, tmp_path_factory: pytest.TempPathFactory, stops: list[int]

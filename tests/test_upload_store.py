@@ -30,7 +30,7 @@ def held_bytes(store: UploadStore) -> int:
 def test_only_the_latest_expected_upload_is_accepted_once() -> None:
     store = UploadStore("/upload")
     old, new = expect_upload(store, "s"), expect_upload(store, "s")
-    for session_id, file_id in (("s", "stray"), ("s", old), ("other", new)):
+    for session_id, file_id in (("s", "unrequested"), ("s", old), ("other", new)):
         refusal = store.reserve(session_id, file_id, 1)
         assert refusal is not None
         assert refusal.status == 403

@@ -13,13 +13,12 @@ from torchvision.transforms import InterpolationMode
 from pipeline.features.images import read_views, read_visible
 from pipeline.features.resnets import RESNETS, Architecture, ClipResNet, TorchvisionResNet, encoder_frame
 from pipeline.features.views import Frame, View, relative_box
+from tests.image_files import encode_image
 
 
-def png(width: int, height: int) -> bytes:
+def random_png(width: int, height: int) -> bytes:
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).resize((width, height)).save(file, "PNG")
-    return file.getvalue()
+    return encode_image(Image.fromarray(pixels))
 
 
 @pytest.mark.parametrize("architecture", get_args(TorchvisionResNet))
@@ -37,7 +36,7 @@ def test_recipes_are_those_of_torchvisions_default_weights(architecture: Archite
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (301, 300), (300, 300), (224, 900)])
 @pytest.mark.parametrize("architecture", ["resnet18", "resnext50_32x4d", "RN50"])
 def test_a_center_crop_equals_torchvisions(architecture: Architecture, width: int, height: int) -> None:
-    content = png(width, height)
+    content = random_png(width, height)
     is_clip = architecture in get_args(ClipResNet)
     interpolation = InterpolationMode.BICUBIC if is_clip else InterpolationMode.BILINEAR
     side = {"resnet18": 256, "resnext50_32x4d": 232, "RN50": 224}[architecture]
@@ -62,7 +61,7 @@ def test_the_center_of_a_long_image_is_cut_out_before_it_is_resized() -> None:
 
 
 def test_an_input_need_not_be_square() -> None:
-    content = png(90, 60)
+    content = random_png(90, 60)
 
     squashed = read_views(content, Frame(height=32, width=64), ("whole",))
     cropped = read_views(content, encoder_frame("resnet50", 32, 64, "center_crop"), ("whole", "top_left"))

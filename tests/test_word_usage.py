@@ -124,7 +124,7 @@ captions_st = st.lists(st.sampled_from(WORDS), max_size=5)
 images_st = st.lists(st.tuples(captions_st, st.lists(captions_st, min_size=1, max_size=3)), max_size=12)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(images_st, st.randoms())
 def test_counts_equal_those_by_definition_in_any_order(
     images: list[tuple[list[str], list[list[str]]]], shuffler: random.Random
