@@ -170,8 +170,8 @@ def test_only_the_first_of_many_faults_are_listed(tmp_path: Path) -> None:
         ({"root": ""}, "dataset.root: must not be empty"),
         ({"root": "s3://data"}, "dataset.root: must be a local path, not the URL 's3://data'"),
         ({"root": "\\\\${x}"}, r"dataset.root: must not contain \${, which DVC replaces with ${"),
-        ({"images": "a/images.dvc"}, "dataset.images: must not have the name of a DVC file, got 'a/images.dvc'"),
-        ({"images": "dvc.yaml/"}, "dataset.images: must not have the name of a DVC file, got 'dvc.yaml/'"),
+        ({"root": "a/images.dvc"}, "dataset.root: must not have the name of a DVC file, got 'a/images.dvc'"),
+        ({"root": "dvc.yaml/"}, "dataset.root: must not have the name of a DVC file, got 'dvc.yaml/'"),
         ({"captions": []}, "dataset: captions must list at least one"),
         ({"captions": [{"file": "/x", "folder": ".", "split": None}]}, "'/x' must be a path below dataset.root"),
         ({"captions": [{"file": "x.txt", "folder": ".", "split": None}]}, "x.txt: no such file"),
@@ -266,6 +266,7 @@ def test_unmatched_list_entries_are_named_if_a_split_is_empty(tmp_path: Path) ->
 
 
 LINKED_FOLDERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "image folder": ("photos", {"images": "photos"}),
     "images": ("photos/a", {"images": "photos"}),
     "caption file": ("text", {"file": "text/captions.txt", "images": "photos"}),
     "split file": ("lists", {"splits": {"by": "json", "file": "lists/splits.json"}, "images": "photos"}),
@@ -309,9 +310,8 @@ def test_a_linked_folder_below_the_root_is_an_error_until_its_files_are_linked(t
 def test_links_that_dvc_follows_are_no_error(tmp_path: Path) -> None:
     write_dataset_in_folders(tmp_path / "data")
     root = replace_by_link(tmp_path / "data", tmp_path / "disk")
-    images = replace_by_link(root / "photos", tmp_path / "other" / "photos")
-    replace_by_link(images / "a" / "a.jpg", tmp_path / "elsewhere" / "a.jpg")
-    replace_by_link(root / "captions.txt", images / "captions.txt")
+    replace_by_link(root / "photos" / "a" / "a.jpg", tmp_path / "elsewhere" / "a.jpg")
+    replace_by_link(root / "captions.txt", root / "photos" / "captions.txt")
     for captions in ("captions.txt", "photos/captions.txt"):
         assert len(prepare_by_file(root, captions, images="photos")[0]) == 4
 

@@ -12,10 +12,13 @@ from tests.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
+OUTPUTS = ("prepared/records.jsonl", "prepare.json", "images.json")
+
 
 def run_stage(folder: Path, params: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "stages.prepare_captions", "--params", str(params)]
     command += ["--out", str(folder / "prepared"), "--metrics", str(folder / "prepare.json")]
+    command += ["--image-digest", str(folder / "images.json")]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -29,10 +32,16 @@ def test_output_bytes_do_not_depend_on_the_order_of_rows(tmp_path: Path) -> None
         write_numbered_captions(data, order)
         result = run_stage(tmp_path, params)
         assert result.returncode == 0, result.stderr
-        outputs.append([(tmp_path / name).read_bytes() for name in ("prepared/records.jsonl", "prepare.json")])
+        outputs.append([(tmp_path / name).read_bytes() for name in OUTPUTS])
     assert outputs[0] == outputs[1]
     assert json.loads(outputs[0][1])["num_images"] == {"train": 6, "val": 3, "test": 3}
-    assert {path.name for path in tmp_path.iterdir()} == {"data", "params.yaml", "prepared", "prepare.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "data",
+        "params.yaml",
+        "prepared",
+        "prepare.json",
+        "images.json",
+    }
 
 
 def test_a_fault_exits_with_2_and_keeps_the_published_records(tmp_path: Path) -> None:

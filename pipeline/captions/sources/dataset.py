@@ -72,7 +72,7 @@ class DatasetParams:
     files."""
     root: Annotated[Path, DEPENDENCY]
     """Dataset folder, absolute or relative to params.yaml."""
-    images: Annotated[str, DEPENDENCY]
+    images: str
     """Image folder below root; `.` for root itself."""
     captions: tuple[CaptionFile, ...]
     """Caption files, whose images form one dataset."""
@@ -126,7 +126,9 @@ def prepare(params: DatasetParams) -> tuple[list[Record], PreparedCounts]:
             raise UserError(
                 f"{folder}: no such folder. Put the dataset there, or correct dataset.root and dataset.images."
             )
-    _require_watched_files(params)
+    split_files = params.splits.files if params.splits else ()
+    files = (*(caption_file.file for caption_file in params.captions), *split_files)
+    require_watched(params.root, (params.root / name for name in files))
     images, unmatched_captions, malformed_rows = _parse_files(params)
     _check_paths(params, images)
     _check_unique(params, images, lambda image: image.image_id, "image id")
@@ -135,7 +137,7 @@ def prepare(params: DatasetParams) -> tuple[list[Record], PreparedCounts]:
     assigned = [image for image in images if image.file in assignment.split_by_file]
     split_by_id = {image.image_id: assignment.split_by_file[image.file] for image in assigned}
     present, missing = _locate_files(params.image_dir, assigned)
-    require_watched(params.image_dir, (params.image_dir / image.file for image in [*present, *missing]))
+    require_watched(params.root, (params.image_dir / image.file for image in [*present, *missing]))
     _check_unique(params, present, lambda image: image.file, "image path")
     records = [record for image in present if (record := _make_record(image, split_by_id[image.image_id]))]
     recorded_files = {record.file for record in records}
@@ -172,14 +174,6 @@ def prepare(params: DatasetParams) -> tuple[list[Record], PreparedCounts]:
     )
     _check_splits_not_empty(params, counts, assignment.unknown_images)
     return records, counts
-
-
-def _require_watched_files(params: DatasetParams) -> None:
-    """Check that DVC notices changes of the caption and split files: root and the image folder are dependencies."""
-    split_files = params.splits.files if params.splits else ()
-    files = [params.root / name for name in (*(caption_file.file for caption_file in params.captions), *split_files)]
-    require_watched(params.root, (file for file in files if params.image_dir not in file.parents))
-    require_watched(params.image_dir, files)
 
 
 def _parse_files(params: DatasetParams) -> tuple[list[ParsedImage], list[str], list[str]]:
