@@ -6,6 +6,7 @@
 import argparse
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import stages  # noqa: F401  # sets GOMP_SPINCOUNT before PyTorch is imported
 
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument(
         "--kind", dest="kinds", nargs="+", default=(), metavar="KIND", help="decoders of training (default: all kinds)"
     )
+    parser.add_argument("--store", type=Path, metavar="FOLDER", help="feature store that reading reads from the disk")
     arguments = parser.parse_args()
     for name in NAMES:
         if not arguments.names or name in arguments.names:
@@ -50,6 +52,8 @@ def main() -> None:
             benchmark = import_module(f"benchmarks.{name}").main
             if name == "memory":
                 benchmark(arguments.images)
+            elif name == "reading":
+                benchmark(arguments.store)
             elif name == "training":
                 benchmark(arguments.kinds)
             else:

@@ -10,6 +10,9 @@ h5py: the same rows, one by one, from a single dataset with one row per chunk: u
     of a ResNet after its ReLU.
 
 Each round runs all readers in turn. Rates and ratios are medians over the rounds; a ratio is taken within its round.
+
+With `--store`, the readers are those of a store on disk, such as one of `scale --random-grids`, whose pages are dropped
+from the page cache before each of them. `sequential` reads as many bytes in order: the disk's own rate.
 """
 
 import os
@@ -48,6 +51,8 @@ COMPRESSIONS: dict[str, dict[str, Any]] = {
     "h5py, gzip 4 and shuffle": {"compression": "gzip", "compression_opts": 4, "shuffle": True},
 }
 
+NUM_COLD_BATCHES, NUM_COLD_ROUNDS = 16, 9
+
 Reader = Callable[[Sequence[int]], Grids]
 """Reads the grids of a batch of images: float16 [B, P, C]."""
 
@@ -71,12 +76,12 @@ def write_store(folder: Path) -> list[Shard]:
 
 
 @contextmanager
-def open_with_preadv(shards: Sequence[Shard]) -> Iterator[Reader]:
-    """Open the shards and yield a reader that uses `os.preadv`."""
+def open_with_preadv(paths: Sequence[Path]) -> Iterator[Reader]:
+    """Open the shards of a store of `write_store` and yield a reader that uses `os.preadv`."""
     files = []
-    for shard in shards:
-        with h5py.File(shard.path, "r") as file:
-            files.append((os.open(shard.path, os.O_RDONLY), file["grid"].id.get_offset()))
+    for path in paths:
+        with h5py.File(path, "r") as file:
+            files.append((os.open(path, os.O_RDONLY), file["grid"].id.get_offset()))
 
     def read(image_ids: Sequence[int]) -> Grids:
         grids = np.empty((len(image_ids), *SPEC.grid_shape), dtype=np.float16)
@@ -131,15 +136,67 @@ def measure_rates(readers: dict[str, Reader], batches: Sequence[Sequence[int]]) 
     return rates
 
 
-def main() -> None:
-    """Print rows and gigabytes per second of each reader, and their ratio to `preadv`."""
+def drop_pages(paths: Sequence[Path]) -> None:
+    """Drop the pages of files from the page cache."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def read_in_order(paths: Sequence[Path], num_bytes: int) -> None:
+    """Read whole files until `num_bytes` are read."""
+    size = 0
+    for path in paths:
+        with open(path, "rb", buffering=0) as file:
+            while size < num_bytes and (block := file.read(2**23)):
+                size += len(block)
+
+
+def read_from_disk(folder: Path) -> None:
+    """Print gigabytes per second of a store whose pages are not in the page cache, and the ratio to the disk's rate."""
+    store = FeatureStore(folder)
+    paths = sorted({store.shard_path(image_id) for image_id in store.image_ids})
+    num_rows = NUM_COLD_BATCHES * BATCH_SIZE
+    num_bytes = num_rows * int(np.prod(store.grid_shape)) * np.dtype(np.float16).itemsize
+    rng = np.random.default_rng(0)
+    rates: dict[str, list[float]] = {"FeatureStore": [], "sequential": []}
+    for _ in range(NUM_COLD_ROUNDS):
+        batches = rng.choice(store.image_ids, (NUM_COLD_BATCHES, BATCH_SIZE), replace=False).tolist()
+        drop_pages(paths)
+        start = time.perf_counter()
+        for batch in batches:
+            store.grids(batch)
+        rates["FeatureStore"].append(num_bytes / (time.perf_counter() - start))
+        drop_pages(paths)
+        order = [paths[i] for i in rng.permutation(len(paths))]
+        start = time.perf_counter()
+        read_in_order(order, num_bytes)
+        rates["sequential"].append(num_bytes / (time.perf_counter() - start))
+
+    print(f"{len(store.image_ids):,} images in batches of {BATCH_SIZE}; medians of {NUM_COLD_ROUNDS} rounds")
+    print(f"{'':>14} {'GB / s':>8} {'/ sequential':>14}")
+    for name, measured in rates.items():
+        ratio = median(a / b for a, b in zip(measured, rates["sequential"], strict=True))
+        print(f"{name:>14} {median(measured) / 1e9:>8.2f} {ratio:>14.2f}")
+
+
+def main(store_folder: Path | None) -> None:
+    """Print rows and gigabytes per second of each reader, and their ratio to `preadv`.
+
+    Args:
+        store_folder: A store to read from the disk instead.
+    """
+    if store_folder is not None:
+        read_from_disk(store_folder)
+        return
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         shards = write_store(Path(folder))
         store = FeatureStore(Path(folder))
         compression_ratios = {"FeatureStore": 1.0, "preadv": 1.0}
         readers: dict[str, Reader] = {
             "FeatureStore": store.grids,
-            "preadv": stack.enter_context(open_with_preadv(shards)),
+            "preadv": stack.enter_context(open_with_preadv([shard.path for shard in shards])),
         }
         for i, (name, options) in enumerate(COMPRESSIONS.items()):
             path = Path(folder) / f"{i}.h5"

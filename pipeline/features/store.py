@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import h5py
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from pipeline.artifacts import (
     Int64,
@@ -326,18 +326,19 @@ def write_index(
         skipped: Ids of the images that were skipped, since their files cannot be decoded.
     """
     locations = {key: (shard, row) for shard, entry in enumerate(shards) for row, key in enumerate(entry.keys)}
-    index = _Index(
-        fingerprint=spec.fingerprint,
-        spec=spec,
-        views=tuple(views),
-        shards=tuple(_ShardEntry(file=shard.path.name, sha256=shard.sha256, rows=len(shard.keys)) for shard in shards),
-        images={
-            image_id: tuple(locations[digest, view] for view in views)
+    index = {
+        "fingerprint": spec.fingerprint,
+        "spec": asdict(spec),
+        "views": views,
+        "shards": [{"file": shard.path.name, "sha256": shard.sha256, "rows": len(shard.keys)} for shard in shards],
+        # The pairs of `locations` are shared: for COCO, copies would take 60 MB.
+        "images": {
+            str(image_id): [locations[digest, view] for view in views]
             for image_id, digest in sorted(image_digests.items())
         },
-        skipped=tuple(sorted(skipped)),
-    )
-    write_document(folder / INDEX_FILE, SCHEMA, TypeAdapter(_Index).dump_python(index, mode="json"), indent=None)
+        "skipped": sorted(skipped),
+    }
+    write_document(folder / INDEX_FILE, SCHEMA, index, indent=None)
 
 
 def shard_digests(index: Path, fingerprint: str) -> dict[str, str]:
