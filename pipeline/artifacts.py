@@ -155,15 +155,22 @@ def require_watched(dependency: Path, files: Iterable[Path]) -> None:
         )
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file such that a crash leaves either the old content or the new content."""
-    content = content.encode() if isinstance(content, str) else content
+def write_atomically(path: Path, content: bytes | str | Iterable[memoryview]) -> None:
+    """Write a file such that a crash leaves either the old content or the new content.
+
+    Args:
+        path: The file.
+        content: All of it, or parts of it in order.
+    """
+    if isinstance(content, str):
+        content = content.encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
         with naming(path):
             with partial.open("wb") as file:
-                file.write(content)
+                for part in (content,) if isinstance(content, bytes) else content:
+                    file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
@@ -199,7 +206,10 @@ def read_json(path: Path, expected_type: type[T], remedy: str, schema: Schema | 
         UserError: The file is missing, unreadable, not JSON, of another schema or of another type, or an object has
             two values of one key.
     """
-    content = read_bytes(path, remedy)
+    return _parse_json(path, read_bytes(path, remedy), expected_type, remedy, schema)
+
+
+def _parse_json(path: Path, content: bytes, expected_type: type[T], remedy: str, schema: Schema | None) -> T:
     if schema is not None:
         header = _validate(path, content, _Header, remedy)
         schema.check(path, (header["schema"], header["schema_version"]), remedy)
@@ -292,8 +302,9 @@ def read_document(path: Path, expected_type: type[T], remedy: str, schema: Schem
     Raises:
         UserError: As `read_json`, or the document was altered.
     """
-    value = read_json(path, expected_type, remedy, schema)
-    document = read_json(path, dict[str, Any], remedy)
+    content = read_bytes(path, remedy)
+    value = _parse_json(path, content, expected_type, remedy, schema)
+    document = json.loads(content)
     if document.pop("document_digest", None) != document_digest(document):
         raise UserError(f"{path}: was altered: its contents do not match document_digest. {remedy}")
     return value

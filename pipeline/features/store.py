@@ -51,6 +51,9 @@ RowKey = tuple[str, str]
 
 _REMEDY = "Run `dvc repro -f -s encode`."
 
+_PROCESS_STATE = frozenset({"_pid", "_lock", "_descriptors", "_offsets"})
+"""Attributes of an open store that no other process may use."""
+
 _KEY_DTYPES = {"sha256": "S64", "view": "S24"}
 """Dtypes of the datasets of a shard that hold the keys of its rows."""
 
@@ -373,7 +376,20 @@ class FeatureStore:
             UserError: The index is missing, damaged, of another schema version, or has another fingerprint.
         """
         self._folder = Path(folder)
-        self._index = read_document(self._folder / INDEX_FILE, _Index, _REMEDY, SCHEMA)
+        index = read_document(self._folder / INDEX_FILE, _Index, _REMEDY, SCHEMA)
+        self.spec = index.spec
+        """Spec of the encoder that made the grids."""
+        self.fingerprint = index.fingerprint
+        """Identifier of the spec and the schema version."""
+        self.views = index.views
+        """Views of every image; captions are generated from the first."""
+        self.skipped_ids = frozenset(index.skipped)
+        """Ids of the images that `encode` skipped, since their files cannot be decoded."""
+        self._shards = index.shards
+        self._position = {image_id: i for i, image_id in enumerate(sorted(index.images))}
+        # As an array, since tuples would take 100 MB for COCO.
+        rows = [index.images[image_id] for image_id in self._position]
+        self._rows = np.array(rows, dtype=np.int32)  # shard and row of each view of each image [N, V, 2]
         if fingerprint not in (None, self.fingerprint):
             raise UserError(
                 f"{self._folder / INDEX_FILE}: has features of encoder fingerprint {self.fingerprint}, expected"
@@ -391,8 +407,8 @@ class FeatureStore:
         Raises:
             UserError: A shard is missing or altered; the message lists the first few.
         """
-        self._verify(self._index.shards)
-        return len(self._index.shards)
+        self._verify(self._shards)
+        return len(self._shards)
 
     def _verify(self, shards: Sequence[_ShardEntry], silent: bool = False) -> None:
         paths = [self._folder / shard.file for shard in shards]
@@ -407,16 +423,6 @@ class FeatureStore:
             raise UserError(f"{summarize(faults)}. Run `dvc repro -f -s encode` to encode only their images again.")
 
     @property
-    def spec(self) -> EncoderSpec:
-        """Spec of the encoder that made the grids."""
-        return self._index.spec
-
-    @property
-    def fingerprint(self) -> str:
-        """Identifier of the spec and the schema version."""
-        return self._index.fingerprint
-
-    @property
     def grid_shape(self) -> tuple[int, int]:
         """Shape of a grid, (P, C)."""
         return self.spec.grid_shape
@@ -429,17 +435,7 @@ class FeatureStore:
     @property
     def image_ids(self) -> tuple[int, ...]:
         """Ids of all images, ascending."""
-        return tuple(self._index.images)
-
-    @property
-    def skipped_ids(self) -> frozenset[int]:
-        """Ids of the images that `encode` skipped, since their files cannot be decoded."""
-        return frozenset(self._index.skipped)
-
-    @property
-    def views(self) -> tuple[View, ...]:
-        """Views of every image; captions are generated from the first."""
-        return self._index.views
+        return tuple(self._position)
 
     def grid(self, image_id: int) -> Grids:
         """Read the grid of an image's first view: float16 [P, C].
@@ -463,9 +459,10 @@ class FeatureStore:
         Raises:
             UserError: The index lacks an image, or a shard is missing, damaged or, if reads are verified, altered.
         """
-        locations = [self._locations(image_id) for image_id in image_ids]
-        view_indices = [0] * len(locations) if views is None else list(views)
-        rows = [location[view] for location, view in zip(locations, view_indices, strict=True)]
+        ids = list(image_ids)
+        view_indices = [0] * len(ids) if views is None else list(views)
+        positions = [self._find(image_id) for image_id in ids]
+        rows = self._rows[positions, view_indices].tolist()  # shard and row of each image
         if os.getpid() != self._pid:
             self._reset_after_fork()
         grids = np.empty((len(rows), *self.grid_shape), dtype=np.float16)
@@ -480,7 +477,7 @@ class FeatureStore:
         Raises:
             UserError: The index lacks the image.
         """
-        return self._path(self._locations(image_id)[0][0])
+        return self._path(self._first_row(image_id)[0])
 
     def image_digest(self, image_id: int) -> str:
         """Read the SHA-256, in hexadecimal, of the image file that was encoded.
@@ -488,19 +485,24 @@ class FeatureStore:
         Raises:
             UserError: As `grids`.
         """
-        shard, row = self._locations(image_id)[0]
-        num_rows = self._index.shards[shard].rows
+        shard, row = self._first_row(image_id)
+        num_rows = self._shards[shard].rows
         with _open_shard(self._path(shard), self.spec) as file:
             return str(checked_dataset(file, "sha256", _KEY_DTYPES["sha256"], [num_rows]).asstr()[row])
 
-    def _locations(self, image_id: int) -> tuple[tuple[int, int], ...]:
-        """Return (shard, row) of each view of an image."""
+    def _first_row(self, image_id: int) -> tuple[int, int]:
+        """Return shard and row of an image's first view."""
+        shard, row = self._rows[self._find(image_id), 0].tolist()
+        return shard, row
+
+    def _find(self, image_id: int) -> int:
+        """Return the index of an image in `image_ids`."""
         try:
-            return self._index.images[image_id]
+            return self._position[image_id]
         except KeyError:
             fault = (
                 f"image {image_id} was skipped, since its file cannot be decoded. Replace the file, then run"
-                if image_id in self._index.skipped
+                if image_id in self.skipped_ids
                 else f"has no image {image_id}. Run"
             )
             raise UserError(f"{self._folder / INDEX_FILE}: {fault} `dvc repro encode`.") from None
@@ -509,7 +511,7 @@ class FeatureStore:
         """Read one row into `out`, float16 [P, C]."""
         if shard not in self._offsets:
             if self._verify_reads:
-                self._verify([self._index.shards[shard]], silent=True)
+                self._verify([self._shards[shard]], silent=True)
             self._offsets[shard] = self._find_rows(shard)
         try:
             num_read = os.preadv(self._descriptor(shard), [out.data], self._offsets[shard] + row * out.nbytes)
@@ -529,11 +531,11 @@ class FeatureStore:
         return self._descriptors[shard]
 
     def _path(self, shard: int) -> Path:
-        return self._folder / self._index.shards[shard].file
+        return self._folder / self._shards[shard].file
 
     def _find_rows(self, shard: int) -> int:
         """Check a shard and return the byte offset of row 0. HDF5 takes longer to locate a row than to read it."""
-        path, num_rows = self._path(shard), self._index.shards[shard].rows
+        path, num_rows = self._path(shard), self._shards[shard].rows
         with _open_shard(path, self.spec) as file:
             grid = checked_dataset(file, "grid", "<f2", [num_rows, *self.grid_shape])
             offset = grid.id.get_offset()
@@ -542,6 +544,7 @@ class FeatureStore:
             return int(offset)
 
     def _init_process_state(self) -> None:
+        """Set the attributes in `_PROCESS_STATE`."""
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._descriptors: OrderedDict[int, int] = OrderedDict()
@@ -554,7 +557,7 @@ class FeatureStore:
         self._init_process_state()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_folder": self._folder, "_index": self._index, "_verify_reads": self._verify_reads}
+        return {name: value for name, value in vars(self).items() if name not in _PROCESS_STATE}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

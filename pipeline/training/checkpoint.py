@@ -5,13 +5,12 @@ Nothing is unpickled: the file contains tensors, and the progress as JSON in its
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import safetensors
-import safetensors.torch
 import torch
 from pydantic import Field, FiniteFloat, TypeAdapter
 from torch import Tensor, nn
@@ -23,6 +22,8 @@ from pipeline.errors import UserError
 SCHEMA = Schema("gridcap.checkpoint", 2)
 _REMEDY = "Delete it to train from the start."
 _Count = Annotated[Int64, Field(ge=0)]
+_DTYPE_NAMES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.uint8: "U8"}
+"""Names of dtypes in safetensors."""
 _PARTS = ("decoder", "optimizer", "ema", "best", "random")
 
 
@@ -97,7 +98,7 @@ def save_checkpoint(path: Path, state: TrainingState, random_states: Sequence[Ma
         tensors |= {f"ema.{name}": tensor for name, tensor in state.ema.state_dict().items()}
     for rank, states in enumerate(random_states):
         tensors |= {f"random.{rank}.{device}": tensor for device, tensor in states.items()}
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     progress = json.dumps(asdict(state.progress))
     metadata = {
         "schema": SCHEMA.name,
@@ -105,7 +106,7 @@ def save_checkpoint(path: Path, state: TrainingState, random_states: Sequence[Ma
         "progress": progress,
         "digest": _digest(tensors, progress),
     }
-    write_atomically(path, safetensors.torch.save(tensors, metadata))
+    write_atomically(path, _serialize(tensors, metadata))
 
 
 def load_checkpoint(path: Path, state: TrainingState, rank: int) -> None:
@@ -167,10 +168,29 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
+def _serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[memoryview]:
+    """Yield the parts of a safetensors file. Unlike `safetensors.torch.save`, this does not copy the tensors."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        dtype = _DTYPE_NAMES[tensor.dtype]
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    yield memoryview(len(text).to_bytes(8, "little") + text)
+    for tensor in tensors.values():
+        yield _bytes(tensor)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.flatten().view(torch.uint8).numpy().data
+
+
 def _digest(tensors: Mapping[str, Tensor], progress: str) -> str:
     """Compute the SHA-256, in hexadecimal, of named tensors on the CPU and of the progress as JSON."""
     digest = hashlib.sha256(progress.encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}\n".encode())
-        digest.update(tensors[name].flatten().view(torch.uint8).numpy().data)
+        digest.update(_bytes(tensors[name]))
     return digest.hexdigest()
