@@ -107,10 +107,10 @@ class SoftAttention(nn.Module):
         return self.output_proj(self.dropout(torch.cat(hs, dim=1))), torch.cat(alphas, dim=1)
 
     @torch.inference_mode()
-    def caption(self, regions: Tensor, words: Sequence[str]) -> list[tuple[str, ...]]:
+    def caption(self, regions: Tensor, words: Sequence[str], params: SearchParams) -> list[tuple[str, ...]]:
         """Return the words of the best caption of each image."""
         start = SearchState(regions, self.key_proj(regions), self.init_state(regions))
-        captions = search(self, start, range(len(regions)), SEARCH, words, regions.device)
+        captions = search(self, start, range(len(regions)), params, words, regions.device)
         return [best.words for best, *_ in captions]
 
     def step(self, tokens: Tensor, search_state: SearchState) -> tuple[Tensor, SearchState, Tensor]:
@@ -170,13 +170,18 @@ def caption_loss(logits: Tensor, alpha: Tensor, targets: Tensor, doubly_stochast
 
 
 def generate(
-    decoder: SoftAttention, vocabulary: Vocabulary, store: FeatureStore, image_ids: Sequence[int], device: torch.device
+    decoder: SoftAttention,
+    vocabulary: Vocabulary,
+    store: FeatureStore,
+    image_ids: Sequence[int],
+    params: SearchParams,
+    device: torch.device,
 ) -> dict[int, list[str]]:
     """Generate the best caption of each image by beam search, as words."""
     captions = {}
     for start in range(0, len(image_ids), _SEARCH_BATCH_SIZE):
         batch = image_ids[start : start + _SEARCH_BATCH_SIZE]
         regions = torch.from_numpy(store.grids(batch)).to(device).float()
-        for image_id, words in zip(batch, decoder.caption(regions, vocabulary.words), strict=True):
+        for image_id, words in zip(batch, decoder.caption(regions, vocabulary.words, params), strict=True):
             captions[image_id] = list(words)
     return captions

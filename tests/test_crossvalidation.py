@@ -1,5 +1,6 @@
-"""Cross-validation without real images: folds, scores and targets, retrieval and the textbook decoder."""
+"""Cross-validation without real images: folds, scores, whole runs, retrieval and the textbook decoder."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,42 +10,42 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from benchmarks.crossvalidation import (
-    MAX_VAL_IMAGES,
+from benchmarks.crossvalidation.__main__ import main, seed_groups
+from benchmarks.crossvalidation.folds import MAX_VAL_IMAGES, Fold, ImageSet, assign_folds
+from benchmarks.crossvalidation.systems import SYSTEMS, Captions, System, caption_fold, write_params
+from benchmarks.crossvalidation.table import (
     SCORES,
-    Fold,
-    ImageSet,
-    System,
+    Row,
     SystemScores,
-    assign_folds,
-    main,
-    out_of_fold,
-    retrieval_system,
+    add_means,
+    baseline_row,
+    difference_lines,
     score,
-    table,
-    targets,
+    score_lines,
 )
 from benchmarks.retrieval import consensus, document_frequencies, nearest, retrieve
-from benchmarks.soft_attention import Settings, SoftAttention, caption_loss
+from benchmarks.soft_attention import SEARCH, Settings, SoftAttention, caption_loss
 from pipeline.captions.records import Record
-from pipeline.captions.tokenizer import TokenizeParams
 from pipeline.captions.vocabulary import END, PAD, START, UNK
 from pipeline.errors import UserError
-from tests.factories import small_spec
-from tests.feature_stores import write_store
+from pipeline.features.encoder import EncodeParams
+from pipeline.params import load
+from pipeline.training.self_critical import RefineParams
+from pipeline.training.trainer import TrainParams
+from tests.factories import random_encoder
 
 
 @given(
     image_ids=st.lists(st.integers(0, 10**6), min_size=2, max_size=400, unique=True),
     num_folds=st.integers(2, 6),
-    seed=st.integers(0, 9),
 )
 def test_every_image_is_tested_in_exactly_one_fold_and_trained_on_in_all_others(
-    image_ids: list[int], num_folds: int, seed: int
+    image_ids: list[int], num_folds: int
 ) -> None:
     num_folds = min(num_folds, len(image_ids))
-    folds = assign_folds(image_ids, num_folds, seed)
+    folds = assign_folds(image_ids, num_folds)
     assert len(folds) == num_folds
     assert sorted(image_id for fold in folds for image_id in fold.test) == sorted(image_ids)
     sizes = [len(fold.test) for fold in folds]
@@ -54,18 +55,14 @@ def test_every_image_is_tested_in_exactly_one_fold_and_trained_on_in_all_others(
         assert len(fold.val) == min(MAX_VAL_IMAGES, len(fold.train_and_val) // 5)
 
 
-def test_folds_depend_on_the_seed_and_not_on_the_order_of_images() -> None:
+def test_folds_do_not_depend_on_the_order_of_images() -> None:
     image_ids = list(range(50))
-    assert assign_folds(image_ids, 5, 3) == assign_folds(image_ids[::-1], 5, 3)
-    assert assign_folds(image_ids, 5, 3) != assign_folds(image_ids, 5, 4)
+    assert assign_folds(image_ids) == assign_folds(image_ids[::-1])
 
 
-@pytest.mark.parametrize("num_folds", [0, 1, 4])
-def test_folds_need_images_to_train_and_to_test(num_folds: int) -> None:
-    with pytest.raises(UserError) as caught:
-        assign_folds([1, 2, 3], num_folds, 0)
-    assert f"--folds {num_folds}" in str(caught.value)
-    assert "2 to the number of images, 3" in str(caught.value)
+def test_folds_need_images() -> None:
+    with pytest.raises(UserError, match="--images 3: must be at least the number of folds, 5"):
+        assign_folds([1, 2, 3])
 
 
 CAPTIONS = {
@@ -81,25 +78,53 @@ def scores_of(captions: Mapping[int, str]) -> SystemScores:
     return score({image_id: caption.split() for image_id, caption in captions.items()}, REFERENCES)
 
 
-def test_targets_compare_gridcap_with_the_other_systems() -> None:
+def test_the_tables_have_a_line_for_each_row_and_each_difference_to_a_baseline() -> None:
     good, constant = scores_of(GOOD), scores_of(dict.fromkeys(GOOD, "a man on a bike"))
-    assert (good.num_images, good.num_distinct, constant.num_distinct) == (3, 3, 1)
-    assert good.mean_length == pytest.approx(17 / 3)
-    assert set(SCORES) <= set(good.tables)
-    for gridcap, other, expected in ((good, constant, True), (constant, good, False)):
-        results = targets({"gridcap": gridcap, "textbook": other, "retrieval": other})
-        assert len(results) == 5
-        # Intervals from three images are meaningless, so their targets are left out.
-        values = [result for target, result in results.items() if "interval" not in target and "BLEU-4" not in target]
-        assert values == [expected] * 3
-    assert targets({"textbook": good}) == {}
+    assert (good.num_distinct, constant.num_distinct, good.mean_length) == (3, 1, pytest.approx(17 / 3))
+    scores = {
+        Row("soft_attention", "1", "greedy"): constant,
+        Row("top_down", "1", "greedy"): good,
+        Row("retrieval", "", ""): constant,
+    }
+    assert [line.split(" | ")[0] for line in score_lines(scores)] == ["| soft_attention", "| top_down", "| retrieval"]
+    lines = difference_lines(scores)
+    assert [line.split(" | ")[:4] for line in lines] == [
+        ["| soft_attention", "1", "greedy", "retrieval"],
+        ["| top_down", "1", "greedy", "soft_attention 1"],
+        ["| top_down", "1", "greedy", "retrieval"],
+    ]
+    assert lines[0].count("+0.000 (+0.000 to +0.000)") == len(SCORES)
+    assert lines[1].split(" | ")[4] == lines[2].split(" | ")[4] != lines[0].split(" | ")[4]
 
 
-def test_the_table_has_a_line_for_each_system_and_each_difference() -> None:
-    good = scores_of(GOOD)
-    lines = table({"gridcap": good, "textbook": good})
-    assert [line[:19].strip() for line in lines] == ["", "gridcap", "textbook", "gridcap - textbook"]
-    assert lines[-1].count("+0.000 [+0.000, +0.000]") == len(SCORES)
+def test_means_and_ensembles_are_compared_with_the_mean_of_the_baseline() -> None:
+    good, constant = scores_of(GOOD), scores_of(dict.fromkeys(GOOD, "a man on a bike"))
+    rows = {
+        Row(name, seeds, "beam 5"): good for name in ("soft_attention", "adaptive") for seeds in ("1", "2", "1 + 2")
+    }
+    scores = add_means({**rows, Row("soft_attention", "2", "beam 5"): constant})
+    assert [row.seeds for row in scores] == ["1", "2", "mean", "1 + 2"] * 2
+    mean = scores[Row("soft_attention", "mean", "beam 5")]
+    assert mean.num_distinct == 2
+    for metric in SCORES:
+        np.testing.assert_allclose(2 * mean.tables[metric], good.tables[metric] + constant.tables[metric])
+    baselines = [baseline_row(row, "soft_attention", list(scores)) for row in scores if row.system == "adaptive"]
+    assert [row and row.seeds for row in baselines] == ["1", "2", "mean", "mean"]
+
+
+def test_only_systems_of_gridcap_have_ensembles() -> None:
+    assert seed_groups("top_down", [1, 2]) == [(1,), (2,), (1, 2)]
+    assert seed_groups("textbook", [1, 2]) == [(1,), (2,)]
+    assert seed_groups("retrieval", [1, 2]) == [()]
+    assert seed_groups("top_down", [3]) == [(3,)]
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_system_has_valid_settings(name: str, tmp_path: Path) -> None:
+    params = write_params(tmp_path, tmp_path / "params.yaml", SYSTEMS[name])
+    assert load(params, "encode", EncodeParams).weights.parent == tmp_path / "weights"
+    assert load(params, "train", TrainParams).decoder.kind in (*name.partition("_refined")[:1], "soft_attention")
+    assert (load(params, "refine", RefineParams).max_epochs > 0) == ("refined" in name)
 
 
 def test_the_consensus_caption_is_most_similar_to_the_other_candidates() -> None:
@@ -135,7 +160,7 @@ def test_the_textbook_decoder_steps_in_search_as_in_training() -> None:
     torch.manual_seed(0)
     decoder = SoftAttention(Settings(size=8), 6, 12).eval()
     regions = torch.rand(3, 4, 6)
-    captions = decoder.caption(regions, [str(token) for token in range(12)])
+    captions = decoder.caption(regions, [str(token) for token in range(12)], SEARCH)
     for row, words in enumerate(captions):
         tokens = [int(word) for word in words]
         assert not {PAD, START, END, UNK} & set(tokens)
@@ -154,49 +179,85 @@ def test_the_textbook_loss_sums_over_regions_and_averages_over_captions() -> Non
 
 
 def image_set(folder: Path) -> ImageSet:
-    spec = small_spec()
-    grids = np.random.default_rng(5).random((len(CAPTIONS), *spec.grid_shape)).astype(np.float16)
     return ImageSet(
+        folder=folder,
         records={
             image_id: Record(image_id=image_id, file=f"{image_id}.jpg", split="train", captions=tuple(captions))
             for image_id, captions in CAPTIONS.items()
         },
+        digests={image_id: f"{image_id:064x}" for image_id in CAPTIONS},
         references=REFERENCES,
-        tokenize=TokenizeParams(language="en", lowercase=True, punctuation="drop", min_count=1, max_length=20),
-        store=write_store(folder, spec, list(CAPTIONS), grids),
-        features=folder,
     )
 
 
 def test_an_interrupted_run_captions_only_the_missing_folds(tmp_path: Path) -> None:
     captioned: list[tuple[int, ...]] = []
 
-    def caption(fold: Fold, _: Path) -> dict[int, list[str]]:
+    def caption(fold: Fold) -> Captions:
         captioned.append(fold.test)
         if len(captioned) == 2:
             raise KeyboardInterrupt
-        return {image_id: GOOD[image_id].split() for image_id in fold.test}
+        return {"greedy": {image_id: GOOD[image_id].split() for image_id in fold.test}}
 
-    images, folds = image_set(tmp_path / "features"), assign_folds(list(CAPTIONS), 3, 0)
-    system = System(settings={"size": 1}, code="a", caption=caption)
+    images, folds = image_set(tmp_path), assign_folds(list(CAPTIONS), 3)
+    system = System(key={"size": 1, "code": "a"}, caption=caption)
+
+    def run(system: System, images: ImageSet = images, finished: bool = False) -> list[Captions | None]:
+        return [caption_fold(system, images, fold, tmp_path, finished) for fold in folds]
+
     with pytest.raises(KeyboardInterrupt):
-        out_of_fold("gridcap", system, images, folds, tmp_path)
-    captions = out_of_fold("gridcap", system, images, folds, tmp_path)
-    assert {image_id: " ".join(words) for image_id, words in captions.items()} == GOOD
+        run(system)
+    assert [captions is None for captions in run(system, finished=True)] == [False, True, True]
+    captions = run(system)
     assert captioned == [folds[0].test, folds[1].test, folds[1].test, folds[2].test]
-    for changed in (replace(system, settings={"size": 2}), replace(system, code="b")):
-        captioned.clear()
-        out_of_fold("gridcap", changed, images, folds[:1], tmp_path)
-        assert captioned == [folds[0].test]
+    assert captions == run(system, finished=True)
+    for fold, of_fold in zip(folds, captions, strict=True):
+        assert of_fold == {"greedy": {image_id: GOOD[image_id].split() for image_id in fold.test}}
+    for changed_system, changed_images in (
+        (replace(system, key={"size": 2, "code": "a"}), images),
+        (replace(system, key={"size": 1, "code": "b"}), images),
+        (system, replace(images, digests=images.digests | {1: "0" * 64})),
+    ):
+        assert run(changed_system, changed_images, finished=True) == [None] * 3
 
 
-def test_retrieval_captions_a_fold_from_the_other_folds(tmp_path: Path) -> None:
-    images = image_set(tmp_path / "features")
-    for fold in assign_folds(list(CAPTIONS), 3, 0):
-        captions = retrieval_system(images).caption(fold, tmp_path)
-        assert list(captions) == list(fold.test)
-        candidates = [words for image_id in fold.train_and_val for words in REFERENCES[image_id]]
-        assert all(words in candidates for words in captions.values())
+def write_real_folder(folder: Path) -> None:
+    """Write noise images with captions, and random weights."""
+    rng = np.random.default_rng(6)
+    (folder / "flickr/images").mkdir(parents=True)
+    names = [f"{number}.jpg" for number in range(15)]
+    for name in names:
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / "flickr/images" / name)
+    lines = [f"{name},{caption}" for index, name in enumerate(names) for caption in CAPTIONS[1 + index % 3]]
+    (folder / "flickr/captions.txt").write_text("\n".join(["image,caption", *lines]) + "\n")
+    (folder / "flickr/splits.json").write_text(json.dumps({"train": names[4:], "val": names[:2], "test": names[2:4]}))
+    (folder / "weights").mkdir()
+    weights = random_encoder("resnet18", "layer3", num_images=2).state_dict()
+    torch.save(weights, folder / "weights/resnet18-imagenet-to-layer3.pth")
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_systems_share_features_and_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_real_folder(tmp_path / "real")
+    work = tmp_path / "work"
+    small = ["encode.image_size=32", "encode.views=[whole]", "train.decoder.embedding_size=8", "train.max_epochs=1"]
+    small += ["train.decoder.hidden_size=8", "train.decoder.attention_size=8", "train.compile=false"]
+    arguments = ["--real", str(tmp_path / "real"), "--work", str(work), "--folds", "2", "--device", "cpu"]
+    arguments += ["--systems", "refined", "soft_attention", "textbook", "retrieval", "--set", *small, "--seeds"]
+    main([*arguments, "1"])
+    main([*arguments, "1", "2"])
+    table = capsys.readouterr().out.split("bootstrap samples over images")[-1]
+    rows = [line.split(" | ")[:3] for line in table.partition("minus")[0].splitlines() if " (" in line]
+    seeds = ["1", "2", "mean", "1 + 2"]
+    for name, expected in (("refined", seeds), ("soft_attention", seeds), ("textbook", seeds[:3]), ("retrieval", [""])):
+        searches = [""] if name == "retrieval" else ["greedy", "beam 5"]
+        actual = {(seed, search) for system, seed, search in rows if system == f"| {name}"}
+        assert actual == {(seed, search) for seed in expected for search in searches}
+    for folder, number in (("train", 2), ("refine", 2), ("features", 1), ("tokens", 1), ("captions", 9)):
+        assert sum(path.is_dir() for path in (work / folder).iterdir()) == number, folder
+    main(["--finished", *arguments, "1", "2"])
+    assert capsys.readouterr().out.split("bootstrap samples over images")[-1] == table
 
 
 def test_a_missing_image_folder_skips_the_benchmark(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

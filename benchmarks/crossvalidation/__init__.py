@@ -1,0 +1,1 @@
+"""Cross-validation on photographs: `python -m benchmarks.crossvalidation`."""
