@@ -12,7 +12,7 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,26 +111,35 @@ def coco_images(split: str, first: int) -> bytes:
     return zipped(photos(split, [f"{first + i:012}.jpg" for i in range(4)]))
 
 
-def miniatures() -> dict[str, bytes]:
-    """Archives with the names and layouts of the real ones."""
-    token = "".join(f"{name}#{i}\tA dog runs .\n" for name in [*NAMES, "2258277193_586949ec62.jpg.1"] for i in range(5))
+def flickr8k_archives(images: dict[str, bytes], splits: Sequence[str], captions: Sequence[str]) -> dict[str, bytes]:
+    """Archives of Flickr8k: images by name, the split of each, and a caption of each, which it has five times."""
+    captioned = [*zip(images, captions, strict=True), ("2258277193_586949ec62.jpg.1", "A dog runs .")]
+    token = "".join(f"{name}#{i}\t{caption}\n" for name, caption in captioned for i in range(5))
     lists = {
         f"Flickr_8k.{split}Images.txt": "".join(
-            f"{name}\n" for name, of in zip(NAMES, SPLITS, strict=True) if of == division
+            f"{name}\n" for name, of in zip(images, splits, strict=True) if of == division
         ).encode()
         for split, division in (("train", "train"), ("dev", "val"), ("test", "test"))
     }
-    coco2014 = {
-        f"{year}2014.zip": zipped(photos(f"{year}2014", [f"COCO_{year}2014_{i:012}.jpg" for i in indices]))
-        for year, indices in (("train", (0, 2)), ("val", (1, 3)))
-    }
     return {
-        "Flickr8k_Dataset.zip": zipped(photos("Flicker8k_Dataset", NAMES) | MACOSX),
+        "Flickr8k_Dataset.zip": zipped({f"Flicker8k_Dataset/{name}": image for name, image in images.items()} | MACOSX),
         "Flickr8k_text.zip": zipped(
             {"Flickr8k.token.txt": token.encode(), "readme.txt": b"", "CrowdFlowerAnnotations.txt": b""}
             | lists
             | {"__MACOSX/._Flickr8k.token.txt": b"Mac OS X"}
         ),
+    }
+
+
+def miniatures() -> dict[str, bytes]:
+    """Archives with the names and layouts of the real ones."""
+    images = {name: encode_jpeg(red_blue_image(8 + index, 8)) for index, name in enumerate(NAMES)}
+    coco2014 = {
+        f"{year}2014.zip": zipped(photos(f"{year}2014", [f"COCO_{year}2014_{i:012}.jpg" for i in indices]))
+        for year, indices in (("train", (0, 2)), ("val", (1, 3)))
+    }
+    return {
+        **flickr8k_archives(images, SPLITS, ["A dog runs ."] * len(NAMES)),
         "flickr30k-images.tar.gz": tarred(photos("flickr30k-images", NAMES)),
         "caption_datasets.zip": karpathy_zip(),
         "train2017.zip": coco_images("train2017", 0),
@@ -141,11 +150,11 @@ def miniatures() -> dict[str, bytes]:
     }
 
 
-def serve(server: FileServer, files: dict[str, bytes]) -> None:
+def serve(server: FileServer, files: dict[str, bytes], pattern: str = "*") -> None:
     """Serve files, and make the recipes in the working directory expect them and fetch them from the server."""
     server.files = files
     yaml = YAML()
-    for path in Path("recipes").glob("*.yaml"):
+    for path in Path("recipes").glob(f"{pattern}.yaml"):
         recipe = yaml.load(path)
         for name, file in recipe["files"].items():
             if "url" in file:

@@ -1,6 +1,6 @@
 """Caption files to score: COCO results or the output of `gridcap predict --json`, and COCO annotations."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import NotRequired
@@ -58,14 +58,6 @@ class References:
     """Subset of each image that is in one, by image id."""
     files: dict[int, str] = field(default_factory=dict)
     """Path or name of each image file that is known, by image id."""
-
-    def subset_ids(self, image_ids: Iterable[int]) -> dict[str, list[int]]:
-        """Return the ids of images by subset, in the order in which the subsets come first."""
-        ids: dict[str, list[int]] = {}
-        for image_id in image_ids:
-            if (subset := self.subsets.get(image_id)) is not None:
-                ids.setdefault(subset, []).append(image_id)
-        return ids
 
 
 def read_results(path: Path, references: References) -> dict[int, str]:

@@ -45,6 +45,7 @@ from pipeline.metrics.caption_scores import (
     CORPUS_SCORES,
     MetricTables,
     compute_metrics,
+    group_subsets,
     paired_differences,
     per_image_scores,
     summarize_scores,
@@ -279,7 +280,8 @@ def score(data: EvaluationData, params: EvaluateParams, folder: Path) -> Scores:
     words = {image_id: captions.words for image_id, captions in data.generated.items()}
     corpus = _build_corpus(data, words, params.tokenizer)
     metrics = compute_metrics(corpus, params.meteor, params.spice)
-    summary = summarize_scores(metrics, _subsets(data.records), params.resampling)
+    subsets = group_subsets({record.image_id: record.subset for record in data.records})
+    summary = summarize_scores(metrics, subsets, params.resampling)
     summary = {"num_skipped_images": data.num_skipped_images, **summary}
     if data.trained_captions is not None:
         trained_corpus = _build_corpus(data, data.trained_captions, params.tokenizer)
@@ -344,14 +346,6 @@ def _build_corpus(data: EvaluationData, captions: Mapping[int, Words], tokenizer
         references=tuple(tokenized_references[image_id] for image_id in image_ids),
         tokenization=read_tokenization(data.inputs.tokens / TOKENS_FILE),
     )
-
-
-def _subsets(records: Sequence[Record]) -> dict[str, list[int]]:
-    subsets: dict[str, list[int]] = {}
-    for record in records:
-        if record.subset is not None:
-            subsets.setdefault(record.subset, []).append(record.image_id)
-    return subsets
 
 
 def _diversity(data: EvaluationData) -> dict[str, Any]:

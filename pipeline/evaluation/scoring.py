@@ -11,6 +11,7 @@ from pipeline.metrics.bootstrap import Resampling
 from pipeline.metrics.caption_scores import (
     CORPUS_SCORES,
     compute_metrics,
+    group_subsets,
     paired_differences,
     provenance,
     summarize_scores,
@@ -59,7 +60,7 @@ def score(
         "num_references_left_out": annotations.num_left_out,
         **summarize_scores(
             compute_metrics(corpus, with_meteor=meteor, with_spice=spice),
-            annotations.subset_ids(captions),
+            group_subsets({image_id: annotations.subsets.get(image_id) for image_id in captions}),
             Resampling(bootstrap_samples=bootstrap_samples, seed=seed),
         ),
     }
