@@ -14,6 +14,7 @@ import pytest
 import torch
 import torchvision
 
+from pipeline.decoder.model_io import CONFIG_FILE
 from tests.command_line import gridcap
 from tests.dvc_repository import Repository
 from tests.file_server import file_server
@@ -26,12 +27,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 
 COLORS = ("red", "blue", "white")
 SPLITS = ("train",) * 6 + ("val",) * 3 + ("test",) * 3
-SMALL = """
-encode.architecture=resnet18 encode.weights=data/weights/random.pth encode.image_size=64
-tokenize.min_count=1 train.max_epochs=2
-train.decoder.embedding_size=16 train.decoder.hidden_size=16 train.decoder.attention_size=16
-evaluate.bootstrap_samples=100 evaluate.attention_plots=1 evaluate.meteor=false
-""".split()
+SMALL = [
+    "tokenize.min_count=1",
+    "encode.architecture=resnet18",
+    "encode.weights=data/weights/random.pth",
+    "encode.image_size=64",
+    *(f"train.decoder.{name}_size=16" for name in ("embedding", "hidden", "attention")),
+    "train.max_epochs=2",
+    "evaluate.bootstrap_samples=100",
+    "evaluate.attention_plots=1",
+    "evaluate.meteor=false",
+]
 """Settings for a small encoder and decoder."""
 DOMAINS = ("in-domain", "near-domain", "out-domain") * 2
 
@@ -104,7 +110,7 @@ def nocaps(trained: Repository) -> Repository:
 
 
 def test_a_trained_model_is_scored_on_a_dataset_without_train_images(nocaps: Repository, tmp_path: Path) -> None:
-    model = (nocaps.folder / "data/model/model.json").read_bytes()
+    model = (nocaps.folder / "data/model" / CONFIG_FILE).read_bytes()
     run("export", "data/model", "--out", tmp_path / "model", "--with-encoder")
 
     run("use", "nocaps")
@@ -112,7 +118,7 @@ def test_a_trained_model_is_scored_on_a_dataset_without_train_images(nocaps: Rep
     assert "no images in train and test (images: {'train': 0, 'val': 6, 'test': 0}" in output
     scores = json.loads(run("score", "data/generated", "data/prepared", "--json", "--no-meteor"))
     assert {name: subset["num_images"] for name, subset in scores["subsets"].items()} == dict.fromkeys(DOMAINS, 2)
-    assert (nocaps.folder / "data/model/model.json").read_bytes() == model
+    assert (nocaps.folder / "data/model" / CONFIG_FILE).read_bytes() == model
 
     predicted = tmp_path / "captions.jsonl"
     predicted.write_text(run("predict", "data/nocaps/images", "--model", tmp_path / "model", "--json"))
