@@ -15,7 +15,7 @@ import torch
 import torchvision
 
 from pipeline.decoder.model_io import CONFIG_FILE
-from tests.command_line import gridcap
+from tests.command_line import git, gridcap
 from tests.dvc_repository import Repository
 from tests.file_server import file_server
 from tests.image_files import encode_jpeg
@@ -58,6 +58,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]:
         run("download", "flickr8k")
         run("use", "flickr8k-sat", *SMALL)
         repository.dvc("repro")
+        repository.commit()
         yield repository
 
 
@@ -128,6 +129,15 @@ def test_a_trained_model_is_scored_on_a_dataset_without_train_images(nocaps: Rep
         assert again[key] == scores[key]
     table = run("score", predicted, annotations, "--no-meteor", "--bootstrap-samples", 100)
     assert re.search(r"\nout-domain, 2 images\nBLEU-4 +0\.\d{4}   0\.\d{4} to 0\.\d{4}\n", table)
+
+
+def test_the_committed_dataset_and_model_come_back(nocaps: Repository) -> None:
+    run("use", "nocaps")
+    nocaps.dvc("repro", "--single-item", "prepare", "encode", "generate")
+    assert "train" in nocaps.changed()
+    git(nocaps.folder, "checkout", "params.yaml", "dvc.lock", "results/metrics")
+    nocaps.dvc("checkout")
+    assert nocaps.changed() == []
 
 
 def test_stages_that_need_train_images_say_so(nocaps: Repository) -> None:
