@@ -198,8 +198,8 @@ def test_the_python_example_captions_an_image(
 def test_predict_and_export_commands_run(
     command: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "holiday").mkdir()
-    for name in ("photo.jpg", "holiday/a.png"):
+    for name in ("photo.jpg", "holiday/a.png", "data/nocaps/images/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(tiny.images / "00.png", tmp_path / name)
     (tmp_path / "results/metrics").mkdir(parents=True)
     shutil.copy(ROOT / "results/metrics/scores.json", tmp_path / "results/metrics/scores.json")
