@@ -16,7 +16,7 @@ import torchvision
 
 from pipeline.decoder.model_io import CONFIG_FILE
 from tests.command_line import git, gridcap
-from tests.dvc_repository import Repository
+from tests.dvc_repository import STAGES, Repository
 from tests.file_server import file_server
 from tests.image_files import encode_jpeg
 from tests.paths import ROOT
@@ -136,8 +136,8 @@ def test_the_committed_dataset_and_model_come_back(nocaps: Repository) -> None:
     nocaps.dvc("repro", "--single-item", "prepare", "encode", "generate")
     assert "train" in nocaps.changed()
     git(nocaps.folder, "checkout", "params.yaml", "dvc.lock", "results/metrics")
-    nocaps.dvc("checkout")
-    assert nocaps.changed() == []
+    nocaps.dvc("checkout", "dvc.yaml")
+    assert set(STAGES[1:]).isdisjoint(nocaps.changed())  # the first stage renders the scenes, which are not used here
 
 
 def test_stages_that_need_train_images_say_so(nocaps: Repository) -> None:
