@@ -212,7 +212,7 @@ def _type(field: Schema, definitions: dict[str, Schema]) -> str:
             return "`true`, `false`"
         case {"type": "null"}:
             return "`null`"
-    names = {"integer": "integer", "number": "float", "string": "string", "array": "list"}
+    names = {"integer": "integer", "number": "float", "string": "string", "array": "list", "object": "mapping"}
     bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     limits = [f"{sign} {field[bound]:g}" for bound, sign in bounds.items() if bound in field]
     name = "path" if field.get("format") == "path" else names[field["type"]]

@@ -222,6 +222,20 @@ def _parse_json(path: Path, content: bytes, expected_type: type[T], remedy: str,
     return value
 
 
+def read_json_lines(path: Path, expected_type: type[T], remedy: str) -> list[T]:
+    """Read a file with a JSON value on each line, as `read_json` reads a document.
+
+    Raises:
+        UserError: The file is missing or unreadable, or a line is not JSON or of another type.
+    """
+    lines = read_bytes(path, remedy).splitlines()
+    return [
+        _validate(Path(f"{path}:{line_number}"), line, expected_type, remedy)
+        for line_number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+
+
 def _require_unique(pairs: list[tuple[str, Any]]) -> None:
     if len(dict(pairs)) < len(pairs):
         key, _ = Counter(key for key, _ in pairs).most_common(1)[0]

@@ -5,6 +5,7 @@ Modules that are slow to import are imported inside the commands, so that `--hel
 
 import json
 import os
+import re
 import shlex
 import warnings
 from pathlib import Path
@@ -194,9 +195,13 @@ def use(
 ) -> None:
     """Apply a preset to params.yaml."""
     from pipeline import presets
+    from pipeline.params import load_key
 
     path = presets.find_preset(preset, params.parent / "presets")
     presets.use(path, assignments or [], params)
+    weights: Path = load_key(params, "encode.weights", Path)
+    if re.fullmatch(r"resnet\d+-[0-9a-f]{8}\.pth", weights.name) and not (params.parent / weights).is_file():
+        print(f"{weights}: no such file. Run `gridcap download weights:{weights.name.partition('-')[0]}`.")
     print(f"{params}: set to {path}. Run `dvc repro`.")
 
 
@@ -294,7 +299,12 @@ def inspect(
 
 @app.command()
 def score(
-    hypotheses: Annotated[Path, typer.Argument(help="Captions in COCO's results format, or a folder from `generate`.")],
+    hypotheses: Annotated[
+        Path,
+        typer.Argument(
+            help="Captions in COCO's results format, from `gridcap predict --json`, or a folder from `generate`."
+        ),
+    ],
     references: Annotated[Path, typer.Argument(help="COCO annotations, or a folder from `prepare`.")],
     tokenizer: Tokenizer = "spacy",
     language: Language = "en",
@@ -305,7 +315,10 @@ def score(
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
-    """Score generated captions against references. References of other images are ignored."""
+    """Score generated captions against references, also by the subsets of the references.
+
+    References of other images are ignored.
+    """
     from pipeline.evaluation import scoring
 
     scores = scoring.score(

@@ -300,6 +300,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return document
 
 
+def find_yaml(name: str, folder: Path, kind: str, *alternatives: str) -> Path:
+    """Return the path of a YAML file that is named on the command line.
+
+    Args:
+        name: Name of a file in `folder` without its suffix, or path of a YAML file.
+        folder: Folder of the named files.
+        kind: What the files are, for errors, such as `preset`.
+        *alternatives: Other valid arguments, for errors.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not path.is_file():
+        names = sorted(file.stem for file in folder.glob("*.yaml"))
+        choices = [f"one of {', '.join(names)}", "a YAML file"] if names else [f"a YAML file ({kind}s are in a clone)"]
+        *others, last = *choices, *alternatives
+        raise UserError(f"{path}: no such {kind}. Use {', '.join([*others, f'or {last}' if others else last])}.")
+    return path
+
+
 def check(values: Any, name: str, expected_type: type[T], source: str) -> T:
     """Validate plain values and convert them to a section dataclass or another type.
 

@@ -14,10 +14,11 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from pipeline.artifacts import write_atomically
 from pipeline.errors import UserError
-from pipeline.params import check, compose_yaml, parse_yaml, read_yaml, shorten
+from pipeline.params import check, compose_yaml, find_yaml, parse_yaml, read_yaml, shorten
 
 # This section is replaced, not merged: a mix of the keys of two datasets is never valid.
 _REPLACED_SECTION = "dataset"
+_BASE = "base"
 
 SECTIONS = {
     "dataset": ("pipeline.captions.sources.dataset", "DatasetParams"),
@@ -53,18 +54,14 @@ def find_preset(name: str, folder: Path) -> Path:
     Raises:
         UserError: There is no such preset.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
-    if not path.is_file():
-        names = sorted(preset.stem for preset in folder.glob("*.yaml"))
-        remedy = f"Use a YAML file or one of {', '.join(names)}." if names else "Run this in a clone of gridcap."
-        raise UserError(f"{path}: no such preset. {remedy}")
-    return path
+    return find_yaml(name, folder, "preset")
 
 
 def use(preset: Path, assignments: Sequence[str], params: Path) -> None:
     """Apply a preset, then assignments, to a params file.
 
-    Mappings are merged, except section `dataset`, which is replaced.
+    Mappings are merged, except section `dataset`, which is replaced. A preset with a key `base` is applied after the
+    preset of that name in its folder.
 
     Args:
         preset: YAML file of the preset.
@@ -76,19 +73,39 @@ def use(preset: Path, assignments: Sequence[str], params: Path) -> None:
     """
     read_yaml(params)
     text = params.read_text(encoding="utf-8")
-    overlay = read_yaml(preset)
-    if _REPLACED_SECTION in overlay:
-        new = preset.read_text(encoding="utf-8")
-        (start, end), (new_start, new_end) = _section_span(text, params), _section_span(new, preset)
-        text = text[:start] + new[new_start:new_end] + text[end:]
-    changes = [
-        *((key, value, str(preset)) for key, value in _leaves(overlay) if key[0] != _REPLACED_SECTION),
-        *(_parse_assignment(assignment) for assignment in assignments),
-    ]
-    for key, value, source in changes:
+    sections = set[str]()
+    for path, overlay in _read_layers(preset):
+        sections |= overlay.keys()
+        if _REPLACED_SECTION in overlay:
+            new = path.read_text(encoding="utf-8")
+            (start, end), (new_start, new_end) = _section_span(text, params), _section_span(new, path)
+            text = text[:start] + new[new_start:new_end] + text[end:]
+        for key, value in _leaves(overlay):
+            if key[0] != _REPLACED_SECTION:
+                text = _set(text, key, value, params, str(path))
+    for key, value, source in map(_parse_assignment, assignments):
+        sections.add(key[0])
         text = _set(text, key, value, params, source)
-    _check_sections(text, {*overlay, *(key[0] for key, _, _ in changes)}, f"{params} (left unchanged) with {preset}")
+    _check_sections(text, sections, f"{params} (left unchanged) with {preset}")
     write_atomically(params, text)
+
+
+def _read_layers(preset: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Read a preset and those that it is based on, in the order in which they are applied.
+
+    Raises:
+        UserError: A preset is not YAML, there is no such base, or a preset is based on itself.
+    """
+    layers: list[tuple[Path, dict[str, Any]]] = []
+    path = preset
+    while True:
+        if path in (layer for layer, _ in layers):
+            raise UserError(f"{path}: {_BASE}: the preset is based on itself. Name another preset.")
+        overlay = read_yaml(path)
+        layers.insert(0, (path, overlay))
+        if _BASE not in overlay:
+            return layers
+        path = find_preset(check(overlay.pop(_BASE), _BASE, str, str(path)), path.parent)
 
 
 def _parse_assignment(assignment: str) -> tuple[_Key, Any, str]:
@@ -114,13 +131,19 @@ def _check_sections(text: str, sections: set[str], source: str) -> None:
 
 
 def _set(text: str, path: _Key, value: Any, params: Path, source: str) -> str:
-    """Replace the value of a key with YAML in flow style."""
+    """Replace the value of a key with YAML in flow style. Of several mappings in a list, each has its own line."""
     key, node = _find(text, path, params, source)
     start, end = _span(text, key, node)
     # Unlike a block list, a flow value needs a space after the colon and more indentation than its key.
     separator = " " if start == end or node.start_mark.column <= key.start_mark.column else ""
+    line_break = "\n" + " " * (key.start_mark.column + 2)
     try:
-        return text[:start] + separator + _to_flow(value) + text[end:]
+        match value:
+            case [dict(), dict(), *_]:
+                flow = f"[{line_break}{f',{line_break}'.join(map(_to_flow, value))}]"
+            case _:
+                flow = _to_flow(value)
+        return text[:start] + separator + flow + text[end:]
     except (TypeError, ValueError) as error:
         raise UserError(
             f"{source}: {'.'.join(path)} must be null, a number, a string, a list or a mapping, got {value}."

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field
 from pipeline.archives import unpack
 from pipeline.downloads import Digest, download, is_intact, locked, partial_path
 from pipeline.errors import UserError
-from pipeline.params import check, params_section, read_yaml
+from pipeline.params import check, find_yaml, params_section, read_yaml
 
 WORK_FOLDER = ".downloads"
 """Folder below the dataset for archives that are removed after they are unpacked."""
@@ -105,12 +105,7 @@ def find_recipe(name: str, folder: Path) -> Path:
     Raises:
         UserError: There is no such recipe.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
-    if not path.is_file():
-        names = sorted(recipe.stem for recipe in folder.glob("*.yaml"))
-        recipes = f"one of {', '.join(names)}, a YAML file" if names else "a YAML file (recipes are in a clone)"
-        raise UserError(f"{path}: no such recipe. Use {recipes}, or weights:ARCHITECTURE such as weights:resnet50.")
-    return path
+    return find_yaml(name, folder, "recipe", "weights:ARCHITECTURE such as weights:resnet50")
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -23,7 +23,7 @@ def main(
 ) -> None:
     """Caption the images of a split; where the model is refined, also with the model before refinement."""
     # Imported here so that --help is fast.
-    from pipeline.captions.records import iter_records
+    from pipeline.captions.records import empty_split_error, iter_records
     from pipeline.features.store import FeatureStore
     from pipeline.generation.caption_io import write_captions, write_trained_captions
     from pipeline.generation.ensemble import read_models, read_trained_models
@@ -36,6 +36,8 @@ def main(
     store = FeatureStore(features, fingerprint=models[0].config.encoder_fingerprint, verify_reads=True)
     records, skipped_ids = iter_records(prepared, generate_params.split), store.skipped_ids
     image_ids = [record.image_id for record in records if record.image_id not in skipped_ids]
+    if not image_ids:
+        raise empty_split_error(prepared, generate_params.split, "which generate.split names")
     torch_device = setup_device(device)
     captions = generate(models, store, image_ids, generate_params.search, batch_size, torch_device)
     trained_models = read_trained_models(trained, models)

@@ -11,6 +11,8 @@ from pipeline.captions.records import Record, write_records
 from pipeline.errors import UserError
 from pipeline.evaluation.coco_files import References, read_references, read_results, select_scored
 
+NO_REFERENCES = References(captions={})
+
 
 def write(path: Path, value: Any) -> Path:
     path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
@@ -20,7 +22,7 @@ def write(path: Path, value: Any) -> Path:
 def test_results_are_read_by_image_id(tmp_path: Path) -> None:
     results = [{"image_id": 7, "caption": "a dog", "score": 0.5}, {"image_id": 3, "caption": ""}]
     path = write(tmp_path / "captions.json", results)
-    assert read_results(path) == read_results(tmp_path) == {7: "a dog", 3: ""}
+    assert read_results(path, NO_REFERENCES) == read_results(tmp_path, NO_REFERENCES) == {7: "a dog", 3: ""}
 
 
 def test_references_are_read_from_annotations_and_from_records(tmp_path: Path) -> None:
@@ -34,6 +36,36 @@ def test_references_are_read_from_annotations_and_from_records(tmp_path: Path) -
     record = Record(image_id=4, file="4.jpg", split="test", captions=("a dog", "dogs"))
     write_records(tmp_path / "prepared", [record])
     assert read_references(tmp_path / "prepared").captions == {4: ["a dog", "dogs"]}
+
+
+PREDICTIONS = """\
+{"image": "photos/a.jpg", "caption": "a dog", "confidence": 0.5}
+
+{"image": "b.jpg", "caption": ""}
+"""
+
+
+def test_predictions_are_matched_by_file_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "captions.jsonl", PREDICTIONS)
+    images = [
+        {"id": 7, "file_name": "train/a.jpg", "domain": "in-domain"},
+        {"id": 8, "file_name": "b.jpg", "domain": "out-domain", "subset": "rare"},
+        {"id": 9, "file_name": None, "domain": None},
+    ]
+    references = read_references(write(tmp_path / "a.json", {"images": images, "annotations": []}))
+    assert references.subsets == {7: "in-domain", 8: "rare"}
+    assert read_results(path, references) == {7: "a dog", 8: ""}
+    with pytest.raises(UserError, match=r"captions\.jsonl: photos/a\.jpg: no images of the references have this file"):
+        read_results(path, NO_REFERENCES)
+    ambiguous = References(captions={}, files={1: "x/a.jpg", 2: "y/a.jpg"})
+    with pytest.raises(UserError, match=r"photos/a\.jpg: 2 images of the references .*: ids 1, 2\."):
+        read_results(path, ambiguous)
+    write(path, PREDICTIONS + '{"image": "c/b.jpg", "caption": "a cat"}')
+    with pytest.raises(UserError, match=r"captions\.jsonl: c/b\.jpg: second caption of image 8, after b\.jpg"):
+        read_results(path, references)
+    write(path, PREDICTIONS + '{"image": "c.jpg"}')
+    with pytest.raises(UserError, match=r"captions\.jsonl:4: caption: "):
+        read_results(path, references)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +96,7 @@ def test_references_are_read_from_annotations_and_from_records(tmp_path: Path) -
 def test_invalid_results_are_rejected(tmp_path: Path, content: Any, facts: list[str]) -> None:
     path = write(tmp_path / "results.json", content)
     with pytest.raises(UserError) as error:
-        read_results(path)
+        read_results(path, NO_REFERENCES)
     assert str(error.value).startswith(f"{path}: ")
     assert [fact for fact in facts if fact not in str(error.value)] == []
 
@@ -91,7 +123,7 @@ def test_invalid_annotations_are_rejected(tmp_path: Path, content: Any, facts: l
 
 def test_missing_and_binary_files_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.json: no such file"):
-        read_results(tmp_path / "none.json")
+        read_results(tmp_path / "none.json", NO_REFERENCES)
     (tmp_path / "model.json").write_bytes(b"\xff\x00")
     with pytest.raises(UserError, match=r"model\.json: "):
         read_references(tmp_path / "model.json")
@@ -100,7 +132,7 @@ def test_missing_and_binary_files_are_rejected(tmp_path: Path) -> None:
 def test_a_byte_order_mark_and_surrogate_pairs_are_read(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     path.write_text('[{"image_id": 1, "caption": "a \\ud83d\\udc15 dog"}]', encoding="utf-8-sig")
-    assert read_results(path) == {1: "a 🐕 dog"}
+    assert read_results(path, NO_REFERENCES) == {1: "a 🐕 dog"}
 
 
 def test_images_without_references_are_listed() -> None:
@@ -117,7 +149,7 @@ def test_images_without_references_are_listed() -> None:
 
 def test_ids_may_be_digits_in_quotes(tmp_path: Path) -> None:
     results = [{"image_id": "37777", "caption": "a dog"}]
-    assert read_results(write(tmp_path / "results.json", results)) == {37777: "a dog"}
+    assert read_results(write(tmp_path / "results.json", results), NO_REFERENCES) == {37777: "a dog"}
     document = {"images": [{"id": "37777"}, {"id": "8"}], "annotations": results}
     assert read_references(write(tmp_path / "a.json", document)).captions == {37777: ["a dog"], 8: []}
 
@@ -126,11 +158,11 @@ def test_compressed_files_are_read(tmp_path: Path) -> None:
     path = tmp_path / "results.json.gz"
     content = gzip.compress(b'[{"image_id": 1, "caption": "a dog"}]')
     path.write_bytes(content)
-    assert read_results(path) == {1: "a dog"}
+    assert read_results(path, NO_REFERENCES) == {1: "a dog"}
     for damaged in (content[:-9], b"[]", content[:12] + b"\xff" * 9 + content[21:]):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=r"results\.json\.gz: not a complete gzip file"):
-            read_results(path)
+            read_results(path, NO_REFERENCES)
 
 
 def test_precanned_and_rejected_references_are_left_out(tmp_path: Path) -> None:

@@ -143,6 +143,18 @@ def test_settings_of_experiments_exist(tmp_path: Path) -> None:
     use(ROOT / "presets/scenes.yaml", sorted(settings), path)
 
 
+def test_the_table_of_presets_has_all_presets() -> None:
+    rows = re.findall(
+        r"(?m)^\| `([\w-]+)` \|.*\| (.*) \|$", TEXTS[ROOT / "docs/datasets.md"].split("### Published scores")[0]
+    )
+    presets = {path.stem: read_yaml(path) for path in (ROOT / "presets").glob("*.yaml")}
+    assert dict(rows).keys() == presets.keys()
+    # The table names the paper of each list of published scores, which no preset inherits.
+    for name, published in rows:
+        sources = {row["source"].partition(",")[0] for row in presets[name].get("evaluate", {}).get("published", [])}
+        assert {source for source in sources if " et al. " in source} == set(re.findall(r"\w+ et al\. \d+", published))
+
+
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"(?m)^gridcap use .*$", SHELL))))
 def test_commands_with_presets_give_valid_params(command: str, tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
@@ -186,8 +198,8 @@ def test_the_python_example_captions_an_image(
 def test_predict_and_export_commands_run(
     command: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "holiday").mkdir()
-    for name in ("photo.jpg", "holiday/a.png"):
+    for name in ("photo.jpg", "holiday/a.png", "data/nocaps/images/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(tiny.images / "00.png", tmp_path / name)
     (tmp_path / "results/metrics").mkdir(parents=True)
     shutil.copy(ROOT / "results/metrics/scores.json", tmp_path / "results/metrics/scores.json")

@@ -21,6 +21,7 @@ def evaluate_params(attention_plots: int, seed: int = 1) -> EvaluateParams:
         bootstrap_samples=100,
         attention_plots=attention_plots,
         report=ReportParams(best=1, worst=1, random=1),
+        published=(),
         seed=seed,
     )
 

@@ -48,6 +48,7 @@ PARAMS = EvaluateParams(
     bootstrap_samples=100,
     attention_plots=0,
     report=ReportParams(best=1, worst=1, random=1),
+    published=(),
     seed=1,
 )
 
@@ -106,6 +107,7 @@ def test_scores_are_written_by_subset_and_by_image(data: EvaluationData, tmp_pat
     scores = score(data, PARAMS, tmp_path)
     written = json.loads((tmp_path / "scores.json").read_text())
     assert written == scores.summary
+    assert written["published"] == []
     assert written["num_images"] == 8
     assert written["subsets"]["even"]["BLEU-4"] > written["subsets"]["odd"]["BLEU-4"]
     rows = [json.loads(line) for line in (tmp_path / "images.jsonl").read_text().splitlines()]

@@ -101,6 +101,14 @@ def test_evaluation_scores_have_intervals_and_signatures(tmp_path: Path) -> None
     assert not any(line.startswith("| intervals") for line in lines)
 
 
+def test_published_scores_are_listed(tmp_path: Path) -> None:
+    row = {"system": "soft | attention", "source": "Xu et al. 2015", "data": "test split", "notes": None}
+    lines = card(tmp_path, scores=SCORES | {"published": [row | {"scores": {"BLEU-4": 0.195, "METEOR": 0.189}}]})
+    start = lines.index("| system | BLEU-4 | METEOR | data | notes | source |")
+    assert lines[start + 2] == "| soft   attention | 0.195 | 0.189 | test split |  | Xu et al. 2015 |"
+    assert not any("ublished" in line for line in card(tmp_path, scores=SCORES | {"published": []}))
+
+
 def test_skipped_images_are_counted(tmp_path: Path) -> None:
     lines = card(tmp_path, scores=SCORES | {"num_skipped_images": 2})
     assert "On 100 images. 2 more are left out, since their files cannot be decoded." in lines

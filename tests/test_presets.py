@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -12,6 +13,8 @@ from pipeline.presets import find_preset, use
 from tests.command_line import gridcap, gridcap_process
 from tests.defaults import committed
 from tests.paths import ROOT
+
+PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
 
 PARAMS = """\
 # Settings
@@ -85,6 +88,7 @@ def test_mappings_are_merged_and_all_other_text_is_kept(params: Path) -> None:
         ("demo.note='7'", '"a: b"', '"7"'),
         ("dataset.root=../a-b/c", "data/scenes/rendered   #", "../a-b/c   #"),
         ("dataset.root=a=b", "data/scenes/rendered   #", '"a=b"   #'),
+        ("demo.note=[{x: 1}, {y: 2}]", '"a: b"', "[\n    {x: 1},\n    {y: 2}]"),
     ],
 )
 def test_an_assignment_changes_only_its_value(params: Path, assignment: str, old: str, new: str) -> None:
@@ -119,16 +123,99 @@ def test_assigned_values_round_trip(tmp_path_factory: pytest.TempPathFactory, va
     assert "# --- the decoder ---" in path.read_text()
 
 
-@pytest.mark.parametrize("name", ["scenes", "flickr8k", "coco"])
+@pytest.mark.parametrize("name", PRESETS)
 def test_the_dataset_section_is_replaced(real_params: Path, name: str) -> None:
     preset = ROOT / "presets" / f"{name}.yaml"
     before = real_params.read_text()
     use(preset, [], real_params)
     after = real_params.read_text()
-    assert load(real_params, "dataset", DatasetParams) == load(preset, "dataset", DatasetParams)
-    assert after.split("\n\nevaluate:")[1] == before.split("\n\nevaluate:")[1]
+    dataset = next(path for path in lineage(preset) if "dataset" in read_yaml(path))
+    assert load(real_params, "dataset", DatasetParams) == load(dataset, "dataset", DatasetParams)
+    assert (
+        after.split("\n\nevaluate:")[1].split("published:")[0]
+        == before.split("\n\nevaluate:")[1].split("published:")[0]
+    )
     assert after.split("\n\ndataset:")[0] == before.split("\n\ndataset:")[0]
     assert "dataset folder; a DVC dependency" not in after
+
+
+def lineage(preset: Path) -> list[Path]:
+    """Return a preset and its bases, the last of which has none."""
+    base = read_yaml(preset).get("base")
+    return [preset, *([] if base is None else lineage(preset.with_name(f"{base}.yaml")))]
+
+
+def leaves(values: dict[str, Any], prefix: str = "") -> set[str]:
+    """Return the dotted keys of a preset, without section `dataset`."""
+    keys = set()
+    for key, value in values.items():
+        if key not in ("base", "dataset"):
+            keys |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key}
+    return keys
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "nocaps"])
+def test_every_preset_sets_the_same_keys(name: str) -> None:
+    expected = leaves(read_yaml(ROOT / "presets/scenes.yaml"))
+    keys = set().union(*(leaves(read_yaml(path)) for path in lineage(ROOT / f"presets/{name}.yaml")))
+    assert keys == expected  # so nothing of a previous preset remains
+
+
+def test_a_preset_adds_to_its_base(real_params: Path) -> None:
+    use(ROOT / "presets/coco-karpathy-topdown-scst.yaml", ["train.max_epochs=2"], real_params)
+    params = read_yaml(real_params)
+    assert params["dataset"]["format"] == "karpathy"  # of coco-karpathy-sat
+    assert params["encode"]["architecture"] == "resnet101"  # of coco
+    assert (params["train"]["decoder"]["kind"], params["train"]["lr"]["peak"]) == ("top_down", 5e-4)
+    assert (params["train"]["max_epochs"], params["refine"]["max_epochs"]) == (2, 20)
+    assert [row["scores"]["CIDEr-D"] for row in params["evaluate"]["published"]] == [1.201, 1.227, 1.239, 1.247]
+    text = real_params.read_text()
+    use(ROOT / "presets/coco.yaml", [], real_params)
+    assert read_yaml(real_params)["evaluate"]["published"] == []
+    use(ROOT / "presets/coco-karpathy-topdown-scst.yaml", ["train.max_epochs=2"], real_params)
+    assert real_params.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("bases", "fault"),
+    [
+        ({"a": "b", "b": "a"}, r"a\.yaml: base: the preset is based on itself"),
+        ({"a": "c"}, r"c\.yaml: no such preset. Use one of a, or a YAML file"),
+        ({"a": "[b]"}, r"a\.yaml: base must be a valid string"),
+    ],
+)
+def test_an_invalid_base_leaves_the_file_unchanged(params: Path, bases: dict[str, str], fault: str) -> None:
+    folder = params.parent / "presets"
+    folder.mkdir()
+    for name, base in bases.items():
+        (folder / f"{name}.yaml").write_text(f"base: {base}\ndemo: {{rate: 1}}\n")
+    with pytest.raises(UserError, match=fault):
+        use(folder / "a.yaml", [], params)
+    assert params.read_text() == PARAMS
+
+
+PUBLISHED = {"system": "a", "source": "b", "data": "c", "notes": None}
+
+
+@pytest.mark.parametrize(
+    ("scores", "fault"),
+    [
+        ({"BLEU-4": 19.5}, "BLEU-4 must be <= 1, not in points, got 19.5"),
+        ({"CIDEr-D": 113}, "CIDEr-D must be <= 10, not in points, got 113"),
+        ({"CIDEr-D": -1}, "evaluate.published.0.scores.CIDEr-D must be greater than or equal to 0"),
+        ({"BLEU": 0.1}, "scores has the unknown metric 'BLEU'. Valid metrics: BLEU-1, "),
+    ],
+)
+def test_published_scores_have_the_metrics_and_units_of_scores_json(
+    real_params: Path, scores: dict[str, float], fault: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        use(
+            ROOT / "presets/scenes.yaml",
+            [f"evaluate.published={json.dumps([PUBLISHED | {'scores': scores}])}"],
+            real_params,
+        )
+    assert fault in str(caught.value)
 
 
 @pytest.mark.slow
@@ -184,7 +271,7 @@ def test_presets_are_found_by_name_and_by_path(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         find_preset("flickr9k", ROOT / "presets")
     assert "flickr9k.yaml" in str(caught.value)
-    assert "coco, flickr8k, scenes" in str(caught.value)
+    assert f"Use one of {', '.join(PRESETS)}, or a YAML file." in str(caught.value)
 
 
 def test_the_command_applies_preset_and_assignments(real_params: Path) -> None:
@@ -192,6 +279,7 @@ def test_the_command_applies_preset_and_assignments(real_params: Path) -> None:
     result = gridcap("use", "flickr8k", "dataset.root=../shared/real/flickr", "--params", real_params)
     assert result.exit_code == 0, result.output
     assert read_yaml(real_params)["dataset"]["root"] == "../shared/real/flickr"
+    assert "data/weights/resnet50-11ad3fa6.pth: no such file. Run `gridcap download weights:resnet50`." in result.output
     assert "flickr8k.yaml" in result.output
 
 

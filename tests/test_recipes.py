@@ -12,7 +12,7 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,26 +111,35 @@ def coco_images(split: str, first: int) -> bytes:
     return zipped(photos(split, [f"{first + i:012}.jpg" for i in range(4)]))
 
 
-def miniatures() -> dict[str, bytes]:
-    """Archives with the names and layouts of the real ones."""
-    token = "".join(f"{name}#{i}\tA dog runs .\n" for name in [*NAMES, "2258277193_586949ec62.jpg.1"] for i in range(5))
+def flickr8k_archives(images: dict[str, bytes], splits: Sequence[str], captions: Sequence[str]) -> dict[str, bytes]:
+    """Archives of Flickr8k: images by name, the split of each, and a caption of each, which it has five times."""
+    captioned = [*zip(images, captions, strict=True), ("2258277193_586949ec62.jpg.1", "A dog runs .")]
+    token = "".join(f"{name}#{i}\t{caption}\n" for name, caption in captioned for i in range(5))
     lists = {
         f"Flickr_8k.{split}Images.txt": "".join(
-            f"{name}\n" for name, of in zip(NAMES, SPLITS, strict=True) if of == division
+            f"{name}\n" for name, of in zip(images, splits, strict=True) if of == division
         ).encode()
         for split, division in (("train", "train"), ("dev", "val"), ("test", "test"))
     }
-    coco2014 = {
-        f"{year}2014.zip": zipped(photos(f"{year}2014", [f"COCO_{year}2014_{i:012}.jpg" for i in indices]))
-        for year, indices in (("train", (0, 2)), ("val", (1, 3)))
-    }
     return {
-        "Flickr8k_Dataset.zip": zipped(photos("Flicker8k_Dataset", NAMES) | MACOSX),
+        "Flickr8k_Dataset.zip": zipped({f"Flicker8k_Dataset/{name}": image for name, image in images.items()} | MACOSX),
         "Flickr8k_text.zip": zipped(
             {"Flickr8k.token.txt": token.encode(), "readme.txt": b"", "CrowdFlowerAnnotations.txt": b""}
             | lists
             | {"__MACOSX/._Flickr8k.token.txt": b"Mac OS X"}
         ),
+    }
+
+
+def miniatures() -> dict[str, bytes]:
+    """Archives with the names and layouts of the real ones."""
+    images = {name: encode_jpeg(red_blue_image(8 + index, 8)) for index, name in enumerate(NAMES)}
+    coco2014 = {
+        f"{year}2014.zip": zipped(photos(f"{year}2014", [f"COCO_{year}2014_{i:012}.jpg" for i in indices]))
+        for year, indices in (("train", (0, 2)), ("val", (1, 3)))
+    }
+    return {
+        **flickr8k_archives(images, SPLITS, ["A dog runs ."] * len(NAMES)),
         "flickr30k-images.tar.gz": tarred(photos("flickr30k-images", NAMES)),
         "caption_datasets.zip": karpathy_zip(),
         "train2017.zip": coco_images("train2017", 0),
@@ -141,11 +150,17 @@ def miniatures() -> dict[str, bytes]:
     }
 
 
-def serve(server: FileServer, files: dict[str, bytes]) -> None:
+def kaggle_30k() -> bytes:
+    """Kaggle's captions of Flickr30k, with the row that lacks its second bar."""
+    rows = "".join(f"{name}| {i}| A dog , runs .\n" for name in NAMES for i in range(4))
+    return f"image_name| comment_number| comment\n{rows}{NAMES[0]}| 4   A dog runs across the grass .\n".encode()
+
+
+def serve(server: FileServer, files: dict[str, bytes], pattern: str = "*") -> None:
     """Serve files, and make the recipes in the working directory expect them and fetch them from the server."""
     server.files = files
     yaml = YAML()
-    for path in Path("recipes").glob("*.yaml"):
+    for path in Path("recipes").glob(f"{pattern}.yaml"):
         recipe = yaml.load(path)
         for name, file in recipe["files"].items():
             if "url" in file:
@@ -217,17 +232,75 @@ def test_karpathy_has_the_splits_only(server: FileServer) -> None:
     assert all_files(Path("flickr8k")) == {f"dataset_{name}.json" for name in ("coco", "flickr8k", "flickr30k")}
 
 
+def vizwiz_files() -> dict[str, bytes]:
+    """VizWiz-Captions, in which one train image has only a precanned caption."""
+    files = {}
+    for split, accepted in (("train", [True, True, False]), ("val", [True] * 4)):
+        names = [f"VizWiz_{split}_{index:08}.jpg" for index in range(len(accepted))]
+        first = 0 if split == "train" else 100
+        document = {
+            "images": [{"id": first + index, "file_name": name} for index, name in enumerate(names)],
+            "annotations": [
+                {
+                    "id": first + index,
+                    "image_id": first + index,
+                    "caption": "A can."
+                    if is_accepted
+                    else "Quality issues are too severe to recognize visual content.",
+                    "is_precanned": not is_accepted,
+                    "is_rejected": False,
+                }
+                for index, is_accepted in enumerate(accepted)
+            ],
+        }
+        files |= photos(split, names) | {f"annotations/{split}.json": json.dumps(document).encode()}
+    return files
+
+
+TOKEN_30K = "".join(f"{name}#{i}\tA dog , runs .\n" for name in NAMES for i in range(5))
+PLACED = {
+    "flickr30k-kaggle": photos("flickr30k_images", NAMES) | {"results.csv": kaggle_30k()},
+    "flickr30k-token": photos("flickr30k-images", NAMES) | {"results_20130124.token": TOKEN_30K.encode()},
+    "vizwiz": vizwiz_files(),
+}
+"""Miniatures of datasets without a recipe, by preset."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "num_images", "skipped"),
+    [
+        ("flickr30k-kaggle", {"train": 2, "val": 1, "test": 1}, {"malformed_rows": 1}),
+        ("flickr30k-token", {"train": 2, "val": 1, "test": 1}, {}),
+        (
+            "vizwiz",
+            {"train": 2, "val": 2, "test": 2},
+            {"precanned_captions": 1, "images_without_accepted_captions": 1},
+        ),
+    ],
+)
+def test_datasets_without_a_recipe_have_presets(
+    tmp_path: Path, preset: str, num_images: dict[str, int], skipped: dict[str, int]
+) -> None:
+    root = tmp_path / "data"
+    for name, content in PLACED[preset].items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    params = Path(shutil.copy(ROOT / "params.yaml", tmp_path))
+    quarters = ["dataset.splits.val=0.25", "dataset.splits.test=0.25"] if preset.startswith("flickr30k") else []
+    use(find_preset(preset, ROOT / "presets"), [f"dataset.root={root}", *quarters], params)
+    counts = prepare(load(params, "dataset", DatasetParams))[1]
+    assert counts.num_images == num_images
+    assert {name: count for name, count in counts.num_skipped.items() if count} == skipped
+
+
 KAGGLE_30K = """
 title: Flickr30k from Kaggle
 license: research
 page: http://lab.example/flickr30k
 root: data/flickr30k
-preset: flickr8k
-settings:
-  - dataset.images=flickr30k_images
-  - dataset.bad_captions=skip
-  - 'dataset.captions=[{file: results.csv, folder: ".", split: null}]'
-  - 'dataset.splits={by: seed, seed: 1, val: 0.25, test: 0.25}'
+preset: flickr30k-kaggle
+settings: [dataset.splits.val=0.25, dataset.splits.test=0.25]
 files:
   archive.zip: {unpack: [flickr30k_images, results.csv]}
 """
@@ -245,10 +318,7 @@ files:
 
 @pytest.mark.slow
 def test_a_lab_adds_a_recipe_of_its_own(server: FileServer) -> None:
-    rows = "".join(f"{name}| {i}| A dog , runs .\n" for name in NAMES for i in range(4))
-    rows += f"{NAMES[0]}| 4   A dog runs across the grass .\n"
-    table = f"image_name| comment_number| comment\n{rows}".encode()
-    server.files["archive.zip"] = zipped(photos("flickr30k_images", NAMES) | {"results.csv": table})
+    server.files["archive.zip"] = zipped(photos("flickr30k_images", NAMES) | {"results.csv": kaggle_30k()})
     Path("recipes/kaggle30k.yaml").write_text(KAGGLE_30K)
     result = gridcap("download", "kaggle30k", "--mirror", f"{server.address}/")
     assert result.exit_code == 0, result.exception

@@ -87,6 +87,7 @@ def make_report(**changes: Any) -> Report:
             "protocol": {"BLEU-4": ["n: 4", "tokenizer: <spacy>"], "intervals": ["intervals: 95%"]},
             "signature": {"BLEU-4": ["BLEU-4|refs:5"]},
             "unavailable": {"METEOR": ["no java"]},
+            "published": [],
         },
         "captions": {
             "diversity": {
@@ -243,6 +244,7 @@ def test_the_page_of_one_image_has_scores_without_intervals(tmp_path):
         "protocol": {"BLEU-4": ["n: 4"], "intervals": ["intervals: not defined for one image"]},
         "signature": {"BLEU-4": ["BLEU-4|refs:5"]},
         "unavailable": {"CIDEr-D": ["not defined for one image"]},
+        "published": [],
     }
     write_report(tmp_path / "report.html", make_report(scores=scores))
     text = " ".join(PageParser((tmp_path / "report.html").read_text()).text.split())
@@ -282,6 +284,19 @@ def test_the_page_shows_scores_with_interval_protocol_and_chance(path):
     assert "relation 4 0.750 0.125 0.500 0.062" in text
     assert "decoder.hidden_size 256" in text
     assert f"python {sys.version.split()[0]}" in text
+
+
+def test_published_scores_are_shown_beside_those_of_the_run(tmp_path, path):
+    assert "Published scores" not in path.read_text()
+    row = {"system": "soft <attention>", "source": "Xu et al. 2015", "data": "test split", "notes": "VGG encoder"}
+    rows = [row | {"scores": {"METEOR": 0.25, "BLEU-4": 0.195}}, row | {"notes": None, "scores": {"BLEU-4": 0.25}}]
+    scores = make_report().scores | {"published": rows}
+    write_report(tmp_path / "report.html", make_report(scores=scores))
+    text = " ".join(PageParser((tmp_path / "report.html").read_text()).text.split())
+    assert "BLEU-4 METEOR this run 40 test images 0.312 0.290 to 0.333 – soft <attention>" in text
+    assert "soft <attention> test split; VGG encoder (Xu et al. 2015) 0.195 0.250" in text
+    assert "soft <attention> test split (Xu et al. 2015) 0.250 –" in text
+    assert "Signatures of this run: BLEU-4|refs:5 Scores" in text
 
 
 def test_the_page_says_what_is_not_defined(tmp_path):

@@ -64,6 +64,20 @@ class Record:
     """Annotated objects; empty if the dataset has no such annotations."""
 
 
+def empty_split_error(source: Path, split: Split, use: str) -> UserError:
+    """Describe that a stage needs the images of a split that has none.
+
+    Args:
+        source: Artifact or params file without such images.
+        split: The split.
+        use: What the stage needs the images for, as a clause after a comma.
+    """
+    return UserError(
+        f"{source}: no images in split {split}, {use}. Assign images to it with dataset.captions or dataset.splits. To"
+        " score a trained model on this dataset, see section Score a model on another dataset of docs/datasets.md."
+    )
+
+
 class _Index(TypedDict):
     num_records: int
     sha256: str

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.artifacts import Schema
 from pipeline.captions.languages import is_unsegmented, require_segmented
-from pipeline.captions.records import SPLITS, Record, Split
+from pipeline.captions.records import SPLITS, Record, Split, empty_split_error
 from pipeline.captions.tokenization import Tokenization, spacy_tokenization
 from pipeline.captions.tokenizer import TokenizeParams, describe_tokenizer, make_tokenizer
 from pipeline.captions.vocabulary import END, PAD, REMEDY, SPECIALS, START, UNK, VOCABULARY_FILE, Vocabulary
@@ -118,8 +118,8 @@ def tokenize(records: Iterable[Record], params: TokenizeParams, source: Path) ->
         source: File of the records, for error messages.
 
     Raises:
-        UserError: An image has no caption with a word, no word occurs `min_count` times, or the language does not split
-            the captions into words.
+        UserError: An image has no caption with a word, train has no images, no word occurs `min_count` times, or the
+            language does not split the captions into words.
     """
     split_words = make_tokenizer(params)
     numbers: dict[str, int] = {}  # of every distinct word
@@ -143,6 +143,8 @@ def tokenize(records: Iterable[Record], params: TokenizeParams, source: Path) ->
             split_captions.text += (line + "\n").encode()
     num_captions = sum(len(split_captions.num_words) for split_captions in captions.values())
     require_segmented(num_unsegmented, num_captions, params.language, str(source), "tokenize.language")
+    if not captions["train"].num_words:
+        raise empty_split_error(source, "train", "whose captions give the vocabulary")
     counts = np.bincount(captions["train"].numbers, minlength=len(numbers)).tolist()
     vocabulary = Vocabulary.from_counts(dict(zip(numbers, counts, strict=True)), params.min_count, params.language)
     if len(vocabulary) == len(SPECIALS):

@@ -1,13 +1,13 @@
-"""Caption files in COCO's formats: results to score, and annotations to score them against."""
+"""Caption files to score: COCO results or the output of `gridcap predict --json`, and COCO annotations."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
 from typing import NotRequired
 
 from typing_extensions import TypedDict
 
-from pipeline.artifacts import read_json
+from pipeline.artifacts import read_bytes, read_json, read_json_lines
 from pipeline.captions.records import read_records
 from pipeline.captions.sources.parsed_file import IntegerId, is_accepted
 from pipeline.errors import UserError
@@ -29,6 +29,14 @@ class _AnnotationEntry(_CaptionEntry):
 
 class _ImageEntry(TypedDict):
     id: IntegerId
+    file_name: NotRequired[str | None]
+    subset: NotRequired[str | None]
+    domain: NotRequired[str | None]
+
+
+class _Prediction(TypedDict):
+    image: str
+    caption: str
 
 
 class _Annotations(TypedDict):
@@ -46,36 +54,61 @@ class References:
     """Number of captions that VizWiz marks as precanned or rejected, not in `captions`."""
     unscored_images: frozenset[int] = frozenset()
     """Ids of images of which all captions are left out, not in `captions`."""
+    subsets: dict[int, str] = field(default_factory=dict)
+    """Subset of each image that is in one, by image id."""
+    files: dict[int, str] = field(default_factory=dict)
+    """Path or name of each image file that is known, by image id."""
 
 
-def read_results(path: Path) -> dict[int, str]:
-    """Read captions from a COCO results file.
+def read_results(path: Path, references: References) -> dict[int, str]:
+    """Read captions from a COCO results file, or from the output of `gridcap predict --json`.
 
     Args:
-        path: A file `[{"image_id": 1, "caption": "a dog"}, ...]`, whose other keys are ignored, or a folder written by
-            `generate`. The file may be compressed (`*.gz`).
+        path: A file `[{"image_id": 1, "caption": "a dog"}, ...]`, or with a line `{"image": "a.jpg", "caption": "a
+            dog"}` per image, whose other keys are ignored, or a folder written by `generate`. The file may be
+            compressed (`*.gz`).
+        references: The references, which give the id of an image file by its name.
 
     Returns:
         The caption of each image, by image id.
 
     Raises:
-        UserError: The file is missing or malformed, is empty, or has two captions of an image.
+        UserError: The file is missing or malformed, is empty, or has two captions of an image, or no or several images
+            of the references have the name of an image file.
     """
     path = path / CAPTIONS_FILE if path.is_dir() else path
     remedy = 'Name a COCO results file: [{"image_id": 1, "caption": "a dog"}, ...].'
     captions: dict[int, str] = {}
-    indices: dict[int, int] = {}
-    for index, entry in enumerate(read_json(path, list[_CaptionEntry], remedy)):
-        image_id = entry["image_id"]
+    locations: dict[int, str] = {}
+    for location, image_id, caption in _read_captions(path, references, remedy):
         if image_id in captions:
             raise UserError(
-                f"{path}: [{index}]: second caption of image {image_id}, after [{indices[image_id]}]. "
+                f"{path}: {location}: second caption of image {image_id}, after {locations[image_id]}. "
                 "Keep one caption per image."
             )
-        captions[image_id], indices[image_id] = entry["caption"], index
+        captions[image_id], locations[image_id] = caption, location
     if not captions:
         raise UserError(f"{path}: no captions. {remedy}")
     return captions
+
+
+def _read_captions(path: Path, references: References, remedy: str) -> Iterator[tuple[str, int, str]]:
+    """Yield location, image id and text of each caption."""
+    if not read_bytes(path, remedy).lstrip().startswith(b'{"image":'):
+        for index, entry in enumerate(read_json(path, list[_CaptionEntry], remedy)):
+            yield f"[{index}]", entry["image_id"], entry["caption"]
+        return
+    ids_by_name: dict[str, list[int]] = {}
+    for image_id, file in references.files.items():
+        ids_by_name.setdefault(PurePath(file).name, []).append(image_id)
+    for prediction in read_json_lines(path, _Prediction, remedy):
+        image_ids = ids_by_name.get(PurePath(prediction["image"]).name, [])
+        if len(image_ids) != 1:
+            raise UserError(
+                f"{path}: {prediction['image']}: {len(image_ids) or 'no'} images of the references have this file name"
+                f"{f': ids {_list_ids(image_ids)}' if image_ids else ''}. Name the references of the same images."
+            )
+        yield prediction["image"], image_ids[0], prediction["caption"]
 
 
 def read_references(path: Path) -> References:
@@ -83,17 +116,23 @@ def read_references(path: Path) -> References:
 
     Args:
         path: A file `{"annotations": [{"image_id": 1, "caption": "a dog"}, ...]}`, whose other keys are ignored except
-            `is_precanned` and `is_rejected` of VizWiz, or a folder written by `prepare`. The file may be compressed
-            (`*.gz`).
+            `is_precanned` and `is_rejected` of VizWiz and, in `images`, `file_name`, `subset` and the `domain` of
+            nocaps, or a folder written by `prepare`. The file may be compressed (`*.gz`).
 
     Raises:
         UserError: The file is missing or malformed.
     """
     if path.is_dir():
-        return References(captions={record.image_id: list(record.captions) for record in read_records(path)})
+        records = read_records(path)
+        return References(
+            captions={record.image_id: list(record.captions) for record in records},
+            subsets={record.image_id: record.subset for record in records if record.subset is not None},
+            files={record.image_id: record.file for record in records},
+        )
     remedy = 'Name a COCO annotations file: {"annotations": [{"image_id": 1, "caption": "a dog"}, ...]}.'
     document = read_json(path, _Annotations, remedy)
-    captions: dict[int, list[str]] = {image["id"]: [] for image in document.get("images", [])}
+    images = document.get("images", [])
+    captions: dict[int, list[str]] = {image["id"]: [] for image in images}
     left_out: list[int] = []
     for entry in document["annotations"]:
         if is_accepted(entry):
@@ -103,7 +142,13 @@ def read_references(path: Path) -> References:
     unscored_images = frozenset(image_id for image_id in left_out if not captions.get(image_id))
     for image_id in unscored_images:
         captions.pop(image_id, None)
-    return References(captions=captions, num_left_out=len(left_out), unscored_images=unscored_images)
+    return References(
+        captions=captions,
+        num_left_out=len(left_out),
+        unscored_images=unscored_images,
+        subsets={image["id"]: subset for image in images if (subset := image.get("subset", image.get("domain")))},
+        files={image["id"]: file for image in images if (file := image.get("file_name"))},
+    )
 
 
 def select_scored(

@@ -42,8 +42,10 @@ from pipeline.generation.caption_io import (
 from pipeline.metrics import token_accuracy
 from pipeline.metrics.bootstrap import Resampling
 from pipeline.metrics.caption_scores import (
+    CORPUS_SCORES,
     MetricTables,
     compute_metrics,
+    group_subsets,
     paired_differences,
     per_image_scores,
     summarize_scores,
@@ -56,7 +58,7 @@ from pipeline.metrics.tokenizers import TokenizerName, build_corpora
 from pipeline.metrics.word_kinds import TAGGER, word_kinds
 from pipeline.metrics.word_usage import PROTOCOL as WORD_USAGE_PROTOCOL
 from pipeline.metrics.word_usage import Usage, human_word_usage, word_usage
-from pipeline.params import params_section
+from pipeline.params import params_section, to_plain
 from pipeline.training.batches import CaptionBatches
 from pipeline.training.teacher_forcing import evaluate_split
 
@@ -64,6 +66,30 @@ _MAX_LOSS = math.log(sys.float_info.max)
 """Loss of the largest perplexity that a float can hold."""
 MAX_ROWS = 12
 """Rows of each table of words in `captions.json`."""
+
+
+@params_section
+class PublishedScores:
+    """Scores of a paper or repository, which the report and the model card show beside those of the run."""
+
+    system: str
+    """Name of the system."""
+    source: str
+    """Paper, or repository, that reports the scores."""
+    data: str
+    """Dataset and split of the scores."""
+    notes: str | None
+    """What differs from this run, such as the encoder; null if nothing is known."""
+    scores: dict[str, Annotated[float, Field(ge=0)]]
+    """Score by metric, with the names and units of `scores.json`: BLEU-4 of 19.5 points is 0.195. The CIDEr of
+    coco-caption is `CIDEr-D`."""
+
+    def __post_init__(self) -> None:
+        for metric, value in self.scores.items():
+            if metric not in CORPUS_SCORES:
+                raise ValueError(f"scores has the unknown metric {metric!r}. Valid metrics: {', '.join(CORPUS_SCORES)}")
+            if value > (maximum := 10 if metric.startswith("CIDEr") else 1):
+                raise ValueError(f"{metric} must be <= {maximum}, not in points, got {value:g}")
 
 
 @params_section
@@ -97,6 +123,8 @@ class EvaluateParams:
     """Number of random images whose attention is plotted; 0 disables the plots."""
     report: ReportParams
     """Images shown in the report."""
+    published: tuple[PublishedScores, ...]
+    """Published scores to compare with; empty for none."""
     seed: Annotated[int, Field(ge=0)]
     """Seed of the random images and of the bootstrap samples."""
 
@@ -239,7 +267,7 @@ def score(data: EvaluationData, params: EvaluateParams, folder: Path) -> Scores:
     """Score the generated captions.
 
     Writes `scores.json` and `images.jsonl`, which has one line per image. If the model is refined, `scores.json` also
-    has the scores before refinement and the paired differences.
+    has the scores before refinement and the paired differences. It lists the published scores of `params`.
 
     Args:
         data: Artifacts of the split.
@@ -252,12 +280,14 @@ def score(data: EvaluationData, params: EvaluateParams, folder: Path) -> Scores:
     words = {image_id: captions.words for image_id, captions in data.generated.items()}
     corpus = _build_corpus(data, words, params.tokenizer)
     metrics = compute_metrics(corpus, params.meteor, params.spice)
-    summary = summarize_scores(metrics, _subsets(data.records), params.resampling)
+    subsets = group_subsets({record.image_id: record.subset for record in data.records})
+    summary = summarize_scores(metrics, subsets, params.resampling)
     summary = {"num_skipped_images": data.num_skipped_images, **summary}
     if data.trained_captions is not None:
         trained_corpus = _build_corpus(data, data.trained_captions, params.tokenizer)
         trained_metrics = compute_metrics(trained_corpus, with_meteor=False, with_spice=False)
         summary["refinement"] = _refinement(trained_metrics, metrics, params.resampling)
+    summary["published"] = [to_plain(row) for row in params.published]
     write_json(folder / "scores.json", summary)
     rows = [{**row, "caption": data.generated[int(row["image_id"])].best.text} for row in per_image_scores(metrics)]
     write_atomically(folder / "images.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -316,14 +346,6 @@ def _build_corpus(data: EvaluationData, captions: Mapping[int, Words], tokenizer
         references=tuple(tokenized_references[image_id] for image_id in image_ids),
         tokenization=read_tokenization(data.inputs.tokens / TOKENS_FILE),
     )
-
-
-def _subsets(records: Sequence[Record]) -> dict[str, list[int]]:
-    subsets: dict[str, list[int]] = {}
-    for record in records:
-        if record.subset is not None:
-            subsets.setdefault(record.subset, []).append(record.image_id)
-    return subsets
 
 
 def _diversity(data: EvaluationData) -> dict[str, Any]:

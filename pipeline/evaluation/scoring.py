@@ -11,6 +11,7 @@ from pipeline.metrics.bootstrap import Resampling
 from pipeline.metrics.caption_scores import (
     CORPUS_SCORES,
     compute_metrics,
+    group_subsets,
     paired_differences,
     provenance,
     summarize_scores,
@@ -32,8 +33,8 @@ def score(
     """Score the captions of a results file.
 
     Args:
-        hypotheses: COCO results file, or a folder written by `generate`.
-        references: COCO annotations file, or a folder written by `prepare`.
+        hypotheses: COCO results file, output of `gridcap predict --json`, or a folder written by `generate`.
+        references: COCO annotations file, or a folder written by `prepare`. Subsets that it names are also scored.
         tokenizer: Tokenizer of captions and references.
         language: Language of the captions, by its code in spaCy.
         meteor: Whether to compute METEOR, which is for English and needs Java.
@@ -50,7 +51,7 @@ def score(
     """
     hypotheses, references = Path(hypotheses), Path(references)
     annotations = read_references(references)
-    captions = select_scored(read_results(hypotheses), annotations, hypotheses, references)
+    captions = select_scored(read_results(hypotheses, annotations), annotations, hypotheses, references)
     (corpus,) = build_corpora(tokenizer, language, annotations.captions, [captions])
     return {
         "hypotheses": str(hypotheses),
@@ -59,7 +60,7 @@ def score(
         "num_references_left_out": annotations.num_left_out,
         **summarize_scores(
             compute_metrics(corpus, with_meteor=meteor, with_spice=spice),
-            {},
+            group_subsets({image_id: annotations.subsets.get(image_id) for image_id in captions}),
             Resampling(bootstrap_samples=bootstrap_samples, seed=seed),
         ),
     }
@@ -76,10 +77,24 @@ def score_lines(scores: Mapping[str, Any]) -> list[str]:
         "",
         f"{'':<8} {'score':>8}   95% interval",
     ]
+    lines += _metric_lines(scores, scores["intervals"])
+    lines += _unavailable_lines(scores)
+    for name, subset in scores.get("subsets", {}).items():
+        lines += [
+            "",
+            f"{name}, {subset['num_images']} images",
+            *_metric_lines(subset, scores["intervals"]["subsets"][name]),
+        ]
+    return [*lines, *_signature_lines(scores)]
+
+
+def _metric_lines(scores: Mapping[str, Any], intervals: Mapping[str, Sequence[float]]) -> list[str]:
+    """Format the scores of all images or of a subset, one line per metric."""
+    lines = []
     for metric in [metric for metric in CORPUS_SCORES if metric in scores]:
-        interval = " to ".join(f"{end:.4f}" for end in scores["intervals"].get(metric, ())) or "none"
+        interval = " to ".join(f"{end:.4f}" for end in intervals.get(metric, ())) or "none"
         lines.append(f"{metric:<8} {scores[metric]:>8.4f}   {interval}")
-    return [*lines, *_unavailable_lines(scores), *_signature_lines(scores)]
+    return lines
 
 
 def compare(
@@ -97,7 +112,7 @@ def compare(
     """Score two results files on the images that both caption, and the paired differences of their scores.
 
     Args:
-        a: COCO results file, or a folder written by `generate`.
+        a: COCO results file, output of `gridcap predict --json`, or a folder written by `generate`.
         b: Results to compare with `a`.
         references: COCO annotations file, or a folder written by `prepare`.
         tokenizer: Tokenizer of captions and references.
@@ -117,7 +132,9 @@ def compare(
     """
     a, b, references = Path(a), Path(b), Path(references)
     annotations = read_references(references)
-    captions_a, captions_b = (select_scored(read_results(path), annotations, path, references) for path in (a, b))
+    captions_a, captions_b = (
+        select_scored(read_results(path, annotations), annotations, path, references) for path in (a, b)
+    )
     common = captions_a.keys() & captions_b.keys()
     if not common:
         raise UserError(f"{a}: no image in common with {b}. Compare captions of the same images.")

@@ -138,6 +138,15 @@ def _signature(metric: str, corpus: Corpus) -> str:
     return "|".join([metric, *(f"{key}:{value}" for key, value in fields.items())])
 
 
+def group_subsets(subset_by_image: Mapping[int, str | None]) -> dict[str, list[int]]:
+    """Return the image ids of each subset, from the subset of each image; None for an image in no subset."""
+    subsets: dict[str, list[int]] = {}
+    for image_id, subset in subset_by_image.items():
+        if subset is not None:
+            subsets.setdefault(subset, []).append(image_id)
+    return subsets
+
+
 def summarize_scores(
     metrics: MetricTables, subsets: Mapping[str, Sequence[int]], resampling: Resampling
 ) -> dict[str, Any]:

@@ -117,6 +117,16 @@ def _evaluation_lines(scores: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {name} | {scores[name]:.4f} | {low_to_high} |"
     for name, reasons in scores.get("unavailable", {}).items():
         yield f"| {name} | {' '.join(reasons)} | |"
+    published = scores.get("published", [])
+    if published:
+        columns = list(dict.fromkeys(name for row in published for name in row["scores"]))
+        yield "\nPublished scores to compare with; encoders, tokenizers and splits can differ:\n"
+        yield f"| system | {' | '.join(columns)} | data | notes | source |"
+        yield f"| --- |{' --- |' * len(columns)} --- | --- | --- |"
+        for row in published:
+            values = [f"{row['scores'][name]:.3f}" if name in row["scores"] else "" for name in columns]
+            facts = row["system"], *values, row["data"], row["notes"] or "", row["source"]
+            yield f"| {' | '.join(fact.replace('|', ' ') for fact in facts)} |"
     if signature:
         yield "\nSignatures, to quote with the scores:\n"
         yield "```text"

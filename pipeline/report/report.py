@@ -144,6 +144,7 @@ def write_report(path: Path, report: Report) -> None:
             for group, examples in groupby(report.examples, key=lambda example: example.group)
         ],
         scores=_score_table(report.scores),
+        published=_published_table(report.scores),
         usage_tables=[(title, report.captions["word_usage"][name]) for name, title in USAGE_TITLES.items()],
         thumbnails={
             image_id: (_encode_jpeg(thumbnail.image), " ".join(thumbnail.words))
@@ -221,6 +222,18 @@ def _score_table(scores: Mapping[str, Any]) -> dict[str, Any]:
             for lines, names in metrics_by_protocol.items()
         ],
         "unavailable": scores["unavailable"],
+    }
+
+
+def _published_table(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrange published scores as a table: a column per metric, and a row per system with this run as the first."""
+    published = scores["published"]
+    metrics = [name for name in CORPUS_SCORES if any(name in row["scores"] for row in published)]
+    return {
+        "metrics": metrics,
+        "run": [(scores.get(name), scores["intervals"].get(name)) for name in metrics],
+        "rows": [(row, [row["scores"].get(name) for name in metrics]) for row in published],
+        "signatures": [line for name in metrics for line in scores["signature"].get(name, [])],
     }
 
 

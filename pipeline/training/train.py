@@ -13,6 +13,7 @@ import torch
 
 import pipeline
 from pipeline.artifacts import file_digest, fingerprint, fresh_folder, publish
+from pipeline.captions.records import empty_split_error
 from pipeline.captions.tokens import TOKENS_FILE, CaptionTokens, read_tokens, require_vocabulary
 from pipeline.captions.vocabulary import VOCABULARY_FILE, Vocabulary, read_vocabulary
 from pipeline.decoder.model_io import (
@@ -212,6 +213,8 @@ def _read_inputs(paths: TrainPaths) -> TrainInputs:
     train_captions, val_captions = (
         read_tokens(paths.tokens / TOKENS_FILE, split, store.skipped_ids) for split in ("train", "val")
     )
+    if not len(val_captions.image_id):
+        raise empty_split_error(paths.tokens / TOKENS_FILE, "val", "on which every epoch is evaluated")
     return TrainInputs(vocabulary=vocabulary, store=store, train=train_captions, val=val_captions)
 
 

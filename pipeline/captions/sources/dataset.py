@@ -119,7 +119,7 @@ def prepare(params: DatasetParams) -> tuple[list[Record], PreparedCounts]:
 
     Raises:
         UserError: A file is missing or malformed, DVC would not notice its changes, or the dataset has a fault that
-            `params` do not skip.
+            `params` do not skip, or no images.
     """
     for folder in (params.root, params.image_dir):
         if not folder.is_dir():
@@ -172,7 +172,7 @@ def prepare(params: DatasetParams) -> tuple[list[Record], PreparedCounts]:
             "images_without_accepted_captions": sum(map(_has_unaccepted, uncaptioned)),
         },
     )
-    _check_splits_not_empty(params, counts, assignment.unknown_images)
+    _check_splits(params, counts, assignment.unknown_images)
     return records, counts
 
 
@@ -341,12 +341,22 @@ def _apply_policies(params: DatasetParams, faults: Mapping[str, Sequence[str]]) 
             )
 
 
-def _check_splits_not_empty(params: DatasetParams, counts: PreparedCounts, unknown_images: Sequence[str]) -> None:
+def _check_splits(params: DatasetParams, counts: PreparedCounts, unknown_images: Sequence[str]) -> None:
+    """Warn of splits without images, which stages that need them refuse.
+
+    Raises:
+        UserError: All splits are without images.
+    """
     empty = [split for split in SPLITS if not counts.num_images[split]]
-    if empty:
+    if not empty:
+        return
+    message = (
+        f"{params.root}: no images in {' and '.join(empty)} (images: {counts.num_images}, unassigned: "
+        f"{counts.num_unassigned_images}, skipped: {counts.num_skipped})."
+        + (f" Entries of split files that match no image: {summarize(unknown_images)}." if unknown_images else "")
+    )
+    if len(empty) == len(SPLITS):
         raise UserError(
-            f"{params.root}: no images in {' and '.join(empty)} (images: {counts.num_images}, unassigned: "
-            f"{counts.num_unassigned_images}, skipped: {counts.num_skipped}). Assign images to every split with split "
-            "in dataset.captions, or with dataset.splits."
-            + (f" Entries of split files that match no image: {summarize(unknown_images)}." if unknown_images else "")
+            f"{message} Assign images to the splits with split in dataset.captions, or with dataset.splits."
         )
+    logger.warning("%s Stages that need this split will stop.", message)
