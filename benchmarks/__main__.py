@@ -12,6 +12,7 @@ import stages  # noqa: F401  # sets GOMP_SPINCOUNT before PyTorch is imported
 
 NAMES = (
     "training",
+    "refining",
     "searching",
     "encoding",
     "encoders",

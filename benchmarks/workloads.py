@@ -108,12 +108,13 @@ def decoder_params(
     dropout: float = 0.0,
     kind: DecoderKind = "soft_attention",
 ) -> DecoderParams:
-    """Return params of a decoder without region dropout and word dropout."""
+    """Return params of a decoder without non-local block, region dropout and word dropout."""
     return DecoderParams(
         kind=kind,
         embedding_size=embedding_size,
         hidden_size=hidden_size,
         attention_size=attention_size,
+        non_local_size=0,
         dropout=dropout,
         region_dropout=0.0,
         word_dropout=0.0,

@@ -48,6 +48,7 @@ class Repository:
             "embedding_size": 16,
             "hidden_size": 16,
             "attention_size": 16,
+            "non_local_size": 0,
             "dropout": 0.1,
         }
         decoder |= {"region_dropout": 0.0, "word_dropout": 0.1}

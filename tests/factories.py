@@ -68,6 +68,7 @@ def decoder_params(**changes: object) -> DecoderParams:
         "embedding_size": 8,
         "hidden_size": 12,
         "attention_size": 8,
+        "non_local_size": 0,
         "dropout": 0.0,
         "region_dropout": 0.0,
         "word_dropout": 0.0,

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from pipeline.captions.vocabulary import PAD
 from pipeline.decoder.decoder import Decoder, DecoderKind
@@ -14,16 +15,20 @@ from tests.kinds import all_kinds
 C, V = 32, 40
 
 
-def make_decoder(kind: DecoderKind, side: int, **dropout: float) -> Decoder:
+def make_decoder(kind: DecoderKind, side: int, **changes: float) -> Decoder:
     torch.manual_seed(3)
-    params = decoder_params(kind=kind, embedding_size=24, hidden_size=20, attention_size=16, **dropout)
-    return build_decoder(params, (side, side), C, V).double()
+    params = decoder_params(kind=kind, embedding_size=24, hidden_size=20, attention_size=16, **changes)
+    decoder = build_decoder(params, (side, side), C, V).double()
+    if decoder.non_local is not None:
+        nn.init.normal_(decoder.non_local.w_z.weight)  # 0 at the start of training
+    return decoder
 
 
 @all_kinds
 @pytest.mark.parametrize("side", [3, 5], ids=["fewer regions than steps", "more regions than steps"])
-def test_loss_and_gradients_equal_the_reference(kind: DecoderKind, side: int) -> None:
-    decoder = make_decoder(kind, side)
+@pytest.mark.parametrize("non_local_size", [0, 6])
+def test_loss_and_gradients_equal_the_reference(kind: DecoderKind, side: int, non_local_size: int) -> None:
+    decoder = make_decoder(kind, side, non_local_size=non_local_size)
     reference = REFERENCES[kind](decoder)
     grids = torch.rand(4, side**2, C, dtype=torch.float64)
     tokens = torch.randint(PAD + 1, V, (4, 3, 7))
@@ -43,8 +48,9 @@ def test_loss_and_gradients_equal_the_reference(kind: DecoderKind, side: int) ->
 
 
 @all_kinds
-def test_outputs_and_steps_equal_those_of_the_decoder(kind: DecoderKind) -> None:
-    decoder = make_decoder(kind, side=3)
+@pytest.mark.parametrize("non_local_size", [0, 6])
+def test_outputs_and_steps_equal_those_of_the_decoder(kind: DecoderKind, non_local_size: int) -> None:
+    decoder = make_decoder(kind, side=3, non_local_size=non_local_size)
     reference = REFERENCES[kind](decoder)
     grids, tokens = torch.rand(2, 9, C, dtype=torch.float64), torch.randint(V, (2, 1, 5))
     expected_logits, expected_alpha = decoder(grids, tokens)

@@ -65,6 +65,14 @@ def make_word_usage(**tables: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def make_statements(counts: float | None) -> dict[str, Any]:
+    return {
+        "names": {"num_captions_without_names": 0, "accuracy": 0.75},
+        "relations": {"num_relations": 7, "accuracy": 0.5},
+        "counts": {"num_groups": 4, "accuracy": counts, "num_plurals": 2, "plural_accuracy": 1.0},
+    }
+
+
 def make_report(**changes: Any) -> Report:
     empty = make_example(group="random", image_id=9, words=(), attention=np.zeros((0, *GRID)), boxes={})
     grounding = {
@@ -105,8 +113,9 @@ def make_report(**changes: Any) -> Report:
         "teacher_forcing": {"num_tokens": 100, "loss": 2.0625, "protocol": ["loss: nats"]},
         "scenes": {
             "num_images": 40,
+            **make_statements(0.25),
             "attention": {"all": {"num_words": 0, **dict.fromkeys(grounding)}, "relation": grounding},
-            "protocol": {"attention": ["peak: center"]},
+            "protocol": {name: [f"{name}: defined"] for name in ("names", "relations", "counts", "attention")},
         },
         "history": [
             {"epoch": 1, "train_loss": 4.0, "val_loss": 5.0, "val_bleu4": None},
@@ -258,13 +267,16 @@ def test_the_page_shows_captions_and_scores_before_refinement(tmp_path):
     scores = report.scores | {"refinement": {"BLEU-4": change | {"significant": False}}}
     diversity = report.captions["diversity"] | {"trained": {"num_distinct_captions": 17}}
     captions = report.captions | {"diversity": diversity}
-    write_report(tmp_path / "report.html", replace(report, scores=scores, captions=captions))
+    scenes = report.scenes | {"subsets": {"seen": make_statements(0.125)}, "trained": make_statements(0.0)}
+    write_report(tmp_path / "report.html", replace(report, scores=scores, captions=captions, scenes=scenes))
     text = " ".join(PageParser((tmp_path / "report.html").read_text()).text.split())
     assert "before refinement a <pale> ball" in text
     assert "before refinement no words" in text
     assert "BLEU-4 0.250 0.312 0.062 −0.010 to 0.125" in text
     assert "generated human before refinement" in text
     assert "distinct captions 12 39 17" in text
+    assert "test seen before refinement captions whose objects are all correct 0.750 0.750 0.750" in text
+    assert "groups of alike objects that are counted 0.250 of 4 0.125 of 4 0.000 of 4" in text
 
 
 def test_the_page_of_a_model_without_refinement_does_not_mention_it(path):
@@ -311,12 +323,14 @@ def test_the_page_says_what_is_not_defined(tmp_path):
         "human_agreement": {"num_images": 0, "protocol": []},
     }
     attention = {"all": {"num_words": 0, **dict.fromkeys(names)}}
-    scenes = {"num_images": 1, "attention": attention, "protocol": {"attention": []}}
+    protocol: dict[str, list[str]] = {name: [] for name in ("names", "relations", "counts", "attention")}
+    scenes = {"num_images": 1, **make_statements(None), "attention": attention, "protocol": protocol}
     write_report(tmp_path / "report.html", make_report(captions=captions, scenes=scenes))
     text = " ".join(PageParser((tmp_path / "report.html").read_text()).text.split())
     assert "distinct bigram rate not defined 0.500" in text
     assert "Human agreement Not defined: no image has two references." in text
     assert "all of the above 0 not defined not defined not defined not defined" in text
+    assert "groups of alike objects that are counted not defined of 4" in text
 
 
 def test_words_that_are_said_too_often_have_an_example(tmp_path):

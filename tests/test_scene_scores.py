@@ -121,3 +121,17 @@ def test_subsets_are_scored_and_images_without_objects_are_left_out():
     names = ("peak_in_box", "peak_by_chance", "mass_in_box", "mass_by_chance")
     assert scores["subsets"]["seen"]["attention"] == {"all": {"num_words": 0, **dict.fromkeys(names)}}
     assert score_scenes(records[2:], captions) == {"num_images": 0}
+
+
+def test_counts_and_scores_before_refinement():
+    records = [record(1, *OBJECTS, OBJECTS[1]), record(2, *OBJECTS)]
+    captions = {1: generated(1, "two balls and two cubes"), 2: generated(2, "a cube behind a ball")}
+    trained = {1: ("a", "ball", "and", "a", "ball"), 2: ("two", "blue", "balls")}
+    scores = score_scenes(records, captions, trained_captions=trained)
+    assert scores["counts"] == {"num_groups": 1, "accuracy": 1.0, "num_plurals": 2, "plural_accuracy": 0.5}
+    assert scores["trained"] == {
+        "names": {"num_captions_without_names": 0, "accuracy": 0.5},
+        "relations": {"num_relations": 0, "accuracy": None},
+        "counts": {"num_groups": 1, "accuracy": 0.0, "num_plurals": 1, "plural_accuracy": 0.0},
+    }
+    assert "trained" not in score_scenes(records, captions)

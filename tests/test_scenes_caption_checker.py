@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from pipeline.captions.records import AnnotatedObject
 from pipeline.scenes.caption_checker import (
+    count_groups,
+    count_plurals,
     count_relations,
     find_mentions,
     find_relations,
@@ -123,6 +125,35 @@ def test_names_correctly(caption: str, expected: bool | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("caption", "num_counted", "plurals"),
+    [
+        ("two red cubes and a blue ball", 1, (1, 1)),
+        ("two cubes", 1, (1, 1)),
+        ("two red objects", 1, (1, 1)),
+        ("red cubes", 1, (1, 1)),
+        ("a red cube and a red cube", 0, (0, 0)),
+        ("three red cubes", 0, (0, 1)),
+        ("two blue balls and two red cubes", 1, (1, 2)),
+        ("a red cube and two other objects", 0, (0, 0)),
+        ("two purple cones", 0, (0, 1)),
+        ("", 0, (0, 0)),
+    ],
+)
+def test_counts(caption: str, num_counted: int, plurals: tuple[int, int]) -> None:
+    assert count_groups(words(caption), OBJECTS) == (num_counted, 1)
+    assert count_plurals(words(caption), OBJECTS) == plurals
+
+
+def test_each_group_must_be_counted() -> None:
+    objects = [annotated("red", "cube", 0.1), annotated("blue", "cube", 0.5), *OBJECTS]
+    objects.append(annotated("blue", "cube", 0.9))
+    assert count_groups(words("three red cubes and two blue cubes"), objects) == (2, 2)
+    assert count_groups(words("two blue cubes and a red cube"), objects) == (1, 2)
+    assert count_groups(words("five cubes"), objects) == (0, 2)
+    assert count_groups(words("two red cubes"), OBJECTS[:1]) == (0, 0)
+
+
+@pytest.mark.parametrize(
     ("caption", "num_correct", "num_total"),
     [
         ("a red cube stands to the left of a blue ball", 1, 1),
@@ -179,8 +210,9 @@ def test_captions_of_a_scene_are_correct_for_it(seed: int) -> None:
     for caption in captions:
         assert names_correctly(caption, objects) is True
         assert all(matching_objects(mention, objects) for mention in find_mentions(caption))
-        num_correct, num_total = count_relations(caption, objects)
-        assert num_correct == num_total
+        for count in (count_groups, count_plurals, count_relations):
+            num_correct, num_total = count(caption, objects)
+            assert num_correct == num_total
         floors = {WORD_MEANINGS[word][1] for word in caption if kind_of(word) == "floor"}
         assert floors <= {scene.floor}
 
@@ -221,5 +253,6 @@ def test_any_sequence_of_words_is_accepted(caption: list[str]) -> None:
     assert indices >= {index for index, word in enumerate(caption) if kind_of(word) == "shape"}
 
     assert (names_correctly(caption, OBJECTS) is None) == (not mentions)
-    num_correct, num_total = count_relations(caption, OBJECTS)
-    assert 0 <= num_correct <= num_total
+    for count in (count_groups, count_plurals, count_relations):
+        num_correct, num_total = count(caption, OBJECTS)
+        assert 0 <= num_correct <= num_total

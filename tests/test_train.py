@@ -49,7 +49,7 @@ encode: {weights: data/encoder.safetensors}
 train:
   seed: 3
   decoder:
-    {kind: soft_attention, embedding_size: 8, hidden_size: 12, attention_size: 8,
+    {kind: soft_attention, embedding_size: 8, hidden_size: 12, attention_size: 8, non_local_size: 0,
      dropout: 0.2, region_dropout: 0.1, word_dropout: 0.1}
   batch_size: 5
   gradient_accumulation_steps: 2

@@ -92,7 +92,7 @@ class AdaptiveReference(DecoderReference[ReferenceState]):
         query, coverage_weight = torch.split(weights["query_proj.weight"], [attention_size, 1])
         query_bias, coverage_bias = torch.split(weights["query_proj.bias"], [attention_size, 1])
 
-        shared = ("region_proj", "mean_proj", "embedding", "key_proj", "sentinel_proj", "output_proj")
+        shared = ("non_local", "region_proj", "mean_proj", "embedding", "key_proj", "sentinel_proj", "output_proj")
         converted = {name: weight for name, weight in weights.items() if name.partition(".")[0] in shared}
         return converted | {
             "lstm.weight_ih": torch.cat([word_gates, image_gates], dim=1),

@@ -28,6 +28,7 @@ from typing_extensions import TypeVar
 from pipeline.decoder.additive_scores import additive_scores
 from pipeline.decoder.encoded_images import POSITION_CHANNELS, EncodedImages, position_encoding
 from pipeline.decoder.layers import Dropout
+from pipeline.decoder.non_local import NonLocalBlock
 from pipeline.params import params_section
 
 DecoderKind = Literal["soft_attention", "top_down", "adaptive"]
@@ -49,6 +50,9 @@ class DecoderParams:
     """LSTM hidden size."""
     attention_size: Annotated[int, Field(ge=1, le=8192)]
     """Attention layer size."""
+    non_local_size: Annotated[int, Field(ge=0, le=8192)]
+    """Size of the non-local block, which adds to each region a sum over similar regions, so that the decoder can count
+    alike objects; 0 disables it."""
     dropout: Annotated[float, Field(ge=0, lt=1)]
     """Dropout probability of word embeddings and before the output layer; 0 disables it."""
     region_dropout: Annotated[float, Field(ge=0, lt=1)]
@@ -72,7 +76,7 @@ class Decoder(nn.Module, ABC, Generic[S]):
     position_encoding: Tensor
 
     def __init__(self, params: DecoderParams, grid_size: tuple[int, int], num_channels: int) -> None:
-        """Build the parts without weights.
+        """Build the parts that do not depend on the kind.
 
         Args:
             params: Sizes and dropout.
@@ -88,6 +92,7 @@ class Decoder(nn.Module, ABC, Generic[S]):
         self.dropout = Dropout(params.dropout)
         self.word_dropout = Dropout(params.word_dropout)
         self.region_dropout = Dropout(params.region_dropout)
+        self.non_local = NonLocalBlock(self.region_size, params.non_local_size) if params.non_local_size else None
 
     @abstractmethod
     def prepare(self, grids: Tensor, num_steps: int = 0) -> EncodedImages:
@@ -173,10 +178,15 @@ class Decoder(nn.Module, ABC, Generic[S]):
         return masked
 
     def _encode_regions(self, grids: Tensor) -> Tensor:
-        """Return regions [B, P, D]: grids [B, P, C], layer-normalized, with region dropout and position encoding."""
+        """Return regions [B, P, D]: grids [B, P, C], layer-normalized, with region dropout and position encoding.
+
+        The non-local block follows, if there is one.
+        """
         normalized = F.layer_norm(grids.to(self.position_encoding.dtype), grids.shape[2:])  # [B, P, C]
         normalized = normalized * self.region_dropout(normalized.new_ones(*normalized.shape[:2], 1))
         regions = torch.cat([normalized, self.position_encoding.expand(len(grids), -1, -1)], dim=-1)  # [B, P, D]
+        if self.non_local is not None:
+            regions = self.non_local(regions)
         if torch.is_autocast_enabled(regions.device.type):
             # Cast once per image: autocast would do it at every step.
             regions = regions.to(torch.get_autocast_dtype(regions.device.type))

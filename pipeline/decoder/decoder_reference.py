@@ -15,6 +15,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.decoder.decoder import Decoder, S
+from pipeline.decoder.non_local import NonLocalBlock
+
+
+class NonLocalReference(nn.Module):
+    """The non-local block, one region at a time (Wang et al. 2018, arXiv:1711.07971)."""
+
+    def __init__(self, block: NonLocalBlock) -> None:
+        super().__init__()
+        region_size, size = block.theta.in_features, block.theta.out_features
+        self.theta = nn.Linear(region_size, size)
+        self.phi = nn.Linear(region_size, size)
+        self.g = nn.Linear(region_size, size)
+        self.w_z = nn.Linear(size, region_size, bias=False)
+
+    def forward(self, regions: Tensor) -> Tensor:
+        """Return the regions [B, P, D], each with what similar regions add to it."""
+        scale = (self.theta.out_features * regions.shape[1]) ** 0.5
+        outputs = []
+        for region in regions.unbind(dim=1):  # [B, D]
+            similarity = F.relu((self.theta(region).unsqueeze(1) * self.phi(regions)).sum(dim=2))  # [B, P]
+            y = (similarity.unsqueeze(2) * self.g(regions)).sum(dim=1) / scale  # [B, N], eqs. 1, 4
+            outputs.append(region + self.w_z(y))  # [B, D], eq. 6
+        return torch.stack(outputs, dim=1)
 
 
 class DecoderReference(nn.Module, ABC, Generic[S]):
@@ -27,7 +50,7 @@ class DecoderReference(nn.Module, ABC, Generic[S]):
     position_encoding: Tensor
 
     def __init__(self, decoder: Decoder) -> None:
-        """Build the parts without weights; the layers of a kind follow, then `_copy_weights`.
+        """Build what all kinds share; the layers of a kind follow, then `_copy_weights`.
 
         Args:
             decoder: The decoder, which must use neither word dropout nor region dropout.
@@ -37,6 +60,7 @@ class DecoderReference(nn.Module, ABC, Generic[S]):
             raise ValueError("the reference has neither word dropout nor region dropout")
         self.register_buffer("position_encoding", decoder.position_encoding, persistent=False)
         self.dropout = nn.Dropout(decoder.dropout.p)
+        self.non_local = None if decoder.non_local is None else NonLocalReference(decoder.non_local)
 
     def _copy_weights(self, decoder: Decoder) -> None:
         self.to(decoder.position_encoding)
@@ -68,9 +92,13 @@ class DecoderReference(nn.Module, ABC, Generic[S]):
         return logits.view(*tokens.shape, -1), alpha.view(*tokens.shape, -1)
 
     def prepare(self, grids: Tensor) -> Tensor:
-        """Return regions [B, P, D]: grids [B, P, C], layer-normalized, with a position encoding."""
+        """Return regions [B, P, D]: grids [B, P, C], layer-normalized, with a position encoding.
+
+        The non-local block follows, if there is one.
+        """
         normalized = F.layer_norm(grids.to(self.position_encoding.dtype), grids.shape[2:])  # [B, P, C]
-        return torch.cat([normalized, self.position_encoding.expand(len(grids), -1, -1)], dim=-1)
+        regions = torch.cat([normalized, self.position_encoding.expand(len(grids), -1, -1)], dim=-1)
+        return regions if self.non_local is None else self.non_local(regions)
 
     @abstractmethod
     def init_state(self, regions: Tensor) -> S:

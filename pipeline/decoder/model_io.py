@@ -33,7 +33,7 @@ from pipeline.errors import UserError
 from pipeline.features.store import EncoderSpec
 from pipeline.features.views import View
 
-SCHEMA = Schema("gridcap.model", 8)
+SCHEMA = Schema("gridcap.model", 9)
 WEIGHTS_FILE = "decoder.safetensors"
 CONFIG_FILE = "config.json"
 HISTORY_FILE = "history.json"

@@ -90,7 +90,16 @@ class SoftAttentionReference(DecoderReference[ReferenceState]):
         *state_weights, state_gates = torch.split(weights["state_proj.weight"], split_sizes)
         *biases, gates_bias = torch.split(weights["state_proj.bias"], split_sizes)
 
-        shared = ("key_proj", "init_h", "init_c", "embedding", "state_output", "context_output", "output_proj")
+        shared = (
+            "non_local",
+            "key_proj",
+            "init_h",
+            "init_c",
+            "embedding",
+            "state_output",
+            "context_output",
+            "output_proj",
+        )
         converted = {name: weight for name, weight in weights.items() if name.partition(".")[0] in shared}
         names = ("query_proj", "f_beta", "coverage_weight")
         for name, word_weight, state_weight, bias in zip(names, word_weights, state_weights, biases, strict=True):

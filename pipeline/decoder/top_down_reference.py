@@ -85,7 +85,7 @@ class TopDownReference(DecoderReference[ReferenceState]):
         query_bias, coverage_bias, language_bias = torch.split(weights["h1_proj.bias"], split_sizes)
         attention_h1, attention_h2 = weights["state_proj.weight"].chunk(2, dim=1)
 
-        shared = ("embedding", "key_proj", "output_proj")
+        shared = ("non_local", "embedding", "key_proj", "output_proj")
         converted = {name: weight for name, weight in weights.items() if name.partition(".")[0] in shared}
         return converted | {
             "attention_lstm.weight_ih": torch.cat(

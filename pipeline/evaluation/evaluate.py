@@ -318,7 +318,7 @@ def analyze(
     batches = CaptionBatches(data.tokens, data.store, batch_size)
     teacher_forcing = _teacher_forcing(data.model, batches, device)
     write_json(folder / "teacher_forcing.json", teacher_forcing)
-    scenes = score_scenes(data.records, data.generated, data.visible_objects)
+    scenes = score_scenes(data.records, data.generated, data.visible_objects, data.trained_captions)
     write_json(folder / "scenes.json", scenes)
     return Analysis(captions=captions, teacher_forcing=teacher_forcing, scenes=scenes)
 

@@ -11,8 +11,11 @@ import numpy as np
 from pipeline.captions.records import AnnotatedObject, Record
 from pipeline.generation.caption_io import GeneratedCaptions
 from pipeline.metrics import grounding
+from pipeline.metrics.corpus import Words
 from pipeline.metrics.grounding import Box
 from pipeline.scenes.caption_checker import (
+    count_groups,
+    count_plurals,
     count_relations,
     find_mentions,
     find_relations,
@@ -25,6 +28,10 @@ NAMES_PROTOCOL = [
     "correct mention: the image has as many objects of the named color and shape as the mention counts",
 ]
 RELATIONS_PROTOCOL = ["accuracy: fraction of the stated spatial relations that hold between the named objects"]
+COUNTS_PROTOCOL = [
+    "accuracy: fraction of the groups of objects of one color and shape whose number the caption states",
+    "plural_accuracy: fraction of the mentions of two or more objects with the right number",
+]
 ATTENTION_PROTOCOL = [
     *(f"{key}: {value}" for key, value in grounding.PROTOCOL.items()),
     "boxes of a shape, color, size or texture: of all objects that its phrase can refer to",
@@ -60,8 +67,8 @@ class _GroundingScores:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ImageScores:
-    """Scores of one image's caption."""
+class _Statements:
+    """Correctness of one image's caption."""
 
     names_correct: bool | None
     """Whether every mention is correct; None if the caption names no object."""
@@ -69,6 +76,21 @@ class _ImageScores:
     """Spatial relations that the caption states."""
     num_correct_relations: int
     """Number of these relations that hold."""
+    num_groups: int
+    """Groups of objects of one color and shape in the image."""
+    num_counted_groups: int
+    """Groups whose number the caption states."""
+    num_plurals: int
+    """Mentions of two or more objects."""
+    num_correct_plurals: int
+    """Mentions of two or more objects with the right number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ImageScores:
+    """Scores of one image's caption."""
+
+    statements: _Statements
     grounding: Sequence[tuple[str, _GroundingScores]]
     """Kind and grounding of each word that refers to objects."""
 
@@ -77,6 +99,7 @@ def score_scenes(
     records: Sequence[Record],
     generated: Mapping[int, GeneratedCaptions],
     visible_objects: Callable[[Record], Sequence[AnnotatedObject]] = attrgetter("objects"),
+    trained_captions: Mapping[int, Words] | None = None,
 ) -> dict[str, Any]:
     """Score the captions of the images with annotated objects.
 
@@ -85,10 +108,11 @@ def score_scenes(
         generated: Generated captions by image id.
         visible_objects: Returns the objects of an image, with boxes relative to the part that the grid covers; by
             default, it covers the whole image.
+        trained_captions: Words of the captions before refinement, by image id; None if the model is not refined.
 
     Returns:
-        JSON values: scores of all images and of each subset, with their protocol. If no record has objects, only
-        `num_images` (0).
+        JSON values: scores of all images and of each subset, with their protocol; with `trained_captions` also, as
+        `trained`, the scores before refinement, without attention. If no record has objects, only `num_images` (0).
     """
     annotated = [record for record in records if record.objects]
     if not annotated:
@@ -98,21 +122,46 @@ def score_scenes(
     for record, image in zip(annotated, images, strict=True):
         if record.subset is not None:
             by_subset[record.subset].append(image)
-    subsets = {subset: _summarize(by_subset[subset]) for subset in sorted(by_subset)}
-    protocol = {"names": NAMES_PROTOCOL, "relations": RELATIONS_PROTOCOL, "attention": ATTENTION_PROTOCOL}
-    return {"protocol": protocol, **_summarize(images), **({"subsets": subsets} if subsets else {})}
+    scores = {
+        "protocol": {
+            "names": NAMES_PROTOCOL,
+            "relations": RELATIONS_PROTOCOL,
+            "counts": COUNTS_PROTOCOL,
+            "attention": ATTENTION_PROTOCOL,
+        },
+        **_summarize(images),
+    }
+    if by_subset:
+        scores["subsets"] = {subset: _summarize(by_subset[subset]) for subset in sorted(by_subset)}
+    if trained_captions is not None:
+        scores["trained"] = _summarize_statements(
+            [_check_statements(trained_captions[record.image_id], record.objects) for record in annotated]
+        )
+    return scores
 
 
 def _score_image(
     record: Record, caption: GeneratedCaptions, visible_objects: Sequence[AnnotatedObject]
 ) -> _ImageScores:
-    num_correct_relations, num_relations = count_relations(caption.words, record.objects)
     words = find_grounded_words(caption.words, visible_objects)
     return _ImageScores(
-        names_correct=names_correctly(caption.words, record.objects),
+        statements=_check_statements(caption.words, record.objects),
+        grounding=[(word.kind, _score_grounding(caption.attention[word.position], word.boxes)) for word in words],
+    )
+
+
+def _check_statements(words: Words, objects: Sequence[AnnotatedObject]) -> _Statements:
+    num_correct_relations, num_relations = count_relations(words, objects)
+    num_counted_groups, num_groups = count_groups(words, objects)
+    num_correct_plurals, num_plurals = count_plurals(words, objects)
+    return _Statements(
+        names_correct=names_correctly(words, objects),
         num_relations=num_relations,
         num_correct_relations=num_correct_relations,
-        grounding=[(word.kind, _score_grounding(caption.attention[word.position], word.boxes)) for word in words],
+        num_groups=num_groups,
+        num_counted_groups=num_counted_groups,
+        num_plurals=num_plurals,
+        num_correct_plurals=num_correct_plurals,
     )
 
 
@@ -126,8 +175,6 @@ def _score_grounding(attention: grounding.Attention, boxes: Sequence[Box]) -> _G
 
 
 def _summarize(images: Sequence[_ImageScores]) -> dict[str, Any]:
-    names_correct = [image.names_correct for image in images]
-    num_relations = sum(image.num_relations for image in images)
     attention: dict[str, list[_GroundingScores]] = defaultdict(list)
     for image in images:
         for kind, scores in image.grounding:
@@ -136,17 +183,33 @@ def _summarize(images: Sequence[_ImageScores]) -> dict[str, Any]:
     object_words = [scores for kind in kinds if kind != "relation" for scores in attention[kind]]
     return {
         "num_images": len(images),
+        **_summarize_statements([image.statements for image in images]),
+        "attention": {
+            "all": _mean_scores(object_words),
+            **{kind: _mean_scores(attention[kind]) for kind in kinds},
+        },
+    }
+
+
+def _summarize_statements(captions: Sequence[_Statements]) -> dict[str, Any]:
+    names_correct = [caption.names_correct for caption in captions]
+    num_relations = sum(caption.num_relations for caption in captions)
+    num_groups = sum(caption.num_groups for caption in captions)
+    num_plurals = sum(caption.num_plurals for caption in captions)
+    return {
         "names": {
             "num_captions_without_names": names_correct.count(None),
             "accuracy": _rate(names_correct.count(True), len(names_correct) - names_correct.count(None)),
         },
         "relations": {
             "num_relations": num_relations,
-            "accuracy": _rate(sum(image.num_correct_relations for image in images), num_relations),
+            "accuracy": _rate(sum(caption.num_correct_relations for caption in captions), num_relations),
         },
-        "attention": {
-            "all": _mean_scores(object_words),
-            **{kind: _mean_scores(attention[kind]) for kind in kinds},
+        "counts": {
+            "num_groups": num_groups,
+            "accuracy": _rate(sum(caption.num_counted_groups for caption in captions), num_groups),
+            "num_plurals": num_plurals,
+            "plural_accuracy": _rate(sum(caption.num_correct_plurals for caption in captions), num_plurals),
         },
     }
 

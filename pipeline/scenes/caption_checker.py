@@ -79,7 +79,35 @@ def names_correctly(words: Sequence[str], objects: Sequence[AnnotatedObject]) ->
     mentions = find_mentions(words)
     if not mentions:
         return None
-    return all(len(_with_attributes(_naming_attributes(mention), objects)) >= mention.count for mention in mentions)
+    return all(_num_named(mention, objects) >= mention.count for mention in mentions)
+
+
+def count_groups(words: Sequence[str], objects: Sequence[AnnotatedObject]) -> tuple[int, int]:
+    """Count the groups of objects of one color and shape whose number a caption states.
+
+    "Two red cubes" states it for two red cubes. It does not for three, and neither does "a red cube and a red cube".
+
+    Returns:
+        Number of groups whose number a mention states, and number of groups of two or more objects.
+    """
+    groups = {tuple(_with_attributes(_naming_attributes(item.attributes), objects)) for item in objects}
+    plural_groups = {indices for indices in groups if len(indices) > 1}
+    stated = {
+        tuple(_with_attributes(_naming_attributes(mention.attributes), objects))
+        for mention in find_mentions(words)
+        if _states_number(mention, objects)
+    }
+    return len(plural_groups & stated), len(plural_groups)
+
+
+def count_plurals(words: Sequence[str], objects: Sequence[AnnotatedObject]) -> tuple[int, int]:
+    """Count the mentions of two or more objects.
+
+    Returns:
+        Number of mentions whose number is that of the objects of the named color and shape, and number of all.
+    """
+    plurals = [mention for mention in find_mentions(words) if mention.count > 1]
+    return sum(_states_number(mention, objects) for mention in plurals), len(plurals)
 
 
 def find_relations(words: Sequence[str]) -> list[Relation]:
@@ -151,8 +179,17 @@ def _parse_mention(words: Sequence[str], start: int, stop: int) -> list[Mention]
     ]
 
 
-def _naming_attributes(mention: Mention) -> dict[str, str]:
-    return {kind: value for kind, value in mention.attributes.items() if kind in _NAMING_KINDS}
+def _num_named(mention: Mention, objects: Sequence[AnnotatedObject]) -> int:
+    """Return the number of objects with the color and shape of a mention."""
+    return len(_with_attributes(_naming_attributes(mention.attributes), objects))
+
+
+def _states_number(mention: Mention, objects: Sequence[AnnotatedObject]) -> bool:
+    return mention.count == _num_named(mention, objects)
+
+
+def _naming_attributes(attributes: Mapping[str, str]) -> dict[str, str]:
+    return {kind: value for kind, value in attributes.items() if kind in _NAMING_KINDS}
 
 
 def _with_attributes(attributes: Mapping[str, str], objects: Sequence[AnnotatedObject]) -> list[int]:
