@@ -42,7 +42,7 @@ def model_digest(folder: Path) -> str:
 def initial_weights(
     folder: Path, params: TrainParams, vocabulary: Vocabulary, spec: EncoderSpec
 ) -> tuple[dict[str, Tensor], WarmStart]:
-    """Convert the weights of a trained model to those of a decoder with another vocabulary.
+    """Convert the weights of a trained model to those of a decoder with another vocabulary, and seed PyTorch.
 
     Args:
         folder: Model folder.
@@ -62,9 +62,8 @@ def initial_weights(
     is_other_encoder = model.config.encoder != spec
     if is_other_encoder and params.start_from_grids == "refuse":
         raise _encoder_error(folder, model.config, spec)
-    with torch.random.fork_rng():
-        torch.manual_seed(params.seed)
-        weights = build_decoder(params.decoder, spec.grid, spec.channels, len(vocabulary)).state_dict()
+    torch.manual_seed(params.seed)
+    weights = build_decoder(params.decoder, spec.grid, spec.channels, len(vocabulary)).state_dict()
     of_words, of_grids = _word_weights(params.decoder), _grid_weights(params.decoder)
     row_by_word = {word: row for row, word in enumerate(model.vocabulary.words)}
     rows = torch.tensor([row_by_word.get(word, len(row_by_word)) for word in vocabulary.words])
