@@ -64,7 +64,12 @@ SCORES = ("BLEU-4", "CIDEr-D")
 NEW_COLORS = {"yellow", "purple"}
 NUM_FOLDS = 4
 PHOTOGRAPH_SETTINGS = (
-    "encode.views=[whole, whole_flipped]",
+    "encode.views=[whole]",
+    "train.random_views=false",
+    "train.decoder.embedding_size=128",
+    "train.decoder.hidden_size=256",
+    "train.decoder.attention_size=128",
+    "train.max_epochs=12",
     "train.precision=float32",
     "train.compile=false",
 )
@@ -88,8 +93,15 @@ def read_photographs(real: Path, work: Path, params: Path, device: torch.device)
         }
         | policies,
     )
-    captions = {"file": "captions_train2017_sample.json", "folder": ".", "split": "train"}
-    coco = _records(real / "coco", {"format": "coco", "captions": [captions], "splits": None} | policies)
+    coco = _records(
+        real / "coco",
+        {
+            "format": "coco",
+            "captions": [{"file": "captions_train2017_sample.json", "folder": ".", "split": None}],
+            "splits": {"by": "seed", "seed": 0, "val": 0.1, "test": 0.1},  # required, and replaced by folds
+        }
+        | policies,
+    )
     # Ids of the two datasets may be equal.
     records = [replace(record, image_id=image_id) for image_id, record in enumerate([*flickr, *coco])]
     images = encode_images(records, real, work, params, device)
@@ -147,9 +159,10 @@ def compare(
             trained = gridcap_system(images, replace(seeded, start_from=initial), search, 1, device)
             captions[f"{system}, seed {index + 1}"] = out_of_fold(f"{name}-{system}", trained, images, folds, work)
     scores = {system: score(words, images.references) for system, words in captions.items()}
-    model = read_model(start / "").config
-    print(f"\n{name}: {len(start_fold.train)} images for the initial model (run {model.fingerprint}),")
-    print(f"{len(folds[0].train)} for the others, {params.max_epochs} epochs; {len(test_ids)} test images")
+    print(
+        f"\n{name}: {len(start_fold.train)} images for start, {len(folds[0].train)} for the others;"
+        f" {params.max_epochs} epochs each; {len(test_ids)} test images"
+    )
     print("\n".join(table(scores, num_seeds)))
     if any(images.records[image_id].objects for image_id in test_ids):
         for system, words in captions.items():
@@ -212,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--data", type=Path, default=data, help="folder of the scenes' records and features (default: %(default)s)")
     add("--work", type=Path, default=work, help="folder of features, models and captions (default: %(default)s)")
     add("--seeds", type=int, default=3, help="seeds of the continued models (default: %(default)s)")
-    add("--epochs", type=int, help="epochs of every model (default: 20 on photographs, 12 on scenes)")
+    add("--epochs", type=int, help="epochs of every model (default: 12)")
     add("--scenes", type=int, default=100, help="scenes with a new color (default: %(default)s)")
     add("--device", default=os.environ.get("GRIDCAP_DEVICE", "auto"), help="auto, cpu, cuda or cuda:N")
     arguments = parser.parse_args(argv)
