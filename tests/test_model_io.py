@@ -106,7 +106,7 @@ def test_provenance_is_recorded_in_the_config_alone(folder: Path) -> None:
         (CONFIG_FILE, '"grid_width": 2', '"grid_width": 0', CONFIG_FILE, ["encoder.grid_width", "1"]),
         (CONFIG_FILE, '"channels": 6', '"channels": 1000000', CONFIG_FILE, ["encoder.channels", "3072"]),
         (CONFIG_FILE, '"epoch": 1,', "", CONFIG_FILE, ["epoch", "required"]),
-        (CONFIG_FILE, '"schema_version": 8', '"schema_version": 7', CONFIG_FILE, ["gridcap.model version 7"]),
+        (CONFIG_FILE, '"schema_version": 9', '"schema_version": 8', CONFIG_FILE, ["gridcap.model version 8"]),
         (CONFIG_FILE, '"gridcap.model"', '"gridcap.tokens"', CONFIG_FILE, ["gridcap.tokens"]),
         (CONFIG_FILE, '"weights_digest": "', '"weights_digest": "f', CONFIG_FILE, ["weights_digest", "[0-9a-f]{64}"]),
         (CONFIG_FILE, '"num_images": 1', '"num_images": 1' + "0" * 400, CONFIG_FILE, ["data.num_images"]),
