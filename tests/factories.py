@@ -92,6 +92,8 @@ def train_params(**changes: object) -> TrainParams:
     """Return params of a short training run with dropout, with some fields changed."""
     values: dict[str, object] = {
         "seed": 3,
+        "start_from": None,
+        "start_from_grids": "refuse",
         "decoder": decoder_params(dropout=0.2, region_dropout=0.1, word_dropout=0.1),
         "batch_size": 5,
         "gradient_accumulation_steps": 1,

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from pipeline.captions.vocabulary import SPECIALS, Vocabulary
+from pipeline.decoder.decoder import DecoderParams
 from pipeline.decoder.model_io import ModelConfig, TrainingData, write_model
 from pipeline.decoder.registry import build_decoder
 from pipeline.features.store import EncoderSpec
@@ -35,7 +36,12 @@ def model_config(**changes: Any) -> ModelConfig:
 
 
 def make_model(
-    folder: Path, seed: int, words: str = "a dog runs fast", spec: EncoderSpec = SPEC, view: str = "whole"
+    folder: Path,
+    seed: int,
+    words: str = "a dog runs fast",
+    spec: EncoderSpec = SPEC,
+    view: str = "whole",
+    params: DecoderParams = SIZES,
 ) -> Path:
     """Write a model folder with random weights.
 
@@ -45,13 +51,16 @@ def make_model(
         words: Words of the vocabulary, without special tokens.
         spec: Encoder of the grids.
         view: View that the model captions.
+        params: Kind and sizes of the decoder.
 
     Returns:
         The folder.
     """
     vocabulary = Vocabulary((*SPECIALS, *words.split()))
     torch.manual_seed(seed)
-    decoder = build_decoder(SIZES, spec.grid, spec.channels, len(vocabulary))
-    config = model_config(fingerprint=f"run {seed}", vocabulary_digest=vocabulary.digest, encoder=spec, view=view)
+    decoder = build_decoder(params, spec.grid, spec.channels, len(vocabulary))
+    config = model_config(
+        fingerprint=f"run {seed}", decoder=params, vocabulary_digest=vocabulary.digest, encoder=spec, view=view
+    )
     write_model(folder, decoder.state_dict(), vocabulary, config)
     return folder

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.decoder.model_io import ModelConfig, Refinement, TrainingData
+from pipeline.decoder.model_io import ModelConfig, Refinement, TrainingData, WarmStart
 from pipeline.report.model_card import write_model_card
 from tests.factories import small_spec
 from tests.model_folders import model_config
@@ -70,6 +70,30 @@ def test_a_refined_model_has_the_scores_of_its_epoch_of_refinement(tmp_path: Pat
     assert expected in lines
     assert f"| CIDEr-D | {cider} |" in lines
     assert not any("self-critical" in line for line in card(tmp_path))
+
+
+def test_the_models_of_the_initial_weights_have_a_row_each(tmp_path: Path) -> None:
+    first = WarmStart(
+        fingerprint="01",
+        dataset="data/coco",
+        encoder_weights=None,
+        num_kept_words=8000,
+        num_new_words=100,
+        num_dropped_words=20,
+        new_input_projection=True,
+        warm_start=None,
+    )
+    second = replace(first, fingerprint="23", dataset="data/flickr30k", new_input_projection=False, warm_start=first)
+    lines = card(tmp_path, replace(CONFIG, warm_start=second))
+    rows = [line for line in lines if line.startswith("| initial weights |")]
+    counts = "8,000 words kept, 100 new, 20 dropped"
+    assert rows == [
+        f"| initial weights | of training run `23`: {counts}, same encoder; trained on `data/flickr30k` with encoder"
+        " weights unknown |",
+        f"| initial weights | of training run `01`: {counts}, new input projection for another encoder; trained on"
+        " `data/coco` with encoder weights unknown |",
+    ]
+    assert not any("initial weights" in line for line in card(tmp_path))
 
 
 def test_unrecorded_provenance_is_unknown(tmp_path: Path) -> None:

@@ -12,11 +12,14 @@ import pytest
 from PIL import Image
 
 from pipeline.captions.records import read_records
+from pipeline.decoder.model_io import WEIGHTS_FILE, read_model, record_provenance
 from pipeline.dvc_repair import repair
 from pipeline.params import read_yaml
 from pipeline.prediction.captioner import Captioner
 from pipeline.presets import use
 from tests.dvc_repository import STAGES, Repository
+from tests.factories import decoder_params
+from tests.model_folders import make_model
 
 pytestmark = pytest.mark.slow
 
@@ -169,6 +172,33 @@ def test_a_model_in_the_ensemble_folder_is_used(repository: Repository) -> None:
     assert repository.locks() == locks
 
 
+def test_training_starts_from_a_model_folder_and_again_when_it_changes(repository: Repository) -> None:
+    folder, locks = repository.folder, repository.locks()
+    before = (folder / "params.yaml").read_bytes()
+    start = shutil.copytree(folder / "data" / "model", folder / "models" / "first")
+    config = read_model(start).config
+    assert config.warm_start is None
+    try:
+        repository.edit("params.yaml", train={"start_from": "models/first"})
+        output = repository.dvc("repro")
+        assert f"train: initial weights of models/first, training run {config.fingerprint}: " in output
+        assert " 0 new, 0 dropped, same encoder" in output
+        assert repository.repro() == []
+        warm_start = read_model(folder / "data" / "model").config.warm_start
+        assert warm_start is not None
+        assert warm_start.fingerprint == config.fingerprint
+        assert f"of training run `{config.fingerprint}`" in (folder / "results" / "model_card.md").read_text()
+        record_provenance(start, "elsewhere", None)
+        assert repository.changed() == ["train"]
+        shutil.rmtree(start)
+        assert "models/first" in repository.dvc_fails("repro")
+    finally:
+        shutil.rmtree(folder / "models")
+        (folder / "params.yaml").write_bytes(before)
+        repository.repro()
+    assert repository.locks() == locks
+
+
 def test_a_run_killed_in_every_stage_gives_the_same_bytes(repository: Repository, tmp_path: Path) -> None:
     """Kill all processes, but in `train` only `dvc`, so that its child still runs when the next run starts."""
     killed = Repository.copy_project(tmp_path)
@@ -233,7 +263,9 @@ BAD_IDS = {"train": "00", "val": "08", "test": "11"}
 
 
 def write_linked_dataset(folder: Path) -> dict[str, Path]:
-    """Write a dataset of 15 images, weights and an ensemble folder, each of odd name and a link that DVC follows.
+    """Write a dataset of 15 images, weights, and folders of an ensemble and of initial weights.
+
+    Each has an odd name and is a link that DVC follows.
 
     Returns:
         Files behind the links, by what they change.
@@ -244,6 +276,8 @@ def write_linked_dataset(folder: Path) -> dict[str, Path]:
     photos.mkdir()
     (disk / "ensemble").mkdir()
     (disk / "ensemble" / "README.md").touch()
+    sizes = decoder_params(embedding_size=16, hidden_size=16, attention_size=16)
+    make_model(disk / "start", seed=1, words="a red thing", params=sizes)
     shutil.copy(folder / "data/scenes/encoder.safetensors", disk)
     rows, splits = ["image,caption"], {"train": range(8), "val": range(8, 11), "test": range(11, 15)}
     for index in range(15):
@@ -260,12 +294,14 @@ def write_linked_dataset(folder: Path) -> dict[str, Path]:
     (folder / ODD_NAME).symlink_to(disk / "root")
     (folder / f"{ODD_NAME}.safetensors").symlink_to(disk / "encoder.safetensors")
     (folder / f"ensemble {ODD_NAME}").symlink_to(disk / "ensemble")
+    (folder / f"start {ODD_NAME}").symlink_to(disk / "start")
     return {
         "caption file": disk / "root" / "captions.txt",
         "image": photos / "02.png",
         "linked image": disk / "single.png",
         "weights": disk / "encoder.safetensors",
         "ensemble": disk / "ensemble" / "README.md",
+        "initial weights": disk / "start" / WEIGHTS_FILE,
     }
 
 
@@ -284,6 +320,8 @@ def odd_repository(tmp_path_factory: pytest.TempPathFactory) -> tuple[Repository
         "tokenize.min_count": 1,
         "encode.weights": f"{ODD_NAME}.safetensors",
         "generate.ensemble": f"ensemble {ODD_NAME}",
+        "train.start_from": f"start {ODD_NAME}",
+        "train.start_from_grids": "adapt",
     }
     params = repository.folder / "params.yaml"
     use(params, [f"{key}={json.dumps(value)}" for key, value in values.items()], params)
@@ -337,6 +375,7 @@ def captions_of(folder: Path, name: str) -> tuple[str, ...]:
         ("linked image", ["prepare"]),
         ("weights", ["encode"]),
         ("ensemble", ["generate"]),
+        ("initial weights", ["train"]),
     ],
 )
 def test_a_change_behind_a_link_is_noticed(

@@ -48,6 +48,8 @@ dataset: {root: data/images}
 encode: {weights: data/encoder.safetensors}
 train:
   seed: 3
+  start_from: null
+  start_from_grids: refuse
   decoder:
     {kind: soft_attention, embedding_size: 8, hidden_size: 12, attention_size: 8, non_local_size: 0,
      dropout: 0.2, region_dropout: 0.1, word_dropout: 0.1}

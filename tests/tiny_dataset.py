@@ -17,6 +17,7 @@ from pipeline.features.store import FeatureStore
 from pipeline.training.loop import Intervals
 from pipeline.training.train import CHECKPOINT_FILE, TrainPaths, train_in
 from pipeline.training.trainer import Trainer, TrainParams
+from pipeline.training.warm_start import initial_weights
 from tests.factories import lr_params, small_spec, train_params
 from tests.feature_stores import write_store
 
@@ -65,15 +66,19 @@ def write_token_files(folder: Path, records: list[Record]) -> None:
 
 def make_trainer(data: Path, folder: Path, params: TrainParams) -> Trainer:
     """Make the trainer of a run whose checkpoint is in `folder`."""
-    tokens = data / "tokens" / TOKENS_FILE
+    tokens, vocabulary = data / "tokens" / TOKENS_FILE, read_vocabulary(data / "tokens" / VOCABULARY_FILE)
+    weights = None
+    if params.start_from is not None:
+        weights, _ = initial_weights(params.start_from, params, vocabulary, SPEC)
     return Trainer(
         params=params,
         train=read_tokens(tokens, "train"),
         val=read_tokens(tokens, "val"),
         store=FeatureStore(data / "features"),
-        vocabulary=read_vocabulary(data / "tokens" / VOCABULARY_FILE),
+        vocabulary=vocabulary,
         checkpoint=folder / CHECKPOINT_FILE,
         device=torch.device("cpu"),
+        initial_weights=weights,
     )
 
 

@@ -113,7 +113,17 @@ def read_images(real: Path, num_images: int | None, params: TokenizeParams) -> I
     all_records, _ = prepare(check(dataset, "dataset", DatasetParams, str(real)))
     all_records.sort(key=lambda record: record.image_id)
     order = np.random.default_rng(0).permutation(len(all_records))
-    records = [all_records[index] for index in order[:num_images]]
+    return make_image_set([all_records[index] for index in order[:num_images]], folder, params)
+
+
+def make_image_set(records: Sequence[Record], folder: Path, params: TokenizeParams) -> ImageSet:
+    """Digest the image files of records, and tokenize their references.
+
+    Args:
+        records: The records.
+        folder: Folder of the image files.
+        params: Tokenization of the references.
+    """
     tokenizer = make_tokenizer(params)
     return ImageSet(
         folder=folder,

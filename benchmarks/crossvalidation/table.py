@@ -107,13 +107,13 @@ def score_lines(scores: Mapping[Row, SystemScores]) -> list[str]:
     ]
 
 
-def difference_lines(scores: Mapping[Row, SystemScores]) -> list[str]:
+def difference_lines(scores: Mapping[Row, SystemScores], baselines: Sequence[str] = BASELINES) -> list[str]:
     """Format a line of a Markdown table for the paired difference of each row and each baseline."""
     lines = []
     for row, system in scores.items():
-        for name in BASELINES:
+        for name in baselines:
             baseline = baseline_row(row, name, list(scores))
-            if baseline is None or row.system in BASELINES[1:]:
+            if baseline is None or row.system in baselines[1:]:
                 continue
             intervals = {
                 metric: paired_difference(

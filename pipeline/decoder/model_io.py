@@ -68,6 +68,37 @@ class Refinement:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WarmStart:
+    """The model that the initial weights came from, and what was kept of it."""
+
+    fingerprint: str
+    """Fingerprint of the run that wrote it."""
+    dataset: str | None
+    """Dataset folder of that run; None if unknown."""
+    encoder_weights: str | None
+    """Path of the encoder's weights of that run; None if unknown."""
+    num_kept_words: Annotated[Int64, Field(ge=0)]
+    """Words of both vocabularies, without special tokens."""
+    num_new_words: Annotated[Int64, Field(ge=0)]
+    """Words that only the new vocabulary has."""
+    num_dropped_words: Annotated[Int64, Field(ge=0)]
+    """Words that only the vocabulary of the initial weights has."""
+    new_input_projection: bool
+    """Whether the weights that read grids were drawn anew, for the features of another encoder."""
+    warm_start: "WarmStart | None"
+    """The model that the initial weights of that model came from; None if they were random."""
+
+    @property
+    def summary(self) -> str:
+        """What was kept of the model."""
+        encoder = "new input projection for another encoder" if self.new_input_projection else "same encoder"
+        return (
+            f"{self.num_kept_words:,} words kept, {self.num_new_words:,} new, {self.num_dropped_words:,} dropped,"
+            f" {encoder}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Configuration of a decoder, and how it was trained."""
 
@@ -95,6 +126,8 @@ class ModelConfig:
     """Dataset folder, as in the params of the training run; None if unknown."""
     encoder_weights: str | None = None
     """Path of the encoder's weights, as in the params of the training run; None if unknown."""
+    warm_start: WarmStart | None = None
+    """Where the initial weights came from; None if they were random."""
     refinement: Refinement | None = None
     """Self-critical training of the weights; None if there was none."""
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import write_atomically
-from pipeline.decoder.model_io import CONFIG_FILE, History, ModelConfig
+from pipeline.decoder.model_io import CONFIG_FILE, History, ModelConfig, WarmStart
 
 CARD_FILE = "model_card.md"
 
@@ -61,6 +61,7 @@ def _lines(
     yield "| --- | --- |"
     yield f"| training run | `{config.fingerprint}` |"
     yield f"| training data | {_code(config.dataset)}: {_images(data.num_images)}, {data.num_captions:,} captions |"
+    yield from _initial_weights(config.warm_start)
     yield f"| checkpoint | epoch {config.epoch} of {len(history)}, {_selection(config.selected_by)} |"
     if config.refinement is not None:
         refinement, num_epochs = config.refinement, len(refine_history) - 1
@@ -86,6 +87,16 @@ def _lines(
     if scores is not None:
         yield from _evaluation_lines(scores)
     yield _LICENSES
+
+
+def _initial_weights(warm_start: WarmStart | None) -> Iterator[str]:
+    """Yield a row for each model that the weights of the next one started from."""
+    while warm_start is not None:
+        yield (
+            f"| initial weights | of training run `{warm_start.fingerprint}`: {warm_start.summary}; trained on"
+            f" {_code(warm_start.dataset)} with encoder weights {_code(warm_start.encoder_weights)} |"
+        )
+        warm_start = warm_start.warm_start
 
 
 def _validation_lines(config: ModelConfig, selected_by: str, metrics: Mapping[str, float | None]) -> Iterator[str]:

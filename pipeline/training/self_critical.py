@@ -90,6 +90,8 @@ class RefineParams:
         """
         return TrainParams(
             seed=self.seed,
+            start_from=None,
+            start_from_grids="refuse",
             decoder=replace(decoder, dropout=0.0, region_dropout=0.0, word_dropout=0.0),
             batch_size=self.batch_size,
             gradient_accumulation_steps=1,

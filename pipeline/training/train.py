@@ -4,7 +4,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from pipeline.captions.vocabulary import VOCABULARY_FILE, Vocabulary, read_vocab
 from pipeline.decoder.model_io import (
     ModelConfig,
     TrainingData,
+    WarmStart,
     read_history,
     read_model,
     read_refine_history,
@@ -33,6 +34,7 @@ from pipeline.params import to_plain
 from pipeline.training.live_metrics import LiveMetrics
 from pipeline.training.loop import Intervals, run_training
 from pipeline.training.trainer import Trainer, TrainParams
+from pipeline.training.warm_start import initial_weights, model_digest
 
 logger = logging.getLogger("gridcap")
 
@@ -99,8 +101,15 @@ def train(
 
 
 def run_fingerprint(params: TrainParams, paths: TrainPaths, world_size: int) -> str:
-    """Compute the fingerprint of everything that determines the weights of a run."""
-    return fingerprint(**fingerprint_parts(params, paths, world_size, "pipeline.training.trainer"))
+    """Compute the fingerprint of everything that determines the weights of a run.
+
+    Raises:
+        UserError: `params.start_from` is not a model folder.
+    """
+    if params.start_from is None:
+        return fingerprint(**fingerprint_parts(params, paths, world_size, "pipeline.training.trainer"))
+    start, params = model_digest(params.start_from), replace(params, start_from=None)
+    return fingerprint(start=start, **fingerprint_parts(params, paths, world_size, "pipeline.training.warm_start"))
 
 
 def fingerprint_parts(params: object, paths: TrainPaths, world_size: int, module: str) -> dict[str, Any]:
@@ -140,8 +149,16 @@ def train_in(
     Raises:
         UserError: As for `train`.
     """
+    warm_start: WarmStart | None = None
 
     def start(inputs: TrainInputs, checkpoint: Path) -> Trainer:
+        nonlocal warm_start
+        weights = None
+        if params.start_from is not None:
+            weights, warm_start = initial_weights(params.start_from, params, inputs.vocabulary, inputs.store.spec)
+            if processes.is_main and not checkpoint.is_file():
+                name = f"{params.start_from}, training run {warm_start.fingerprint}"
+                logger.info("train: initial weights of %s: %s", name, warm_start.summary)
         return Trainer(
             params=params,
             train=inputs.train,
@@ -151,10 +168,12 @@ def train_in(
             checkpoint=checkpoint,
             device=device,
             processes=processes,
+            initial_weights=weights,
         )
 
     def write(model: Path, trainer: Trainer, inputs: TrainInputs) -> None:
-        write_model(model, trainer.best_weights, trainer.vocabulary, _model_config(folder.name, trainer, inputs))
+        config = replace(_model_config(folder.name, trainer, inputs), warm_start=warm_start)
+        write_model(model, trainer.best_weights, trainer.vocabulary, config)
         write_history(model, trainer.progress.history)
 
     return run_in(folder, Trainer.stage, paths, intervals, processes, start, write)

@@ -29,7 +29,7 @@ from pipeline.distributed import SINGLE_PROCESS, Processes
 from pipeline.errors import UserError
 from pipeline.features.store import FeatureStore
 from pipeline.metrics.cider import is_defined
-from pipeline.params import params_section
+from pipeline.params import DEPENDENCY, params_section
 from pipeline.training.batches import Batch, CaptionBatches
 from pipeline.training.checkpoint import Progress, TrainingState, load_checkpoint, random_state, save_checkpoint
 from pipeline.training.ema import make_ema
@@ -45,6 +45,12 @@ class TrainParams:
 
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     """Random seed of initialization, batch order and dropout."""
+    start_from: Annotated[Path | None, DEPENDENCY]
+    """Model folder whose weights are the initial weights, of the same `decoder.kind` and sizes; null draws random
+    weights."""
+    start_from_grids: Literal["refuse", "adapt"]
+    """What to do if `start_from` was trained on features of another encoder: an error (`refuse`), or draw new weights
+    for the layers that read grids (`adapt`)."""
     decoder: DecoderParams
     batch_size: Annotated[int, Field(ge=1, le=4096)]
     """Images per batch, each with all of its captions."""
