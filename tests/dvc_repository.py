@@ -16,8 +16,8 @@ from pipeline.presets import use
 from tests.command_line import git
 from tests.paths import ROOT
 
-SOURCES = ["gridcap.py", "pipeline", "stages", "presets", "data/weights", "data/ensemble", "dvc.yaml", "params.yaml"]
-SOURCES += [".dvcignore", ".dvc/config"]
+SOURCES = ["gridcap.py", "pipeline", "stages", "presets", "data/weights", "data/ensemble", "data/text", "dvc.yaml"]
+SOURCES += ["params.yaml", ".dvcignore", ".dvc/config"]
 SOURCES += [f"data/scenes/{name}" for name in ("dvc.yaml", "params.yaml", "encoder.json")]
 SOURCES += ["data/scenes/encoder.safetensors"]
 STAGES = ["data/scenes/dvc.yaml:render", "prepare", "tokenize", "encode", "train", "refine", "generate", "evaluate"]

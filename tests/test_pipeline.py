@@ -233,7 +233,7 @@ BAD_IDS = {"train": "00", "val": "08", "test": "11"}
 
 
 def write_linked_dataset(folder: Path) -> dict[str, Path]:
-    """Write a dataset of 15 images, weights and an ensemble folder, each of odd name and a link that DVC follows.
+    """Write a dataset of 15 images, weights, a text and an ensemble folder, of odd names and links that DVC follows.
 
     Returns:
         Files behind the links, by what they change.
@@ -260,12 +260,15 @@ def write_linked_dataset(folder: Path) -> dict[str, Path]:
     (folder / ODD_NAME).symlink_to(disk / "root")
     (folder / f"{ODD_NAME}.safetensors").symlink_to(disk / "encoder.safetensors")
     (folder / f"ensemble {ODD_NAME}").symlink_to(disk / "ensemble")
+    (disk / "text.csv").write_text("image,caption\n,a purple thing\n,a purple thing\n14.png,the purple test image\n")
+    (folder / f"{ODD_NAME}.csv").symlink_to(disk / "text.csv")
     return {
         "caption file": disk / "root" / "captions.txt",
         "image": photos / "02.png",
         "linked image": disk / "single.png",
         "weights": disk / "encoder.safetensors",
         "ensemble": disk / "ensemble" / "README.md",
+        "text": disk / "text.csv",
     }
 
 
@@ -283,6 +286,7 @@ def odd_repository(tmp_path_factory: pytest.TempPathFactory) -> tuple[Repository
         "dataset.bad_images": "skip",
         "tokenize.min_count": 1,
         "encode.weights": f"{ODD_NAME}.safetensors",
+        "train.text": f"{ODD_NAME}.csv",
         "generate.ensemble": f"ensemble {ODD_NAME}",
     }
     params = repository.folder / "params.yaml"
@@ -313,7 +317,9 @@ def test_bad_images_are_skipped_in_every_stage(odd_repository: tuple[Repository,
         "num_images": 7,
         "num_captions": 14,
         "num_val_images": 2,
+        "num_text_captions": 2,
     }
+    assert metrics["tokenize"]["text_num_held_out"] == 1
     assert {row["image_id"] for row in captions} == {by_name[name] for name in ("12", "13", "14")}
     assert (metrics["scores"]["num_images"], metrics["scores"]["num_skipped_images"]) == (3, 1)
     assert metrics["teacher_forcing"]["num_tokens"] == sum(
@@ -337,6 +343,7 @@ def captions_of(folder: Path, name: str) -> tuple[str, ...]:
         ("linked image", ["prepare"]),
         ("weights", ["encode"]),
         ("ensemble", ["generate"]),
+        ("text", ["tokenize"]),
     ],
 )
 def test_a_change_behind_a_link_is_noticed(

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import h5py
 import numpy as np
@@ -27,8 +27,9 @@ from pipeline.startup import defer_interrupts
 SCHEMA = Schema("gridcap.tokens", 5)
 TOKENS_FILE = "tokens.h5"
 
-Group = Split | Literal["text"]
+Group = Literal["train", "val", "test", "text"]
 """Group of `tokens.h5`: a split, or the captions without images."""
+GROUPS: tuple[Group, ...] = get_args(Group)
 
 _COLUMNS: dict[str, tuple[np.dtype[Any], str]] = {
     "ids": (np.dtype("<i4"), "ids of all captions: <start>, the words, <end>; an id is an index into vocabulary.json"),
@@ -134,7 +135,7 @@ def tokenize(
     """
     split_words = make_tokenizer(params)
     numbers: dict[str, int] = {}  # of every distinct word
-    captions: dict[Group, _SplitWords] = {group: _SplitWords() for group in (*SPLITS, "text")}
+    captions = {group: _SplitWords() for group in GROUPS}
     held_out = HeldOutImages()
     num_without_words = num_unsegmented = 0
 
@@ -256,8 +257,8 @@ def write_tokens(path: Path, dataset: TokenizedDataset, params: TokenizeParams, 
                 "punctuation": tokenization.punctuation,
             }
         )
-        groups: dict[Group, CaptionTokens] = {**dataset.splits, "text": dataset.text}
-        for group, captions in groups.items():
+        for group in GROUPS:
+            captions = dataset.text if group == "text" else dataset.splits[group]
             values = {
                 "ids": captions.ids,
                 "offset": captions.offset,

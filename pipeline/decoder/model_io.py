@@ -33,7 +33,7 @@ from pipeline.errors import UserError
 from pipeline.features.store import EncoderSpec
 from pipeline.features.views import View
 
-SCHEMA = Schema("gridcap.model", 8)
+SCHEMA = Schema("gridcap.model", 9)
 WEIGHTS_FILE = "decoder.safetensors"
 CONFIG_FILE = "config.json"
 HISTORY_FILE = "history.json"
@@ -53,6 +53,8 @@ class TrainingData:
     """Captions of the train split."""
     num_val_images: Int64
     """Images of the validation split."""
+    num_text_captions: Int64
+    """Captions without images that the decoder was pretrained on; 0 without pretraining."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,11 +31,15 @@ from pipeline.import_graph import code_digest
 from pipeline.params import to_plain
 from pipeline.training.live_metrics import LiveMetrics
 from pipeline.training.loop import Intervals, run_training
+from pipeline.training.text_pretraining import TextPretrainer
 from pipeline.training.trainer import Trainer, TrainParams
 
 logger = logging.getLogger("gridcap")
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
+TEXT_CHECKPOINT_FILE = "text_checkpoint.safetensors"
+TEXT_LIVE_FOLDER = "text"
+"""Folder of the live metrics of pretraining on text, below those of the run."""
 MODEL_FOLDER = "model"
 
 T = TypeVar("T", bound=Trainer)
@@ -65,6 +69,8 @@ class TrainInputs:
     """Captions of the train split."""
     val: CaptionTokens
     """Captions of the validation split."""
+    text: CaptionTokens
+    """Captions without images."""
 
 
 @contextmanager
@@ -99,7 +105,7 @@ def train(
 
 def run_fingerprint(params: TrainParams, paths: TrainPaths, world_size: int) -> str:
     """Compute the fingerprint of everything that determines the weights of a run."""
-    return fingerprint(**fingerprint_parts(params, paths, world_size, "pipeline.training.trainer"))
+    return fingerprint(**fingerprint_parts(params, paths, world_size, "pipeline.training.text_pretraining"))
 
 
 def fingerprint_parts(params: object, paths: TrainPaths, world_size: int, module: str) -> dict[str, Any]:
@@ -140,7 +146,26 @@ def train_in(
         UserError: As for `train`.
     """
 
+    text_checkpoint = folder / TEXT_CHECKPOINT_FILE
+
     def start(inputs: TrainInputs, checkpoint: Path) -> Trainer:
+        initial_weights = None
+        pretraining = params.text_pretraining if inputs.text.captions else None
+        if pretraining is not None and not processes.broadcast(checkpoint.is_file()):
+            pretrainer = TextPretrainer(
+                params=params,
+                pretraining=pretraining,
+                text=inputs.text,
+                train=inputs.train,
+                val=inputs.val,
+                store=inputs.store,
+                vocabulary=inputs.vocabulary,
+                checkpoint=text_checkpoint,
+                device=device,
+                processes=processes,
+            )
+            _run(pretrainer, text_checkpoint, intervals, paths.live / TEXT_LIVE_FOLDER)
+            initial_weights = pretrainer.eval_model.state_dict()
         return Trainer(
             params=params,
             train=inputs.train,
@@ -150,9 +175,11 @@ def train_in(
             checkpoint=checkpoint,
             device=device,
             processes=processes,
+            initial_weights=initial_weights,
         )
 
     def write(model: Path, trainer: Trainer, inputs: TrainInputs) -> None:
+        text_checkpoint.unlink(missing_ok=True)
         write_model(model, trainer.best_weights, trainer.vocabulary, _model_config(folder.name, trainer, inputs))
         write_history(model, trainer.progress.history)
 
@@ -192,16 +219,22 @@ def run_in(
         return model
     inputs, checkpoint = _read_inputs(paths), folder / CHECKPOINT_FILE
     trainer = start(inputs, checkpoint)
-    if processes.is_main and trainer.is_resumed:
-        epoch, batch = trainer.progress.epoch + 1, trainer.progress.batch
-        logger.info("%s: resuming from %s: epoch %d, batch %d", stage, checkpoint, epoch, batch)
-    run_training(trainer, intervals, LiveMetrics(paths.live, trainer.global_step) if processes.is_main else None)
+    _run(trainer, checkpoint, intervals, paths.live)
     if processes.is_main:
         with fresh_folder(model) as unfinished:
             write(unfinished, trainer, inputs)
             publish(unfinished, model)
         checkpoint.unlink()
     return model
+
+
+def _run(trainer: Trainer, checkpoint: Path, intervals: Intervals, live: Path) -> None:
+    """Run a trainer to its end, with live metrics in the folder `live`."""
+    is_main = trainer.processes.is_main
+    if is_main and trainer.is_resumed:
+        epoch, batch = trainer.progress.epoch + 1, trainer.progress.batch
+        logger.info("%s: resuming from %s: epoch %d, batch %d", trainer.phase, checkpoint, epoch, batch)
+    run_training(trainer, intervals, LiveMetrics(live, trainer.global_step) if is_main else None)
 
 
 def _read_inputs(paths: TrainPaths) -> TrainInputs:
@@ -212,7 +245,8 @@ def _read_inputs(paths: TrainPaths) -> TrainInputs:
     train_captions, val_captions = (
         read_tokens(paths.tokens / TOKENS_FILE, split, store.skipped_ids) for split in ("train", "val")
     )
-    return TrainInputs(vocabulary=vocabulary, store=store, train=train_captions, val=val_captions)
+    text = read_tokens(paths.tokens / TOKENS_FILE, "text")
+    return TrainInputs(vocabulary=vocabulary, store=store, train=train_captions, val=val_captions, text=text)
 
 
 def _model_config(run: str, trainer: Trainer, inputs: TrainInputs) -> ModelConfig:
@@ -228,6 +262,7 @@ def _model_config(run: str, trainer: Trainer, inputs: TrainInputs) -> ModelConfi
             num_images=len(set(inputs.train.image_id.tolist())),
             num_captions=len(inputs.train.image_id),
             num_val_images=len(set(inputs.val.image_id.tolist())),
+            num_text_captions=0 if params.text_pretraining is None else len(inputs.text.image_id),
         ),
         epoch=trainer.progress.best_epoch,
         selected_by=params.select_by,

@@ -29,7 +29,7 @@ from pipeline.distributed import SINGLE_PROCESS, Processes
 from pipeline.errors import UserError
 from pipeline.features.store import FeatureStore
 from pipeline.metrics.cider import is_defined
-from pipeline.params import params_section
+from pipeline.params import DEPENDENCY, params_section
 from pipeline.training.batches import Batch, CaptionBatches
 from pipeline.training.checkpoint import Progress, TrainingState, load_checkpoint, random_state, save_checkpoint
 from pipeline.training.ema import make_ema
@@ -40,12 +40,31 @@ from pipeline.training.validation import NonFiniteLossError, SelectBy, Validatio
 
 
 @params_section
+class TextPretrainingParams:
+    """Pretraining of the decoder on captions without images."""
+
+    max_epochs: Annotated[int, Field(ge=1, le=100_000)]
+    """Epochs on the text before the usual training."""
+    num_regions: Annotated[int, Field(ge=1, le=10_000)]
+    """Pseudo-regions of a caption, at most the regions of a grid."""
+    ridge_penalty: Annotated[float, Field(gt=0, le=1e12)]
+    """Penalty of the ridge regression that predicts the mean region from the words of a caption."""
+    noise: Annotated[float, Field(ge=0, le=100)]
+    """Standard deviation of the normal noise added to the pseudo-regions, which are layer-normalized; 0 disables it."""
+
+
+@params_section
 class TrainParams:
     """Architecture and training of the decoder."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     """Random seed of initialization, batch order and dropout."""
     decoder: DecoderParams
+    text: Annotated[Path, DEPENDENCY]
+    """File of captions without images to pretrain on, or folder of such files: one caption a line, CSV with the header
+    `image,caption`, or COCO JSON. An empty folder disables pretraining. `tokenize` reads the file."""
+    text_pretraining: TextPretrainingParams | None
+    """Pretraining on the text; null disables it, and the text only adds words to the vocabulary."""
     batch_size: Annotated[int, Field(ge=1, le=4096)]
     """Images per batch, each with all of its captions."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=10_000)]
@@ -178,6 +197,11 @@ class Trainer:
         if self.is_resumed:
             load_checkpoint(checkpoint, self._state, processes.rank)
         self._model: nn.Module = DistributedDataParallel(self.decoder) if processes.world_size > 1 else self.decoder
+
+    @property
+    def phase(self) -> str:
+        """Name of the run in messages."""
+        return self.stage
 
     @property
     def progress(self) -> Progress:
@@ -417,6 +441,6 @@ class Trainer:
             f"The last checkpoint is {self._checkpoint}." if self._checkpoint.is_file() else "No checkpoint was saved."
         )
         return UserError(
-            f"{self.stage}: epoch {epoch}, step {step}: {problem} at learning rate {lr:.3g}. Lower"
+            f"{self.phase}: epoch {epoch}, step {step}: {problem} at learning rate {lr:.3g}. Lower"
             f" {self.stage}.lr.peak or {self.stage}.max_grad_norm in params.yaml. {checkpoint}"
         )
