@@ -1,5 +1,6 @@
 """Stage `tokenize`: build the vocabulary and convert every caption to token ids."""
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,8 @@ from pipeline.captions.vocabulary import VOCABULARY_FILE, write_vocabulary
 from pipeline.errors import run
 from pipeline.params import load, load_key, require_unchanged, to_plain
 
+logger = logging.getLogger("gridcap")
+
 
 def main(
     params: Annotated[Path, typer.Option(help="Params file with section `tokenize` and `train.text`.")],
@@ -26,6 +29,13 @@ def main(
     text = read_text_captions(load_key(params, "train.text", Path))
     records_file = prepared / RECORDS_FILE
     dataset = tokenize(iter_records(prepared), tokenize_params, records_file, text)
+    if text:
+        num_captions, num_held_out = len(dataset.text.image_id), dataset.metrics["text_num_held_out"]
+        logger.info(
+            "tokenize: %d captions without images; %d more are left out, since they belong to val or test images",
+            num_captions,
+            num_held_out,
+        )
     name = fingerprint(
         schema=SCHEMA.version, params=to_plain(tokenize_params), records=file_digest(records_file), text=text
     )
