@@ -150,7 +150,7 @@ def save_random_model(
         encoder=spec,
         encoder_fingerprint=spec.fingerprint,
         view="whole",
-        data=TrainingData(num_images=0, num_captions=0, num_val_images=0),
+        data=TrainingData(num_images=0, num_captions=0, num_val_images=0, num_text_captions=0),
         epoch=1,
         selected_by="nothing",
         versions={},

@@ -212,11 +212,13 @@ def _describe_tokens(file: h5py.File, vocabulary: Vocabulary | None) -> Iterator
         num_images = len(np.unique(image_ids))
         mean_length = f", {num_ids / len(image_ids):.1f} ids per caption" if len(image_ids) else ""
         yield ""
-        yield f"  {split}: {len(image_ids):,} captions of {num_images:,} images{mean_length}"
+        images = "without images" if split == "text" else f"of {num_images:,} images"
+        yield f"  {split}: {len(image_ids):,} captions {images}{mean_length}"
         for row in range(min(_SAMPLE_SIZE, len(image_ids))):
             ids = group["ids"][offset[row] : offset[row + 1]].tolist()
             words = vocabulary.decode(ids) if vocabulary else map(str, ids)
-            yield f"    image {image_ids[row]}: {format_value(' '.join(words), max_length=1000)}"
+            owner = "caption" if split == "text" else "image"
+            yield f"    {owner} {image_ids[row]}: {format_value(' '.join(words), max_length=1000)}"
 
 
 def _describe_grid(file: h5py.File) -> Iterator[str]:

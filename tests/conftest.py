@@ -53,6 +53,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def data_with_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the dataset `data` with captions without images. Tests must not change it."""
+    from tests.tiny_dataset import TEXT, make_dataset
+
+    return make_dataset(tmp_path_factory.mktemp("data_with_text"), TEXT)
+
+
+@pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> "Repository":
     """Copy the project into a repository in which every stage has run once. Tests must leave it as it was."""
     from tests.dvc_repository import STAGES, Repository

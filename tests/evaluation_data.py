@@ -60,7 +60,7 @@ def make_data(
         },
         "trained_captions": None,
         "tokens": None,
-        "train_tokens": None,
+        "train_captions": None,
         "store": store,
         "model": None,
         "history": [{"epoch": 1, "val_loss": 3.0, "val_cider": None}, {"epoch": 2, "val_loss": 2.5, "val_cider": 0.5}],

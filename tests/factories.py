@@ -11,7 +11,7 @@ from pipeline.features.resnets import Architecture, Layer
 from pipeline.features.store import EncoderSpec
 from pipeline.training.lr_schedule import LRParams
 from pipeline.training.self_critical import RefineParams
-from pipeline.training.trainer import TrainParams
+from pipeline.training.trainer import TextPretrainingParams, TrainParams
 
 
 def small_spec(**changes: object) -> EncoderSpec:
@@ -95,6 +95,8 @@ def train_params(**changes: object) -> TrainParams:
         "start_from": None,
         "start_from_grids": "refuse",
         "decoder": decoder_params(dropout=0.2, region_dropout=0.1, word_dropout=0.1),
+        "text": None,
+        "text_pretraining": TextPretrainingParams(max_epochs=2, num_regions=3, ridge_penalty=1.0, noise=0.1),
         "batch_size": 5,
         "gradient_accumulation_steps": 1,
         "random_views": False,

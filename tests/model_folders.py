@@ -27,7 +27,7 @@ def model_config(**changes: Any) -> ModelConfig:
         "encoder": encoder,
         "encoder_fingerprint": encoder.fingerprint,
         "view": "whole",
-        "data": TrainingData(num_images=1, num_captions=5, num_val_images=1),
+        "data": TrainingData(num_images=1, num_captions=5, num_val_images=1, num_text_captions=0),
         "epoch": 1,
         "selected_by": "cider",
         "versions": {},

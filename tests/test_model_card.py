@@ -13,7 +13,7 @@ from tests.model_folders import model_config
 
 CONFIG = model_config(
     encoder=small_spec(),
-    data=TrainingData(num_images=1200, num_captions=6000, num_val_images=30),
+    data=TrainingData(num_images=1200, num_captions=6000, num_val_images=30, num_text_captions=0),
     epoch=2,
     versions={"torch": "2.11.0"},
     dataset="data/flickr8k",

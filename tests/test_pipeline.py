@@ -263,7 +263,7 @@ BAD_IDS = {"train": "00", "val": "08", "test": "11"}
 
 
 def write_linked_dataset(folder: Path) -> dict[str, Path]:
-    """Write a dataset of 15 images, weights, and folders of an ensemble and of initial weights.
+    """Write a dataset of 15 images, weights, a text, and folders of an ensemble and of initial weights.
 
     Each has an odd name and is a link that DVC follows.
 
@@ -295,6 +295,8 @@ def write_linked_dataset(folder: Path) -> dict[str, Path]:
     (folder / f"{ODD_NAME}.safetensors").symlink_to(disk / "encoder.safetensors")
     (folder / f"ensemble {ODD_NAME}").symlink_to(disk / "ensemble")
     (folder / f"start {ODD_NAME}").symlink_to(disk / "start")
+    (disk / "text.csv").write_text("image,caption\n,a purple thing\n,a purple thing\n14.png,the purple test image\n")
+    (folder / f"{ODD_NAME}.csv").symlink_to(disk / "text.csv")
     return {
         "caption file": disk / "root" / "captions.txt",
         "image": photos / "02.png",
@@ -302,6 +304,7 @@ def write_linked_dataset(folder: Path) -> dict[str, Path]:
         "weights": disk / "encoder.safetensors",
         "ensemble": disk / "ensemble" / "README.md",
         "initial weights": disk / "start" / WEIGHTS_FILE,
+        "text": disk / "text.csv",
     }
 
 
@@ -319,6 +322,7 @@ def odd_repository(tmp_path_factory: pytest.TempPathFactory) -> tuple[Repository
         "dataset.bad_images": "skip",
         "tokenize.min_count": 1,
         "encode.weights": f"{ODD_NAME}.safetensors",
+        "train.text": f"{ODD_NAME}.csv",
         "generate.ensemble": f"ensemble {ODD_NAME}",
         "train.start_from": f"start {ODD_NAME}",
         "train.start_from_grids": "adapt",
@@ -351,7 +355,9 @@ def test_bad_images_are_skipped_in_every_stage(odd_repository: tuple[Repository,
         "num_images": 7,
         "num_captions": 14,
         "num_val_images": 2,
+        "num_text_captions": 2,
     }
+    assert metrics["tokenize"]["text_num_held_out"] == 1
     assert {row["image_id"] for row in captions} == {by_name[name] for name in ("12", "13", "14")}
     assert (metrics["scores"]["num_images"], metrics["scores"]["num_skipped_images"]) == (3, 1)
     assert metrics["teacher_forcing"]["num_tokens"] == sum(
@@ -376,6 +382,7 @@ def captions_of(folder: Path, name: str) -> tuple[str, ...]:
         ("weights", ["encode"]),
         ("ensemble", ["generate"]),
         ("initial weights", ["train"]),
+        ("text", ["tokenize"]),
     ],
 )
 def test_a_change_behind_a_link_is_noticed(

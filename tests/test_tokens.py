@@ -231,7 +231,7 @@ def remove_digest(file: h5py.File) -> None:
 
 
 @pytest.mark.parametrize("alter", [alter_value, alter_text, alter_attribute, remove_split, remove_digest])
-@pytest.mark.parametrize("read", [partial(read_tokens, split="train"), read_tokenization])
+@pytest.mark.parametrize("read", [partial(read_tokens, group="train"), read_tokenization])
 def test_altered_file_is_an_error(
     tmp_path: Path, alter: Callable[[h5py.File], None], read: Callable[[Path], object]
 ) -> None:

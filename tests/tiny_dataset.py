@@ -1,15 +1,17 @@
 """Tokens and features small enough to train on in a test: each image has one bright region, which shows its color.
 
-The fixture `data` is this dataset. The fixture `tiny` (tests/tiny_captioner.py) starts from image files and also runs
-the encoder.
+The fixture `data` is this dataset, `data_with_text` the same with `TEXT`. The fixture `tiny` (tests/tiny_captioner.py)
+starts from image files and also runs the encoder.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from pipeline.captions.records import Record, Split
+from pipeline.captions.text import TextCaption
 from pipeline.captions.tokenizer import TokenizeParams
 from pipeline.captions.tokens import TOKENS_FILE, read_tokens, tokenize, write_tokens
 from pipeline.captions.vocabulary import VOCABULARY_FILE, read_vocabulary, write_vocabulary
@@ -27,6 +29,14 @@ NUM_REGIONS, CHANNELS = 4, 6
 SPEC = small_spec(channels=CHANNELS)
 TOKENIZE = TokenizeParams(language="en", lowercase=True, punctuation="drop", min_count=1, max_length=9)
 
+TEXT = [
+    TextCaption(f"{start} {color} {noun}")
+    for start in ("a", "the big")
+    for color in COLORS
+    for noun in ("car", "thing")
+]
+"""Captions without images."""
+
 EVERY_FEATURE = train_params(
     gradient_accumulation_steps=2,
     optimizer="adamw",
@@ -39,7 +49,7 @@ EVERY_FEATURE = train_params(
 """Training with every optional feature."""
 
 
-def make_dataset(folder: Path) -> Path:
+def make_dataset(folder: Path, text: Sequence[TextCaption] = ()) -> Path:
     """Write the folders `tokens` and `features`, as `tokenize` and `encode` do, and return `folder`."""
     rng = np.random.default_rng(0)
     splits: list[Split] = ["train"] * NUM_TRAIN + ["val"] * NUM_VAL
@@ -51,14 +61,14 @@ def make_dataset(folder: Path) -> Path:
         grids.append(grid)
         captions = (f"a {COLORS[color]} thing", f"the thing is {COLORS[color]}", COLORS[color])[: 2 + image_id % 2]
         records.append(Record(image_id=image_id, file=f"{image_id}.jpg", split=split, captions=captions))
-    write_token_files(folder, records)
+    write_token_files(folder, records, text)
     write_store(folder / "features", SPEC, range(len(records)), np.stack(grids))
     return folder
 
 
-def write_token_files(folder: Path, records: list[Record]) -> None:
+def write_token_files(folder: Path, records: list[Record], text: Sequence[TextCaption] = ()) -> None:
     """Write the folder `tokens`, as `tokenize` does."""
-    dataset = tokenize(records, TOKENIZE, folder)
+    dataset = tokenize(records, TOKENIZE, folder, text)
     (folder / "tokens").mkdir()
     write_vocabulary(folder / "tokens" / VOCABULARY_FILE, dataset.vocabulary)
     write_tokens(folder / "tokens" / TOKENS_FILE, dataset, TOKENIZE, "0")

@@ -24,7 +24,7 @@ class TokenizeParams:
     punctuation: Literal["drop", "keep"]
     """Whether to drop or keep tokens without a letter or digit."""
     min_count: Annotated[int, Field(ge=1, le=1_000_000)]
-    """Minimum occurrences of a word in the train captions; rarer words become `<unk>`."""
+    """Minimum occurrences of a word in the train captions and `train.text`; rarer words become `<unk>`."""
     max_length: Annotated[int, Field(ge=1, le=1000)]
     """Maximum words of a caption for training; longer captions are truncated and counted."""
 

@@ -4,10 +4,10 @@ Shapes: `N` captions of a split, `M` ids of all captions, `T` ids per caption, `
 """
 
 from array import array
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import h5py
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline.artifacts import Schema
 from pipeline.captions.languages import is_unsegmented, require_segmented
 from pipeline.captions.records import SPLITS, Record, Split, empty_split_error
+from pipeline.captions.text import HeldOutImages, TextCaption
 from pipeline.captions.tokenization import Tokenization, spacy_tokenization
 from pipeline.captions.tokenizer import TokenizeParams, describe_tokenizer, make_tokenizer
 from pipeline.captions.vocabulary import END, PAD, REMEDY, SPECIALS, START, UNK, VOCABULARY_FILE, Vocabulary
@@ -23,13 +24,17 @@ from pipeline.errors import UserError
 from pipeline.hdf5 import content_digest, create_artifact, open_artifact, read_dataset
 from pipeline.startup import defer_interrupts
 
-SCHEMA = Schema("gridcap.tokens", 4)
+SCHEMA = Schema("gridcap.tokens", 5)
 TOKENS_FILE = "tokens.h5"
+
+Group = Literal["train", "val", "test", "text"]
+"""Group of `tokens.h5`: a split, or the captions without images."""
+GROUPS: tuple[Group, ...] = get_args(Group)
 
 _COLUMNS: dict[str, tuple[np.dtype[Any], str]] = {
     "ids": (np.dtype("<i4"), "ids of all captions: <start>, the words, <end>; an id is an index into vocabulary.json"),
     "offset": (np.dtype("<i8"), "caption i has ids[offset[i]:offset[i + 1]]"),
-    "image_id": (np.dtype("<i8"), "image of each caption"),
+    "image_id": (np.dtype("<i8"), "image of each caption; in group text, the number of the caption"),
     "text": (np.dtype("u1"), "UTF-8 text, one caption per line: words joined by spaces, before any became <unk>"),
 }
 
@@ -43,7 +48,7 @@ class CaptionTokens:
     offset: NDArray[np.int64]
     """[N + 1] position of each caption's first id in `ids`, and M."""
     image_id: NDArray[np.int64]
-    """[N] image of the caption."""
+    """[N] image of the caption; a caption without an image has its number."""
     text: str
     """N lines, one per caption, not truncated: words joined by spaces, including those that are not in the
     vocabulary."""
@@ -89,10 +94,12 @@ class CaptionTokens:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizedDataset:
-    """Tokens of every split, the vocabulary of the train split, and the metrics of `tokenize`."""
+    """Tokens of every split and of the text, the vocabulary of train split and text, and the metrics of `tokenize`."""
 
     vocabulary: Vocabulary
     splits: dict[Split, CaptionTokens]
+    text: CaptionTokens
+    """Captions without images; none where `tokenize` read no text."""
     metrics: dict[str, int | float | None]
 
 
@@ -109,22 +116,39 @@ class _SplitWords:
     text: bytearray = field(default_factory=bytearray)
 
 
-def tokenize(records: Iterable[Record], params: TokenizeParams, source: Path) -> TokenizedDataset:
-    """Tokenize every caption and build the vocabulary from the train captions.
+def tokenize(
+    records: Iterable[Record], params: TokenizeParams, source: Path, text: Sequence[TextCaption] = ()
+) -> TokenizedDataset:
+    """Tokenize every caption and build the vocabulary from the train captions and the text.
+
+    Captions of the text that belong to images of val or test are left out and counted (see `HeldOutImages`).
 
     Args:
         records: All records, sorted by image id; read once, one after another.
         params: Section `tokenize`.
         source: File of the records, for error messages.
+        text: Captions without images.
 
     Raises:
-        UserError: An image has no caption with a word, train has no images, no word occurs `min_count` times, or the
-            language does not split the captions into words.
+        UserError: An image has no caption with a word, train has no images, no word occurs `min_count` times, no
+            caption of the text is left, or the language does not split the captions into words.
     """
     split_words = make_tokenizer(params)
     numbers: dict[str, int] = {}  # of every distinct word
-    captions = {split: _SplitWords() for split in SPLITS}
+    captions = {group: _SplitWords() for group in GROUPS}
+    held_out = HeldOutImages()
     num_without_words = num_unsegmented = 0
+
+    def add(group: Group, image_id: int, tokenized: Iterable[Sequence[str]]) -> None:
+        nonlocal num_unsegmented
+        for words in tokenized:
+            captions[group].numbers.extend([numbers.setdefault(word, len(numbers)) for word in words])
+            captions[group].num_words.append(len(words))
+            captions[group].image_id.append(image_id)
+            line = " ".join(words)
+            num_unsegmented += is_unsegmented(line)
+            captions[group].text += (line + "\n").encode()
+
     for record in records:
         tokenized = [words for words in map(split_words, record.captions) if words]
         if not tokenized:
@@ -133,20 +157,26 @@ def tokenize(records: Iterable[Record], params: TokenizeParams, source: Path) ->
                 f"{list(record.captions)}. Correct its captions, or remove the image."
             )
         num_without_words += len(record.captions) - len(tokenized)
-        split_captions = captions[record.split]
-        for words in tokenized:
-            split_captions.numbers.extend([numbers.setdefault(word, len(numbers)) for word in words])
-            split_captions.num_words.append(len(words))
-            split_captions.image_id.append(record.image_id)
-            line = " ".join(words)
-            num_unsegmented += is_unsegmented(line)
-            split_captions.text += (line + "\n").encode()
-    num_captions = sum(len(split_captions.num_words) for split_captions in captions.values())
+        add(record.split, record.image_id, tokenized)
+        if text and record.split != "train":
+            held_out.add(record)
+    kept = held_out.exclude_from(text)
+    for words in map(split_words, (caption.text for caption in kept)):
+        add("text", len(captions["text"].num_words), [words] if words else [])
+    num_captions = sum(len(group.num_words) for group in captions.values())
     require_segmented(num_unsegmented, num_captions, params.language, str(source), "tokenize.language")
     if not captions["train"].num_words:
         raise empty_split_error(source, "train", "whose captions give the vocabulary")
-    counts = np.bincount(captions["train"].numbers, minlength=len(numbers)).tolist()
-    vocabulary = Vocabulary.from_counts(dict(zip(numbers, counts, strict=True)), params.min_count, params.language)
+    if text and not captions["text"].num_words:
+        raise UserError(
+            f"train.text: all of its {len(text)} captions are of images of val or test, or have no word. Use captions"
+            " of other images."
+        )
+    train_counts, text_counts = (
+        np.bincount(captions[group].numbers, minlength=len(numbers)) for group in ("train", "text")
+    )
+    counts = dict(zip(numbers, (train_counts + text_counts).tolist(), strict=True))
+    vocabulary = Vocabulary.from_counts(counts, params.min_count, params.language)
     if len(vocabulary) == len(SPECIALS):
         raise UserError(
             f"{source}: no word occurs tokenize.min_count = {params.min_count} times. Lower tokenize.min_count."
@@ -156,10 +186,18 @@ def tokenize(records: Iterable[Record], params: TokenizeParams, source: Path) ->
         "vocab_size": len(vocabulary),
         "num_captions_without_words": num_without_words,
     }
-    for split, split_captions in captions.items():
-        metrics |= _split_metrics(split, split_captions, ids, params.max_length)
-    splits = {split: _to_tokens(captions[split], ids, params.max_length) for split in SPLITS}
-    return TokenizedDataset(vocabulary=vocabulary, splits=splits, metrics=metrics)
+    for split in SPLITS:
+        metrics |= _group_metrics(split, captions[split], ids, params.max_length)
+    if text:
+        metrics |= _group_metrics("text", captions["text"], ids, params.max_length)
+        metrics["text_num_held_out"] = len(text) - len(kept)
+        metrics["text_num_without_words"] = len(kept) - len(captions["text"].num_words)
+    return TokenizedDataset(
+        vocabulary=vocabulary,
+        splits={split: _to_tokens(captions[split], ids, params.max_length) for split in SPLITS},
+        text=_to_tokens(captions["text"], ids, params.max_length),
+        metrics=metrics,
+    )
 
 
 def _to_tokens(captions: _SplitWords, ids: NDArray[np.int32], max_length: int) -> CaptionTokens:
@@ -185,21 +223,21 @@ def _to_tokens(captions: _SplitWords, ids: NDArray[np.int32], max_length: int) -
     return CaptionTokens(ids=tokens, offset=offset, image_id=image_id, text=captions.text.decode())
 
 
-def _split_metrics(
-    split: Split, captions: _SplitWords, ids: NDArray[np.int32], max_length: int
+def _group_metrics(
+    group: Group, captions: _SplitWords, ids: NDArray[np.int32], max_length: int
 ) -> dict[str, int | float | None]:
     num_captions, num_words = len(captions.num_words), len(captions.numbers)
     num_unk = int((ids[captions.numbers] == UNK).sum())
     return {
-        f"{split}_num_captions": num_captions,
-        f"{split}_num_truncated": sum(length > max_length for length in captions.num_words),
-        f"{split}_words_per_caption": round(num_words / num_captions, 3) if num_captions else None,
-        f"{split}_unk_rate": round(num_unk / num_words, 6) if num_words else None,
+        f"{group}_num_captions": num_captions,
+        f"{group}_num_truncated": sum(length > max_length for length in captions.num_words),
+        f"{group}_words_per_caption": round(num_words / num_captions, 3) if num_captions else None,
+        f"{group}_unk_rate": round(num_unk / num_words, 6) if num_words else None,
     }
 
 
 def write_tokens(path: Path, dataset: TokenizedDataset, params: TokenizeParams, fingerprint: str) -> None:
-    """Write `tokens.h5`, with one group per split.
+    """Write `tokens.h5`, with one group per split, and group `text`.
 
     Args:
         path: The file.
@@ -221,7 +259,8 @@ def write_tokens(path: Path, dataset: TokenizedDataset, params: TokenizeParams, 
                 "punctuation": tokenization.punctuation,
             }
         )
-        for split, captions in dataset.splits.items():
+        for group in GROUPS:
+            captions = dataset.text if group == "text" else dataset.splits[group]
             values = {
                 "ids": captions.ids,
                 "offset": captions.offset,
@@ -229,17 +268,17 @@ def write_tokens(path: Path, dataset: TokenizedDataset, params: TokenizeParams, 
                 "text": np.frombuffer(captions.text.encode(), dtype=np.uint8),
             }
             for name, (dtype, description) in _COLUMNS.items():
-                column = file.create_dataset(f"{split}/{name}", data=values[name], dtype=dtype)
+                column = file.create_dataset(f"{group}/{name}", data=values[name], dtype=dtype)
                 column.attrs["description"] = description
         file.attrs["sha256"] = content_digest(file)
 
 
-def read_tokens(path: Path, split: Split, skipped_ids: Set[int] = frozenset()) -> CaptionTokens:
-    """Read one split of `tokens.h5`.
+def read_tokens(path: Path, group: Group, skipped_ids: Set[int] = frozenset()) -> CaptionTokens:
+    """Read one split of `tokens.h5`, or its captions without images.
 
     Args:
         path: The file.
-        split: The split to read.
+        group: The group to read.
         skipped_ids: Images whose captions are left out.
 
     Raises:
@@ -247,7 +286,7 @@ def read_tokens(path: Path, split: Split, skipped_ids: Set[int] = frozenset()) -
     """
     with open_artifact(path, SCHEMA, REMEDY) as file:
         _verify(path, file)
-        columns = {name: read_dataset(file[split], name, dtype, [None]) for name, (dtype, _) in _COLUMNS.items()}
+        columns = {name: read_dataset(file[group], name, dtype, [None]) for name, (dtype, _) in _COLUMNS.items()}
         captions = CaptionTokens(
             ids=columns["ids"],
             offset=columns["offset"],
@@ -256,7 +295,7 @@ def read_tokens(path: Path, split: Split, skipped_ids: Set[int] = frozenset()) -
         )
         fault = _fault(captions, int(file.attrs["vocab_size"]))
     if fault is not None:
-        raise UserError(f"{path}:{split}: {fault}. {REMEDY}")
+        raise UserError(f"{path}:{group}: {fault}. {REMEDY}")
     return captions.without_images(skipped_ids) if skipped_ids else captions
 
 

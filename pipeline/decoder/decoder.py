@@ -180,11 +180,15 @@ class Decoder(nn.Module, ABC, Generic[S]):
     def _encode_regions(self, grids: Tensor) -> Tensor:
         """Return regions [B, P, D]: grids [B, P, C], layer-normalized, with region dropout and position encoding.
 
-        The non-local block follows, if there is one.
+        The non-local block follows, if there is one. Regions of a grid of another size have no position, and get the
+        mean position encoding.
         """
+        positions = self.position_encoding  # [P, 16]
+        if grids.shape[1] != len(positions):
+            positions = positions.mean(dim=0).expand(grids.shape[1], -1)
         normalized = F.layer_norm(grids.to(self.position_encoding.dtype), grids.shape[2:])  # [B, P, C]
         normalized = normalized * self.region_dropout(normalized.new_ones(*normalized.shape[:2], 1))
-        regions = torch.cat([normalized, self.position_encoding.expand(len(grids), -1, -1)], dim=-1)  # [B, P, D]
+        regions = torch.cat([normalized, positions.expand(len(grids), -1, -1)], dim=-1)  # [B, P, D]
         if self.non_local is not None:
             regions = self.non_local(regions)
         if torch.is_autocast_enabled(regions.device.type):

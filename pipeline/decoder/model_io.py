@@ -53,6 +53,8 @@ class TrainingData:
     """Captions of the train split."""
     num_val_images: Int64
     """Images of the validation split."""
+    num_text_captions: Int64
+    """Captions without images that the decoder was pretrained on; 0 without pretraining."""
 
 
 @dataclass(frozen=True, kw_only=True)

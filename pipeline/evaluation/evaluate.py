@@ -167,8 +167,8 @@ class EvaluationData:
     """Words of the captions of the model before refinement, by image id; None if it is not refined."""
     tokens: CaptionTokens
     """Tokenized references of the split."""
-    train_tokens: CaptionTokens
-    """Tokenized captions of the train split."""
+    train_captions: frozenset[str]
+    """Captions of the train split and of the text: words joined by spaces."""
     store: FeatureStore
     """Features of the images."""
     model: TrainedModel
@@ -241,7 +241,10 @@ def read_inputs(inputs: EvaluateInputs, split: Split) -> EvaluationData:
         generated={image.image_id: image for image in read_captions(inputs.generated, model.vocabulary.language)},
         trained_captions=None if model.config.refinement is None else read_trained_captions(inputs.generated),
         tokens=read_tokens(inputs.tokens / TOKENS_FILE, split, skipped_ids),
-        train_tokens=read_tokens(inputs.tokens / TOKENS_FILE, "train", skipped_ids),
+        train_captions=frozenset(
+            read_tokens(inputs.tokens / TOKENS_FILE, "train", skipped_ids).captions
+            + read_tokens(inputs.tokens / TOKENS_FILE, "text").captions
+        ),
         store=store,
         model=model,
         history=read_history(inputs.model, model.config),
@@ -350,13 +353,12 @@ def _build_corpus(data: EvaluationData, captions: Mapping[int, Words], tokenizer
 
 def _diversity(data: EvaluationData) -> dict[str, Any]:
     vocabulary = set(data.model.vocabulary.words[len(SPECIALS) :])
-    train_captions = frozenset(data.train_tokens.captions)
     captions: dict[str, Sequence[Words]] = {"generated": [caption.words for caption in data.generated.values()]}
     if data.trained_captions is not None:
         captions["trained"] = list(data.trained_captions.values())
     captions["reference"] = [captions[0] for captions in group_references(data.tokens).values()]
     return {
-        **{name: diversity(texts, vocabulary, train_captions) for name, texts in captions.items()},
+        **{name: diversity(texts, vocabulary, data.train_captions) for name, texts in captions.items()},
         "protocol": list(DIVERSITY_PROTOCOL),
     }
 

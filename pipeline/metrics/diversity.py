@@ -15,7 +15,7 @@ PROTOCOL = (
     "vocab_size: distinct words; vocab_coverage: fraction of the decoder's vocabulary that occurs",
     "distinct_bigram_rate: distinct bigrams over all bigrams",
     "bad_endings: fraction of captions without words or with a function word at the end",
-    "verbatim_in_train: fraction of captions that are word for word a caption of a train image",
+    "verbatim_in_train: fraction of captions that are word for word a train caption, or a caption of the text",
     "reference: the first caption of each image in the dataset",
 )
 
@@ -84,7 +84,7 @@ def diversity(
     Args:
         captions: Tokenized captions, at least one.
         vocabulary: Words of the decoder's vocabulary.
-        train_captions: Captions of the train split: words joined by spaces.
+        train_captions: Captions of the train split and of the text: words joined by spaces.
     """
     texts = [tuple(words) for words in captions]
     lengths = [len(words) for words in texts]

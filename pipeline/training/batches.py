@@ -3,9 +3,10 @@
 Shapes: `B` images, `K` captions per image, `T` words, `P` regions, `C` channels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from pipeline.captions.tokens import CaptionTokens
 from pipeline.captions.vocabulary import PAD
-from pipeline.features.store import FeatureStore
+from pipeline.features.store import Grids
 
 BATCHES_PER_BUCKET = 16
 """Batches whose images are sorted by caption length together. A higher value means less padding and less shuffling."""
@@ -23,6 +24,17 @@ _PREFETCHED_BATCHES = 2
 
 _ImageView = tuple[int, int]
 """Index of an image in the split, and index of one of its stored views."""
+
+
+class GridSource(Protocol):
+    """Where batches read grids, such as a `FeatureStore`."""
+
+    @property
+    def views(self) -> Sequence[object]:
+        """Views of every image."""
+
+    def grids(self, image_ids: Iterable[int], views: Iterable[int]) -> Grids:
+        """Return the grids [B, P, C] of some images, each of the view with an index."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +49,9 @@ class Batch:
 
 
 class CaptionBatches:
-    """The images of a split in batches, with grids from the feature store."""
+    """The images of a split in batches, with their grids."""
 
-    def __init__(
-        self, captions: CaptionTokens, store: FeatureStore, batch_size: int, random_views: bool = False
-    ) -> None:
+    def __init__(self, captions: CaptionTokens, store: GridSource, batch_size: int, random_views: bool = False) -> None:
         """Group the captions of a split by image.
 
         Args:

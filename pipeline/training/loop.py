@@ -80,7 +80,7 @@ def _progress_bar(trainer: Trainer) -> "tqdm[Any]":
     return tqdm(
         total=trainer.batches_per_epoch,
         initial=trainer.progress.batch,
-        desc=f"{trainer.stage}: epoch {trainer.progress.epoch + 1} of {trainer.params.max_epochs}",
+        desc=f"{trainer.phase}: epoch {trainer.progress.epoch + 1} of {trainer.params.max_epochs}",
         unit="batch",
         disable=None if trainer.processes.is_main else True,
     )

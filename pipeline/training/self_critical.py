@@ -93,6 +93,8 @@ class RefineParams:
             start_from=None,
             start_from_grids="refuse",
             decoder=replace(decoder, dropout=0.0, region_dropout=0.0, word_dropout=0.0),
+            text=Path(),  # which `tokenize` reads, and nothing else
+            text_pretraining=None,
             batch_size=self.batch_size,
             gradient_accumulation_steps=1,
             random_views=False,

@@ -33,12 +33,16 @@ from pipeline.import_graph import code_digest
 from pipeline.params import to_plain
 from pipeline.training.live_metrics import LiveMetrics
 from pipeline.training.loop import Intervals, run_training
+from pipeline.training.text_pretraining import TextPretrainer
 from pipeline.training.trainer import Trainer, TrainParams
 from pipeline.training.warm_start import initial_weights, model_digest
 
 logger = logging.getLogger("gridcap")
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
+TEXT_CHECKPOINT_FILE = "text_checkpoint.safetensors"
+TEXT_LIVE_FOLDER = "text"
+"""Folder of the live metrics of pretraining on text, below those of the run."""
 MODEL_FOLDER = "model"
 
 T = TypeVar("T", bound=Trainer)
@@ -68,6 +72,8 @@ class TrainInputs:
     """Captions of the train split."""
     val: CaptionTokens
     """Captions of the validation split."""
+    text: CaptionTokens
+    """Captions without images."""
 
 
 @contextmanager
@@ -106,10 +112,11 @@ def run_fingerprint(params: TrainParams, paths: TrainPaths, world_size: int) -> 
     Raises:
         UserError: `params.start_from` is not a model folder.
     """
-    if params.start_from is None:
-        return fingerprint(**fingerprint_parts(params, paths, world_size, "pipeline.training.trainer"))
-    start, params = model_digest(params.start_from), replace(params, start_from=None)
-    return fingerprint(start=start, **fingerprint_parts(params, paths, world_size, "pipeline.training.warm_start"))
+    start = None
+    if params.start_from is not None:
+        start = [model_digest(params.start_from), code_digest("pipeline.training.warm_start")]
+    parts = fingerprint_parts(replace(params, start_from=None), paths, world_size, "pipeline.training.text_pretraining")
+    return fingerprint(start=start, **parts)
 
 
 def fingerprint_parts(params: object, paths: TrainPaths, world_size: int, module: str) -> dict[str, Any]:
@@ -151,6 +158,8 @@ def train_in(
     """
     warm_start: WarmStart | None = None
 
+    text_checkpoint = folder / TEXT_CHECKPOINT_FILE
+
     def start(inputs: TrainInputs, checkpoint: Path) -> Trainer:
         nonlocal warm_start
         weights = None
@@ -159,6 +168,23 @@ def train_in(
             if processes.is_main and not checkpoint.is_file():
                 name = f"{params.start_from}, training run {warm_start.fingerprint}"
                 logger.info("train: initial weights of %s: %s", name, warm_start.summary)
+        pretraining = params.text_pretraining if inputs.text.captions else None
+        if pretraining is not None and not processes.broadcast(checkpoint.is_file()):
+            pretrainer = TextPretrainer(
+                params=params,
+                pretraining=pretraining,
+                text=inputs.text,
+                train=inputs.train,
+                val=inputs.val,
+                store=inputs.store,
+                vocabulary=inputs.vocabulary,
+                checkpoint=text_checkpoint,
+                device=device,
+                processes=processes,
+                initial_weights=weights,
+            )
+            _run(pretrainer, text_checkpoint, intervals, paths.live / TEXT_LIVE_FOLDER)
+            weights = pretrainer.eval_model.state_dict()
         return Trainer(
             params=params,
             train=inputs.train,
@@ -172,6 +198,7 @@ def train_in(
         )
 
     def write(model: Path, trainer: Trainer, inputs: TrainInputs) -> None:
+        text_checkpoint.unlink(missing_ok=True)
         config = replace(_model_config(folder.name, trainer, inputs), warm_start=warm_start)
         write_model(model, trainer.best_weights, trainer.vocabulary, config)
         write_history(model, trainer.progress.history)
@@ -212,16 +239,22 @@ def run_in(
         return model
     inputs, checkpoint = _read_inputs(paths), folder / CHECKPOINT_FILE
     trainer = start(inputs, checkpoint)
-    if processes.is_main and trainer.is_resumed:
-        epoch, batch = trainer.progress.epoch + 1, trainer.progress.batch
-        logger.info("%s: resuming from %s: epoch %d, batch %d", stage, checkpoint, epoch, batch)
-    run_training(trainer, intervals, LiveMetrics(paths.live, trainer.global_step) if processes.is_main else None)
+    _run(trainer, checkpoint, intervals, paths.live)
     if processes.is_main:
         with fresh_folder(model) as unfinished:
             write(unfinished, trainer, inputs)
             publish(unfinished, model)
         checkpoint.unlink()
     return model
+
+
+def _run(trainer: Trainer, checkpoint: Path, intervals: Intervals, live: Path) -> None:
+    """Run a trainer to its end, with live metrics in the folder `live`."""
+    is_main = trainer.processes.is_main
+    if is_main and trainer.is_resumed:
+        epoch, batch = trainer.progress.epoch + 1, trainer.progress.batch
+        logger.info("%s: resuming from %s: epoch %d, batch %d", trainer.phase, checkpoint, epoch, batch)
+    run_training(trainer, intervals, LiveMetrics(live, trainer.global_step) if is_main else None)
 
 
 def _read_inputs(paths: TrainPaths) -> TrainInputs:
@@ -234,7 +267,8 @@ def _read_inputs(paths: TrainPaths) -> TrainInputs:
     )
     if not len(val_captions.image_id):
         raise empty_split_error(paths.tokens / TOKENS_FILE, "val", "on which every epoch is evaluated")
-    return TrainInputs(vocabulary=vocabulary, store=store, train=train_captions, val=val_captions)
+    text = read_tokens(paths.tokens / TOKENS_FILE, "text")
+    return TrainInputs(vocabulary=vocabulary, store=store, train=train_captions, val=val_captions, text=text)
 
 
 def _model_config(run: str, trainer: Trainer, inputs: TrainInputs) -> ModelConfig:
@@ -250,6 +284,7 @@ def _model_config(run: str, trainer: Trainer, inputs: TrainInputs) -> ModelConfi
             num_images=len(set(inputs.train.image_id.tolist())),
             num_captions=len(inputs.train.image_id),
             num_val_images=len(set(inputs.val.image_id.tolist())),
+            num_text_captions=0 if params.text_pretraining is None else len(inputs.text.image_id),
         ),
         epoch=trainer.progress.best_epoch,
         selected_by=params.select_by,

@@ -40,6 +40,20 @@ from pipeline.training.validation import NonFiniteLossError, SelectBy, Validatio
 
 
 @params_section
+class TextPretrainingParams:
+    """Pretraining of the decoder on captions without images."""
+
+    max_epochs: Annotated[int, Field(ge=1, le=100_000)]
+    """Epochs on the text before the usual training."""
+    num_regions: Annotated[int, Field(ge=1, le=10_000)]
+    """Pseudo-regions of a caption, at most the regions of a grid."""
+    ridge_penalty: Annotated[float, Field(gt=0, le=1e12)]
+    """Penalty of the ridge regression that predicts the mean region from the words of a caption."""
+    noise: Annotated[float, Field(ge=0, le=100)]
+    """Standard deviation of the normal noise added to the pseudo-regions, which are layer-normalized; 0 disables it."""
+
+
+@params_section
 class TrainParams:
     """Architecture and training of the decoder."""
 
@@ -52,6 +66,11 @@ class TrainParams:
     """What to do if `start_from` was trained on features of another encoder: an error (`refuse`), or draw new weights
     for the layers that read grids (`adapt`)."""
     decoder: DecoderParams
+    text: Annotated[Path | None, DEPENDENCY]
+    """File of captions without images to pretrain on, or folder of such files: one caption a line, CSV with the header
+    `image,caption`, or COCO JSON; null for none. `tokenize` reads the file."""
+    text_pretraining: TextPretrainingParams | None
+    """Pretraining on the text; null disables it, and the text only adds words to the vocabulary."""
     batch_size: Annotated[int, Field(ge=1, le=4096)]
     """Images per batch, each with all of its captions."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=10_000)]
@@ -184,6 +203,11 @@ class Trainer:
         if self.is_resumed:
             load_checkpoint(checkpoint, self._state, processes.rank)
         self._model: nn.Module = DistributedDataParallel(self.decoder) if processes.world_size > 1 else self.decoder
+
+    @property
+    def phase(self) -> str:
+        """Name of the run in messages."""
+        return self.stage
 
     @property
     def progress(self) -> Progress:
@@ -423,6 +447,6 @@ class Trainer:
             f"The last checkpoint is {self._checkpoint}." if self._checkpoint.is_file() else "No checkpoint was saved."
         )
         return UserError(
-            f"{self.stage}: epoch {epoch}, step {step}: {problem} at learning rate {lr:.3g}. Lower"
+            f"{self.phase}: epoch {epoch}, step {step}: {problem} at learning rate {lr:.3g}. Lower"
             f" {self.stage}.lr.peak or {self.stage}.max_grad_norm in params.yaml. {checkpoint}"
         )

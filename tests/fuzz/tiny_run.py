@@ -56,7 +56,7 @@ _SETTINGS = """
 tokenize.min_count=1
 encode.layer=layer2 encode.image_size=32 encode.weights=weights.safetensors
 train.decoder.embedding_size=8 train.decoder.hidden_size=8 train.decoder.attention_size=8
-train.batch_size=4 train.max_epochs=2 train.max_length=8
+train.text=text.csv train.batch_size=4 train.max_epochs=2 train.max_length=8
 generate.search.beam_size=2 generate.search.n_best=2 generate.search.min_length=3 generate.search.max_length=8
 evaluate.meteor=false evaluate.bootstrap_samples=100 evaluate.attention_plots=1
 """
@@ -70,7 +70,7 @@ def stage_commands() -> dict[str, str]:
 
 
 def write_inputs(folder: Path) -> None:
-    """Write a dataset in every format, params, a preset, the encoder's weights and captions to score."""
+    """Write a dataset in every format, params, a preset, weights, a text and captions to score."""
     photos = folder / "photos"
     for new in (photos / "images", folder / "data" / "ensemble"):
         new.mkdir(parents=True)
@@ -94,6 +94,7 @@ def write_inputs(folder: Path) -> None:
     encoder = random_encoder("resnet18", "layer2", num_images=8)
     weights = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
     save_file(weights, folder / "weights.safetensors")
+    (folder / "text.csv").write_text("image,caption\n,a big red wall\n13.jpg,a wall is green\n")
     (folder / "preset.yaml").write_text(_DATASET)
     for name in ("coco", "flickr8k", "karpathy"):
         file = (photos / name).rename(photos / f"{name}.{'csv' if name == 'flickr8k' else 'json'}").name

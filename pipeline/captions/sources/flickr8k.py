@@ -30,7 +30,9 @@ _TOKEN_FORMAT = "'NAME#0', a tab and the caption"
 _MAX_SHOWN = 80  # characters of a malformed line in an error message
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
+    """A row of a caption file."""
+
     line: int
     name: str
     caption: str | None
@@ -51,20 +53,14 @@ def parse(path: Path, folder: str) -> ParsedFile:
     Raises:
         UserError: The file is missing, or a line has neither format.
     """
-    text = read_text(path)
-    first_line = text.partition("\n")[0].strip()
-    if [column.strip().strip('"') for column in first_line.split(",")] == _HEADER:
-        rows = _parse_csv(path, text)
-    elif [column.strip() for column in first_line.split("|")] == _BAR_HEADER:
-        rows = _parse_bar_lines(text)
-    elif _TOKEN_LINE.fullmatch(first_line):
-        rows = _parse_token_lines(path, text)
-    else:
+    rows = read_rows(path)
+    if rows is None:
+        first_line = read_text(path).partition("\n")[0].strip()
         raise UserError(
             f"{path}:1: expected the header 'image,caption' or '{'| '.join(_BAR_HEADER)}', or {_TOKEN_FORMAT}, got "
             f"{first_line[:_MAX_SHOWN]!r}. Add the header, or change dataset.format."
         )
-    rows_by_name: dict[str, list[_Row]] = {}
+    rows_by_name: dict[str, list[Row]] = {}
     for row in rows:
         rows_by_name.setdefault(row.name, []).append(row)
     unnamed = rows_by_name.pop("", [])
@@ -80,7 +76,28 @@ def parse(path: Path, folder: str) -> ParsedFile:
     )
 
 
-def _make_image(path: Path, folder: str, name: str, rows: list[_Row]) -> ParsedImage:
+def read_rows(path: Path) -> Iterator[Row] | None:
+    """Read the rows of a file in one of the formats of `parse`.
+
+    Args:
+        path: The caption file.
+
+    Returns:
+        The rows; None if the first line has none of the formats.
+
+    Raises:
+        UserError: The file is missing, or another line does not have the format of the first.
+    """
+    text = read_text(path)
+    first_line = text.partition("\n")[0].strip()
+    if [column.strip().strip('"') for column in first_line.split(",")] == _HEADER:
+        return _parse_csv(path, text)
+    if [column.strip() for column in first_line.split("|")] == _BAR_HEADER:
+        return _parse_bar_lines(text)
+    return _parse_token_lines(path, text) if _TOKEN_LINE.fullmatch(first_line) else None
+
+
+def _make_image(path: Path, folder: str, name: str, rows: list[Row]) -> ParsedImage:
     file = join_relative(folder, name)
     return ParsedImage(
         image_id=id_from_name(file),
@@ -92,7 +109,7 @@ def _make_image(path: Path, folder: str, name: str, rows: list[_Row]) -> ParsedI
     )
 
 
-def _parse_csv(path: Path, text: str) -> Iterator[_Row]:
+def _parse_csv(path: Path, text: str) -> Iterator[Row]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     faults = []
     line = 1
@@ -102,9 +119,9 @@ def _parse_csv(path: Path, text: str) -> Iterator[_Row]:
         line = reader.line_num + 1
         for columns in reader:
             if len(columns) == len(_HEADER):
-                yield _Row(line, columns[0].strip(), columns[1])
+                yield Row(line, columns[0].strip(), columns[1])
             elif len(columns) == 1:
-                yield _Row(line, columns[0].strip(), "")
+                yield Row(line, columns[0].strip(), "")
             elif columns:
                 faults.append(f"{path}:{line}: expected 2 columns, got {len(columns)}")
             line = reader.line_num + 1
@@ -114,22 +131,22 @@ def _parse_csv(path: Path, text: str) -> Iterator[_Row]:
         raise UserError(f"{summarize(faults)}. Quote captions that contain a comma.")
 
 
-def _parse_bar_lines(text: str) -> Iterator[_Row]:
+def _parse_bar_lines(text: str) -> Iterator[Row]:
     for line_number, line in enumerate(text.split("\n")[1:], start=2):
         if match := _BAR_LINE.fullmatch(line.removesuffix("\r")):
-            yield _Row(line_number, match["name"].strip(), match["caption"])
+            yield Row(line_number, match["name"].strip(), match["caption"])
         elif line.strip():
             name, _, remainder = line.partition("|")
-            yield _Row(line_number, name.strip(), None if remainder.strip(" |\r") else "")
+            yield Row(line_number, name.strip(), None if remainder.strip(" |\r") else "")
 
 
-def _parse_token_lines(path: Path, text: str) -> Iterator[_Row]:
+def _parse_token_lines(path: Path, text: str) -> Iterator[Row]:
     faults = []
     for line_number, line in enumerate(text.split("\n"), start=1):
         if match := _TOKEN_LINE.fullmatch(line.removesuffix("\r")):
-            yield _Row(line_number, match["name"].strip(), match["caption"])
+            yield Row(line_number, match["name"].strip(), match["caption"])
         elif match := _NAME_ONLY_LINE.fullmatch(line):
-            yield _Row(line_number, match["name"].strip(), "")
+            yield Row(line_number, match["name"].strip(), "")
         elif line.strip():
             faults.append(f"{path}:{line_number}: expected {_TOKEN_FORMAT}, got {line[:_MAX_SHOWN]!r}")
     if faults:

@@ -1,0 +1,235 @@
+"""Pretraining on captions without images: each gets regions that are predicted from its words.
+
+A linear regression predicts the mean region of an image from the words of a caption. Captions of different images
+differ in much more than their words predict. So a caption without an image gets the regions of a random train image,
+shifted by the difference of the two predictions: that of the caption, and that of a caption of the train image. The
+decoder learns from them as from regions of images, and usual training continues with its weights.
+
+CapDec (Nukrai et al. 2022, arXiv:2211.00575) and DeCap (Li et al. 2023, arXiv:2303.03032) train decoders on text alone.
+There, CLIP embeds captions and images in one space, and noise or a memory bridges the gap between the two. Here, the
+regression connects captions with the grids of any encoder, and the residual of a train image is the noise.
+
+Shapes: `B` captions, `P` regions of a grid, `R` pseudo-regions, `C` channels, `V` vocabulary size, `T` ids.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.captions.tokens import CaptionTokens
+from pipeline.captions.vocabulary import PAD, SPECIALS, Vocabulary
+from pipeline.distributed import SINGLE_PROCESS, Processes
+from pipeline.features.store import FeatureStore, Grids
+from pipeline.training.batches import CaptionBatches
+from pipeline.training.trainer import TextPretrainingParams, Trainer, TrainParams
+
+_INTERCEPT = PAD
+"""Row of the regression for what does not depend on the words. No caption has this id."""
+_IMAGES_PER_READ = 64
+_NUM_DRAWS = 2**31
+"""Number of different pseudo-grids of a caption."""
+
+
+class GridRegression:
+    """Ridge regression of the mean layer-normalized region of an image on the set of words of a caption of it."""
+
+    def __init__(self, weight: Tensor) -> None:
+        """Use given coefficients.
+
+        Args:
+            weight: Coefficients of each word, and the intercept in the row of `<pad>` [V, C].
+        """
+        self.weight = weight
+
+    @classmethod
+    def fit(cls, captions: CaptionTokens, store: FeatureStore, vocab_size: int, penalty: float) -> "GridRegression":
+        """Fit the regression to every caption of the train split and the first view of its image.
+
+        Images are read once and not kept, and of captions only the normal equations: [V, V] and [V, C] in float64.
+
+        Args:
+            captions: Captions of the train split.
+            store: Grids of its images.
+            vocab_size: Vocabulary size, V.
+            penalty: Penalty on the squared coefficients, intercept excluded; above 0.
+        """
+        gram = torch.zeros(vocab_size, vocab_size, dtype=torch.float64)
+        cross = torch.zeros(vocab_size, store.channels, dtype=torch.float64)
+        first = captions.first_of_image
+        num_captions = np.diff(first, append=len(captions.image_id))
+        for start in range(0, len(first), _IMAGES_PER_READ):
+            images = slice(start, start + _IMAGES_PER_READ)
+            grids = store.grids(captions.image_id[first[images]].tolist())
+            means = _normalize(grids).mean(dim=1).double()  # [B, C]
+            rows = range(first[start], first[start] + int(num_captions[images].sum()))
+            owners = np.repeat(np.arange(len(means)), num_captions[images]).tolist()
+            for row, owner in zip(rows, owners, strict=True):
+                words = _distinct_words(captions, row)
+                gram.index_put_((words.unsqueeze(1), words.unsqueeze(0)), torch.ones((), dtype=torch.float64), True)
+                cross.index_add_(0, words, means[owner].expand(len(words), -1))
+        ridge = torch.full((vocab_size,), penalty, dtype=torch.float64)
+        # Words that no train caption has: any penalty gives coefficients of 0.
+        ridge[_INTERCEPT] = 0.0
+        return cls(torch.linalg.solve(gram + torch.diag(ridge), cross).float())
+
+    def predict(self, captions: CaptionTokens, rows: Iterable[int]) -> Tensor:
+        """Predict the mean region [B, C] of some captions."""
+        return torch.stack([self.weight[_distinct_words(captions, row)].sum(dim=0) for row in rows])
+
+
+def _distinct_words(captions: CaptionTokens, row: int) -> Tensor:
+    """Return the ids of the distinct words of a caption, and `_INTERCEPT`."""
+    ids = np.unique(captions.ids[captions.offset[row] : captions.offset[row + 1]])
+    return torch.from_numpy(np.append(_INTERCEPT, ids[ids >= len(SPECIALS)]).astype(np.int64))
+
+
+def _normalize(grids: Grids) -> Tensor:
+    """Return layer-normalized grids [B, P, C] in float32, as decoders see them."""
+    normalized: Tensor = F.layer_norm(torch.from_numpy(grids).float(), grids.shape[2:])
+    return normalized
+
+
+class PseudoGrids:
+    """Grids of pseudo-regions for captions without images, in place of a feature store.
+
+    The pseudo-grid of a caption depends on the caption and on the view alone, which is a random draw.
+    """
+
+    views = range(_NUM_DRAWS)
+    """Every draw gives another pseudo-grid of the same caption."""
+
+    def __init__(
+        self,
+        text: CaptionTokens,
+        train: CaptionTokens,
+        store: FeatureStore,
+        regression: GridRegression,
+        params: TextPretrainingParams,
+        num_views: int,
+    ) -> None:
+        """Use the images of the train split.
+
+        Args:
+            text: Captions without images; `image_id` is the index of the caption.
+            train: Captions of the train split.
+            store: Grids of its images.
+            regression: Regression that was fitted to them.
+            params: Number of pseudo-regions, and noise.
+            num_views: Views of an image to draw from.
+        """
+        self._text = text
+        self._train = train
+        self._store = store
+        self._regression = regression
+        self._params = params
+        self._num_views = num_views
+        self._first_caption = train.first_of_image
+        self._num_captions = np.diff(self._first_caption, append=len(train.image_id))
+
+    def grids(self, image_ids: Iterable[int], views: Iterable[int]) -> Grids:
+        """Draw the pseudo-grids [B, R, C] of some captions.
+
+        Args:
+            image_ids: Indices of the captions.
+            views: Number of the draw of each caption.
+        """
+        rows = list(image_ids)
+        generators = [np.random.default_rng(seed) for seed in zip(rows, views, strict=True)]
+        images = [int(rng.integers(len(self._first_caption))) for rng in generators]
+        captions = [
+            int(self._first_caption[image] + rng.integers(self._num_captions[image]))
+            for image, rng in zip(images, generators, strict=True)
+        ]
+        image_views = [int(rng.integers(self._num_views)) for rng in generators]
+        regions = _normalize(self._store.grids(self._train.image_id[captions].tolist(), image_views))  # [B, P, C]
+        num_regions = min(self._params.num_regions, regions.shape[1])
+        # In the order of the grid, so that all regions together have their positions.
+        chosen = [np.sort(rng.choice(regions.shape[1], num_regions, replace=False)) for rng in generators]
+        sampled = torch.stack([image[index] for image, index in zip(regions, chosen, strict=True)])  # [B, R, C]
+        center = regions.mean(dim=1, keepdim=True) - sampled.mean(dim=1, keepdim=True)  # [B, 1, C]
+        shift = self._regression.predict(self._text, rows) - self._regression.predict(self._train, captions)  # [B, C]
+        noise = torch.stack([torch.from_numpy(rng.standard_normal(regions.shape[2])) for rng in generators])  # [B, C]
+        pseudo = sampled + center + (shift + self._params.noise * noise.float()).unsqueeze(1)  # [B, R, C]
+        grids: NDArray[np.float16] = pseudo.numpy().astype(np.float16)
+        return grids
+
+
+class TextPretrainer(Trainer):
+    """Pretraining on captions without images, before the usual training of `Trainer`."""
+
+    def __init__(
+        self,
+        *,
+        params: TrainParams,
+        pretraining: TextPretrainingParams,
+        text: CaptionTokens,
+        train: CaptionTokens,
+        val: CaptionTokens,
+        store: FeatureStore,
+        vocabulary: Vocabulary,
+        checkpoint: Path,
+        device: torch.device,
+        processes: Processes = SINGLE_PROCESS,
+        initial_weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Start with random weights or others, or resume.
+
+        A batch has as many captions as one of usual training. Optimizer and dropout are the same, too, and the learning
+        rate follows its schedule over the epochs of pretraining.
+
+        Args:
+            params: Architecture and training of the decoder.
+            pretraining: Pretraining of the decoder.
+            text: Captions without images.
+            train: Captions of the train split.
+            val: Captions of the validation split.
+            store: Grids of the images of both splits.
+            vocabulary: Vocabulary of the captions.
+            checkpoint: Checkpoint file, read if it exists and written by `save_checkpoint`.
+            device: Device to train on.
+            processes: The processes that share every batch.
+            initial_weights: State dict to start from; None draws random weights.
+
+        Raises:
+            UserError: As `Trainer`.
+        """
+        captions_per_image = len(train.image_id) / len(train.first_of_image)
+        super().__init__(
+            params=replace(
+                params,
+                batch_size=min(round(params.batch_size * captions_per_image), 4096),
+                max_epochs=pretraining.max_epochs,
+                patience=pretraining.max_epochs,
+                scheduled_sampling=0.0,
+                doubly_stochastic_weight=0.0,
+            ),
+            train=train,
+            val=val,
+            store=store,
+            vocabulary=vocabulary,
+            checkpoint=checkpoint,
+            device=device,
+            processes=processes,
+            initial_weights=initial_weights,
+        )
+        if self.is_finished:
+            return
+        fitted = (
+            GridRegression.fit(train, store, len(vocabulary), pretraining.ridge_penalty) if processes.is_main else None
+        )
+        regression = processes.broadcast(fitted)
+        assert regression is not None
+        num_views = len(store.views) if params.random_views else 1
+        grids = PseudoGrids(text, train, store, regression, pretraining, num_views)
+        self._train_batches = CaptionBatches(text, grids, self.params.batch_size, random_views=True)
+
+    @property
+    def phase(self) -> str:
+        """Name of the run in messages."""
+        return "train, text"
