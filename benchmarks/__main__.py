@@ -15,6 +15,7 @@ NAMES = (
     "searching",
     "encoding",
     "encoders",
+    "near_duplicates",
     "reading",
     "memory",
     "predicting",

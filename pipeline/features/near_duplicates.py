@@ -99,6 +99,20 @@ def find_near_duplicates(store: FeatureStore, splits: Mapping[int, Split], desc:
     return tuple(match for match in matches if match is not None)
 
 
+def center_grids(grids: Tensor, mean: Tensor) -> Tensor:
+    """Convert grids to vectors of unit length, whose products are similarities.
+
+    Args:
+        grids: float32 [N, P, C].
+        mean: Mean grid of the dataset, [P, C].
+
+    Returns:
+        float32 [N, P * C].
+    """
+    grids = grids - mean
+    return functional.normalize((grids - grids.mean(dim=1, keepdim=True)).flatten(1), dim=1)
+
+
 class _Comparison:
     """Sketches and similarities of the images of a store."""
 
@@ -127,8 +141,7 @@ class _Comparison:
         other_ids = [other_id for other_id in other_ids if not self.store.have_same_file(image_id, other_id)]
         if not other_ids:
             return None
-        grids = torch.from_numpy(self.store.grids([image_id, *other_ids])).float() - self.mean  # [N, P, C]
-        unit = functional.normalize((grids - grids.mean(dim=1, keepdim=True)).flatten(1), dim=1)
+        unit = center_grids(torch.from_numpy(self.store.grids([image_id, *other_ids])).float(), self.mean)
         similarity, index = (unit[1:] @ unit[0]).max(dim=0)
         rounded = round(min(1.0, float(similarity)), 3)
         if rounded < MIN_SIMILARITY:
