@@ -16,6 +16,7 @@ NAMES = (
     "searching",
     "encoding",
     "encoders",
+    "near_duplicates",
     "reading",
     "memory",
     "predicting",

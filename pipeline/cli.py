@@ -298,6 +298,30 @@ def inspect(
 
 
 @app.command()
+def stats(
+    prepared: Annotated[Path, typer.Option(help="Folder of records, from `prepare`.")] = Path("data/prepared"),
+    tokens: Annotated[Path, typer.Option(help="Folder of tokens, from `tokenize`, if it exists.")] = Path(
+        "data/tokens"
+    ),
+    features: Annotated[Path, typer.Option(help="Feature store, from `encode`, if it exists.")] = Path("data/features"),
+    params: Annotated[Path, typer.Option(help="Params file with section dataset.")] = Path("params.yaml"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Describe a dataset: sizes, captions, words, and leaks between its splits."""
+    from dataclasses import asdict
+
+    from pipeline.captions.sources.dataset import DatasetParams
+    from pipeline.evaluation.dataset_stats import compute_stats, stats_lines
+    from pipeline.params import load
+
+    image_dir = load(params, "dataset", DatasetParams).image_dir
+    result = compute_stats(prepared, image_dir, tokens, features)
+    text = json.dumps(asdict(result), indent=2, ensure_ascii=False)
+    for line in text.split("\n") if as_json else stats_lines(result):
+        print(errors.printable(line))
+
+
+@app.command()
 def score(
     hypotheses: Annotated[
         Path,

@@ -28,6 +28,7 @@ def main(
 ) -> None:
     """Score and analyze the generated captions of a split, and write figures, the report and the model card."""
     # Imported here so that --help is fast.
+    from pipeline.evaluation.dataset_stats import compute_stats
     from pipeline.evaluation.evaluate import EvaluateInputs, EvaluateParams, analyze, read_inputs, score
     from pipeline.report.draw import draw
     from pipeline.report.model_card import write_model_card
@@ -47,7 +48,8 @@ def main(
         scores = score(data, evaluate_params, metrics_dir)
         analysis = analyze(data, scores.corpus, evaluate_params, metrics_dir, torch_device, batch_size)
         draw(data, evaluate_params, plots_dir)
-        write_report(report_file, build_report(data, scores, analysis, evaluate_params, read_yaml(params)))
+        dataset = compute_stats(prepared, image_dir, tokens, features)
+        write_report(report_file, build_report(data, scores, analysis, dataset, evaluate_params, read_yaml(params)))
         write_model_card(card_file, data.model.config, data.history, data.refine_history, scores.summary)
         require_unchanged(params, "evaluate", evaluate_params)
         metrics_files = {metrics / path.name: path for path in sorted(metrics_dir.iterdir())}

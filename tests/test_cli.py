@@ -16,7 +16,7 @@ from tests.command_line import gridcap
 from tests.defaults import default_section
 from tests.paths import ROOT
 
-COMMANDS = {"predict", "export", "use", "download", "inspect", "score", "compare", "app", "repair"}
+COMMANDS = {"predict", "export", "use", "download", "inspect", "stats", "score", "compare", "app", "repair"}
 
 
 def test_the_list_of_commands() -> None:

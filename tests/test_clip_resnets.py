@@ -79,6 +79,7 @@ def test_grids_equal_those_of_the_reference(state, weights, layer: Layer) -> Non
     torch.testing.assert_close(grids, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", get_args(ClipResNet))
 def test_grids_equal_those_of_open_clip(architecture: ClipResNet) -> None:
     modified_resnet = pytest.importorskip("open_clip.modified_resnet", reason="open_clip_torch is not installed")

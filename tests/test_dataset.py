@@ -333,6 +333,9 @@ def test_real_flickr8k_images() -> None:
         "num_captions": {"train": 3765, "val": 305, "test": 305},
         "num_unassigned_images": 0,
         "num_skipped": dict.fromkeys(counts.num_skipped, 0),
+        "num_leaked_images": {"train": 0, "val": 0, "test": 0},
+        "num_shared_captions": 0,
+        "max_images_per_caption": 3,
     }
     assert records["1000268201_693b08cb0e.jpg"].captions[1] == "A girl going into a wooden building ."
 

@@ -9,6 +9,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
+from benchmarks.encoding import relative_error
 from pipeline.errors import UserError
 from pipeline.features.encoder import (
     EncodeParams,
@@ -20,8 +21,9 @@ from pipeline.features.encoder import (
 )
 from pipeline.features.quantization.quantized_encoder import supports_int8
 from pipeline.params import load
+from tests import clip_reference
 from tests.factories import encode_params
-from tests.paths import REAL
+from tests.paths import REAL, ROOT
 
 CPU = torch.device("cpu")
 
@@ -340,6 +342,26 @@ def test_bfloat16_is_close_to_float32(weights):
     )
 
     assert 0 < np.abs(bfloat16 - float32).mean() < 0.02 * np.abs(float32).mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "RN50"])
+def test_bfloat16_is_within_the_bound_of_the_page_for_every_family(architecture):
+    with torch.device("meta"):
+        encoder = GridEncoder(architecture, "layer4")
+    weights = clip_reference.random_weights(encoder)
+    # Features of deep networks would grow from block to block.
+    scaled = {name: 0.3 * weight if name.endswith("bn3.weight") else weight for name, weight in weights.items()}
+    encoder.load_state_dict(scaled, assign=True)
+    encoder.eval().requires_grad_(False)
+
+    float32, bfloat16 = (
+        encode_grids(optimize_for_inference(encoder, precision, False, CPU), random_images(2))
+        for precision in ("float32", "bfloat16")
+    )
+
+    assert 0 < relative_error(bfloat16, float32) < 0.02
+    assert "at most 0.02" in (ROOT / "docs/encoding.md").read_text()
 
 
 def test_folding_batch_norms_keeps_the_grids(weights):

@@ -163,6 +163,8 @@ def test_each_image_gets_its_grid(make):
         "grid_width": 2,
         "channels": 256,
         "bytes_per_image": 2048,
+        "val_num_near_duplicates": 0,
+        "test_num_near_duplicates": 0,
     }
     store, encoder = FeatureStore(dataset.out), load_encoder(dataset.params)
     assert store.image_ids == tuple(range(20))

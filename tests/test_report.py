@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page
 
-from pipeline.captions.records import Record
+from pipeline.captions.records import SPLITS, Record
+from pipeline.evaluation.dataset_stats import DatasetStats, Range, SplitStats, VocabularyStats
 from pipeline.evaluation.evaluate import ReportParams
 from pipeline.metrics.caption_scores import compute_metrics
 from pipeline.metrics.corpus import Corpus
@@ -73,6 +74,32 @@ def make_statements(counts: float | None) -> dict[str, Any]:
     }
 
 
+def make_dataset_stats() -> DatasetStats:
+    captions = Range(min=5, mean=5.25, max=6)
+    split = SplitStats(
+        num_images=1200,
+        num_captions=6300,
+        references_per_image=captions,
+        words_per_caption=None,
+        unk_rate=0.0625,
+        num_leaked_images=3,
+        num_near_duplicates=None,
+    )
+    return DatasetStats(
+        splits=dict.fromkeys(SPLITS, split),
+        vocab_size=84,
+        vocabularies=[VocabularyStats(min_count=2, num_words=80, coverage=dict.fromkeys(SPLITS, 0.9375))],
+        num_sized_images=500,
+        width=Range(min=80, mean=190, max=400),
+        height=None,
+        max_images_per_caption=40,
+        num_shared_captions=1,
+        shared_captions=[("no <image>", 40)],
+        leaked_images=[["a.jpg (train)", "b.jpg (test)"]],
+        near_duplicates=[],
+    )
+
+
 def make_report(**changes: Any) -> Report:
     empty = make_example(group="random", image_id=9, words=(), attention=np.zeros((0, *GRID)), boxes={})
     grounding = {
@@ -117,6 +144,7 @@ def make_report(**changes: Any) -> Report:
             "attention": {"all": {"num_words": 0, **dict.fromkeys(grounding)}, "relation": grounding},
             "protocol": {name: [f"{name}: defined"] for name in ("names", "relations", "counts", "attention")},
         },
+        "dataset": make_dataset_stats(),
         "history": [
             {"epoch": 1, "train_loss": 4.0, "val_loss": 5.0, "val_bleu4": None},
             {"epoch": 2, "train_loss": 2.0, "val_loss": 3.0, "val_bleu4": 0.125},
@@ -153,6 +181,17 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "report.html"
     write_report(path, make_report())
     return path
+
+
+def test_the_dataset_is_described(path: Path) -> None:
+    text = " ".join(PageParser(path.read_text()).text.split())
+    assert "images also in another split 3 3 3" in text
+    assert "references per image 5.2 (5 to 6)" in text
+    assert "image width, px 190.0 (80 to 400), of 500 images image height, px -, of 500 images" in text
+    assert "a.jpg (train) = b.jpg (test)" in text
+    assert "no <image> (40 images)" in text
+    assert "Near-duplicates, at most" not in text
+    assert "2 80 0.938 0.938 0.938" in text
 
 
 @pytest.fixture

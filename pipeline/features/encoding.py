@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ from torch import nn
 from tqdm import tqdm
 
 from pipeline.artifacts import file_digests, publish_together
-from pipeline.captions.records import SPLITS, Policy, Record
+from pipeline.captions.records import SPLITS, Policy, Record, Split
 from pipeline.distributed import SINGLE_PROCESS, Processes
 from pipeline.errors import NO_SPACE, UserError, no_space_message, summarize
 from pipeline.features.adoption import adopt_shards, copying_cache
@@ -43,8 +43,18 @@ from pipeline.features.encoder import (
     weights_digest,
 )
 from pipeline.features.images import Pixels, read_image_file, read_views
+from pipeline.features.near_duplicates import NearDuplicate, find_near_duplicates, write_near_duplicates
 from pipeline.features.resnets import STRIDES
-from pipeline.features.store import EncoderSpec, Grids, RowKey, Shard, intact_shards, write_index, write_shard
+from pipeline.features.store import (
+    EncoderSpec,
+    FeatureStore,
+    Grids,
+    RowKey,
+    Shard,
+    intact_shards,
+    write_index,
+    write_shard,
+)
 from pipeline.features.views import Frame, View
 
 logger = logging.getLogger("gridcap")
@@ -96,6 +106,8 @@ class EncodeResult:
     num_shards: int
     views: tuple[View, ...]
     spec: EncoderSpec
+    near_duplicates: dict[Split, int]
+    """Number of images of val and test with a near-duplicate in another split; of rank 0 only."""
 
     @property
     def metrics(self) -> dict[str, int]:
@@ -109,6 +121,7 @@ class EncodeResult:
             "grid_width": self.spec.grid_width,
             "channels": self.spec.channels,
             "bytes_per_image": len(self.views) * self.spec.grid_bytes,
+            **{f"{split}_num_near_duplicates": count for split, count in self.near_duplicates.items()},
         }
 
 
@@ -290,8 +303,10 @@ class _EncodeJob:
         if encoded.faults:
             raise UserError(*_describe_faults(encoded.faults, len(records), counts))
         _check_splits_not_empty(records, skipped_ids, image_dir)
+        near_duplicates: dict[Split, int] = {}
         if self.processes.is_main:
             self._write_store(used_shards, image_digests, skipped_ids)
+            near_duplicates = self._find_near_duplicates(records)
             logger.info("%s: %s", STAGE, counts)
             if encoded.skipped:
                 reasons = summarize([image.reason for image in encoded.skipped], _MAX_LISTED_FAULTS)
@@ -304,6 +319,7 @@ class _EncodeJob:
             num_shards=len(used_shards),
             views=self.views,
             spec=self.spec,
+            near_duplicates=near_duplicates,
         )
 
     def _stored_shards(self, needed_keys: Set[RowKey], published: Path | None) -> list[Shard]:
@@ -468,6 +484,23 @@ class _EncodeJob:
         stored = {image_id: image_digests[image_id] for image_id in image_digests.keys() - set(skipped_ids)}
         write_index(self._store, self.spec, self.views, shards, stored, skipped_ids)
 
+    def _find_near_duplicates(self, records: Sequence[Record]) -> dict[Split, int]:
+        """Write the near-duplicates of the store, warn of them, and count them by split."""
+        by_id = {record.image_id: record for record in records}
+        splits = {image_id: record.split for image_id, record in by_id.items()}
+        found = find_near_duplicates(FeatureStore(self._store), splits, f"{STAGE}, near-duplicates")
+        write_near_duplicates(self._store, found)
+        if found:
+            logger.warning(
+                "%s: images of val or test that nearly equal an image of another split (%d): %s. Scores on them are not"
+                " of unseen images. Remove them, or assign both to one split.",
+                STAGE,
+                len(found),
+                summarize([_describe_near_duplicate(pair, by_id) for pair in found]),
+            )
+        counts = Counter(splits[pair.image_id] for pair in found)
+        return {split: counts[split] for split in SPLITS if split != "train"}
+
     def _append_to_runs(self, counts: EncodeCounts, seconds: float) -> None:
         line = {
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -513,6 +546,11 @@ def _count_encoded(plan: Sequence[Sequence[_PlannedImage]], shards: Sequence[Sha
     """Count the planned images whose rows are all in the new shards."""
     keys = {key for shard in shards for key in shard.keys}
     return sum(all((image.sha256, view) in keys for view in image.views) for images in plan for image in images)
+
+
+def _describe_near_duplicate(pair: NearDuplicate, records: Mapping[int, Record]) -> str:
+    image, other = records[pair.image_id], records[pair.other_id]
+    return f"{image.file} ({image.split}) and {other.file} ({other.split})"
 
 
 def _check_splits_not_empty(records: Sequence[Record], skipped_ids: Sequence[int], image_dir: Path) -> None:

@@ -490,6 +490,14 @@ class FeatureStore:
         with _open_shard(self._path(shard), self.spec) as file:
             return str(checked_dataset(file, "sha256", _KEY_DTYPES["sha256"], [num_rows]).asstr()[row])
 
+    def have_same_file(self, a: int, b: int) -> bool:
+        """Whether the files of two images have the same bytes, so that they share their rows.
+
+        Raises:
+            UserError: The index lacks an image.
+        """
+        return self._first_row(a) == self._first_row(b)
+
     def _first_row(self, image_id: int) -> tuple[int, int]:
         """Return shard and row of an image's first view."""
         shard, row = self._rows[self._find(image_id), 0].tolist()

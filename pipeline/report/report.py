@@ -23,6 +23,8 @@ from PIL import Image
 from pipeline import __version__
 from pipeline.artifacts import write_atomically
 from pipeline.captions.languages import join_words, word_separator
+from pipeline.captions.records import SPLITS
+from pipeline.evaluation.dataset_stats import DatasetStats, listed_leaks, split_rows, summary_rows
 from pipeline.evaluation.evaluate import Analysis, EvaluateParams, EvaluationData, Scores
 from pipeline.features.images import Pixels
 from pipeline.metrics.caption_scores import CORPUS_SCORES
@@ -76,6 +78,8 @@ class Report:
     """Content of `teacher_forcing.json`."""
     scenes: Mapping[str, Any]
     """Content of `scenes.json`."""
+    dataset: DatasetStats
+    """Statistics of all splits."""
     history: Sequence[Mapping[str, Any]]
     """Training metrics of each epoch."""
     params: Mapping[str, Any]
@@ -98,7 +102,12 @@ class _Word:
 
 
 def build_report(
-    data: EvaluationData, scores: Scores, analysis: Analysis, params: EvaluateParams, all_params: Mapping[str, Any]
+    data: EvaluationData,
+    scores: Scores,
+    analysis: Analysis,
+    dataset: DatasetStats,
+    params: EvaluateParams,
+    all_params: Mapping[str, Any],
 ) -> Report:
     """Collect the content of the page.
 
@@ -106,6 +115,7 @@ def build_report(
         data: Artifacts of the split.
         scores: Result of `score`.
         analysis: Result of `analyze`.
+        dataset: Statistics of all splits.
         params: Settings of the evaluation.
         all_params: All sections of the params file.
 
@@ -121,6 +131,7 @@ def build_report(
         captions=analysis.captions,
         teacher_forcing=analysis.teacher_forcing,
         scenes=analysis.scenes,
+        dataset=dataset,
         history=data.history,
         params=all_params,
     )
@@ -150,6 +161,10 @@ def write_report(path: Path, report: Report) -> None:
             image_id: (_encode_jpeg(thumbnail.image), " ".join(thumbnail.words))
             for image_id, thumbnail in report.thumbnails.items()
         },
+        splits=SPLITS,
+        split_rows=split_rows(report.dataset),
+        summary_rows=summary_rows(report.dataset),
+        listed_leaks=listed_leaks(report.dataset),
         charts=svg_charts.layout_charts(report.history),
         layout=svg_charts,
         params={name: list(_flatten(values)) for name, values in report.params.items()},

@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pipeline.artifacts import require_watched
+from pipeline.captions.leaks import count_caption_images, find_leaked_images, min_shared_images
 from pipeline.captions.records import SPLITS, Policy, Record, Split, escapes_root
 from pipeline.captions.sources import coco, flickr8k, karpathy
 from pipeline.captions.sources.parsed_file import (
@@ -109,10 +110,16 @@ class PreparedCounts:
     """Number of images that are in no split."""
     num_skipped: dict[str, int]
     """Number of skipped images or captions by reason."""
+    num_leaked_images: dict[Split, int]
+    """Number of images, by split, whose file has the same bytes as an image of another split."""
+    num_shared_captions: int
+    """Number of distinct captions that many images share: at least 5 and 1% of all images."""
+    max_images_per_caption: int
+    """Most images that share one caption."""
 
 
 def prepare(params: DatasetParams) -> tuple[list[Record], PreparedCounts]:
-    """Read a dataset, split it and check it. Image files must exist but are not opened.
+    """Read a dataset, split it and check it. Image files must exist, but few are read, to find leaks.
 
     Returns:
         The records, unordered, and their counts.
@@ -171,9 +178,38 @@ def prepare(params: DatasetParams) -> tuple[list[Record], PreparedCounts]:
             "rejected_captions": sum(image.num_rejected_captions for image in present),
             "images_without_accepted_captions": sum(map(_has_unaccepted, uncaptioned)),
         },
+        **_count_leaks(params.image_dir, records),
     )
     _check_splits(params, counts, assignment.unknown_images)
     return records, counts
+
+
+def _count_leaks(image_dir: Path, records: Sequence[Record]) -> dict[str, Any]:
+    """Count leaks, as in `PreparedCounts`, and warn of them."""
+    leaks = find_leaked_images(image_dir, records)
+    if leaks:
+        locations = [" = ".join(f"{record.file} ({record.split})" for record in group) for group in leaks]
+        logger.warning(
+            "image files that are in more than one split (%d): %s. Scores on these images are not of unseen images."
+            " Remove the copies, or assign them to one split.",
+            len(leaks),
+            summarize(locations),
+        )
+    num_images = count_caption_images(records)
+    shared = [
+        (caption, count) for caption, count in num_images.most_common() if count >= min_shared_images(len(records))
+    ]
+    if shared:
+        logger.warning(
+            "captions that many images share (%d): %s. Remove them if they do not describe the images.",
+            len(shared),
+            summarize([f"{caption!r} ({count} images)" for caption, count in shared]),
+        )
+    return {
+        "num_leaked_images": _sum_by_split((record.split, 1) for group in leaks for record in group),
+        "num_shared_captions": len(shared),
+        "max_images_per_caption": max(num_images.values(), default=0),
+    }
 
 
 def _parse_files(params: DatasetParams) -> tuple[list[ParsedImage], list[str], list[str]]:

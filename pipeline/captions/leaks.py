@@ -1,0 +1,70 @@
+"""Leaks of a dataset: images whose file is in two splits, and captions that many images share."""
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from pathlib import Path
+
+from pipeline.artifacts import file_digest
+from pipeline.captions.records import Record
+
+# Below either, captions are shared by chance: no caption of Flickr8k, COCO's val2017 or the scenes is that of more than
+# 0.3% of their images.
+MIN_SHARED_IMAGES = 5
+MIN_SHARED_FRACTION = 0.01
+
+_SAMPLE_BYTES = 4096
+"""Size of the part of a file that is compared before the whole."""
+
+
+def find_leaked_images(image_dir: Path, records: Iterable[Record]) -> list[list[Record]]:
+    """Find the images whose files have the same bytes, in two or more splits.
+
+    Few files are read: only files of the same size in different splits, and of those first 4 kB.
+
+    Args:
+        image_dir: Folder that the records' files are relative to. Missing, unreadable and empty files have no leaks.
+        records: Records of all splits.
+
+    Returns:
+        The images of each such file, by image id.
+    """
+    groups = [list(records)]
+    for key in (_size, _sample, file_digest):
+        groups = [part for group in groups for part in _split_group(group, image_dir, key)]
+    return sorted((sorted(group, key=lambda record: record.image_id) for group in groups), key=lambda g: g[0].image_id)
+
+
+def _split_group(records: Sequence[Record], image_dir: Path, key: Callable[[Path], Hashable]) -> list[list[Record]]:
+    """Group images by a key of their files, and keep the groups that are in two or more splits."""
+    groups: dict[Hashable, list[Record]] = defaultdict(list)
+    for record in records:
+        try:
+            groups[key(image_dir / record.file)].append(record)
+        except OSError:  # `encode` names the file
+            continue
+    groups.pop(0, None)  # the size of empty files
+    return [group for group in groups.values() if len({record.split for record in group}) > 1]
+
+
+def _size(path: Path) -> int:
+    return os.stat(path).st_size
+
+
+def _sample(path: Path) -> bytes:
+    """Read the middle of a file, since the beginnings of image files are alike."""
+    with path.open("rb") as file:
+        file.seek(max(0, (_size(path) - _SAMPLE_BYTES) // 2))
+        return file.read(_SAMPLE_BYTES)
+
+
+def count_caption_images(records: Iterable[Record]) -> Counter[str]:
+    """Count the images of each caption, ignoring case, surrounding spaces and a final period."""
+    return Counter(
+        caption for record in records for caption in {text.casefold().rstrip(" .") for text in record.captions}
+    )
+
+
+def min_shared_images(num_images: int) -> int:
+    """Return from how many images on a caption is shared by many images, in a dataset of `num_images` images."""
+    return max(MIN_SHARED_IMAGES, -(-num_images // round(1 / MIN_SHARED_FRACTION)))
