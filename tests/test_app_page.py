@@ -515,7 +515,7 @@ def test_unrequested_uploads_are_refused(open_page: Callable[..., "Page"], serve
     unrequested = [f"{session_url}/unrequested-{index}" for index in range(20)]
     for url in (*unrequested, request.value.url, f"{server.url}/_stcore/upload_file/no-session/unrequested"):
         status, answer = put(url, cookies, bytes(2**20))
-        assert (status, answer) == (403, "no page asked for this upload. Reload the page.")
+        assert (status, answer) == (403, "no page requested this upload. Reload the page.")
     assert bytes_of_uploads(server) == 0
 
 

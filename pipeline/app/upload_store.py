@@ -37,7 +37,7 @@ class Refusal(NamedTuple):
 
 
 class UploadStore(MemoryUploadedFileManager):
-    """Streamlit's store of uploads, which accepts only what a page has asked for and what the limits allow.
+    """Streamlit's store of uploads, which accepts only what a page has requested and what the limits allow.
 
     The page removes an upload once it has read it, and registers the image that it shows.
     """
@@ -83,7 +83,7 @@ class UploadStore(MemoryUploadedFileManager):
             None if the upload is accepted.
         """
         if self._expected.get(session_id) != file_id:
-            return Refusal(403, "no page asked for this upload. Reload the page.")
+            return Refusal(403, "no page requested this upload. Reload the page.")
         with self._reservations:
             refusal = self._check_limits(session_id, num_bytes)
             if refusal is None:
