@@ -11,7 +11,7 @@ repro: $(INSTALLED)
 	dvc repro $(STAGE)
 
 test: $(INSTALLED)
-	python -m pytest -m "not exhaustive" $(TESTS)
+	python -m pytest --numprocesses 2 --dist loadfile -m "not exhaustive" $(TESTS)
 
 # All tests, also those that take long: before a release.
 test-all: $(INSTALLED)
