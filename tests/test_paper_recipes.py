@@ -1,4 +1,4 @@
-"""From `gridcap download` and a preset to a report beside published scores, on miniatures of the real archives.
+"""From `gridcap download` and a preset to a report with published scores, on miniatures of the real archives.
 
 The trained model is then scored on a miniature of nocaps, which has no train images.
 """
@@ -51,7 +51,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]:
     torch.manual_seed(0)
     torch.save(torchvision.models.resnet18().state_dict(), folder / "data/weights/random.pth")
     images = {f"{index}_{index}.jpg": solid_jpeg(COLORS[index % 3]) for index in range(len(SPLITS))}
-    captions = [f"The picture {index} is {COLORS[index % 3]} ." for index in range(len(SPLITS))]
+    captions = [f"The image {index} is {COLORS[index % 3]} ." for index in range(len(SPLITS))]
     with pytest.MonkeyPatch.context() as patch, file_server() as server:
         patch.chdir(folder)
         serve(server, flickr8k_archives(images, SPLITS, captions), "flickr8k")
@@ -77,7 +77,7 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_the_report_shows_the_scores_beside_published_ones(trained: Repository) -> None:
+def test_the_report_shows_the_scores_next_to_published_ones(trained: Repository) -> None:
     scores = read(trained.folder / "results/metrics/scores.json")
     assert [row["scores"]["BLEU-4"] for row in scores["published"]] == [0.195, 0.213, 0.242, 0.213]
     report = " ".join(re.sub(r"<[^>]*>", " ", (trained.folder / "results/report.html").read_text("utf-8")).split())
@@ -102,7 +102,7 @@ def nocaps(trained: Repository) -> Repository:
         (folder / "images" / name).write_bytes(solid_jpeg(COLORS[image_id % 3]))
         images.append({"id": image_id, "file_name": name, "open_images_id": name[:-4], "domain": domain})
         annotations += [
-            {"id": 10 * image_id + i, "image_id": image_id, "caption": f"A picture {image_id} that is {i}."}
+            {"id": 10 * image_id + i, "image_id": image_id, "caption": f"An image {image_id} that is {i}."}
             for i in range(10)
         ]
     document = {"images": images, "annotations": annotations, "info": {}, "licenses": []}

@@ -99,7 +99,8 @@ def test_a_model_without_words_and_one_without_shared_words_are_finite(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("kind", "top_down"), ("embedding_size", 9), ("hidden_size", 9), ("attention_size", 9)]
+    ("name", "value"),
+    [("kind", "top_down"), ("embedding_size", 9), ("hidden_size", 9), ("attention_size", 9), ("non_local_size", 9)],
 )
 def test_another_kind_or_size_is_an_error(tmp_path: Path, name: str, value: Any) -> None:
     make_model(tmp_path, 1)

@@ -70,7 +70,7 @@ MAX_ROWS = 12
 
 @params_section
 class PublishedScores:
-    """Scores of a paper or repository, which the report and the model card show beside those of the run."""
+    """Scores of a paper or repository, which the report and the model card show next to those of the run."""
 
     system: str
     """Name of the system."""

@@ -25,7 +25,7 @@ from pipeline.features.store import EncoderSpec
 from pipeline.params import shorten
 from pipeline.training.trainer import TrainParams
 
-_SIZES = ("kind", "embedding_size", "hidden_size", "attention_size")
+_SIZES = ("kind", "embedding_size", "hidden_size", "attention_size", "non_local_size")
 """The fields of `DecoderParams` that weights depend on."""
 
 
