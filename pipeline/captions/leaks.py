@@ -65,6 +65,17 @@ def count_caption_images(records: Iterable[Record]) -> Counter[str]:
     )
 
 
+def shared_captions(num_images_by_caption: Counter[str], num_images: int) -> list[tuple[str, int]]:
+    """Return the captions that many images share, with their numbers of images, the most first.
+
+    Args:
+        num_images_by_caption: Result of `count_caption_images`.
+        num_images: Number of images of the dataset.
+    """
+    threshold = min_shared_images(num_images)
+    return [(caption, count) for caption, count in num_images_by_caption.most_common() if count >= threshold]
+
+
 def min_shared_images(num_images: int) -> int:
     """Return from how many images on a caption is shared by many images, in a dataset of `num_images` images."""
     return max(MIN_SHARED_IMAGES, -(-num_images // round(1 / MIN_SHARED_FRACTION)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from pipeline.captions.leaks import count_caption_images, find_leaked_images, min_shared_images
+from pipeline.captions.leaks import count_caption_images, find_leaked_images, shared_captions
 from pipeline.captions.records import SPLITS, Record, Split, read_records
 from pipeline.captions.tokens import TOKENS_FILE, CaptionTokens, read_tokens, require_vocabulary
 from pipeline.captions.vocabulary import SPECIALS, VOCABULARY_FILE, read_vocabulary
@@ -112,7 +112,7 @@ def compute_stats(prepared: Path, image_dir: Path, tokens: Path, features: Path)
     vocabulary = read_vocabulary(tokens / VOCABULARY_FILE) if split_tokens else None
     known_words = frozenset(vocabulary.words[len(SPECIALS) :]) if vocabulary else frozenset()
     num_images = count_caption_images(records)
-    shared = [item for item in num_images.most_common() if item[1] >= min_shared_images(len(records))]
+    shared = shared_captions(num_images, len(records))
     sizes = list(_image_sizes(image_dir, records))
 
     def split_stats(split: Split) -> SplitStats:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pipeline.artifacts import require_watched
-from pipeline.captions.leaks import count_caption_images, find_leaked_images, min_shared_images
+from pipeline.captions.leaks import count_caption_images, find_leaked_images, shared_captions
 from pipeline.captions.records import SPLITS, Policy, Record, Split, escapes_root
 from pipeline.captions.sources import coco, flickr8k, karpathy
 from pipeline.captions.sources.parsed_file import (
@@ -196,9 +196,7 @@ def _count_leaks(image_dir: Path, records: Sequence[Record]) -> dict[str, Any]:
             summarize(locations),
         )
     num_images = count_caption_images(records)
-    shared = [
-        (caption, count) for caption, count in num_images.most_common() if count >= min_shared_images(len(records))
-    ]
+    shared = shared_captions(num_images, len(records))
     if shared:
         logger.warning(
             "captions that many images share (%d): %s. Remove them if they do not describe the images.",
