@@ -1,4 +1,6 @@
-from pipeline.report.svg_charts import layout_charts
+import pytest
+
+from pipeline.report.svg_charts import BOTTOM, TOP, layout_charts
 
 
 def test_the_layout_worked_by_hand():
@@ -19,3 +21,12 @@ def test_the_layout_worked_by_hand():
 
 def test_no_epochs_have_no_charts():
     assert layout_charts([]) == []
+
+
+@pytest.mark.parametrize("values", [(0.0, 0.0), (0.0, 3e-12), (0.5, 0.5 + 1e-9)])
+def test_equal_and_nearly_equal_values_are_a_level_curve(values: tuple[float, float]) -> None:
+    rows = [{"epoch": epoch, "val_bleu4": value} for epoch, value in enumerate(values, start=1)]
+    (chart,) = layout_charts(rows)
+    (line,) = chart.lines
+    (first, second) = (y for _, y in line.points)
+    assert TOP < first == second < BOTTOM

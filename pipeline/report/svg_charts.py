@@ -13,6 +13,8 @@ WIDTH, HEIGHT = 320, 190
 """Size of a chart, in SVG units."""
 LEFT, RIGHT, TOP, BOTTOM = 40, WIDTH - 8, 10, HEIGHT - 24
 """Edges of the plot area, in SVG units. Tick labels are left of it and below it."""
+_MIN_RANGE = 1e-6
+"""Values in a smaller range are drawn as a constant curve: ticks have 9 decimals."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +51,7 @@ def layout_charts(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
 def _layout_chart(metric: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> Chart:
     epochs = [epoch for points in lines.values() for epoch, _ in points]
     values = [value for points in lines.values() for _, value in points]
-    # A constant curve has no range.
-    margin = 0.1 if min(values) == max(values) else 0.0
+    margin = 0.1 if max(values) - min(values) < _MIN_RANGE else 0.0
     # The outermost ticks enclose all values and end the axis.
     ticks = _ticks(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]), min(values) - margin, max(values) + margin)
     first, last = min(epochs), max(epochs)
