@@ -14,7 +14,7 @@ from PIL import Image
 
 from benchmarks.crossvalidation.__main__ import main, seed_groups
 from benchmarks.crossvalidation.folds import MAX_VAL_IMAGES, Fold, ImageSet, assign_folds
-from benchmarks.crossvalidation.systems import SYSTEMS, Captions, System, caption_fold, write_params
+from benchmarks.crossvalidation.systems import SYSTEMS, Captions, Experiment, System, caption_fold, write_params
 from benchmarks.crossvalidation.table import (
     SCORES,
     Row,
@@ -28,6 +28,7 @@ from benchmarks.crossvalidation.table import (
 from benchmarks.retrieval import consensus, document_frequencies, nearest, retrieve
 from benchmarks.soft_attention import SEARCH, Settings, SoftAttention, caption_loss
 from pipeline.captions.records import Record
+from pipeline.captions.tokens import TOKENS_FILE, read_tokens
 from pipeline.captions.vocabulary import END, PAD, START, UNK
 from pipeline.errors import UserError
 from pipeline.features.encoder import EncodeParams
@@ -219,6 +220,20 @@ def test_an_interrupted_run_captions_only_the_missing_folds(tmp_path: Path) -> N
         (system, replace(images, digests=images.digests | {1: "0" * 64})),
     ):
         assert run(changed_system, changed_images, finished=True) == [None] * 3
+
+
+def test_a_text_leaves_out_the_captions_of_the_other_folds_images(tmp_path: Path) -> None:
+    lines = [f"{image_id}.jpg,{caption}" for image_id, captions in CAPTIONS.items() for caption in captions]
+    (tmp_path / "text").mkdir()
+    text = tmp_path / "text/flickr8k_captions.csv"
+    text.write_text("\n".join(["image,caption", *lines, "new.jpg,a dog sleeps"]) + "\n")
+    experiments = [
+        Experiment(image_set(tmp_path), params, tmp_path / "work", torch.device("cpu"))
+        for params in (write_params(tmp_path, tmp_path / f"{name}.yaml", SYSTEMS[name]) for name in ("text", "long"))
+    ]
+    fold = Fold(train=(1,), val=(2,), test=(3,))
+    tokens = [read_tokens(experiment.tokens(fold) / TOKENS_FILE, "text") for experiment in experiments]
+    assert [len(split.image_id) for split in tokens] == [len(CAPTIONS[1]) + 1, 0]
 
 
 def write_real_folder(folder: Path) -> None:

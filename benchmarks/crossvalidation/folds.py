@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.artifacts import file_digest
 from pipeline.captions.records import Record, Split
 from pipeline.captions.sources.dataset import DatasetParams, prepare
+from pipeline.captions.text import TextCaption
 from pipeline.captions.tokenizer import TokenizeParams, make_tokenizer
 from pipeline.captions.tokens import TokenizedDataset, tokenize
 from pipeline.errors import UserError
@@ -48,15 +49,19 @@ class ImageSet:
     """Captions of each image as words."""
 
     def tokenize_splits(
-        self, params: TokenizeParams, splits: Mapping[Split, Sequence[int]], source: Path
+        self,
+        params: TokenizeParams,
+        splits: Mapping[Split, Sequence[int]],
+        source: Path,
+        text: Sequence[TextCaption] = (),
     ) -> TokenizedDataset:
-        """Tokenize the captions of images by split; errors name `source`."""
+        """Tokenize a text and the captions of images by split; errors name `source`."""
         records = [
             replace(self.records[image_id], split=split)
             for split, image_ids in splits.items()
             for image_id in image_ids
         ]
-        return tokenize(records, params, source)
+        return tokenize(records, params, source, text)
 
     def describe(self, fold: Fold) -> Any:
         """Return the records and image digests of a fold as JSON values."""

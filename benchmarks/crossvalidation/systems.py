@@ -16,6 +16,8 @@ from benchmarks import retrieval, soft_attention
 from benchmarks.crossvalidation.folds import Fold, ImageSet
 from pipeline.artifacts import file_digest, fingerprint, fresh_folder, publish, read_json, work_folder, write_json
 from pipeline.captions.records import Split
+from pipeline.captions.sources.text_file import read_text_captions
+from pipeline.captions.text import TextCaption
 from pipeline.captions.tokenizer import TokenizeParams
 from pipeline.captions.tokens import TOKENS_FILE, write_tokens
 from pipeline.captions.vocabulary import VOCABULARY_FILE, write_vocabulary
@@ -26,7 +28,7 @@ from pipeline.features.store import FeatureStore
 from pipeline.generation.generate import GenerateParams, generate
 from pipeline.import_graph import code_digest
 from pipeline.metrics.corpus import Words
-from pipeline.params import load, to_plain
+from pipeline.params import load, load_key, to_plain
 from pipeline.presets import find_preset, use
 from pipeline.training.loop import Intervals
 from pipeline.training.refine import refine
@@ -53,6 +55,8 @@ SETTINGS = (
     "refine.precision=bfloat16",
 )
 """Changes to the preset, which is made for ten times as many images. `{real}` is the folder of `--real`."""
+_TEXT = "train.text={real}/text/flickr8k_captions.csv"
+_REFINED_GENTLY = ("refine.max_epochs=2", "refine.lr.peak=2e-5", "refine.cross_entropy_weight=0.5")
 SYSTEMS: Mapping[str, Sequence[str]] = {
     "soft_attention": (),
     "top_down": ("train.decoder.kind=top_down",),
@@ -64,10 +68,14 @@ SYSTEMS: Mapping[str, Sequence[str]] = {
     "layer2_pool14": ("encode.layer=layer2", "encode.pool={height: 14, width: 14}"),
     "layer2": ("encode.layer=layer2",),
     "refined": ("refine.max_epochs=4", "refine.lr.peak=5e-5"),
-    "refined_gently": ("refine.max_epochs=2", "refine.lr.peak=2e-5", "refine.cross_entropy_weight=0.5"),
+    "refined_gently": _REFINED_GENTLY,
     "refined_greedy": ("refine.max_epochs=2", "refine.lr.peak=5e-5", "refine.baseline=greedy"),
     "top_down_refined": ("train.decoder.kind=top_down", "refine.max_epochs=4", "refine.lr.peak=5e-5"),
     "adaptive_refined": ("train.decoder.kind=adaptive", "refine.max_epochs=4", "refine.lr.peak=5e-5"),
+    "text": (_TEXT,),
+    "text_refined_gently": (_TEXT, *_REFINED_GENTLY),
+    "long": ("train.max_epochs=36",),
+    "text_long": (_TEXT, "train.max_epochs=36"),
 }
 """Changes of each system of gridcap to `SETTINGS`."""
 SEARCHES = {"greedy": 1, "beam 5": 5}
@@ -106,6 +114,12 @@ class Experiment:
         return load(self.params, "encode", EncodeParams)
 
     @cached_property
+    def text(self) -> Sequence[TextCaption]:
+        """Captions without images; none by default."""
+        path = load_key(self.params, "train.text", Path | None)
+        return [] if path is None else read_text_captions(path)
+
+    @cached_property
     def features_key(self) -> str:
         """Fingerprint of the features of all images."""
         spec = encoder_spec(load_encoder(self.encode_params), self.encode_params)
@@ -129,12 +143,13 @@ class Experiment:
         key = fingerprint(
             tokenize=to_plain(self.tokenize_params),
             images=self.images.describe(fold),
+            text=self.text,
             code=code_digest("pipeline.captions.tokens"),
         )
         folder = self.work / "tokens" / key
         if not folder.is_dir():
             splits: dict[Split, Sequence[int]] = {"train": fold.train, "val": fold.val, "test": fold.test}
-            dataset = self.images.tokenize_splits(self.tokenize_params, splits, folder)
+            dataset = self.images.tokenize_splits(self.tokenize_params, splits, folder, self.text)
             with fresh_folder(folder) as unfinished:
                 write_vocabulary(unfinished / VOCABULARY_FILE, dataset.vocabulary)
                 write_tokens(unfinished / TOKENS_FILE, dataset, self.tokenize_params, key)
@@ -190,12 +205,13 @@ def gridcap_system(experiment: Experiment, seeds: Sequence[int]) -> System:
 
     # A disabled stage has no settings that captions depend on.
     is_refined = refine_params.max_epochs > 0
-    modules = ("trainer", "self_critical") if is_refined else ("trainer",)
+    modules = ("text_pretraining" if experiment.text else "trainer", *(["self_critical"] if is_refined else []))
     return System(
         key={
             "seeds": seeds,
             "tokenize": to_plain(experiment.tokenize_params),
             "features": experiment.features_key,
+            "text": experiment.text,
             "train": to_plain(train_params),
             "refine": to_plain(refine_params) if is_refined else None,
             "searches": [to_plain(params) for params in searches.values()],
