@@ -8,6 +8,7 @@ Shapes: B images, N rows of a shard, P = H * W regions of a grid in row-major or
 import logging
 import os
 import threading
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -386,9 +387,9 @@ class FeatureStore:
         self.skipped_ids = frozenset(index.skipped)
         """Ids of the images that `encode` skipped, since their files cannot be decoded."""
         self._shards = index.shards
-        self._position = {image_id: i for i, image_id in enumerate(sorted(index.images))}
-        # As an array, since tuples would take 100 MB for COCO.
-        rows = [index.images[image_id] for image_id in self._position]
+        # Arrays, since a dictionary of tuples would take 120 MB for COCO.
+        self._image_ids = np.array(sorted(index.images), dtype=np.int64)  # [N]
+        rows = [index.images[image_id] for image_id in self._image_ids.tolist()]
         self._rows = np.array(rows, dtype=np.int32)  # shard and row of each view of each image [N, V, 2]
         if fingerprint not in (None, self.fingerprint):
             raise UserError(
@@ -435,7 +436,7 @@ class FeatureStore:
     @property
     def image_ids(self) -> tuple[int, ...]:
         """Ids of all images, ascending."""
-        return tuple(self._position)
+        return tuple(self._image_ids.tolist())
 
     def grid(self, image_id: int) -> Grids:
         """Read the grid of an image's first view: float16 [P, C].
@@ -477,7 +478,7 @@ class FeatureStore:
         Raises:
             UserError: The index lacks the image.
         """
-        return self._path(self._first_row(image_id)[0])
+        return self._path(self.first_row(image_id)[0])
 
     def image_digest(self, image_id: int) -> str:
         """Read the SHA-256, in hexadecimal, of the image file that was encoded.
@@ -485,35 +486,31 @@ class FeatureStore:
         Raises:
             UserError: As `grids`.
         """
-        shard, row = self._first_row(image_id)
+        shard, row = self.first_row(image_id)
         num_rows = self._shards[shard].rows
         with _open_shard(self._path(shard), self.spec) as file:
             return str(checked_dataset(file, "sha256", _KEY_DTYPES["sha256"], [num_rows]).asstr()[row])
 
-    def have_same_file(self, a: int, b: int) -> bool:
-        """Whether the files of two images have the same bytes, so that they share their rows.
+    def first_row(self, image_id: int) -> tuple[int, int]:
+        """Return shard and row of an image's first view. Only images whose files have the same bytes share a row.
 
         Raises:
-            UserError: The index lacks an image.
+            UserError: The index lacks the image.
         """
-        return self._first_row(a) == self._first_row(b)
-
-    def _first_row(self, image_id: int) -> tuple[int, int]:
-        """Return shard and row of an image's first view."""
         shard, row = self._rows[self._find(image_id), 0].tolist()
         return shard, row
 
     def _find(self, image_id: int) -> int:
         """Return the index of an image in `image_ids`."""
-        try:
-            return self._position[image_id]
-        except KeyError:
-            fault = (
-                f"image {image_id} was skipped, since its file cannot be decoded. Replace the file, then run"
-                if image_id in self.skipped_ids
-                else f"has no image {image_id}. Run"
-            )
-            raise UserError(f"{self._folder / INDEX_FILE}: {fault} `dvc repro encode`.") from None
+        position = bisect_left(self._image_ids, image_id)
+        if position < len(self._image_ids) and self._image_ids[position] == image_id:
+            return position
+        fault = (
+            f"image {image_id} was skipped, since its file cannot be decoded. Replace the file, then run"
+            if image_id in self.skipped_ids
+            else f"has no image {image_id}. Run"
+        )
+        raise UserError(f"{self._folder / INDEX_FILE}: {fault} `dvc repro encode`.")
 
     def _read_row(self, shard: int, row: int, out: Grids) -> None:
         """Read one row into `out`, float16 [P, C]."""
