@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+import torchvision
 
 from pipeline.artifacts import publish
 from pipeline.downloads import Digest, download, is_intact, locked
@@ -45,8 +46,6 @@ def download_weights(name: str, folder: Path, mirror: str | None = None) -> Path
 
 def pretrained_url(file_name: str) -> str | None:
     """Return the URL of the ResNet weights of torchvision with this file name, or None if there are none."""
-    import torchvision  # imported here because it takes a second, which models with a weights file do not need
-
     for architecture in get_args(TorchvisionResNet):
         for weights in torchvision.models.get_model_weights(architecture):
             if _file_name(weights.url) == file_name:
@@ -83,8 +82,6 @@ def _weights(name: str) -> Any:
     if architecture not in get_args(TorchvisionResNet):
         names = ", ".join(get_args(TorchvisionResNet))
         raise UserError(f"{name}: unknown architecture {architecture}. Use one of {names}.")
-    import torchvision
-
     registered = torchvision.models.get_model_weights(architecture)
     if weights_name not in ("", *registered.__members__):
         names = " or ".join(f"{architecture}/{weights.name}" for weights in registered)
