@@ -11,6 +11,7 @@ from pathlib import Path
 import stages  # noqa: F401  # sets GOMP_SPINCOUNT before PyTorch is imported
 
 NAMES = (
+    "startup",
     "training",
     "refining",
     "searching",

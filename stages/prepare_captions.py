@@ -7,9 +7,6 @@ from typing import Annotated
 import typer
 
 from pipeline.artifacts import fresh_folder, publish_together, write_json
-from pipeline.captions.records import write_records
-from pipeline.captions.sources.dataset import DatasetParams, prepare
-from pipeline.captions.sources.image_digests import write_image_digest
 from pipeline.errors import run
 from pipeline.params import load, require_unchanged
 
@@ -21,6 +18,11 @@ def main(
     metrics: Annotated[Path, typer.Option(help="Output JSON file of metrics.")],
 ) -> None:
     """Read and check the dataset, and write one record per image, and a digest of the image files."""
+    # Imported here so that --help is fast.
+    from pipeline.captions.records import write_records
+    from pipeline.captions.sources.dataset import DatasetParams, prepare
+    from pipeline.captions.sources.image_digests import write_image_digest
+
     dataset_params = load(params, "dataset", DatasetParams)
     records, counts, md5s = prepare(dataset_params)
     with fresh_folder(out) as folder:

@@ -9,7 +9,6 @@ import typer
 from pipeline.artifacts import publish
 from pipeline.errors import run
 from pipeline.params import load, require_unchanged
-from pipeline.scenes.dataset import RenderParams, write_dataset
 
 
 def main(
@@ -20,6 +19,9 @@ def main(
     or 1,
 ) -> None:
     """Render the scenes and write their captions. Resumes after an interruption."""
+    # Imported here so that --help is fast.
+    from pipeline.scenes.dataset import RenderParams, write_dataset
+
     render_params = load(params, "render", RenderParams)
     with write_dataset(render_params, work, num_workers) as dataset:
         require_unchanged(params, "render", render_params)

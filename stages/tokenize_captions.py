@@ -7,11 +7,6 @@ from typing import Annotated
 import typer
 
 from pipeline.artifacts import file_digest, fingerprint, fresh_folder, publish_together, write_json
-from pipeline.captions.records import RECORDS_FILE, iter_records
-from pipeline.captions.sources.text_file import read_text_captions
-from pipeline.captions.tokenizer import TokenizeParams
-from pipeline.captions.tokens import SCHEMA, TOKENS_FILE, tokenize, write_tokens
-from pipeline.captions.vocabulary import VOCABULARY_FILE, write_vocabulary
 from pipeline.errors import run
 from pipeline.params import load, load_key, require_unchanged, to_plain
 
@@ -25,6 +20,13 @@ def main(
     metrics: Annotated[Path, typer.Option(help="Output JSON file of metrics.")],
 ) -> None:
     """Tokenize captions and text, and build the vocabulary from the train captions and the text."""
+    # Imported here so that --help is fast.
+    from pipeline.captions.records import RECORDS_FILE, iter_records
+    from pipeline.captions.sources.text_file import read_text_captions
+    from pipeline.captions.tokenizer import TokenizeParams
+    from pipeline.captions.tokens import SCHEMA, TOKENS_FILE, tokenize, write_tokens
+    from pipeline.captions.vocabulary import VOCABULARY_FILE, write_vocabulary
+
     tokenize_params = load(params, "tokenize", TokenizeParams)
     text_path = load_key(params, "train.text", Path | None)
     text = [] if text_path is None else read_text_captions(text_path)

@@ -146,12 +146,12 @@ def test_every_stage_with_a_device_has_the_shared_option(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", STAGE_MODULES)
-def test_the_help_of_a_stage_does_not_import_torch(module: str) -> None:
+def test_the_help_of_a_stage_imports_no_heavy_package(module: str) -> None:
     command = [sys.executable, "-X", "importtime", "-m", module, "--help"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
     assert "typer" in imported
-    assert "torch" not in imported
+    assert imported & {"torch", "numpy", "h5py", "PIL", "spacy", "matplotlib", "pycocotools", "dvc"} == set()
 
 
 def test_every_module_has_a_test_file_of_its_name() -> None:

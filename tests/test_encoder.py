@@ -71,21 +71,6 @@ def test_grids_have_the_shape_of_the_layer(architecture, layer, shape):
     assert encoder.channels == shape[0]
 
 
-@pytest.mark.parametrize("architecture", ["resnet18", "resnext50_32x4d", "wide_resnet50_2"])
-def test_grids_equal_those_of_torchvisions_resnet(architecture, tmp_path):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        resnet = torchvision.models.get_model(architecture, weights=None).eval()
-    save_file(resnet.state_dict(), tmp_path / "weights.safetensors")
-    encoder = load_encoder(params(tmp_path / "weights.safetensors", architecture=architecture, layer="layer4"))
-    resnet, encoder = resnet.double(), encoder.double()
-    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-    with torch.inference_mode():
-        torch.testing.assert_close(resnet.fc(encoder(images).mean((2, 3))), resnet(images))
-    assert set(encoder.state_dict()) == {name for name in resnet.state_dict() if not name.startswith("fc")}
-
-
 def test_the_encoder_is_frozen_and_channels_last(weights):
     encoder = load_encoder(params(weights))
 

@@ -82,7 +82,7 @@ def test_torchvision_weights_are_downloaded_if_allowed(
         urls.append(url)
         return tiny.weights
 
-    monkeypatch.setattr("pipeline.prediction.encoder_weights.fetch", fetch)
+    monkeypatch.setattr("pipeline.features.pretrained.fetch", fetch)
     assert names_red(Captioner.load(moved, download=True))
     assert [url.rpartition("/")[2] for url in urls] == [TORCHVISION_FILE]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.captions.vocabulary import SPECIALS, VOCABULARY_FILE, Vocabulary
-from pipeline.decoder.decoder import Decoder
+from pipeline.decoder.decoder import Decoder, DecoderKind
 from pipeline.decoder.model_io import (
     CONFIG_FILE,
     HISTORY_FILE,
@@ -29,6 +29,7 @@ from pipeline.decoder.registry import build_decoder
 from pipeline.errors import UserError
 from tests.documents import edit
 from tests.factories import decoder_params, small_spec
+from tests.kinds import all_kinds
 from tests.model_folders import model_config
 
 VOCABULARY = Vocabulary((*SPECIALS, "red", "square"))
@@ -65,6 +66,17 @@ def test_a_model_is_read_as_written(folder: Path) -> None:
     weights = model.decoder.state_dict()
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+@all_kinds
+def test_reading_a_model_of_any_kind_draws_no_random_numbers(kind: DecoderKind, tmp_path: Path) -> None:
+    params = replace(PARAMS, kind=kind, non_local_size=3)
+    decoder = build_decoder(params, SPEC.grid, SPEC.channels, len(VOCABULARY))
+    write_model(tmp_path, decoder.state_dict(), VOCABULARY, replace(CONFIG, decoder=params))
+    before = torch.random.get_rng_state()
+    weights = read_model(tmp_path).decoder.state_dict()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in decoder.state_dict().items())
 
 
 def test_equal_models_have_equal_bytes(folder: Path, tmp_path: Path) -> None:

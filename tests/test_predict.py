@@ -1,6 +1,7 @@
 """`gridcap predict`: text, JSON lines, drawings of attention, and errors."""
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from pipeline.generation.search_settings import write_search_settings
 from pipeline.prediction.captioner import DEFAULT_SEARCH, Captioner
 from tests.command_line import gridcap
 from tests.image_files import encode_image
+from tests.paths import ROOT
 from tests.solid_images import solid_image
 from tests.tiny_captioner import Tiny
 
@@ -175,3 +177,23 @@ def test_an_image_that_is_too_large_is_one_error_without_warnings_of_pillow(
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {path}: ")
     assert "10000 x 10000 px" in line
+
+
+def test_a_caption_imports_neither_the_compiler_nor_unused_packages(tiny: Tiny, tmp_path: Path) -> None:
+    arguments = ["gridcap", "predict", str(save_image(tmp_path / "red.png")), "--model", str(tiny.model)]
+    program = f"""
+import sys
+from pipeline.console import main
+sys.argv = {arguments}
+try:
+    main()
+finally:
+    packages = ("torch._dynamo", "sympy", "torchvision", "matplotlib", "scipy", "spacy", "requests", "streamlit", "dvc")
+    print([name for name in packages if name in sys.modules])
+"""
+    output = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    caption, imported = output.splitlines()
+    assert "red" in caption
+    assert imported == "[]"

@@ -1,4 +1,6 @@
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ pytest.importorskip("streamlit", reason="needs Streamlit: pip install 'gridcap[a
 
 from pipeline.app.serve import serve
 from tests.command_line import gridcap
+from tests.paths import ROOT
 
 
 @pytest.mark.slow
@@ -39,3 +42,16 @@ def test_invalid_port_is_rejected(port: str) -> None:
     result = gridcap("app", "--port", port)
     assert result.exit_code == 2
     assert "--port" in result.output
+
+
+@pytest.mark.slow
+def test_the_first_page_imports_neither_the_compiler_nor_unused_packages() -> None:
+    program = (
+        "import sys\n"
+        "from pipeline.app import captioning, training, upload_store, uploads\n"
+        "packages = ('torch._dynamo', 'sympy', 'torchvision', 'altair', 'matplotlib', 'scipy', 'spacy', 'dvc')\n"
+        "print([name for name in packages if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", program]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert output == "[]\n"

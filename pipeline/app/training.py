@@ -3,12 +3,15 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import altair as alt
 import streamlit as st
 
 from pipeline.app.runs import LiveRun, Series, read_epochs, read_live, read_scores
 from pipeline.report.curve_style import SPLIT_COLORS, curve_label
+
+if TYPE_CHECKING:
+    import altair as alt
 
 RESULTS = Path("results")
 """Results of `train` and `evaluate`, in the folder in which the app was started."""
@@ -111,7 +114,9 @@ def _draw_charts(curves: Curves, series: Mapping[str, Series], unit: str) -> Non
             column.altair_chart(chart)
 
 
-def _chart(title: str, lines: Mapping[str, Series], unit: str) -> alt.Chart:
+def _chart(title: str, lines: Mapping[str, Series], unit: str) -> "alt.Chart":
+    import altair as alt  # imported here because the captioning page does not need it
+
     rows = [
         {unit: step, "value": value, "split": split}
         for split, points in lines.items()

@@ -3,16 +3,16 @@
 Together with the encoder's weights, it contains everything that captioning needs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import safetensors.torch
-import torch
 from pydantic import Field, FiniteFloat
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from typing_extensions import TypedDict
 
 from pipeline.artifacts import (
@@ -237,10 +237,8 @@ def read_model(folder: Path) -> TrainedModel:
         raise UserError(f"{path}: SHA-256 differs from the one recorded in {CONFIG_FILE}. {REMEDY}")
     try:
         weights = safetensors.torch.load(content)
-        # Sizes in the configuration may be arbitrary. The meta device compares them with the file without memory.
-        with torch.device("meta"):
-            _build_decoder(config, vocabulary).load_state_dict(weights, assign=True)
-        decoder = _build_decoder(config, vocabulary)
+        with _SkipInitialization():
+            decoder = build_decoder(config.decoder, config.encoder.grid, config.encoder.channels, len(vocabulary))
         decoder.load_state_dict(weights)
         if not all(tensor.isfinite().all() for tensor in weights.values()):
             raise ValueError("weights are not finite")
@@ -255,8 +253,20 @@ def read_model(folder: Path) -> TrainedModel:
     return TrainedModel(decoder=decoder.eval(), vocabulary=vocabulary, config=config)
 
 
-def _build_decoder(config: ModelConfig, vocabulary: Vocabulary) -> Decoder:
-    return build_decoder(config.decoder, config.encoder.grid, config.encoder.channels, len(vocabulary))
+class _SkipInitialization(TorchFunctionMode):
+    """Leaves the weights of new modules uninitialized, which takes neither time nor memory, whatever their sizes.
+
+    The meta device would do so too, but imports PyTorch's compiler to draw random numbers.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def write_history(folder: Path, history: History) -> None:

@@ -10,7 +10,7 @@ import os
 import pickle
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, cast, get_args
@@ -20,7 +20,6 @@ import numpy.typing as npt
 import safetensors
 import safetensors.torch
 import torch
-import torchvision
 from pydantic import Discriminator, Field, Tag
 from torch import Tensor, nn
 from torch.nn import functional
@@ -37,9 +36,11 @@ from pipeline.features.resnets import (
     ClipResNet,
     Layer,
     Normalization,
+    TorchvisionResNet,
     encoder_frame,
     num_channels,
 )
+from pipeline.features.torchvision_resnets import torchvision_layers
 from pipeline.features.views import Frame, Resize, View
 from pipeline.params import DEPENDENCY, params_section
 
@@ -186,11 +187,11 @@ class GridEncoder(nn.Module):
         return images
 
 
-def _named_layers(architecture: Architecture) -> Iterable[tuple[str, nn.Module]]:
+def _named_layers(architecture: Architecture) -> Iterator[tuple[str, nn.Module]]:
     """Return the modules of a ResNet by name, in the order of its forward pass."""
     if architecture in get_args(ClipResNet):
         return clip_layers(cast(ClipResNet, architecture))
-    return cast(nn.Module, torchvision.models.get_model(architecture, weights=None)).named_children()
+    return torchvision_layers(cast(TorchvisionResNet, architecture))
 
 
 def load_encoder(params: EncodeParams) -> GridEncoder:

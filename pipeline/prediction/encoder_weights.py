@@ -7,7 +7,6 @@ from pathlib import Path
 from pipeline.decoder.model_io import CONFIG_FILE, REMEDY, ModelConfig
 from pipeline.errors import UserError
 from pipeline.features.encoder import GridEncoder, read_encoder, weights_digest
-from pipeline.features.pretrained import cached_path, fetch, pretrained_url
 from pipeline.features.resnets import num_channels
 from pipeline.features.store import EncoderSpec
 
@@ -55,6 +54,8 @@ def find_encoder(folder: Path, config: ModelConfig, weights: Path | None, downlo
                 return encoder
             searched[-1] += " (another digest)"
     encoder_name = f"{config.encoder.architecture} up to {config.encoder.layer}"
+    from pipeline.features.pretrained import pretrained_url
+
     can_download = config.encoder_weights is not None and pretrained_url(Path(config.encoder_weights).name) is not None
     raise UserError(
         f"{folder}: cannot find the encoder's weights ({encoder_name}, digest"
@@ -91,6 +92,8 @@ def _recorded_files(folder: Path, config: ModelConfig, download: bool) -> Iterat
     yield recorded
     candidates = dict.fromkeys(parent / recorded for parent in folder.resolve().parents)
     yield from (path for path in candidates if os.path.isfile(path) and path != recorded.resolve())
+    from pipeline.features.pretrained import cached_path, fetch, pretrained_url  # imported here: it takes a second
+
     url = pretrained_url(recorded.name)
     if url is not None:
         yield fetch(url) if download else cached_path(recorded.name)

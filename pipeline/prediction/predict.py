@@ -16,7 +16,6 @@ from pipeline.generation.caption import Caption
 from pipeline.generation.search import SearchParams
 from pipeline.prediction.captioner import Captioner
 from pipeline.prediction.inputs import NamedImage
-from pipeline.report.figures import attention_strip
 
 DRAWING_SIZE = 320
 """Longer side, in px, of the image in a drawing."""
@@ -136,6 +135,8 @@ def draw_attention(captioner: Captioner, image: NamedImage, caption: Caption, pa
     Raises:
         UserError: The file cannot be written.
     """
+    from pipeline.report.figures import attention_strip  # imported here because Matplotlib takes half a second
+
     assert caption.attention is not None, "a captioner returns captions with attention"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

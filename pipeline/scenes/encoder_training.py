@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.torch
 import torch
+import torchvision
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -106,7 +107,11 @@ class EncoderWithHeads(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = GridEncoder(ARCHITECTURE, LAYER)
+        with torch.device("meta"):
+            self.encoder = GridEncoder(ARCHITECTURE, LAYER)
+        # The random initialization of torchvision (He et al. 2015, Delving Deep into Rectifiers).
+        initial_weights = torchvision.models.get_model(ARCHITECTURE, weights=None).state_dict()
+        self.encoder.load_state_dict(initial_weights, strict=False, assign=True)
         self.attribute_head = nn.Linear(self.encoder.channels, sum(_NUM_CLASSES))
         self.floor_head = nn.Linear(self.encoder.channels, len(FLOORS))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -12,17 +12,17 @@ k kernel size, H and W height and width of its output.
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from pipeline.errors import UserError
 from pipeline.features.quantization.moments import Moments, estimate_moments
 from pipeline.features.resnets import IMAGENET
+from pipeline.features.torchvision_resnets import Block
 
 MAX_ACTIVATION, MAX_WEIGHT = 255, 127
 
@@ -30,8 +30,6 @@ MAX_ACTIVATION, MAX_WEIGHT = 255, 127
 # channels with small ranges lose precision; at 1 (one scale per channel) the weights do. Relative error of the grids of
 # ImageNet's ResNet-18: 0.070 at 0, 0.067 at 0.5, 0.088 at 1.
 SCALE_EXPONENT = 0.5
-
-Block: TypeAlias = BasicBlock | Bottleneck
 
 
 class QuantizedEncoder(nn.Module):
