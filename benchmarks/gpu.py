@@ -3,11 +3,12 @@
     bash benchmarks/gpu.sh            # the tests marked `gpu`, then this, in less than 8 minutes on an H100
     python -m benchmarks.gpu          # this alone, on GRIDCAP_DEVICE or the first GPU
     python -m benchmarks.gpu --smoke  # the same code with small sizes, on any device
+    python -m benchmarks.gpu train search   # some of its sections
 
 The tables of `encoding`, `training` and `searching` are those of `python -m benchmarks`, with the targets for a GPU:
 90% of the time busy, training at least 15 times and search at least 50 times as fast as the textbook. `pipeline` is a
 `dvc repro` of the scenes in a copy of the project without git, with the seconds of every stage. `resume` trains again,
-is killed after its first checkpoint, resumes, and must end with the bytes of the pipeline's model.
+is killed after its first checkpoint, resumes, and must end with the bytes of the pipeline's model; it needs `pipeline`.
 """
 
 import argparse
@@ -38,6 +39,7 @@ TRAIN_TARGET, SEARCH_TARGET = 15.0, 50.0
 NUM_IMAGES, ROUNDS = 1024, 3
 SMOKE_SIDE, SMOKE_CHANNELS, SMOKE_WORDS = 3, 16, 50
 
+SECTIONS = ("encode", "train", "search", "pipeline", "resume")
 Section = Callable[[], Iterator[str]]
 
 
@@ -147,25 +149,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument(
+        "sections", nargs="*", choices=SECTIONS, metavar="SECTION", help=f"one of {', '.join(SECTIONS)} (default: all)"
+    )
     parser.add_argument("--smoke", action="store_true", help="use small sizes, to test this program on any device")
-    smoke = parser.parse_args().smoke
+    arguments = parser.parse_args()
+    smoke, selected = arguments.smoke, arguments.sections or SECTIONS
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder) / "project"
         sections: dict[str, Section] = {
             "encode": lambda: encode(smoke),
             "train": lambda: train(smoke),
             "search": lambda: search(smoke),
+            "pipeline": lambda: run_pipeline(project, smoke),
+            "resume": lambda: resume(project),
         }
-        if find_spec("dvc") and find_spec("dvclive") and find_spec("spacy"):
-            sections |= {"pipeline": lambda: run_pipeline(project, smoke), "resume": lambda: resume(project)}
-        for name, section in sections.items():
+        for name in selected:
+            if name in ("pipeline", "resume") and not all(map(find_spec, ("dvc", "dvclive", "spacy"))):
+                print(
+                    f"== {name}: skipped, as DVC, DVCLive or spaCy is missing. benchmarks/gpu.sh tells how to bring it."
+                )
+                continue
             start = time.monotonic()
             print(f"== {name}", flush=True)
-            for line in section():
+            for line in sections[name]():
                 print(line, flush=True)
             print(f"== {name}: {time.monotonic() - start:.0f} s\n", flush=True)
-    if "pipeline" not in sections:
-        print("== pipeline and resume: skipped, as DVC, DVCLive or spaCy is missing; benchmarks/gpu.sh tells how")
 
 
 if __name__ == "__main__":

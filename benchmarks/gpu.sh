@@ -32,6 +32,6 @@ if [ -f .gpu/site.tar.xz ]; then
 fi
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 status=0
-timeout 180 python3 -m pytest -q -m gpu -p no:cacheprovider $(grep -l mark.gpu tests/test_*.py) || status=$?
-timeout 420 python3 -m benchmarks.gpu "$@" || status=$?
+timeout 200 python3 -m pytest -q -m gpu -p no:cacheprovider $(grep -l mark.gpu tests/test_*.py) || status=$?
+timeout $((480 - SECONDS)) python3 -m benchmarks.gpu "$@" || status=$?
 exit "$status"

@@ -41,9 +41,12 @@ def setup_device(name: str) -> "torch.device":
     if name == "auto":
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name}: not available on this machine ({error}). Use cpu or auto.") from error
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # of random states, streams and collectives
+    return device
 
 
 def to_device(values: "torch.Tensor", device: "torch.device") -> "torch.Tensor":

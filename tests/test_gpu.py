@@ -8,17 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from pipeline.captions.records import Record
 from pipeline.decoder.decoder import DecoderKind
 from pipeline.decoder.model_io import TrainedModel, read_model
 from pipeline.device import copy_ahead, pin, setup_device, to_cpu
 from pipeline.features.encoder import encode_batch, optimize_for_inference
+from pipeline.features.encoding import encode
 from pipeline.features.quantization.moments import dead_leaves
+from pipeline.features.store import FeatureStore
 from pipeline.generation.ensemble import caption_grids
 from pipeline.training.batches import Batch
 from pipeline.training.trainer import Trainer, TrainParams
-from tests.factories import decoder_params, random_encoder, refine_params, train_params
+from tests.factories import decoder_params, encode_params, random_encoder, refine_params, train_params
 from tests.kinds import all_kinds, example_batch, small_decoder
+from tests.test_encoding import write_image
 from tests.test_host_waits import WORDS, all_searches
 from tests.test_self_critical import make_refiner
 from tests.tiny_dataset import CPU, EVERY_FEATURE, make_trainer, read_files, take_steps, train_tiny
@@ -185,6 +190,23 @@ def test_grids_are_those_of_a_cpu(gpu: torch.device, precision: str, compiled: b
     for _ in range(4):  # the last are replayed, if compiled
         grids = encode_batch(network, images).astype(np.float32)
         assert np.linalg.norm(grids - expected) / np.linalg.norm(expected) < error
+
+
+def test_the_stage_encodes_images_as_on_a_cpu(tmp_path: Path, gpu: torch.device) -> None:
+    """40 images are 3 batches, of which 2 are encoded at once."""
+    weights, image_dir = tmp_path / "weights.safetensors", tmp_path / "images"
+    save_file(random_encoder("resnet18", "layer3", 8).state_dict(), weights)
+    image_dir.mkdir()
+    for index in range(40):
+        write_image(image_dir / f"{index}.jpg", index)
+    records = [Record(image_id=i, file=f"{i}.jpg", split="train", captions=("an image",)) for i in range(40)]
+    grids = []
+    for name, device in (("cpu", CPU), ("gpu", gpu), ("again", gpu)):
+        with encode(records, image_dir, encode_params(weights), tmp_path / name, device, num_threads=2) as result:
+            grids.append(FeatureStore(result.store).grids(range(40)).astype(np.float32))
+    expected, found, again = grids
+    assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 1e-3
+    assert np.array_equal(again, found)
 
 
 def test_tensors_are_copied_ahead_in_order(gpu: torch.device) -> None:
