@@ -15,6 +15,7 @@ stage / sum, stage / max: time of the stage divided by the sum, or by the maximu
 stage / loop: speed-up of the stage over the plain loop.
 peak / loop: the same for peak, an upper bound for any stage at this precision, even if decoding were free.
 start, s: seconds to load the encoder, compile it, and encode a first batch.
+busy: on a GPU, share of the time of the stage in which it computes.
 error: Euclidean distance of the grids from those of float32, divided by the norm of the latter.
 
 Below each table is the error of float32 grids of images with invisible noise, of at most 2 of 255 levels. ResNet-18
@@ -44,6 +45,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
+from benchmarks.training import busy_share
 from benchmarks.workloads import encode_params, real_weights, save_random_weights, write_photographs
 from pipeline.captions.records import Record
 from pipeline.device import setup_device
@@ -183,7 +185,12 @@ def relative_error(grids: Grids, expected: Grids) -> float:
     return float(np.linalg.norm(grids.astype(np.float32) - reference) / np.linalg.norm(reference))
 
 
-def main(num_images: int = NUM_IMAGES, num_rounds: int = NUM_ROUNDS) -> None:
+def main(
+    num_images: int = NUM_IMAGES,
+    num_rounds: int = NUM_ROUNDS,
+    encoders: Sequence[tuple[Architecture, Layer]] = tuple(ENCODERS),
+    modes: Sequence[Mode] = tuple(MODES),
+) -> None:
     """Print a table for each encoder."""
     logging.getLogger("gridcap").setLevel(logging.WARNING)
     device = setup_device(os.environ.get("GRIDCAP_DEVICE", "auto"))
@@ -194,10 +201,10 @@ def main(num_images: int = NUM_IMAGES, num_rounds: int = NUM_ROUNDS) -> None:
         print(f"encoding on {device}, {torch.get_num_threads()} threads, {SIZE} px, {num_images} images: {description}")
         print(f"images per second; medians of {num_rounds} rounds")
         columns = ["encoder", "decoding", "stage", "loop", "peak"]
-        ratios = ["stage / sum", "stage / max", "stage / loop", "peak / loop", "start, s", "error"]
+        ratios = ["stage / sum", "stage / max", "stage / loop", "peak / loop", "start, s", "busy", "error"]
         print(f"{'':>28} " + " ".join(f"{name:>8}" for name in columns) + " " + " ".join(f"{n:>12}" for n in ratios))
-        for architecture, layer in ENCODERS:
-            for line in benchmark_encoder(architecture, layer, records, image_dir, device, num_rounds):
+        for architecture, layer in encoders:
+            for line in benchmark_encoder(architecture, layer, records, image_dir, device, num_rounds, modes):
                 print(line, flush=True)
 
 
@@ -208,8 +215,9 @@ def benchmark_encoder(
     image_dir: Path,
     device: torch.device,
     num_rounds: int,
+    modes: Sequence[Mode],
 ) -> list[str]:
-    """Measure an encoder in all modes.
+    """Measure an encoder in some modes, of which the first is float32.
 
     Args:
         architecture: Architecture of the ResNet.
@@ -218,6 +226,7 @@ def benchmark_encoder(
         image_dir: Folder of the image files.
         device: Where to encode.
         num_rounds: Rounds of measurement.
+        modes: The modes; int8 is skipped on a GPU.
 
     Returns:
         Lines of the table.
@@ -235,7 +244,7 @@ def benchmark_encoder(
         "decoding": partial(decode, files),
         "loop": partial(plain_loop, resnet, files, device),
     }
-    modes = [mode for mode in MODES if mode.precision != "int8" or device.type == "cpu"]
+    modes = [mode for mode in modes if mode.precision != "int8" or device.type == "cpu"]
     for mode in modes:
         matrix = torch.ones(MATRIX_SIZE, MATRIX_SIZE, device=device, dtype=getattr(torch, mode.precision))
         multiply_matrices(matrix, image_dir)
@@ -253,15 +262,20 @@ def benchmark_encoder(
         tasks[f"{mode.name} encoder"] = partial(stage.encode_batches, batches)
         tasks[f"{mode.name} stage"] = partial(stage.encode, records, image_dir)
     grids = {mode: stage.encode_batches(batches, image_dir) for mode, stage in stages.items()}
-    float32 = MODES[0]
+    float32 = modes[0]
     noisy = stages[float32].encode_batches([add_noise(batch) for batch in batches], image_dir)
     rounds = [{name: measure_seconds(task) for name, task in tasks.items()} for _ in range(num_rounds)]
+    busy = dict.fromkeys(stages, "")
+    if device.type == "cuda":
+        for mode in stages:
+            encode_all = partial(measure_seconds, tasks[f"{mode.name} stage"])
+            busy[mode] = f"{busy_share(encode_all, device, repetitions=1):.0%}"
     # FLOPs of one image in the encoder, relative to those of one call of `multiply_matrices`.
     relative_flops = count_flops(resnet) / (2 * MATRIX_SIZE**3 * NUM_PRODUCTS)
     return [
         *(
             f"{f'{architecture} {mode.name}':>28} {format_row(mode, rounds, len(files), relative_flops)}"
-            f" {stage.start_seconds:>12.1f} {relative_error(grids[mode], grids[float32]):>12.3f}"
+            f" {stage.start_seconds:>12.1f} {busy[mode]:>12} {relative_error(grids[mode], grids[float32]):>12.3f}"
             for mode, stage in stages.items()
         ),
         f"{architecture} with {weights.name}: error of noise {relative_error(noisy, grids[float32]):.3f}",

@@ -68,7 +68,7 @@ def main(rounds: int = ROUNDS) -> None:
             print(line, flush=True)
 
 
-def compare(case: Case, device: torch.device, rounds: int) -> Iterator[str]:
+def compare(case: Case, device: torch.device, rounds: int, target: float = TARGET_RATIO) -> Iterator[str]:
     """Measure one case and yield the lines of its table."""
     torch.manual_seed(0)
     grids = torch.rand(NUM_IMAGES, case.side**2, case.num_channels).half().to(device)  # [B, P, C]
@@ -106,7 +106,7 @@ def compare(case: Case, device: torch.device, rounds: int) -> Iterator[str]:
         yield (
             f"{f'gridcap, {precision}':>24} {median(1 / row[precision] for row in times):>9.1f} {ratio:>11.2f} "
             f"{ratios[precision][0]:>6.2f} {ratios[precision][-1]:>6.2f} "
-            f"{describe_target(TARGET_RATIO, ratio):>9} {same[precision]:>14.0%}"
+            f"{describe_target(target, ratio):>9} {same[precision]:>14.0%}"
         )
     lengths = [len(caption_words) for caption_words in batched_search(decoder, words, grids, "float32")]
     yield f"{'':>24} captions of {mean(lengths):.1f} words, from {min(lengths)} to {max(lengths)}"

@@ -1,8 +1,9 @@
 """Training speed of a kind of decoder relative to its reference implementation, on one batch, in one run.
 
 The reference is `pipeline/decoder/KIND_reference.py`, trained in float32 with plain Adam: a loop over steps with one
-caption per row. The decoder is trained as the trainer does, with fused Adam, in each of its modes. A step is forward,
-loss, backward, gradient clipping and optimizer; dropout is equal. Each round measures every row once. Rates, speedups
+caption per row. The decoder is trained as the trainer does, with fused Adam, in each of its modes; on a GPU, the
+compiled ones replay CUDA graphs of captions that are padded to a multiple of 4 steps. A step is forward, loss,
+backward, gradient clipping and optimizer; dropout is equal. Each round measures every row once. Rates, speedups
 and shares are medians of the rounds; `lowest` and `highest` are the extreme speedups of a round. `first step` includes
 compilation.
 
@@ -17,6 +18,7 @@ For modes with a target, PyTorch's profiler gives the share of time by kind of o
 - casting: casts between precisions;
 - optimizer: gradient clipping and optimizer;
 - overhead: Python and autograd, including the time in which a GPU waits for them.
+On a GPU, `busy` is the share of time in which it computes instead, as CUDA graphs do not tell operations apart.
 """
 
 import copy
@@ -31,10 +33,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.profiler_util import FunctionEvent
+from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.workloads import decoder_params
+from pipeline.captions.vocabulary import PAD
+from pipeline.cuda_graphs import GraphedFunction
 from pipeline.decoder.decoder import Decoder, DecoderKind
 from pipeline.decoder.decoder_reference import DecoderReference
 from pipeline.decoder.references import REFERENCES
@@ -46,6 +51,7 @@ NUM_IMAGES, CAPTIONS_PER_IMAGE, CAPTION_LENGTH, SIZE = 16, 5, 13, 512
 NUM_CAPTIONS = NUM_IMAGES * CAPTIONS_PER_IMAGE
 LEARNING_RATE = 4e-4
 ROUNDS, STEPS_PER_ROUND = 5, 4
+STEPS_MULTIPLE = 4
 PEAK_MATRIX_SIZE = 2048
 REFERENCE, PRODUCTS_ONLY, PEAK = "reference, float32", "matrix products only", "peak rate"
 PRECISIONS = ["float32", "bfloat16"]
@@ -138,20 +144,36 @@ def record_products(step: Callable[[], None]) -> list[Product]:
 
 
 def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, grids: Tensor, tokens: Tensor, precision: str
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    grids: Tensor,
+    tokens: Tensor,
+    precision: str,
+    replays: bool = False,
 ) -> Callable[[], None]:
-    """Return a function that performs one training step on the batch."""
+    """Return a function that performs one training step on the batch, and replays a CUDA graph if `replays`."""
+    autocast = torch.autocast(
+        grids.device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=not replays
+    )
 
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        inputs, targets = tokens[:, :, :-1], tokens[:, :, 1:]
-        with torch.autocast(grids.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    def backward(grids: Tensor, tokens: Tensor) -> Tensor:
+        with autocast:
+            inputs, targets = tokens[:, :, :-1], tokens[:, :, 1:]
             if isinstance(model, Decoder):
                 outputs, alpha = model(grids, inputs, with_logits=False)
                 loss = projected_caption_loss(outputs, model.output_proj, alpha, targets)
             else:
                 loss = caption_loss(*model(grids, inputs), targets)
         loss.total(loss.counts, 0.1).backward()  # type: ignore[no-untyped-call]
+        return loss.cross_entropy.detach()
+
+    gradients = GraphedFunction(backward) if replays else backward
+    if replays:
+        tokens = F.pad(tokens, (0, (1 - tokens.shape[2]) % STEPS_MULTIPLE), value=PAD)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=not replays)
+        gradients(grids, tokens)
         with record_function("optimizer"):
             torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
             optimizer.step()
@@ -215,6 +237,19 @@ def profile_step(step: Callable[[], None], device: torch.device) -> dict[str, fl
     return {kind: time / total for kind, time in microseconds.items()}
 
 
+def busy_share(function: Callable[[], object], device: torch.device, repetitions: int = STEPS_PER_ROUND) -> float:
+    """Return the share of time in which a GPU computes, or in which the CPU is in an operator."""
+    activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
+    with profile(activities=[activity]) as profiler:
+        total = measure(function, repetitions, device) * repetitions * 1e6
+    ranges = [event.time_range for event in profiler.events() or [] if event.device_type.name == activity.name]
+    busy, end = 0.0, 0.0
+    for time_range in sorted(ranges, key=lambda time_range: time_range.start):
+        busy += max(0.0, time_range.end - max(time_range.start, end))
+        end = max(end, time_range.end)
+    return busy / total
+
+
 def call_stack(event: FunctionEvent | None) -> Iterator[str]:
     """Yield the names of an operation and of its callers."""
     while event is not None:
@@ -259,9 +294,11 @@ def main(kinds: Sequence[str] = (), rounds: int = ROUNDS) -> None:
                 print(line, flush=True)
 
 
-def compare(kind: DecoderKind, case: Case, device: torch.device, rounds: int) -> Iterator[str]:
-    """Measure one case of a kind and yield the lines of its table."""
-    rows = list(table_rows(kind, case, device))
+def compare(
+    kind: DecoderKind, case: Case, device: torch.device, rounds: int, modes: Sequence[Mode] = MODES
+) -> Iterator[str]:
+    """Measure one case of a kind in some modes and yield the lines of its table."""
+    rows = list(table_rows(kind, case, device, modes))
     first_steps = {row.name: measure(row.function, 1, device) for row in rows}
     seconds = [  # of a training step, for each round
         {row.name: measure(row.function, row.repetitions, device) / row.steps_per_call for row in rows}
@@ -269,10 +306,10 @@ def compare(kind: DecoderKind, case: Case, device: torch.device, rounds: int) ->
     ]
     speedups = {row.name: sorted(times[REFERENCE] / times[row.name] for times in seconds) for row in rows}
     rates = {row.name: [2e-9 * row.multiply_adds / times[row.name] for times in seconds] for row in rows}
-    mode_names = {mode.name for mode in MODES}
-    modes = [row for row in rows if row.name in mode_names]
-    fastest = max(modes, key=lambda row: median(speedups[row.name]))
-    targets = {modes[0].name: case.float32_target, fastest.name: case.best_target}
+    mode_names = {mode.name for mode in modes}
+    mode_rows = [row for row in rows if row.name in mode_names]
+    fastest = max(mode_rows, key=lambda row: median(speedups[row.name]))
+    targets = {mode_rows[0].name: case.float32_target, fastest.name: case.best_target}
 
     yield f"{kind}, {case.side**2} regions x {case.num_channels}, {case.vocab_size} words"
     yield (
@@ -289,8 +326,13 @@ def compare(kind: DecoderKind, case: Case, device: torch.device, rounds: int) ->
             f" {2e-9 * row.multiply_adds / NUM_CAPTIONS:>13.3f} {median(rates[row.name]):>8.0f} {of_peak:>8.1%}"
             f" {first_steps[row.name]:>13.1f}"
         )
+    if device.type == "cuda":
+        yield f"{'share of time':>32} {'busy':>11}"
+        for row in rows[: 1 + len(mode_rows)]:
+            yield f"{row.name:>32} {busy_share(row.function, device):>11.1%}"
+        return
     yield f"{'share of time':>32} " + " ".join(f"{kind:>11}" for kind in KINDS)
-    for row in modes:
+    for row in mode_rows:
         if row.name in targets:
             shares = profile_step(row.function, device).values()
             yield f"{row.name:>32} " + " ".join(f"{share:>11.1%}" for share in shares)
@@ -301,7 +343,7 @@ def describe_target(target: float | None, speedup: float) -> str:
     return "" if target is None else f"{target:g} {'met' if speedup >= target else 'missed'}"
 
 
-def table_rows(kind: DecoderKind, case: Case, device: torch.device) -> Iterator[Row]:
+def table_rows(kind: DecoderKind, case: Case, device: torch.device, modes: Sequence[Mode]) -> Iterator[Row]:
     """Build the functions to measure in one case of a kind, all on one batch."""
     torch.manual_seed(0)
     grids = torch.rand(NUM_IMAGES, case.side**2, case.num_channels).half().to(device)
@@ -311,9 +353,9 @@ def table_rows(kind: DecoderKind, case: Case, device: torch.device) -> Iterator[
     reference = REFERENCES[kind](decoder)
     check_equal(decoder, reference, grids, tokens[:, :, :-1])
 
-    def make_step(model: nn.Module, precision: str, fused: bool) -> Callable[[], None]:
+    def make_step(model: nn.Module, precision: str, fused: bool, replays: bool = False) -> Callable[[], None]:
         optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=fused)
-        return train_step(model, optimizer, grids, tokens, precision)
+        return train_step(model, optimizer, grids, tokens, precision, replays)
 
     def count_multiply_adds(products: list[Product]) -> int:
         return sum(product.multiply_adds for product in products)
@@ -322,13 +364,14 @@ def table_rows(kind: DecoderKind, case: Case, device: torch.device) -> Iterator[
     yield Row(REFERENCE, "float32", step, count_multiply_adds(record_products(step)), repetitions=1)
     step_products = record_products(make_step(copy.deepcopy(decoder), "float32", fused=True))
     multiply_adds = count_multiply_adds(step_products)
-    for mode in MODES:
+    for mode in modes:
         if mode.compiled and device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
             print(f"{mode.name:>32} skipped: compilation needs g++")
             continue
         model = copy.deepcopy(decoder)
         model.compiled = mode.compiled
-        yield Row(mode.name, mode.precision, make_step(model, mode.precision, fused=True), multiply_adds)
+        step = make_step(model, mode.precision, fused=True, replays=mode.compiled and device.type == "cuda")
+        yield Row(mode.name, mode.precision, step, multiply_adds)
     peak_product = Product(1, PEAK_MATRIX_SIZE, PEAK_MATRIX_SIZE, PEAK_MATRIX_SIZE)
     for precision in PRECISIONS:
         yield Row(f"{PRODUCTS_ONLY}, {precision}", precision, multiply(step_products, precision, device), multiply_adds)

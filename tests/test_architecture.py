@@ -36,6 +36,7 @@ BASE_MODULES = {
         f"pipeline.{name}"
         for name in (
             "artifacts",
+            "cuda_graphs",
             "device",
             "distributed",
             "downloads",

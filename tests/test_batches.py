@@ -72,6 +72,7 @@ def test_processes_share_every_batch(captions: CaptionTokens, store: FeatureStor
         without_captions = [part for part in parts if (part.tokens == PAD).all()]
         assert len(without_captions) == max(0, world_size - len(image_ids))
         assert all(len(part.image_ids) == 1 for part in without_captions)
+        assert [part.has_captions for part in parts] == [bool((part.tokens != PAD).any()) for part in parts]
 
 
 def test_epochs_sample_views_and_validation_uses_the_first(tmp_path: Path) -> None:

@@ -52,7 +52,9 @@ def test_live_metrics_of_a_resumed_run_have_each_step_once(data: Path, tmp_path:
 
 def test_entropy_is_logged_for_live_steps(data: Path, tmp_path: Path) -> None:
     params = train_params(decoder=decoder_params(), max_epochs=1)
-    first = next(make_trainer(data, tmp_path, params).train_epoch(lambda _: True))
+    trainer = make_trainer(data, tmp_path, params)
+    next(trainer.train_epoch(lambda _: True))
+    (first,) = trainer.read_metrics()
     train_tiny(data, tmp_path / "run", params, live_steps=2)
     entropy = read_live(tmp_path / "run", "train/attention_entropy")
     assert [step for step, _ in entropy] == [1, 2, 4]

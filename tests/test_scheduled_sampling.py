@@ -38,3 +38,14 @@ def test_the_rate_is_the_fraction_of_replaced_words() -> None:
     words = TOKENS[:, :, 1:] != PAD
     assert (mixed[:, :, 1:][words] == 8).double().mean().item() == pytest.approx(0.3, abs=0.05)
     assert set(mixed[:, :, 1:][words].tolist()) == {5, 6, 7, 8, END}
+
+
+def test_words_are_those_that_multinomial_samples() -> None:
+    values = torch.randn(500, 2, 3, VOCAB_SIZE)
+    state = torch.get_rng_state()
+    mixed = mix_in_predictions(TOKENS, values.clone(), 1.0)
+    torch.set_rng_state(state)
+    values[..., [PAD, START]] = -torch.inf
+    sampled = torch.multinomial(values.softmax(dim=-1).flatten(0, 2), 1).view(500, 2, 3)
+    words = TOKENS[:, :, 1:] != PAD
+    assert torch.equal(mixed[:, :, 1:][words], sampled[words])

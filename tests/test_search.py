@@ -17,6 +17,7 @@ from pipeline.decoder.decoder import Decoder, DecoderKind
 from pipeline.decoder.references import REFERENCES
 from pipeline.decoder.registry import build_decoder
 from pipeline.errors import UserError
+from pipeline.generation import search as search_module
 from pipeline.generation.caption import Caption
 from pipeline.generation.ensemble import caption_grids, precompute
 from pipeline.generation.search import SearchParams, search, select_beams
@@ -246,7 +247,11 @@ def assert_same(
 
 
 @pytest.mark.slow
-def test_random_networks_give_the_same_captions_as_the_reference_search() -> None:
+@pytest.mark.parametrize("steps_per_check", [1, 4])
+def test_random_networks_give_the_same_captions_as_the_reference_search(
+    steps_per_check: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_module, "_STEPS_PER_CHECK", {"cpu": steps_per_check})
     outcomes: Counter[str] = Counter()
     for seed in range(250):
         generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)

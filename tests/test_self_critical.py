@@ -24,7 +24,7 @@ from pipeline.training.self_critical import RefineParams, SelfCriticalTrainer
 from pipeline.training.train import CHECKPOINT_FILE
 from tests.factories import decoder_params, lr_params, refine_params, train_params
 from tests.kinds import all_kinds_exhaustively
-from tests.tiny_dataset import take_steps, train_tiny, write_token_files
+from tests.tiny_dataset import CPU, take_steps, train_tiny, write_token_files
 
 END_WORD = "<end>"
 
@@ -36,7 +36,9 @@ def model(data: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
     return read_model(train_tiny(data, tmp_path_factory.mktemp("trained") / "run", params))
 
 
-def make_refiner(data: Path, folder: Path, model: TrainedModel, params: RefineParams) -> SelfCriticalTrainer:
+def make_refiner(
+    data: Path, folder: Path, model: TrainedModel, params: RefineParams, device: torch.device = CPU
+) -> SelfCriticalTrainer:
     """Make the trainer of a run whose checkpoint is in `folder`."""
     tokens = data / "tokens" / TOKENS_FILE
     return SelfCriticalTrainer(
@@ -46,7 +48,7 @@ def make_refiner(data: Path, folder: Path, model: TrainedModel, params: RefinePa
         val=read_tokens(tokens, "val"),
         store=FeatureStore(data / "features"),
         checkpoint=folder / CHECKPOINT_FILE,
-        device=torch.device("cpu"),
+        device=device,
     )
 
 
@@ -214,7 +216,8 @@ def test_special_tokens_are_never_sampled(data: Path, tmp_path: Path, model: Tra
         assert not {PAD, START, UNK} & set(words)
         assert END not in words[:-1]
         assert words[-1] == END or len(words) == 6
-    metrics = trainer.train_step([first_batch(trainer)])
+    trainer.train_step([first_batch(trainer)])
+    (metrics,) = trainer.read_metrics()
     assert math.isfinite(metrics.gradient_norm)
     assert metrics.gradient_norm > 0
 
@@ -223,8 +226,8 @@ def test_metrics_of_a_step_are_those_of_its_samples(data: Path, tmp_path: Path, 
     trainer = make_refiner(data, tmp_path, model, refine_params(num_samples=4))
     batch = first_batch(trainer)
     captions = [[model.vocabulary.words[token] for token in ids[1:] if token != PAD] for ids in sampled(trainer, batch)]
-    trainer.progress.reward_sum, trainer.progress.num_samples = 0.0, 0
-    metrics = trainer.train_step([batch]).samples
+    trainer.train_step([batch])
+    metrics = trainer.read_metrics()[0].samples
     corpus = corpus_of(data)
     rewards = [
         plain_cider_d(words, corpus[batch.image_ids[index // 4]], list(corpus.values()))
@@ -314,15 +317,21 @@ def test_a_process_without_an_image_adds_nothing(data: Path, tmp_path: Path, mod
     batch = first_batch(trainer)
     weights = {name: value.clone() for name, value in trainer.decoder.state_dict().items()}
     empty = replace(
-        batch, image_ids=batch.image_ids[:1], grids=batch.grids[:1], tokens=torch.full_like(batch.tokens[:1], PAD)
+        batch,
+        image_ids=batch.image_ids[:1],
+        grids=batch.grids[:1],
+        tokens=torch.full_like(batch.tokens[:1], PAD),
+        has_captions=False,
     )
-    alone = trainer.train_step([batch])
+    trainer.train_step([batch])
+    (alone,) = trainer.read_metrics()
     expected = gradient(trainer)
     other = make_refiner(data, tmp_path, model, refine_params(cross_entropy_weight=0.2, max_grad_norm=1e9))
     assert {name: value.sum() for name, value in other.decoder.state_dict().items()} == {
         name: value.sum() for name, value in weights.items()
     }
-    both = other.train_step([batch, empty])
+    other.train_step([batch, empty])
+    (both,) = other.read_metrics()
     assert both.samples == alone.samples
     torch.testing.assert_close(gradient(other), expected, rtol=1e-5, atol=1e-8)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline.captions.vocabulary import END, PAD, START
-from pipeline.generation.step_rules import beam_step, mask_forbidden, random_numbers, sample_step
+from pipeline.generation.step_rules import beam_step, fixed_point_cumsum, mask_forbidden, random_numbers, sample_step
 
 A, B, C = 4, 5, 6
 VOCAB_SIZE = 7
@@ -117,3 +117,16 @@ def test_random_numbers_depend_on_seed_image_and_sample_alone() -> None:
     assert torch.equal(random_numbers(1, [9], num_samples=2, max_length=5)[0], uniform[1, :2])
     assert len(set(uniform.flatten().tolist())) == uniform.numel()
     assert not torch.equal(random_numbers(2, [7, 9], num_samples=3, max_length=5), uniform)
+
+
+def test_cumulative_sums_in_fixed_point_are_those_of_floats() -> None:
+    probabilities = (9 * torch.randn(50, 2000, dtype=torch.float64)).softmax(dim=-1)
+    sums = fixed_point_cumsum(probabilities)
+    torch.testing.assert_close(sums, probabilities.cumsum(dim=-1), rtol=0, atol=1e-12)
+    assert (sums.diff(dim=-1) >= 0).all()
+    assert (sums.diff(dim=-1) > 0).any()
+    impossible = probabilities.clone()
+    impossible[:, 1000:] = 0
+    assert torch.equal(
+        fixed_point_cumsum(impossible)[:, 999:], fixed_point_cumsum(impossible)[:, 999:1000].expand(-1, 1001)
+    )

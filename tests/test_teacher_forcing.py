@@ -32,12 +32,12 @@ def test_batches_of_unequal_size_give_the_loss_of_one_batch(data: Path, tmp_path
     """24 images in batches of 7 leave a last batch of 3. The number of captions and their lengths differ."""
     decoder = make_trainer(data, tmp_path, train_params()).decoder.eval()
     captions, store = read_tokens(data / "tokens" / TOKENS_FILE, "train"), FeatureStore(data / "features")
-    single_batch = evaluate_split(decoder, CaptionBatches(captions, store, 24), CPU)
-    small_batches = evaluate_split(decoder, CaptionBatches(captions, store, 7), CPU)
+    single_batch = evaluate_split(decoder, CaptionBatches(captions, store, 24))
+    small_batches = evaluate_split(decoder, CaptionBatches(captions, store, 7))
     num_words = int((captions.length - 1).sum())
     assert len(single_batch.target) == len(small_batches.target) == num_words
     assert small_batches.loss == pytest.approx(single_batch.loss, rel=1e-6)
-    batches = [evaluate_batch(decoder, batch, CPU) for batch in CaptionBatches(captions, store, 7).by_length()]
+    batches = [evaluate_batch(decoder, batch).read() for batch in CaptionBatches(captions, store, 7).by_length()]
     assert np.mean([batch.loss for batch in batches]) != pytest.approx(single_batch.loss, rel=1e-6)
 
 
@@ -45,4 +45,4 @@ def test_dropout_must_be_off(data: Path, tmp_path: Path) -> None:
     decoder = make_trainer(data, tmp_path, train_params()).decoder.train()
     captions, store = read_tokens(data / "tokens" / TOKENS_FILE, "val"), FeatureStore(data / "features")
     with pytest.raises(AssertionError, match="dropout"):
-        evaluate_split(decoder, CaptionBatches(captions, store, 7), CPU)
+        evaluate_split(decoder, CaptionBatches(captions, store, 7))

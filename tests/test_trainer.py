@@ -88,7 +88,8 @@ def test_metrics_of_a_step_are_those_of_its_batches(data: Path, tmp_path: Path) 
         entropy -= (alpha[words] * alpha[words].log()).sum().item()
         num_words += int(words.sum())
 
-    metrics = next(trainer.train_epoch(lambda step: step == 1))
+    next(trainer.train_epoch(lambda step: step == 1))
+    (metrics,) = trainer.read_metrics()
 
     assert metrics.loss == pytest.approx(cross_entropy / num_words, rel=1e-5)
     assert metrics.attention_entropy == pytest.approx(entropy / num_words, rel=1e-5)
@@ -107,10 +108,29 @@ def test_accumulated_batches_train_like_one_large_batch(data: Path, tmp_path: Pa
             gradient_accumulation_steps=accumulation_steps,
         )
         trainer = make_trainer(data, tmp_path, params)
-        (metrics,) = trainer.train_epoch(lambda _: False)
+        assert list(trainer.train_epoch(lambda _: False)) == [1]
+        (metrics,) = trainer.read_metrics()
         assert metrics.num_batches == accumulation_steps
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in trainer.decoder.parameters()]))
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
+
+
+def test_captions_padded_for_cuda_graphs_have_the_same_gradients(data: Path, tmp_path: Path) -> None:
+    """For CUDA graphs, captions are padded to a multiple of steps, and gradients stay in place."""
+    gradients = []
+    for replays in (False, True):
+        trainer = make_trainer(data, tmp_path, train_params(decoder=decoder_params(), batch_size=24))
+        trainer._replays = replays
+        batches = trainer._train_batches
+        (batch,) = trainer._make_train_batches(batches._captions, batches._store, False).shuffled(1, 0)
+        assert batch.tokens.shape[2] - 1 == (8 if replays else 5)
+        trainer.train_step([batch])
+        first = next(trainer.decoder.parameters()).grad
+        trainer.train_step([batch])
+        assert (next(trainer.decoder.parameters()).grad is first) == replays
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in trainer.decoder.parameters()]))
+        assert len(trainer.read_metrics()) == 2
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
 
 
 def test_scheduled_sampling_increases_over_the_run(data: Path, tmp_path: Path) -> None:
@@ -208,6 +228,7 @@ def test_a_damaged_checkpoint_is_rejected(data: Path, tmp_path: Path) -> None:
 
 def test_entropy_of_a_step_is_at_most_that_of_uniform_attention(data: Path, tmp_path: Path) -> None:
     trainer = make_trainer(data, tmp_path, train_params())
-    entropies = [metrics.attention_entropy for metrics in trainer.train_epoch(lambda step: step % 2 == 0)]
+    assert list(trainer.train_epoch(lambda step: step % 2 == 0)) == [1, 2, 3, 4, 5]
+    entropies = [metrics.attention_entropy for metrics in trainer.read_metrics()]
     assert entropies[::2] == [None] * 3
     assert all(entropy is not None and 0 <= entropy <= math.log(4) for entropy in entropies[1::2])

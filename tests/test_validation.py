@@ -41,7 +41,7 @@ def trainer(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
 
 def run(trainer: Trainer, data: Path, captions: CaptionTokens, batch_size: int = 3) -> ValidationResult:
     batches = CaptionBatches(captions, FeatureStore(data / "features"), batch_size)
-    return validate(trainer.decoder.eval(), batches, group_references(captions), trainer.vocabulary, 6, CPU)
+    return validate(trainer.decoder.eval(), batches, group_references(captions), trainer.vocabulary, 6)
 
 
 def test_scores_equal_those_of_pycocoevalcap(trainer: Trainer, data: Path, captions: CaptionTokens) -> None:
@@ -61,7 +61,7 @@ def test_scores_equal_those_of_pycocoevalcap(trainer: Trainer, data: Path, capti
 def test_loss_and_accuracy_are_those_of_teacher_forcing(trainer: Trainer, data: Path, captions: CaptionTokens) -> None:
     result = run(trainer, data, captions)
     batches = CaptionBatches(captions, FeatureStore(data / "features"), 8)
-    expected = evaluate_split(trainer.decoder.eval(), batches, CPU)
+    expected = evaluate_split(trainer.decoder.eval(), batches)
     assert result.loss == pytest.approx(expected.loss, rel=1e-6)
     assert result.accuracy == expected.accuracy
 
@@ -72,7 +72,7 @@ def test_the_batch_size_has_no_effect(trainer: Trainer, data: Path, captions: Ca
 
 def test_captions_are_truncated_at_the_maximum_length(trainer: Trainer, data: Path, captions: CaptionTokens) -> None:
     batches = CaptionBatches(captions, FeatureStore(data / "features"), 8)
-    result = validate(trainer.decoder.eval(), batches, group_references(captions), trainer.vocabulary, 1, CPU)
+    result = validate(trainer.decoder.eval(), batches, group_references(captions), trainer.vocabulary, 1)
     assert {len(words) for words in result.captions.values()} == {1}
 
 

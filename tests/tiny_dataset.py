@@ -27,6 +27,7 @@ COLORS = ["red", "green", "blue", "black"]
 NUM_TRAIN, NUM_VAL = 24, 8
 NUM_REGIONS, CHANNELS = 4, 6
 SPEC = small_spec(channels=CHANNELS)
+CPU = torch.device("cpu")
 TOKENIZE = TokenizeParams(language="en", lowercase=True, punctuation="drop", min_count=1, max_length=9)
 
 TEXT = [
@@ -74,7 +75,7 @@ def write_token_files(folder: Path, records: list[Record], text: Sequence[TextCa
     write_tokens(folder / "tokens" / TOKENS_FILE, dataset, TOKENIZE, "0")
 
 
-def make_trainer(data: Path, folder: Path, params: TrainParams) -> Trainer:
+def make_trainer(data: Path, folder: Path, params: TrainParams, device: torch.device = CPU) -> Trainer:
     """Make the trainer of a run whose checkpoint is in `folder`."""
     tokens, vocabulary = data / "tokens" / TOKENS_FILE, read_vocabulary(data / "tokens" / VOCABULARY_FILE)
     weights = None
@@ -87,7 +88,7 @@ def make_trainer(data: Path, folder: Path, params: TrainParams) -> Trainer:
         store=FeatureStore(data / "features"),
         vocabulary=vocabulary,
         checkpoint=folder / CHECKPOINT_FILE,
-        device=torch.device("cpu"),
+        device=device,
         initial_weights=weights,
     )
 
@@ -109,11 +110,11 @@ def paths_of(data: Path, folder: Path) -> TrainPaths:
     return TrainPaths(tokens=data / "tokens", features=data / "features", work=folder, live=folder / "live")
 
 
-def train_tiny(data: Path, folder: Path, params: TrainParams, live_steps: int = 1) -> Path:
+def train_tiny(data: Path, folder: Path, params: TrainParams, live_steps: int = 1, device: torch.device = CPU) -> Path:
     """Train in `folder`, which also gets the live metrics, and return the finished model folder."""
     folder.mkdir(exist_ok=True)
     intervals = Intervals(checkpoint_steps=10**9, checkpoint_seconds=1e9, live_steps=live_steps)
-    return train_in(folder, params, paths_of(data, folder), torch.device("cpu"), intervals)
+    return train_in(folder, params, paths_of(data, folder), device, intervals)
 
 
 def read_files(folder: Path) -> dict[str, bytes]:

@@ -318,8 +318,9 @@ def analyze(
         "human_agreement": human_agreement(corpus, params.meteor and params.human_meteor, params.resampling),
     }
     write_json(folder / "captions.json", captions)
-    batches = CaptionBatches(data.tokens, data.store, batch_size)
-    teacher_forcing = _teacher_forcing(data.model, batches, device)
+    batches = CaptionBatches(data.tokens, data.store, batch_size, device=device)
+    data.model.decoder.to(device)
+    teacher_forcing = _teacher_forcing(data.model, batches)
     write_json(folder / "teacher_forcing.json", teacher_forcing)
     scenes = score_scenes(data.records, data.generated, data.visible_objects, data.trained_captions)
     write_json(folder / "scenes.json", scenes)
@@ -401,8 +402,8 @@ def _usage_row(usage: Usage, kinds: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _teacher_forcing(model: TrainedModel, batches: CaptionBatches, device: torch.device) -> dict[str, Any]:
-    result = evaluate_split(model.decoder.to(device), batches, device)
+def _teacher_forcing(model: TrainedModel, batches: CaptionBatches) -> dict[str, Any]:
+    result = evaluate_split(model.decoder, batches)
     if not result.loss <= _MAX_LOSS:
         raise UserError(
             f"evaluate: the loss under teacher forcing is {result.loss:.3g} nats per word. Check the feature store with"

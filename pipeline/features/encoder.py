@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from pipeline.cuda_graphs import GraphedFunction
+from pipeline.device import to_cpu, to_device
 from pipeline.errors import UserError, summarize
 from pipeline.features.clip_resnets import clip_layers
 from pipeline.features.images import Pixels, normalize
@@ -264,7 +266,21 @@ def optimize_for_inference(
         return network
     if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
         raise UserError("encode.compile: needs the C++ compiler g++. Install it, or set encode.compile to false.")
-    return cast(nn.Module, torch.compile(network, dynamic=False, options={"freezing": device.type == "cpu"}))
+    network = cast(nn.Module, torch.compile(network, dynamic=False, options={"freezing": device.type == "cpu"}))
+    return _GraphedEncoder(network) if device.type == "cuda" else network
+
+
+class _GraphedEncoder(nn.Module):
+    """A network that is replayed as a CUDA graph."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.pool, self.normalization = network, network.pool, network.normalization
+        self._replay = GraphedFunction(network)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode images; the next call overwrites the result."""
+        return self._replay(images)
 
 
 def runs_on_cpu(precision: Precision, device: torch.device) -> bool:
@@ -291,14 +307,16 @@ def encode_grids(network: nn.Module, images: Pixels) -> npt.NDArray[np.float16]:
         grids = network(pixels)  # [B, C, H, W]
     else:
         weight = next(network.parameters())
-        normalized = normalize(pixels.to(weight.device), cast(Normalization, network.normalization))
+        normalized = normalize(to_device(pixels, weight.device), cast(Normalization, network.normalization))
         grids = network(normalized.to(weight.dtype))  # [B, C, H, W]
     if network.pool is not None:
         grids = functional.adaptive_avg_pool2d(grids.float(), cast(tuple[int, int], network.pool))
     regions = grids.flatten(2).transpose(1, 2)  # [B, P, C]
-    if not torch.stack(regions.aminmax()).half().isfinite().all():
+    is_finite = torch.stack(regions.aminmax()).half().isfinite().all()
+    stored = to_cpu(regions.half().contiguous())
+    if not is_finite:
         raise UserError("encode.weights: features are NaN or outside the range of float16. Use other weights.")
-    return np.asarray(regions.half().contiguous().cpu().numpy(), dtype=np.float16)
+    return np.asarray(stored.numpy(), dtype=np.float16)
 
 
 def encode_batch(network: nn.Module, images: Pixels, size: int = IMAGES_PER_BATCH) -> npt.NDArray[np.float16]:

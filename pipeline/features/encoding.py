@@ -72,7 +72,7 @@ RUNS_FILE = "runs.jsonl"
 ROWS_PER_SHARD = 128
 
 # Batches encoded at once, each on its share of the cores. When image decoding takes a core from one batch, its threads
-# wait for each other, but the other batch continues.
+# wait for each other, but the other batch continues. On a GPU each has a stream: one computes while another is copied.
 CONCURRENT_BATCHES = 2
 
 # Shards whose images are decoded at once: the shard being encoded and the next.
@@ -215,8 +215,8 @@ def encode(
     encoder = load_encoder(params)
     spec = encoder_spec(encoder, params)
     network = optimize_for_inference(encoder, params.precision, params.compile, device)
-    # A compiled network uses all cores for each batch.
-    concurrent_batches = CONCURRENT_BATCHES if runs_on_cpu(params.precision, device) and not params.compile else 1
+    # On a CPU, a compiled network uses all cores for each batch.
+    concurrent_batches = 1 if runs_on_cpu(params.precision, device) and params.compile else CONCURRENT_BATCHES
     try:
         with processes.work_folder(work, STAGE, spec.fingerprint) as folder:
             job = _EncodeJob(
@@ -224,6 +224,7 @@ def encode(
                 spec=spec,
                 views=params.views,
                 network=network,
+                device=device,
                 concurrent_batches=concurrent_batches,
                 num_threads=num_threads,
                 processes=processes,
@@ -268,6 +269,7 @@ class _EncodeJob:
     views: tuple[View, ...]
     network: nn.Module
     """Encoder, from `optimize_for_inference`."""
+    device: torch.device
     concurrent_batches: int
     """Number of batches encoded at once."""
     num_threads: int
@@ -413,7 +415,7 @@ class _EncodeJob:
         disable = None if self.processes.is_main else True
         with (
             ThreadPoolExecutor(self.num_threads) as decoders,
-            _batch_executor(self.concurrent_batches if num_rows > IMAGES_PER_BATCH else 1) as encoders,
+            _batch_executor(self.concurrent_batches if num_rows > IMAGES_PER_BATCH else 1, self.device) as encoders,
             tqdm(total=num_rows, desc=f"{STAGE}, grids", unit="grid", disable=disable) as progress,
         ):
             results = self.processes.gather(self._encode_shards(share, decoders, encoders, progress))
@@ -528,15 +530,21 @@ class _EncodeJob:
 
 
 @contextmanager
-def _batch_executor(num_workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Make a pool of threads that encode one batch each and share the cores of this thread."""
+def _batch_executor(num_workers: int, device: torch.device) -> Iterator[ThreadPoolExecutor]:
+    """Make a pool of threads that encode one batch each, on a share of this thread's cores or on a stream of a GPU."""
     num_cores = torch.get_num_threads()
-    num_workers = min(num_workers, num_cores)
-    cores_per_worker = -(-num_cores // num_workers)
+    if device.type == "cpu":
+        num_workers = min(num_workers, num_cores)
+
+    def initialize() -> None:
+        torch.set_num_threads(-(-num_cores // num_workers))
+        if device.type == "cuda":
+            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream(device))  # which copied the weights
+            torch.cuda.set_stream(stream)
+
     try:
-        with ThreadPoolExecutor(
-            num_workers, initializer=torch.set_num_threads, initargs=(cores_per_worker,)
-        ) as executor:
+        with ThreadPoolExecutor(num_workers, initializer=initialize) as executor:
             yield executor
     finally:
         # set_num_threads also sets the default of new threads.

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
+from pipeline.device import to_device
 from pipeline.errors import UserError
 from pipeline.features.resnets import Normalization
 from pipeline.features.views import Frame, View, is_flipped, view_box
@@ -143,8 +144,8 @@ def read_image_file(path: Path) -> bytes:
 
 def normalize(batch: torch.Tensor, normalization: Normalization) -> torch.Tensor:
     """Normalize images as the encoder's weights expect: uint8 [B, H, W, 3] to float32 [B, 3, H, W]."""
-    mean = torch.tensor(normalization.mean, device=batch.device)
-    standard_deviation = torch.tensor(normalization.standard_deviation, device=batch.device)
+    mean = to_device(torch.tensor(normalization.mean), batch.device)
+    standard_deviation = to_device(torch.tensor(normalization.standard_deviation), batch.device)
     return ((batch.float() / 255 - mean) / standard_deviation).permute(0, 3, 1, 2)
 
 

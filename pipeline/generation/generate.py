@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from pipeline.captions.records import Split
 from pipeline.decoder.model_io import TrainedModel
+from pipeline.device import to_device
 from pipeline.errors import UserError
 from pipeline.features.store import FeatureStore
 from pipeline.generation.caption_io import GeneratedCaptions
@@ -64,7 +65,7 @@ def generate(
     with tqdm(total=len(image_ids), desc="generate", unit="image") as bar:
         for start in range(0, len(image_ids), batch_size):
             batch_ids = image_ids[start : start + batch_size]
-            grids = torch.from_numpy(store.grids(batch_ids)).to(device)  # [B, P, C]
+            grids = to_device(torch.from_numpy(store.grids(batch_ids)), device)  # [B, P, C]
             results = caption_grids(decoders, vocabulary.words, grids, batch_ids, params, word_projections)
             for image_id, captions in zip(batch_ids, results, strict=True):
                 yield GeneratedCaptions(

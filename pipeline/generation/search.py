@@ -11,17 +11,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Protocol, TypeVar
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from pipeline.captions.vocabulary import END, PAD, START, UNK
+from pipeline.device import to_device
 from pipeline.generation.caption import Caption
 from pipeline.generation.step_rules import Continuations, beam_step, mask_forbidden, random_numbers, sample_step
 from pipeline.params import params_section
 
 S = TypeVar("S")
 
+_STEPS_PER_CHECK = {"cpu": 1, "cuda": 4}
+"""Decoding steps between two checks for finished images, by type of device. A check waits for a GPU."""
 _COMPACT_AT = 0.8
 """Finished images are removed once at most this fraction of the batch is unfinished. Each removal copies the
 unfinished ones."""
@@ -176,10 +180,12 @@ def search(
     """
     is_sampling = params.method == "sample"
     num_beams = params.n_best if is_sampling else params.num_groups
-    uniform = random_numbers(params.seed, image_ids, num_beams, params.max_length).to(device) if is_sampling else None
+    uniform = None
+    if is_sampling:
+        uniform = to_device(random_numbers(params.seed, image_ids, num_beams, params.max_length), device)
     beams = _Beams.start(len(image_ids), num_beams, device)
     state = step_function.select_beams(state, torch.zeros_like(beams.last_tokens))
-    captions: dict[int, list[Caption]] = {}  # by index in the batch
+    finished: list[_Beams] = []
     for t in range(params.max_length):
         logits, state, alpha = step_function.step(beams.last_tokens, state)
         log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)  # [B, K, V]
@@ -198,14 +204,19 @@ def search(
             chosen = sample_step(log_probs, beams.ended, step_uniform, params.temperature, params.top_k, params.top_p)
         beams.append(chosen, alpha)
         state = step_function.select_beams(state, chosen.beam_index)
-        is_finished = beams.is_finished(params)  # [B]
-        if bool(is_finished.all()):
+        if (t + 1) % _STEPS_PER_CHECK.get(device.type, 1):
+            continue
+        is_finished = np.array(beams.is_finished(params).tolist())  # [B]
+        if is_finished.all():
             break
-        unfinished = (~is_finished).nonzero().flatten()
-        if len(unfinished) <= _COMPACT_AT * len(is_finished):
-            captions |= beams.select_images(is_finished.nonzero().flatten()).make_captions(params, words)
+        if (~is_finished).sum() <= _COMPACT_AT * len(is_finished):
+            indices = [torch.from_numpy(mask.nonzero()[0]) for mask in (is_finished, ~is_finished)]
+            ended, unfinished = (to_device(index, device) for index in indices)
+            finished.append(beams.select_images(ended))
             beams, state = beams.select_images(unfinished), step_function.select_images(state, unfinished)
-    captions |= beams.make_captions(params, words)
+    captions: dict[int, list[Caption]] = {}  # by index in the batch
+    for part in [*finished, beams]:
+        captions |= part.make_captions(params, words)
     return [captions[index] for index in range(len(image_ids))]
 
 
@@ -309,7 +320,8 @@ class _Beams:
         selected = [_select_captions(*image, params) for image in zip(tokens, scores, strict=True)]
         max_selected = max(map(len, selected))
         padded = [beams + [0] * (max_selected - len(beams)) for beams in selected]
-        attention = self._trace_attention(torch.tensor(padded))  # [B, max_selected, T, P]
+        beam_index = to_device(torch.tensor(padded), self.image_index.device)
+        attention = self._trace_attention(beam_index)  # [B, max_selected, T, P]
         results: dict[int, list[Caption]] = {}
         for row, index in enumerate(self.image_index.tolist()):
             results[index] = []
@@ -327,7 +339,6 @@ class _Beams:
 
     def _trace_attention(self, beam_index: Tensor) -> Tensor:
         """Trace back the attention weights [B, N, T, P] of the captions `beam_index` [B, N] from the last step."""
-        beam_index = beam_index.to(self.image_index.device)
         steps = []
         for alpha, parents in reversed(self.attention_steps):
             beam_index = parents.gather(1, beam_index)

@@ -33,7 +33,8 @@ def mask_forbidden(log_probs: Tensor, tokens: Tensor, no_repeat_ngram_size: int,
         no_repeat_ngram_size: Size of n-grams that may occur only once in a caption; 0 disables it.
         forbidden: Token ids forbidden at this step. Must contain `<pad>`.
     """
-    log_probs[..., forbidden] = -torch.inf
+    for token in forbidden:
+        log_probs[..., token] = -torch.inf
     n = no_repeat_ngram_size
     if 0 < n <= tokens.shape[-1]:
         ngrams = tokens.unfold(-1, n, 1)  # [B, K, T + 2 - n, n]
@@ -148,8 +149,14 @@ def sample_step(
 def _cumulate(log_probs: Tensor) -> tuple[Tensor, Tensor]:
     """Return probabilities [B, K, V] and their cumulative sums, both in float64."""
     probabilities = log_probs.double().softmax(dim=-1)
-    # On the CPU: on a GPU, `cumsum` may differ from run to run.
-    return probabilities, probabilities.cpu().cumsum(dim=-1).to(log_probs.device)
+    if log_probs.device.type == "cpu":
+        return probabilities, probabilities.cumsum(dim=-1)
+    return probabilities, fixed_point_cumsum(probabilities)
+
+
+def fixed_point_cumsum(probabilities: Tensor) -> Tensor:
+    """Sum probabilities [..., V] cumulatively, to 2^-52. On a GPU, `cumsum` of floats may differ from run to run."""
+    return (probabilities * 2.0**52).round().long().cumsum(dim=-1).double() * 2.0**-52
 
 
 def _select(cumulative: Tensor, uniform: Tensor, last: Tensor) -> Tensor:

@@ -15,12 +15,15 @@ from torch import Tensor
 
 from pipeline.captions.tokens import CaptionTokens
 from pipeline.captions.vocabulary import PAD
+from pipeline.device import copy_ahead, pin
 from pipeline.features.store import Grids
 
 BATCHES_PER_BUCKET = 16
 """Batches whose images are sorted by caption length together. A higher value means less padding and less shuffling."""
 
 _PREFETCHED_BATCHES = 2
+
+_CPU = torch.device("cpu")
 
 _ImageView = tuple[int, int]
 """Index of an image in the split, and index of one of its stored views."""
@@ -46,12 +49,22 @@ class Batch:
     """Grids [B, P, C], float16."""
     tokens: Tensor
     """Token ids [B, K, T], padded with `<pad>` to the longest caption and to the most captions of an image."""
+    has_captions: bool = True
+    """False for the image without captions that a process gets if there are more processes than images."""
 
 
 class CaptionBatches:
     """The images of a split in batches, with their grids."""
 
-    def __init__(self, captions: CaptionTokens, store: GridSource, batch_size: int, random_views: bool = False) -> None:
+    def __init__(
+        self,
+        captions: CaptionTokens,
+        store: GridSource,
+        batch_size: int,
+        random_views: bool = False,
+        device: torch.device = _CPU,
+        steps_multiple: int = 1,
+    ) -> None:
         """Group the captions of a split by image.
 
         Args:
@@ -59,10 +72,14 @@ class CaptionBatches:
             store: Grids of its images.
             batch_size: Images per batch.
             random_views: Sample one of an image's stored views in each shuffled epoch instead of using the first.
+            device: Device of the batches. A GPU gets each batch while it computes on the one before.
+            steps_multiple: Pad the tokens of each batch so that the number of decoding steps is a multiple.
         """
         self._captions = captions
         self._store = store
         self._batch_size = batch_size
+        self._device = device
+        self._steps_multiple = steps_multiple
         self._num_views = len(store.views) if random_views else 1
         self._first_caption = captions.first_of_image
         self._num_captions = np.diff(self._first_caption, append=len(captions.image_id))
@@ -106,7 +123,7 @@ class CaptionBatches:
         shares = [batch[rank::world_size] for batch in batches]
         loaded = self._load([share or batch[:1] for share, batch in zip(shares, batches, strict=True)])
         for share, batch in zip(shares, loaded, strict=True):
-            yield batch if share else replace(batch, tokens=torch.full_like(batch.tokens, PAD))
+            yield batch if share else replace(batch, tokens=torch.full_like(batch.tokens, PAD), has_captions=False)
 
     def _max_length(self) -> NDArray[np.int64]:
         """Return the length of the longest caption of each image, in ids."""
@@ -117,7 +134,16 @@ class CaptionBatches:
         return [views[start : start + self._batch_size] for start in range(0, len(views), self._batch_size)]
 
     def _load(self, batches: Sequence[Sequence[_ImageView]]) -> Iterator[Batch]:
-        """Load batches in a background thread, some batches ahead of the caller."""
+        """Load batches in a background thread, some batches ahead of the caller, and copy them to the device."""
+        loaded = self._read_ahead(batches)
+        if self._device.type == "cpu":
+            return loaded
+        pinned = ((batch, (batch.grids, batch.tokens)) for batch in loaded)
+        return (
+            replace(batch, grids=grids, tokens=tokens) for batch, (grids, tokens) in copy_ahead(pinned, self._device)
+        )
+
+    def _read_ahead(self, batches: Sequence[Sequence[_ImageView]]) -> Iterator[Batch]:
         with ThreadPoolExecutor(max_workers=1) as reader:
             pending = [reader.submit(self._load_batch, views) for views in batches[:_PREFETCHED_BATCHES]]
             for index in range(len(batches)):
@@ -134,8 +160,11 @@ class CaptionBatches:
         is_caption = caption < self._num_captions[index]  # [B, K]
         rows = self._first_caption[index] + np.where(is_caption, caption, 0)  # [B, K]
         tokens = np.where(is_caption[..., np.newaxis], self._captions.padded(rows), PAD)  # [B, K, T]
+        padding = (1 - tokens.shape[2]) % self._steps_multiple
+        if padding:
+            tokens = np.pad(tokens, ((0, 0), (0, 0), (0, padding)), constant_values=PAD)
         return Batch(
             image_ids=image_ids,
-            grids=torch.from_numpy(self._store.grids(image_ids, views)),
-            tokens=torch.from_numpy(tokens.astype(np.int64)),
+            grids=pin(torch.from_numpy(self._store.grids(image_ids, views)), self._device),
+            tokens=pin(torch.from_numpy(tokens.astype(np.int64)), self._device),
         )

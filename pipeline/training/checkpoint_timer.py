@@ -1,10 +1,10 @@
-"""When to write the next checkpoint."""
+"""When to write the next checkpoint, or to show progress."""
 
 import time
 
 
 class CheckpointTimer:
-    """Limits the optimizer steps and the seconds between two checkpoints."""
+    """Limits the optimizer steps and the seconds between two checkpoints, or two updates of the progress bar."""
 
     def __init__(self, max_steps: int, max_seconds: float) -> None:
         """Start the timer.

@@ -21,6 +21,9 @@ from pipeline.training.validation import ValidationResult
 
 logger = logging.getLogger("gridcap")
 
+_REFRESH_STEPS, _REFRESH_SECONDS = 100, 0.5
+"""Maximum steps and seconds between updates of the progress bar, which wait for a GPU."""
+
 _LOGGED_CAPTIONS = 3
 """Number of validation captions that are logged after each epoch."""
 
@@ -65,15 +68,30 @@ def run_training(trainer: Trainer, intervals: Intervals, live: LiveMetrics | Non
 
 def _train_epoch(trainer: Trainer, intervals: Intervals, live: LiveMetrics | None, interrupt: Interrupt) -> None:
     timer = CheckpointTimer(intervals.checkpoint_steps, intervals.checkpoint_seconds)
+    refresh = CheckpointTimer(_REFRESH_STEPS, _REFRESH_SECONDS)
     throughput = Throughput()
     with _progress_bar(trainer) as bar:
-        for metrics in trainer.train_epoch(intervals.is_live):
-            throughput.update(metrics.num_captions, metrics.data_wait)
-            rates = throughput.rates()
-            _update_progress_bar(bar, metrics, trainer.progress.train_loss, rates)
-            if live is not None and intervals.is_live(metrics.step):
-                live.log(metrics.step, _live_row(trainer.stage, metrics, rates))
-            _checkpoint_if_due(trainer, timer, interrupt)
+
+        def report() -> None:
+            refresh.restart()
+            for metrics in trainer.read_metrics():
+                throughput.update(metrics.num_captions, metrics.data_wait)
+                bar.update(metrics.num_batches)
+                if live is not None and intervals.is_live(metrics.step):
+                    live.log(metrics.step, _live_row(trainer.stage, metrics, throughput.rates()))
+                rate = throughput.rates()["captions_per_second"]
+                bar.set_postfix_str(f"loss {trainer.progress.train_loss:.3f}, {rate:.0f} captions/s", refresh=False)
+
+        for step in trainer.train_epoch(intervals.is_live):
+            # All processes read the same steps, so that all of them find a loss that is not finite.
+            save, show = trainer.processes.broadcast((timer.step() or interrupt.requested, refresh.step()))
+            if save or show or intervals.is_live(step):
+                report()
+            if save:
+                trainer.save_checkpoint()
+                timer.restart()
+                interrupt.exit_if_requested(trainer.processes)
+        report()
 
 
 def _progress_bar(trainer: Trainer) -> "tqdm[Any]":
@@ -86,25 +104,12 @@ def _progress_bar(trainer: Trainer) -> "tqdm[Any]":
     )
 
 
-def _update_progress_bar(bar: "tqdm[Any]", metrics: StepMetrics, train_loss: float, rates: Mapping[str, float]) -> None:
-    bar.set_postfix_str(f"loss {train_loss:.3f}, {rates['captions_per_second']:.0f} captions/s", refresh=False)
-    bar.update(metrics.num_batches)
-
-
 def _live_row(stage: str, metrics: StepMetrics, rates: Mapping[str, float]) -> dict[str, float]:
     row = {"loss": metrics.loss, "learning_rate": metrics.learning_rate, "gradient_norm": metrics.gradient_norm}
     row |= metrics.samples
     if metrics.attention_entropy is not None:
         row["attention_entropy"] = metrics.attention_entropy
     return {f"{stage}/{name}": value for name, value in (row | dict(rates)).items()}
-
-
-def _checkpoint_if_due(trainer: Trainer, timer: CheckpointTimer, interrupt: Interrupt) -> None:
-    """Write a checkpoint if the timer or a signal requires it, then exit if there was a signal."""
-    if trainer.processes.broadcast(timer.step() or interrupt.requested):
-        trainer.save_checkpoint()
-        timer.restart()
-        interrupt.exit_if_requested(trainer.processes)
 
 
 def _report_epoch(trainer: Trainer, validation: ValidationResult, live: LiveMetrics | None) -> None:

@@ -24,8 +24,10 @@ def mix_in_predictions(tokens: Tensor, logits: Tensor, sampling_probability: flo
         Ids to read instead [B, K, T].
     """
     references = tokens[:, :, 1:]  # [B, K, T - 1]
-    logits[..., [PAD, START]] = -torch.inf
-    probs = logits.float().softmax(dim=-1)  # [B, K, T - 1, V]
-    sampled = torch.multinomial(probs.flatten(0, 2), 1).view_as(references)
+    for token in (PAD, START):
+        logits[..., token] = -torch.inf
+    probs = logits.float().softmax(dim=-1).flatten(0, 2)  # [B * K * (T - 1), V]
+    # What `torch.multinomial` does after checks for which it waits for a GPU.
+    sampled = (probs / torch.empty_like(probs).exponential_()).argmax(dim=-1).view_as(references)
     is_replaced = (torch.rand(references.shape, device=tokens.device) < sampling_probability) & (references != PAD)
     return torch.cat([tokens[:, :, :1], torch.where(is_replaced, sampled, references)], dim=2)

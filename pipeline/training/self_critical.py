@@ -25,6 +25,7 @@ from pipeline.captions.tokens import CaptionTokens, group_references
 from pipeline.captions.vocabulary import END, PAD, SPECIALS, START, UNK
 from pipeline.decoder.decoder import DecoderParams
 from pipeline.decoder.model_io import TrainedModel
+from pipeline.device import to_device
 from pipeline.distributed import SINGLE_PROCESS, Processes
 from pipeline.errors import UserError
 from pipeline.features.store import FeatureStore
@@ -195,12 +196,12 @@ class SelfCriticalTrainer(Trainer):
         num_samples = self.progress.num_samples
         return {"train_reward": self.progress.reward_sum / num_samples if num_samples else None}
 
-    def _select_targets(self, batches: Sequence[Batch]) -> tuple[list[Targets], dict[str, float]]:
+    def _select_targets(self, batches: Sequence[Batch]) -> tuple[list[Targets], Tensor]:
         """Sample captions of each batch, and weight the cross-entropy of each by its advantage."""
         samples = [self._sample(batch) for batch in batches]
-        references = [batch.tokens.to(self._device) for batch in batches]  # each [B, G, T + 1]
-        num_sampled, num_samples = self._count([batch.tokens for batch in samples]).tolist()
-        num_reference, _ = self._count(references).tolist()
+        references = [batch.tokens for batch in batches]  # each [B, G, T + 1]
+        counts = self._count([batch.tokens for batch in samples])
+        num_sampled, num_reference = counts[0], self._count(references)[0]
         share = self._refine.cross_entropy_weight
         targets = []
         for batch, captions in zip(samples, references, strict=True):
@@ -208,25 +209,31 @@ class SelfCriticalTrainer(Trainer):
             num_words = num_sampled + num_reference if share else num_sampled
             tokens, weights = batch.tokens, (1 - share) * num_words / num_sampled * batch.advantage
             if share:
-                reference_weights = weights.new_full(captions.shape[:2], share * num_words / num_reference)
+                reference_weight = (share * num_words / num_reference).to(weights.dtype)
+                reference_weights = reference_weight.expand(captions.shape[:2])
                 tokens, weights = _concatenate(tokens, captions), torch.cat([weights, reference_weights], dim=1)
             targets.append(Targets(tokens=tokens, weights=weights))
         sums = self.processes.sum(torch.stack([batch.sums for batch in samples]).sum(dim=0))  # [5]
-        self.progress.reward_sum += sums[0].item()
+        return targets, torch.cat([sums, counts[1:]])
+
+    def _record_samples(self, sums: Sequence[float]) -> dict[str, float]:
+        *sums, num_samples = sums
+        self.progress.reward_sum += sums[0]
         self.progress.num_samples += int(num_samples)
-        return targets, dict(zip(_METRICS, (sums / num_samples).tolist(), strict=True))
+        return {name: value / num_samples for name, value in zip(_METRICS, sums, strict=True)}
 
     def _loss(self, outputs: Tensor, alpha: Tensor, ids: Tensor, weights: Tensor | None) -> Loss:
         logits = self.decoder.output_proj(outputs)  # [B, K, T, V]
         # As in sampling, which never draws these. References may contain `<unk>`.
-        logits[:, : self._refine.num_samples, :, _FORBIDDEN] = -torch.inf
+        for token in _FORBIDDEN:
+            logits[:, : self._refine.num_samples, :, token] = -torch.inf
         with torch.autocast(logits.device.type, enabled=False):
             return caption_loss(logits, alpha, ids, weights=weights)
 
     def _sample(self, batch: Batch) -> _Samples:
         """Sample captions of the images of a batch, without dropout, and compare their rewards with the baseline."""
         num_samples, max_length = self._refine.num_samples, self._refine.max_length
-        if bool((batch.tokens == PAD).all()):  # more processes than images
+        if not batch.has_captions:
             empty = torch.full((len(batch.image_ids), num_samples, 2), PAD, device=self._device)
             zeros = torch.zeros(empty.shape[:2], device=self._device)
             no_sums = torch.zeros(len(_METRICS), dtype=torch.float64, device=self._device)
@@ -251,19 +258,19 @@ class SelfCriticalTrainer(Trainer):
         ids = [[START, *(self._token_ids[word] for word in words)] for words in flat]
         tokens = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True, padding_value=PAD)
         return _Samples(
-            tokens=tokens.view(*reward.shape, -1).to(self._device),
-            advantage=torch.from_numpy(reward - baseline).to(self._device),
-            sums=torch.tensor(sums, dtype=torch.float64, device=self._device),
+            tokens=to_device(tokens.view(*reward.shape, -1), self._device),
+            advantage=to_device(torch.from_numpy(reward - baseline), self._device),
+            sums=to_device(torch.tensor(sums, dtype=torch.float64), self._device),
         )
 
     def _generate(self, batch: Batch, search: SearchParams) -> list[list[tuple[str, ...]]]:
         """Generate captions of each image, with `<end>` unless they reach the maximum length."""
         self.decoder.eval()
-        grids = batch.grids.to(self._device)
         search = replace(search, precision=self.params.precision)
         try:
-            results = caption_grids([self.decoder], self.vocabulary.words, grids, batch.image_ids, search)
+            results = caption_grids([self.decoder], self.vocabulary.words, batch.grids, batch.image_ids, search)
         except UserError as error:
+            self._read_pending()
             lr = self._state.optimizer.param_groups[0]["lr"]
             problem = "the probability of a sampled caption is not finite"
             raise self._divergence(problem, self.progress.epoch + 1, self.global_step + 1, lr) from error

@@ -34,36 +34,48 @@ class TeacherForcedResult:
         return float((self.predicted == self.target).mean())
 
 
-def evaluate_split(decoder: Decoder, batches: CaptionBatches, device: torch.device) -> TeacherForcedResult:
-    """Evaluate a decoder, in evaluation mode, on all captions of a split."""
+@dataclass(frozen=True, kw_only=True)
+class BatchPredictions:
+    """Predictions for the captions of one batch, still on the device."""
+
+    loss: Tensor
+    """Mean cross-entropy, in nats per word."""
+    predicted: Tensor
+    """Ids of the most likely words [B, K, T]."""
+    targets: Tensor
+    """Ids of the reference words [B, K, T], padded with `<pad>`."""
+
+    def read(self) -> TeacherForcedResult:
+        """Return the result, once the device has computed it."""
+        predicted, targets = self.predicted.cpu(), self.targets.cpu()
+        mask = targets != PAD  # [B, K, T]
+        return TeacherForcedResult(
+            loss=self.loss.item(), predicted=predicted[mask].numpy(), target=targets[mask].numpy()
+        )
+
+
+def evaluate_split(decoder: Decoder, batches: CaptionBatches) -> TeacherForcedResult:
+    """Evaluate a decoder, in evaluation mode, on all captions of a split, on the device of both."""
     with torch.inference_mode():
         word_projection = decoder.project_vocabulary()
-    return merge_results([evaluate_batch(decoder, batch, device, word_projection) for batch in batches.by_length()])
+    predictions = [evaluate_batch(decoder, batch, word_projection) for batch in batches.by_length()]
+    return merge_results([batch.read() for batch in predictions])
 
 
 @torch.inference_mode()
-def evaluate_batch(
-    decoder: Decoder, batch: Batch, device: torch.device, word_projection: Tensor | None = None
-) -> TeacherForcedResult:
+def evaluate_batch(decoder: Decoder, batch: Batch, word_projection: Tensor | None = None) -> BatchPredictions:
     """Evaluate a decoder, in evaluation mode, on the captions of one batch.
 
     Args:
-        decoder: The decoder, on `device`.
-        batch: Images and captions.
-        device: Where to compute.
+        decoder: The decoder.
+        batch: Images and captions, on the decoder's device.
         word_projection: Result of `project_vocabulary`, for many batches; None projects the words of this batch.
     """
     assert not decoder.training, "dropout would make the loss random"
-    tokens = batch.tokens.to(device)  # [B, K, T + 1]
-    outputs, _ = decoder(batch.grids.to(device), tokens[:, :, :-1], word_projection, with_logits=False)
-    targets = tokens[:, :, 1:]  # [B, K, T]
-    mask = targets != PAD  # [B, K, T]
+    outputs, _ = decoder(batch.grids, batch.tokens[:, :, :-1], word_projection, with_logits=False)
+    targets = batch.tokens[:, :, 1:]  # [B, K, T]
     cross_entropy, predicted = predict_words(outputs, decoder.output_proj, targets)
-    return TeacherForcedResult(
-        loss=(cross_entropy / mask.sum()).item(),
-        predicted=predicted[mask].cpu().numpy(),
-        target=targets[mask].cpu().numpy(),
-    )
+    return BatchPredictions(loss=cross_entropy / (targets != PAD).sum(), predicted=predicted, targets=targets)
 
 
 def merge_results(results: Sequence[TeacherForcedResult]) -> TeacherForcedResult:

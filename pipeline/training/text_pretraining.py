@@ -26,7 +26,6 @@ from pipeline.captions.tokens import CaptionTokens
 from pipeline.captions.vocabulary import PAD, SPECIALS, Vocabulary
 from pipeline.distributed import SINGLE_PROCESS, Processes
 from pipeline.features.store import FeatureStore, Grids
-from pipeline.training.batches import CaptionBatches
 from pipeline.training.trainer import TextPretrainingParams, Trainer, TrainParams
 
 _INTERCEPT = PAD
@@ -227,7 +226,7 @@ class TextPretrainer(Trainer):
         assert regression is not None
         num_views = len(store.views) if params.random_views else 1
         grids = PseudoGrids(text, train, store, regression, pretraining, num_views)
-        self._train_batches = CaptionBatches(text, grids, self.params.batch_size, random_views=True)
+        self._train_batches = self._make_train_batches(text, grids, random_views=True)
 
     @property
     def phase(self) -> str:

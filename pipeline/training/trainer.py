@@ -11,7 +11,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal, cast
@@ -23,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.captions.tokens import CaptionTokens, group_references
 from pipeline.captions.vocabulary import Vocabulary
+from pipeline.cuda_graphs import GraphedFunction
 from pipeline.decoder.decoder import Decoder, DecoderParams
 from pipeline.decoder.registry import build_decoder
 from pipeline.distributed import SINGLE_PROCESS, Processes
@@ -30,13 +32,16 @@ from pipeline.errors import UserError
 from pipeline.features.store import FeatureStore
 from pipeline.metrics.cider import is_defined
 from pipeline.params import DEPENDENCY, params_section
-from pipeline.training.batches import Batch, CaptionBatches
+from pipeline.training.batches import Batch, CaptionBatches, GridSource
 from pipeline.training.checkpoint import Progress, TrainingState, load_checkpoint, random_state, save_checkpoint
 from pipeline.training.ema import make_ema
 from pipeline.training.loss import Loss, count_targets, projected_caption_loss, sum_attention_entropy
 from pipeline.training.lr_schedule import LRParams
 from pipeline.training.scheduled_sampling import mix_in_predictions
 from pipeline.training.validation import NonFiniteLossError, SelectBy, ValidationResult, validate
+
+_STEPS_MULTIPLE = 4
+"""Multiple of decoding steps that captions are padded to for CUDA graphs, of which each shape of a batch needs one."""
 
 
 @params_section
@@ -97,7 +102,8 @@ class TrainParams:
     precision: Literal["float32", "bfloat16"]
     """Precision of matrix products (autocast); weights and loss are always float32."""
     compile: bool
-    """Compile the attention scores with `torch.compile`; needs g++ and adds some seconds at the start."""
+    """Compile the attention scores with `torch.compile`; needs g++ and adds some seconds at the start. On one GPU, also
+    replay the gradients of a batch as CUDA graphs."""
     select_by: SelectBy
     """Metric of greedy validation captions that selects the best epoch and stops training early; `last` keeps the last
     epoch."""
@@ -136,6 +142,21 @@ class StepMetrics:
     """Metrics of the sampled captions by name; empty if the captions are those of the dataset."""
     data_wait: float = 0.0
     """Seconds that this process waited for the step's batches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PendingStep:
+    """An optimizer step whose sums a GPU may still be computing."""
+
+    epoch: int
+    step: int
+    learning_rate: float
+    num_batches: int
+    has_entropy: bool
+    data_wait: float
+    sums: Tensor
+    """Over all processes, float64 [6 + S]: cross-entropy, loss, attention entropy, words, captions, L2 norm of the
+    gradients, and the sums of `Trainer._select_targets`."""
 
 
 class Trainer:
@@ -178,8 +199,10 @@ class Trainer:
         self._checkpoint = checkpoint
         self._device = device
         self.processes = processes
-        self._train_batches = CaptionBatches(train, store, params.batch_size, params.random_views)
-        self._val_batches = CaptionBatches(val, store, params.batch_size)
+        self._replays = params.compile and device.type == "cuda" and processes.world_size == 1
+        """Whether gradients are replayed as CUDA graphs, which DistributedDataParallel does not support here."""
+        self._train_batches = self._make_train_batches(train, store, params.random_views)
+        self._val_batches = CaptionBatches(val, store, params.batch_size, device=device)
         self._val_references = group_references(val)
         if params.select_by == "cider" and not is_defined(list(self._val_references.values())):
             raise UserError(
@@ -203,6 +226,19 @@ class Trainer:
         if self.is_resumed:
             load_checkpoint(checkpoint, self._state, processes.rank)
         self._model: nn.Module = DistributedDataParallel(self.decoder) if processes.world_size > 1 else self.decoder
+        self._replay = GraphedFunction(self._backward) if self._replays else None
+        self._pending: list[_PendingStep] = []
+        self._metrics: list[StepMetrics] = []
+
+    def _make_train_batches(self, captions: CaptionTokens, store: GridSource, random_views: bool) -> CaptionBatches:
+        return CaptionBatches(
+            captions,
+            store,
+            self.params.batch_size,
+            random_views,
+            self._device,
+            steps_multiple=_STEPS_MULTIPLE if self._replays else 1,
+        )
 
     @property
     def phase(self) -> str:
@@ -211,7 +247,7 @@ class Trainer:
 
     @property
     def progress(self) -> Progress:
-        """Position of the run and its metrics so far."""
+        """Position of the run, and its metrics up to the last call of `read_metrics`."""
         return self._state.progress
 
     @property
@@ -245,17 +281,14 @@ class Trainer:
     def _steps_per_epoch(self) -> int:
         return -(-self.batches_per_epoch // self.params.gradient_accumulation_steps)
 
-    def train_epoch(self, log_entropy: Callable[[int], bool]) -> Iterator[StepMetrics]:
+    def train_epoch(self, log_entropy: Callable[[int], bool]) -> Iterator[int]:
         """Take the remaining optimizer steps of the current epoch. Between two steps, a checkpoint can be saved.
 
         Args:
             log_entropy: Whether to compute the attention entropy of a step, counted from 1 in the whole run.
 
         Yields:
-            The metrics of each step.
-
-        Raises:
-            UserError: The loss or the gradient norm is not finite.
+            The number of each step in the whole run, from 1. `read_metrics` returns its metrics.
         """
         batches = self._train_batches.shuffled(
             self.params.seed,
@@ -270,56 +303,91 @@ class Trainer:
             data_wait = time.monotonic() - start
             if not step_batches:
                 return
-            metrics = self.train_step(step_batches, log_entropy(self.global_step + 1))
-            yield replace(metrics, data_wait=data_wait)
+            self.train_step(step_batches, log_entropy(self.global_step + 1), data_wait)
+            yield self.global_step
 
-    def train_step(self, batches: Sequence[Batch], log_entropy: bool = False) -> StepMetrics:
-        """Take one optimizer step.
+    def train_step(self, batches: Sequence[Batch], log_entropy: bool = False, data_wait: float = 0.0) -> None:
+        """Take one optimizer step without waiting for a GPU, unless captions are sampled.
 
         Args:
             batches: This process's share of the batches of the step.
             log_entropy: Whether to compute the attention entropy.
-
-        Returns:
-            The metrics of the step, over all processes.
-
-        Raises:
-            UserError: The loss or the gradient norm is not finite.
+            data_wait: Seconds that this process waited for the batches.
         """
         optimizer, progress = self._state.optimizer, self.progress
         step = self.global_step + 1
         lr = self.params.lr.lr_at(step - 1, self._steps_per_epoch, self.params.max_epochs)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        targets, samples = self._select_targets(batches)
+        targets, sample_sums = self._select_targets(batches)
         counts = self._count([captions.tokens for captions in targets])
-        optimizer.zero_grad(set_to_none=True)
-        sums = self._accumulate_gradients(batches, targets, counts, log_entropy)
-        cross_entropy, loss, entropy = self.processes.sum(sums).tolist()
-        num_words, num_captions = counts.tolist()
-        self._require_finite("loss", loss, lr)
-        gradient_norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), self.params.max_grad_norm).item()
-        self._require_finite("gradient norm", gradient_norm, lr)
+        optimizer.zero_grad(set_to_none=not self._replays)  # A graph adds to gradients that stay in place.
+        sums = self.processes.sum(self._accumulate_gradients(batches, targets, counts, log_entropy))
+        gradient_norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), self.params.max_grad_norm)
         optimizer.step()
         if self._state.ema is not None:
             self._state.ema.update_parameters(self.decoder)
-        progress.batch += len(batches)
-        progress.loss_sum += cross_entropy
-        progress.num_words += int(num_words)
-        return StepMetrics(
-            step=step,
-            loss=cross_entropy / num_words,
-            learning_rate=lr,
-            gradient_norm=gradient_norm,
-            attention_entropy=entropy / num_words if log_entropy else None,
-            num_batches=len(batches),
-            num_captions=int(num_captions),
-            samples=samples,
+        self._pending.append(
+            _PendingStep(
+                epoch=progress.epoch + 1,
+                step=step,
+                learning_rate=lr,
+                num_batches=len(batches),
+                has_entropy=log_entropy,
+                data_wait=data_wait,
+                sums=torch.cat([sums, counts, gradient_norm.double().unsqueeze(0), sample_sums]),
+            )
         )
+        progress.batch += len(batches)
 
-    def _select_targets(self, batches: Sequence[Batch]) -> tuple[list[Targets], dict[str, float]]:
-        """Return the captions of each batch to learn from, and `StepMetrics.samples`."""
-        return [Targets(tokens=batch.tokens.to(self._device)) for batch in batches], {}
+    def read_metrics(self) -> list[StepMetrics]:
+        """Return the metrics of the steps since the last call, and add them to the progress. This waits for a GPU.
+
+        Raises:
+            UserError: The loss or the gradient norm of a step is not finite.
+        """
+        self._read_pending()
+        metrics, self._metrics = self._metrics, []
+        return metrics
+
+    def _read_pending(self) -> None:
+        """Read the sums of the pending steps, all at once, and add them to the progress in the order of the steps.
+
+        Raises:
+            UserError: The loss or the gradient norm of a step is not finite.
+        """
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        for step, sums in zip(pending, torch.stack([step.sums for step in pending]).tolist(), strict=True):
+            cross_entropy, loss, entropy, num_words, num_captions, gradient_norm, *sample_sums = sums
+            for name, value in (("loss", loss), ("gradient norm", gradient_norm)):
+                if not math.isfinite(value):
+                    raise self._divergence(f"the {name} is {value}", step.epoch, step.step, step.learning_rate)
+            self.progress.loss_sum += cross_entropy
+            self.progress.num_words += int(num_words)
+            self._metrics.append(
+                StepMetrics(
+                    step=step.step,
+                    loss=cross_entropy / num_words,
+                    learning_rate=step.learning_rate,
+                    gradient_norm=gradient_norm,
+                    attention_entropy=entropy / num_words if step.has_entropy else None,
+                    num_batches=step.num_batches,
+                    num_captions=int(num_captions),
+                    samples=self._record_samples(sample_sums),
+                    data_wait=step.data_wait,
+                )
+            )
+
+    def _select_targets(self, batches: Sequence[Batch]) -> tuple[list[Targets], Tensor]:
+        """Return the captions of each batch to learn from, and sums for `_record_samples`, float64 [S]."""
+        no_sums = torch.zeros(0, dtype=torch.float64, device=self._device)
+        return [Targets(tokens=batch.tokens) for batch in batches], no_sums
+
+    def _record_samples(self, sums: Sequence[float]) -> Mapping[str, float]:
+        """Add the sums that `_select_targets` returned to the progress, and return `StepMetrics.samples`."""
+        return {}
 
     def _count(self, tokens: Sequence[Tensor]) -> Tensor:
         """Count words and captions over the batches [B, K, T + 1] of a step and over all processes [2]."""
@@ -341,21 +409,47 @@ class Trainer:
             Sums over this process's batches [3]: cross-entropy, loss, attention entropy.
         """
         self.decoder.train()
+        backward = self._replay or partial(self._backward, with_entropy=log_entropy)
         sums = torch.zeros(3, dtype=torch.float64, device=self._device)
         for index, (batch, captions) in enumerate(zip(batches, targets, strict=True)):
-            grids, ids = batch.grids.to(self._device), captions.tokens[:, :, 1:]  # [B, P, C], [B, K, T]
-            inputs = self._sample_inputs(grids, captions.tokens[:, :, :-1])  # [B, K, T]
+            inputs = self._sample_inputs(batch.grids, captions.tokens[:, :, :-1])  # [B, K, T]
+            tensors = [batch.grids, inputs, captions.tokens[:, :, 1:], counts]
+            if captions.weights is not None:
+                tensors.append(captions.weights)
             with self._grad_sync(is_last=index == len(batches) - 1):
-                with self._autocast():
-                    outputs, alpha = self._model(grids, inputs, with_logits=False)  # [B, K, T, -1], [B, K, T, P]
-                    loss = self._loss(outputs, alpha, ids, captions.weights)
-                total = loss.total(counts, self.params.doubly_stochastic_weight)
-                # DistributedDataParallel averages gradients over ranks; the gradient of the step is their sum.
-                (total * self.processes.world_size).backward()  # type: ignore[no-untyped-call]
-            sums[:2] += torch.stack([loss.cross_entropy, total]).detach()
-            if log_entropy:
-                sums[2] += sum_attention_entropy(alpha.detach(), ids)
+                sums += backward(*tensors)
         return sums
+
+    def _backward(
+        self,
+        grids: Tensor,
+        inputs: Tensor,
+        ids: Tensor,
+        counts: Tensor,
+        weights: Tensor | None = None,
+        with_entropy: bool = True,
+    ) -> Tensor:
+        """Add the gradients of one batch to those of the weights.
+
+        Args:
+            grids: Grids [B, P, C].
+            inputs: Ids to read [B, K, T].
+            ids: Ids of the next words [B, K, T].
+            counts: Number of words and captions of the step, over all processes [2].
+            weights: `Targets.weights`.
+            with_entropy: Whether to compute the attention entropy, which is 0 otherwise.
+
+        Returns:
+            Sums of cross-entropy, loss and attention entropy [3], float64.
+        """
+        with self._autocast():
+            outputs, alpha = self._model(grids, inputs, with_logits=False)  # [B, K, T, O], [B, K, T, P]
+            loss = self._loss(outputs, alpha, ids, weights)
+        total = loss.total(counts, self.params.doubly_stochastic_weight)
+        # DistributedDataParallel averages gradients over ranks; the gradient of the step is their sum.
+        (total * self.processes.world_size).backward()  # type: ignore[no-untyped-call]
+        entropy = sum_attention_entropy(alpha.detach(), ids) if with_entropy else torch.zeros_like(total)
+        return torch.stack([sum_.detach().double() for sum_ in (loss.cross_entropy, total, entropy)])
 
     def _loss(self, outputs: Tensor, alpha: Tensor, ids: Tensor, weights: Tensor | None) -> Loss:
         """Compute the loss of inputs of the output layer, alpha [B, K, T, P], target ids and `Targets.weights`."""
@@ -369,7 +463,9 @@ class Trainer:
         return nullcontext()
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self.params.precision == "bfloat16")
+        # A graph must not keep casts of the weights, which the optimizer changes.
+        enabled = self.params.precision == "bfloat16"
+        return torch.autocast(self._device.type, torch.bfloat16, enabled, cache_enabled=not self._replays)
 
     @torch.no_grad()
     def _sample_inputs(self, grids: Tensor, tokens: Tensor) -> Tensor:
@@ -390,8 +486,9 @@ class Trainer:
             `progress.history`.
 
         Raises:
-            UserError: The validation loss is not finite.
+            UserError: The loss or the gradient norm of a step, or the validation loss is not finite.
         """
+        self._read_pending()
         train_metrics = self._train_metrics()
         self._state.progress = self.progress.next_epoch()
         return self._record_epoch(train_metrics)
@@ -427,21 +524,25 @@ class Trainer:
                 self._val_references,
                 self.vocabulary,
                 self.params.max_length,
-                self._device,
             )
         except NonFiniteLossError as error:
             lr = self._state.optimizer.param_groups[0]["lr"]
             raise self._divergence(str(error), self.progress.epoch, self.global_step, lr) from error
 
     def save_checkpoint(self) -> None:
-        """Write the checkpoint file. Every process must call this."""
+        """Write the checkpoint file. Every process must call this.
+
+        Raises:
+            UserError: The loss or the gradient norm of a step is not finite, or a weight.
+        """
+        self._read_pending()
+        largest = torch.nn.utils.get_total_norm(self.decoder.parameters(), math.inf).item()
+        if not math.isfinite(largest):
+            lr = self._state.optimizer.param_groups[0]["lr"]
+            raise self._divergence(f"the largest weight is {largest}", self.progress.epoch + 1, self.global_step, lr)
         random_states = self.processes.gather(random_state(self._device))
         if self.processes.is_main:
             save_checkpoint(self._checkpoint, self._state, random_states)
-
-    def _require_finite(self, name: str, value: float, lr: float) -> None:
-        if not math.isfinite(value):
-            raise self._divergence(f"the {name} is {value}", self.progress.epoch + 1, self.global_step + 1, lr)
 
     def _divergence(self, problem: str, epoch: int, step: int, lr: float) -> UserError:
         checkpoint = (

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from pipeline.captions.vocabulary import Vocabulary
 from pipeline.decoder.decoder import Decoder
 from pipeline.generation.ensemble import caption_grids
@@ -15,7 +13,7 @@ from pipeline.metrics.bleu import bleu, bleu_counts
 from pipeline.metrics.cider import cider, is_defined
 from pipeline.metrics.corpus import Words
 from pipeline.training.batches import Batch, CaptionBatches
-from pipeline.training.teacher_forcing import TeacherForcedResult, evaluate_batch, merge_results
+from pipeline.training.teacher_forcing import BatchPredictions, TeacherForcedResult, evaluate_batch, merge_results
 
 SelectBy = Literal["bleu4", "cider", "last"]
 
@@ -67,17 +65,15 @@ def validate(
     references: Mapping[int, Sequence[Words]],
     vocabulary: Vocabulary,
     max_length: int,
-    device: torch.device,
 ) -> ValidationResult:
     """Evaluate a decoder on the validation split.
 
     Args:
-        decoder: The decoder, in evaluation mode and on `device`.
-        batches: Images and captions of the split.
+        decoder: The decoder, in evaluation mode.
+        batches: Images and captions of the split, on the decoder's device.
         references: Captions of each image as words, by image id.
         vocabulary: Vocabulary of the decoder.
         max_length: Maximum length of a greedy caption, in words.
-        device: Where to compute.
 
     Raises:
         NonFiniteLossError: The loss of a batch is NaN or infinite.
@@ -85,11 +81,11 @@ def validate(
     results: list[TeacherForcedResult] = []
     captions: dict[int, Words] = {}
     for batch in batches.by_length():
-        result = evaluate_batch(decoder, batch, device)
-        if not math.isfinite(result.loss):
-            raise NonFiniteLossError(f"the validation loss is {result.loss}")
-        results.append(result)
-        captions |= _greedy_captions(decoder, batch, vocabulary, max_length, device)
+        predictions = evaluate_batch(decoder, batch)
+        try:
+            captions |= _greedy_captions(decoder, batch, vocabulary, max_length)
+        finally:  # After the search, which waits for a GPU. A loss that is not finite explains an error of the search.
+            results.append(_read_finite(predictions))
     teacher_forced = merge_results(results)
     hypotheses, image_references = [captions[image_id] for image_id in references], list(references.values())
     counts = bleu_counts(hypotheses, image_references)
@@ -102,9 +98,14 @@ def validate(
     )
 
 
-def _greedy_captions(
-    decoder: Decoder, batch: Batch, vocabulary: Vocabulary, max_length: int, device: torch.device
-) -> dict[int, Words]:
+def _read_finite(predictions: BatchPredictions) -> TeacherForcedResult:
+    result = predictions.read()
+    if not math.isfinite(result.loss):
+        raise NonFiniteLossError(f"the validation loss is {result.loss}")
+    return result
+
+
+def _greedy_captions(decoder: Decoder, batch: Batch, vocabulary: Vocabulary, max_length: int) -> dict[int, Words]:
     search = SearchParams.greedy(max_length)
-    results = caption_grids([decoder], vocabulary.words, batch.grids.to(device), batch.image_ids, search)
+    results = caption_grids([decoder], vocabulary.words, batch.grids, batch.image_ids, search)
     return {image_id: best.words for image_id, (best, *_) in zip(batch.image_ids, results, strict=True)}
