@@ -8,12 +8,10 @@ import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from benchmarks.encoding import relative_error
 from pipeline.errors import UserError
 from pipeline.features.encoder import (
-    IMAGES_PER_BATCH,
     EncodeParams,
     GridEncoder,
     encode_grids,
@@ -344,25 +342,6 @@ def test_bfloat16_is_close_to_float32(weights):
     )
 
     assert 0 < np.abs(bfloat16 - float32).mean() < 0.02 * np.abs(float32).mean()
-
-
-@pytest.mark.parametrize("architecture", ["resnet18", "resnet50", "resnext50_32x4d"])
-def test_fused_blocks_equal_the_blocks_of_torchvision(architecture):
-    with torch.device("meta"):
-        encoder = GridEncoder(architecture, "layer3")
-    encoder.load_state_dict(clip_reference.random_weights(encoder), assign=True)
-    encoder.eval().requires_grad_(False)
-    images = torch.rand(IMAGES_PER_BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-    network = optimize_for_inference(encoder, "float32", False, CPU)
-
-    assert not any(isinstance(module, torch.nn.BatchNorm2d | BasicBlock | Bottleneck) for module in network.modules())
-    expected = encoder(images)
-    assert expected.std() > 0.1
-    # The network overwrites its own features, but neither the images nor what it returned before.
-    result, again = network(images), network(images)
-    torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
-    assert torch.equal(result, again)
 
 
 @pytest.mark.slow
