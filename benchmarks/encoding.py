@@ -28,7 +28,6 @@ import contextlib
 import logging
 import os
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -45,6 +44,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
+from benchmarks.processor import describe_device, read_clock, supports
 from benchmarks.training import busy_share
 from benchmarks.workloads import encode_params, real_weights, save_random_weights, write_photographs
 from pipeline.captions.records import Record
@@ -101,12 +101,12 @@ class Stage:
         Raises:
             UserError: This machine does not support the mode.
         """
-        start = time.perf_counter()
+        start = read_clock(device)
         self._params, self._device = params, device
         self._encoder = load_encoder(params)
         self._network = optimize_for_inference(self._encoder, params.precision, params.compile, device)
         encode_grids(self._network, batch)
-        self.start_seconds = time.perf_counter() - start
+        self.start_seconds = read_clock(device) - start
 
     def encode_batches(self, batches: Sequence[Pixels], _: Path) -> npt.NDArray[np.float16]:
         return np.concatenate([encode_grids(self._network, batch) for batch in batches])
@@ -159,11 +159,11 @@ def multiply_matrices(matrix: torch.Tensor, _: Path) -> float:
     return float(product[0, 0])  # waits for a GPU
 
 
-def measure_seconds(task: Task) -> float:
+def measure_seconds(task: Task, device: torch.device) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
+        start = read_clock(device)
         task(Path(folder))
-        return time.perf_counter() - start
+        return read_clock(device) - start
 
 
 def split_batches(images: Pixels) -> list[Pixels]:
@@ -198,7 +198,7 @@ def main(
         image_dir = Path(folder) / "images"
         image_dir.mkdir()
         records, description = write_photographs(image_dir, num_images)
-        print(f"encoding on {device}, {torch.get_num_threads()} threads, {SIZE} px, {num_images} images: {description}")
+        print(f"encoding on {describe_device(device)}, {SIZE} px, {num_images} images: {description}")
         print(f"images per second; medians of {num_rounds} rounds")
         columns = ["encoder", "decoding", "stage", "loop", "peak"]
         ratios = ["stage / sum", "stage / max", "stage / loop", "peak / loop", "start, s", "busy", "error"]
@@ -252,6 +252,10 @@ def benchmark_encoder(
     stages: dict[Mode, Stage] = {}
     skipped = []
     for mode in modes:
+        if not supports(mode.precision, device):
+            instructions = f"this processor has no {mode.precision} instructions"
+            skipped.append(f"{f'{architecture} {mode.name}':>28} skipped: {instructions}")
+            continue
         params = encode_params(architecture, layer, weights, SIZE, mode.precision, mode.compiled)
         try:
             stage = stages[mode] = Stage(params, device, batches[0])
@@ -264,7 +268,8 @@ def benchmark_encoder(
     grids = {mode: stage.encode_batches(batches, image_dir) for mode, stage in stages.items()}
     float32 = modes[0]
     noisy = stages[float32].encode_batches([add_noise(batch) for batch in batches], image_dir)
-    rounds = [{name: measure_seconds(task) for name, task in tasks.items()} for _ in range(num_rounds)]
+    rounds = [{name: measure_seconds(task, device) for name, task in tasks.items()} for _ in range(num_rounds)]
+    fastest = min(stages, key=lambda mode: median(times[f"{mode.name} stage"] for times in rounds))
     busy = dict.fromkeys(stages, "")
     if device.type == "cuda":
         for mode in stages:
@@ -279,6 +284,7 @@ def benchmark_encoder(
             for mode, stage in stages.items()
         ),
         f"{architecture} with {weights.name}: error of noise {relative_error(noisy, grids[float32]):.3f}",
+        f"{architecture}: best mode {fastest.name}",
         *skipped,
     ]
 

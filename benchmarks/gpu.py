@@ -27,6 +27,7 @@ from ruamel.yaml import YAML
 
 import stages  # noqa: F401  # sets GOMP_SPINCOUNT before PyTorch is imported
 from benchmarks import encoding, searching, training
+from benchmarks.processor import describe_device
 from pipeline.device import setup_device
 from pipeline.presets import use
 
@@ -55,7 +56,7 @@ def encode(smoke: bool) -> Iterator[str]:
 def train(smoke: bool) -> Iterator[str]:
     """Yield the lines of `training`."""
     device = setup_device(os.environ.get("GRIDCAP_DEVICE", "auto"))
-    yield f"training on {training.describe_device(device)}; textbook: {training.REFERENCE}"
+    yield f"training on {describe_device(device)}; textbook: {training.REFERENCE}"
     if smoke:
         case = training.Case(SMOKE_SIDE, SMOKE_CHANNELS, SMOKE_WORDS, TRAIN_TARGET, TRAIN_TARGET)
         yield from training.compare("soft_attention", case, device, 1, [training.MODES[0], training.MODES[2]])
@@ -68,7 +69,7 @@ def train(smoke: bool) -> Iterator[str]:
 def search(smoke: bool) -> Iterator[str]:
     """Yield the lines of `searching`."""
     device = setup_device(os.environ.get("GRIDCAP_DEVICE", "auto"))
-    yield f"searching on {training.describe_device(device)}; beam size {searching.BEAM_SIZE}"
+    yield f"searching on {describe_device(device)}; beam size {searching.BEAM_SIZE}"
     cases = [searching.Case(SMOKE_SIDE, SMOKE_CHANNELS, SMOKE_WORDS)] if smoke else searching.CASES
     for case in cases:
         yield from searching.compare(case, device, 1 if smoke else ROUNDS, SEARCH_TARGET)

@@ -18,8 +18,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from benchmarks.processor import describe_device
 from benchmarks.reading import SPEC
-from benchmarks.training import describe_device, synchronize
+from benchmarks.training import synchronize
 from benchmarks.workloads import decoder_params, make_vocabulary, save_random_model
 from pipeline.captions.tokens import CaptionTokens
 from pipeline.captions.vocabulary import END, SPECIALS, START

@@ -22,7 +22,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.training import describe_device, describe_target, measure
+from benchmarks.processor import describe_device, supports
+from benchmarks.training import describe_target, measure
 from benchmarks.workloads import decoder_params
 from pipeline.captions.vocabulary import END, PAD, SPECIALS, START, UNK
 from pipeline.decoder.soft_attention import SoftAttentionDecoder
@@ -78,11 +79,12 @@ def compare(case: Case, device: torch.device, rounds: int, target: float = TARGE
     textbook = SoftAttentionReference(decoder).to(device).eval()
     words = vocabulary(case.vocab_size)
 
+    precisions = [precision for precision in PRECISIONS if supports(precision, device)]
     textbook_grids = grids[:NUM_TEXTBOOK_IMAGES]
     expected = [textbook_search(textbook, words, grid) for grid in textbook_grids]
     same = {
         precision: mean(map(tuple.__eq__, batched_search(decoder, words, textbook_grids, precision), expected))
-        for precision in PRECISIONS
+        for precision in precisions
     }
     assert same["float32"] >= 0.9, "both must find the same captions, except for ties"
     times = [
@@ -91,23 +93,26 @@ def compare(case: Case, device: torch.device, rounds: int, target: float = TARGE
             / NUM_TEXTBOOK_IMAGES,
             **{
                 precision: measure(partial(batched_search, decoder, words, grids, precision), 1, device) / NUM_IMAGES
-                for precision in PRECISIONS
+                for precision in precisions
             },
         }
         for _ in range(rounds)
     ]
-    ratios = {precision: sorted(row[TEXTBOOK] / row[precision] for row in times) for precision in PRECISIONS}
+    ratios = {precision: sorted(row[TEXTBOOK] / row[precision] for row in times) for precision in precisions}
 
     heading = f"{case.side**2} x {case.num_channels}, {case.vocab_size} words"
     yield f"{heading:>24} {'images/s':>9} {'x textbook':>11} {'min':>6} {'max':>6} {'target':>9} {'same captions':>14}"
     yield f"{'textbook, float32':>24} {median(1 / row[TEXTBOOK] for row in times):>9.1f}"
-    for precision in PRECISIONS:
+    for precision in precisions:
         ratio = median(ratios[precision])
         yield (
             f"{f'gridcap, {precision}':>24} {median(1 / row[precision] for row in times):>9.1f} {ratio:>11.2f} "
             f"{ratios[precision][0]:>6.2f} {ratios[precision][-1]:>6.2f} "
             f"{describe_target(target, ratio):>9} {same[precision]:>14.0%}"
         )
+    yield f"{'best mode':>24} {max(precisions, key=lambda precision: median(ratios[precision]))}"
+    for precision in set(PRECISIONS) - set(precisions):
+        yield f"{f'gridcap, {precision}':>24} skipped: this processor has no {precision} instructions"
     lengths = [len(caption_words) for caption_words in batched_search(decoder, words, grids, "float32")]
     yield f"{'':>24} captions of {mean(lengths):.1f} words, from {min(lengths)} to {max(lengths)}"
 

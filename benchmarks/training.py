@@ -11,6 +11,9 @@ Two rows per precision show the limits of the hardware:
 - "matrix products only": the matrix products of a decoder step, in their shapes, and nothing else.
 - "peak rate": as many multiply-adds in a product of 2048 x 2048 matrices. `of peak` relates every row to this rate.
 
+A compiled mode also has the seconds that it saves in 1,000 steps, compared with the same precision without compilation:
+compilation pays in a run whose steps save more than its first step takes.
+
 For modes with a target, PyTorch's profiler gives the share of time by kind of operation:
 - products: matrix products;
 - scores: additive attention scores;
@@ -19,16 +22,32 @@ For modes with a target, PyTorch's profiler gives the share of time by kind of o
 - optimizer: gradient clipping and optimizer;
 - overhead: Python and autograd, including the time in which a GPU waits for them.
 On a GPU, `busy` is the share of time in which it computes instead, as CUDA graphs do not tell operations apart.
+
+The last table divides a float32 step without compilation into the parts of the decoder, forward and backward: GFLOP of
+its matrix products, share of time, rate, and rate relative to the peak rate. The rate of a part with other operations
+is lower than that of its products.
+- regions: layer norm, position encoding, and all projections of the regions;
+- input words: word embeddings, dropout and their projection;
+- attention scores: scores with coverage;
+- recurrent products: projections of the state and of the context vector;
+- recurrent gates: softmax, gate of the context, and LSTM;
+- recurrent weights: gradients of the weights of the recurrent products, computed after the last step;
+- output words: the layers between state and logits;
+- optimizer: gradient clipping and optimizer;
+- other: the projection of all context vectors at once, the loss, Python and autograd.
 """
 
 import copy
+import math
 import os
 import shutil
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +56,11 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.processor import describe_device, read_clock, supports
 from benchmarks.workloads import decoder_params
 from pipeline.captions.vocabulary import PAD
 from pipeline.cuda_graphs import GraphedFunction
+from pipeline.decoder import products
 from pipeline.decoder.decoder import Decoder, DecoderKind
 from pipeline.decoder.decoder_reference import DecoderReference
 from pipeline.decoder.references import REFERENCES
@@ -54,9 +75,29 @@ ROUNDS, STEPS_PER_ROUND = 5, 4
 STEPS_MULTIPLE = 4
 PEAK_MATRIX_SIZE = 2048
 REFERENCE, PRODUCTS_ONLY, PEAK = "reference, float32", "matrix products only", "peak rate"
-PRECISIONS = ["float32", "bfloat16"]
+PRECISIONS: list[Literal["float32", "bfloat16"]] = ["float32", "bfloat16"]
 
-PRODUCT_OPERATIONS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+PRODUCT_OPERATIONS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear_pointwise")
+PARTS = (
+    "regions",
+    "input words",
+    "attention scores",
+    "recurrent products",
+    "recurrent gates",
+    "recurrent weights",
+    "output words",
+    "optimizer",
+    "other",
+)
+PART_METHODS = {
+    "prepare": "regions",
+    "_embed": "input words",
+    "_project_tokens": "input words",
+    "_attention_scores": "attention scores",
+    "_recurrent_step": "recurrent gates",
+    "_outputs": "output words",
+}
+"""The methods of decoders and the parts that they compute; some decoders have no `_outputs`."""
 KINDS = ("products", "scores", "elementwise", "casting", "optimizer", "overhead")
 
 
@@ -68,19 +109,19 @@ class Case(NamedTuple):
     num_channels: int
     vocab_size: int
     float32_target: float
-    """Target speedup of the decoder in float32, not compiled."""
+    """Target speedup of the decoder in float32, in the faster of its modes."""
     best_target: float
     """Target speedup of the fastest mode."""
 
 
-CASES = [Case(7, 2048, 2500, float32_target=4, best_target=10), Case(14, 256, 1100, float32_target=4, best_target=6)]
+CASES = [Case(7, 2048, 2500, float32_target=6, best_target=10), Case(14, 256, 1100, float32_target=5, best_target=6)]
 
 
 class Mode(NamedTuple):
     """Mode of the decoder: precision, and whether attention scores are compiled."""
 
     name: str
-    precision: str
+    precision: Literal["float32", "bfloat16"]
     compiled: bool
 
 
@@ -102,6 +143,8 @@ class Row(NamedTuple):
     """Multiply-adds of a training step."""
     repetitions: int = STEPS_PER_ROUND
     """Calls per round."""
+    model: Decoder | None = None
+    """The decoder that the function trains."""
     steps_per_call: float = 1.0
     """Training steps whose multiply-adds one call performs."""
 
@@ -113,6 +156,14 @@ class Product(NamedTuple):
     rows: int
     inner: int
     columns: int
+
+    @classmethod
+    def from_shapes(cls, operation: str, shapes: Iterable[Any]) -> "Product":
+        """Return the product of an operation, from the shapes of its arguments: the last two are the matrices."""
+        left, right = [shape for shape in shapes if len(shape) > 1][-2:]
+        if operation.startswith("mkldnn"):  # rows of any number of dimensions, and a transposed weight
+            return cls(1, math.prod(left[:-1]), left[-1], right[0])
+        return cls(left[0] if len(left) == 3 else 1, left[-2], left[-1], right[-1])
 
     @property
     def multiply_adds(self) -> int:
@@ -128,10 +179,10 @@ class RecordProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.products: list[Product] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.name().partition(".")[0] in PRODUCT_OPERATIONS:
-            left, right = [argument.shape for argument in args if isinstance(argument, Tensor)][-2:]
-            batch = left[0] if len(left) == 3 else 1
-            self.products.append(Product(batch, left[-2], left[-1], right[-1]))
+        operation = func.name().partition(".")[0]
+        if operation in PRODUCT_OPERATIONS:
+            shapes = [argument.shape for argument in args if isinstance(argument, Tensor)]
+            self.products.append(Product.from_shapes(operation, shapes))
         return func(*args, **(kwargs or {}))
 
 
@@ -163,7 +214,8 @@ def train_step(
                 outputs, alpha = model(grids, inputs, with_logits=False)
                 loss = projected_caption_loss(outputs, model.output_proj, alpha, targets)
             else:
-                loss = caption_loss(*model(grids, inputs), targets)
+                logits, alpha = model(grids, inputs)
+                loss = caption_loss(logits, alpha, targets)
         loss.total(loss.counts, 0.1).backward()  # type: ignore[no-untyped-call]
         return loss.cross_entropy.detach()
 
@@ -182,13 +234,13 @@ def train_step(
 
 
 def multiply(step_products: list[Product], precision: str, device: torch.device) -> Callable[[], None]:
-    """Return a function that computes matrix products of random matrices and nothing else."""
+    """Return a function that computes matrix products of random matrices as decoders do, and nothing else."""
     dtype = getattr(torch, precision)
     operands = [
         (
             repetitions,
             torch.rand(product.batch, product.rows, product.inner, device=device).to(dtype).squeeze(0),
-            torch.rand(product.batch, product.inner, product.columns, device=device).to(dtype).squeeze(0),
+            torch.rand(product.batch, product.columns, product.inner, device=device).to(dtype).mT.squeeze(0),
         )
         for product, repetitions in Counter(step_products).items()
     ]
@@ -196,15 +248,14 @@ def multiply(step_products: list[Product], precision: str, device: torch.device)
     def multiply_all() -> None:
         for repetitions, left, right in operands:
             for _ in range(repetitions):
-                left @ right
+                products.multiply(left, right)
 
     return multiply_all
 
 
-def describe_device(device: torch.device) -> str:
-    """Name a device with its GPU or its number of threads."""
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    return f"{device}, {hardware}"
+def can_compile(device: torch.device) -> bool:
+    """Whether `torch.compile` has what it needs for a device: on a CPU, a C++ compiler."""
+    return device.type != "cpu" or shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 def synchronize(device: torch.device) -> None:
@@ -214,20 +265,30 @@ def synchronize(device: torch.device) -> None:
 
 
 def measure(function: Callable[[], object], repetitions: int, device: torch.device) -> float:
-    """Measure the mean seconds per call."""
+    """Measure the mean seconds per call, by `read_clock`."""
     synchronize(device)
-    start = time.perf_counter()
+    start = read_clock(device)
     for _ in range(repetitions):
         function()
     synchronize(device)
-    return (time.perf_counter() - start) / repetitions
+    return (read_clock(device) - start) / repetitions
+
+
+def run_steps(step: Callable[[], None], device: torch.device) -> float:
+    """Perform the steps of a round and return their wall time in microseconds, the clock of the profiler."""
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(STEPS_PER_ROUND):
+        step()
+    synchronize(device)
+    return 1e6 * (time.perf_counter() - start)
 
 
 def profile_step(step: Callable[[], None], device: torch.device) -> dict[str, float]:
     """Return the share of a step's time that each kind of operation takes."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with profile(activities=activities, acc_events=True) as profiler:
-        total = measure(step, STEPS_PER_ROUND, device) * STEPS_PER_ROUND * 1e6
+        total = run_steps(step, device)
     microseconds = dict.fromkeys(KINDS, 0.0)
     for event in profiler.events() or []:
         if event.device_type.name == "CPU":
@@ -250,11 +311,70 @@ def busy_share(function: Callable[[], object], device: torch.device, repetitions
     return busy / total
 
 
-def call_stack(event: FunctionEvent | None) -> Iterator[str]:
-    """Yield the names of an operation and of its callers."""
+def profile_parts(decoder: Decoder, step: Callable[[], None], device: torch.device) -> dict[str, tuple[float, float]]:
+    """Return the multiply-adds of each part of a step, and its share of time, by `forward` or `backward` and part.
+
+    Args:
+        decoder: The decoder that the step trains.
+        step: A training step.
+        device: Where it runs.
+    """
+    with ExitStack() as stack:
+        methods = [(decoder, method, part) for method, part in PART_METHODS.items() if hasattr(decoder, method)]
+        for module, method, part in [*methods, (decoder.output_proj, "forward", "output words")]:
+            labeled = record_function(part)(getattr(module, method))
+            stack.enter_context(patch.object(module, method, labeled))
+        profiler = stack.enter_context(profile(activities=[ProfilerActivity.CPU], acc_events=True, record_shapes=True))
+        total = run_steps(step, device)
+    events = sorted(profiler.events() or [], key=lambda event: event.time_range.start)
+    # The event that starts last with a sequence number makes the node of autograd with this number.
+    forward_parts = {
+        event.sequence_nr: forward_part(list(call_stack(event)))
+        for event in events
+        if event.sequence_nr >= 0 and not any(name.startswith("autograd::") for name in call_stack(event))
+    }
+    multiply_adds: defaultdict[str, float] = defaultdict(float)
+    microseconds: defaultdict[str, float] = defaultdict(float)
+    for event in events:
+        nodes = [caller for caller in callers(event) if caller.name.startswith("autograd::engine::evaluate_function")]
+        part, direction = forward_part(list(call_stack(event))), "forward"
+        if nodes:
+            direction = "backward"
+            part = (
+                "recurrent weights" if "_Deferred" in nodes[0].name else forward_parts.get(nodes[0].sequence_nr, part)
+            )
+        product = event_product(event)
+        if part == "recurrent gates" and any(event_product(caller) for caller in callers(event)):
+            part = "recurrent products"
+        name = part if part in ("optimizer", "other", "recurrent weights") else f"{direction} {part}"
+        microseconds[name] += event.self_cpu_time_total
+        multiply_adds[name] += product.multiply_adds if product else 0
+    microseconds["other"] += total - sum(microseconds.values())
+    return {name: (multiply_adds[name] / STEPS_PER_ROUND, microseconds[name] / total) for name in microseconds}
+
+
+def forward_part(names: list[str]) -> str:
+    """Return the part of an operation of the forward pass from the names of the operation and of its callers."""
+    return next((name for name in names if name in PARTS), "other")
+
+
+def event_product(event: FunctionEvent) -> Product | None:
+    """Return the matrix product of a profiled operation, or None if it is none."""
+    if event.name not in PRODUCT_OPERATIONS:
+        return None
+    return Product.from_shapes(event.name, event.input_shapes)
+
+
+def callers(event: FunctionEvent | None) -> Iterator[FunctionEvent]:
+    """Yield an operation and its callers."""
     while event is not None:
-        yield event.name
+        yield event
         event = event.cpu_parent
+
+
+def call_stack(event: FunctionEvent) -> Iterator[str]:
+    """Yield the names of an operation and of its callers."""
+    return (caller.name for caller in callers(event))
 
 
 def operation_kind(names: list[str]) -> str:
@@ -306,16 +426,20 @@ def compare(
     ]
     speedups = {row.name: sorted(times[REFERENCE] / times[row.name] for times in seconds) for row in rows}
     rates = {row.name: [2e-9 * row.multiply_adds / times[row.name] for times in seconds] for row in rows}
-    mode_names = {mode.name for mode in modes}
-    mode_rows = [row for row in rows if row.name in mode_names]
+    names = {mode.name for mode in modes}
+    mode_rows = [row for row in rows if row.name in names]
     fastest = max(mode_rows, key=lambda row: median(speedups[row.name]))
-    targets = {mode_rows[0].name: case.float32_target, fastest.name: case.best_target}
+    fastest_float32 = max(
+        (row for row in mode_rows if row.precision == "float32"), key=lambda row: median(speedups[row.name])
+    )
+    targets = {fastest_float32.name: case.float32_target, fastest.name: case.best_target}
 
     yield f"{kind}, {case.side**2} regions x {case.num_channels}, {case.vocab_size} words"
     yield (
         f"{'':>32} {'captions/s':>10} {'speedup':>8} {'lowest':>7} {'highest':>7} {'target':>10}"
-        f" {'GFLOP/caption':>13} {'GFLOP/s':>8} {'of peak':>8} {'first step, s':>13}"
+        f" {'GFLOP/caption':>13} {'GFLOP/s':>8} {'of peak':>8} {'first step, s':>13} {'saved, s':>9}"
     )
+    step_seconds = {row.name: median(times[row.name] for times in seconds) for row in rows}
     for row in rows:
         speedup, peak_rates = speedups[row.name], rates[f"{PEAK}, {row.precision}"]
         of_peak = median(rate / peak for rate, peak in zip(rates[row.name], peak_rates, strict=True))
@@ -324,8 +448,9 @@ def compare(
             f" {median(speedup):>8.2f} {speedup[0]:>7.2f} {speedup[-1]:>7.2f}"
             f" {describe_target(targets.get(row.name), median(speedup)):>10}"
             f" {2e-9 * row.multiply_adds / NUM_CAPTIONS:>13.3f} {median(rates[row.name]):>8.0f} {of_peak:>8.1%}"
-            f" {first_steps[row.name]:>13.1f}"
+            f" {first_steps[row.name]:>13.1f} {saved_seconds(row.name, step_seconds):>9}"
         )
+    yield f"{'best mode':>32} {fastest.name}"
     if device.type == "cuda":
         yield f"{'share of time':>32} {'busy':>11}"
         for row in rows[: 1 + len(mode_rows)]:
@@ -336,6 +461,19 @@ def compare(
         if row.name in targets:
             shares = profile_step(row.function, device).values()
             yield f"{row.name:>32} " + " ".join(f"{share:>11.1%}" for share in shares)
+    if mode_rows[0].model is not None:
+        peak = median(rates[f"{PEAK}, {mode_rows[0].precision}"])
+        yield f"{f'parts of {mode_rows[0].name}':>32} {'GFLOP':>8} {'of time':>8} {'GFLOP/s':>8} {'of peak':>8}"
+        for name, (multiply_adds, share) in profile_parts(mode_rows[0].model, mode_rows[0].function, device).items():
+            rate = 2e-9 * multiply_adds / (share * step_seconds[mode_rows[0].name])
+            of_products = f"{rate:>8.0f} {rate / peak:>8.1%}" if multiply_adds else ""
+            yield f"{name:>32} {2e-9 * multiply_adds:>8.2f} {share:>8.1%} {of_products}".rstrip()
+
+
+def saved_seconds(name: str, step_seconds: Mapping[str, float]) -> str:
+    """Format the seconds that a compiled mode saves in 1,000 steps; empty for other rows."""
+    plain = name.removesuffix(" compiled")
+    return "" if plain == name else f"{1000 * (step_seconds[plain] - step_seconds[name]):.0f}"
 
 
 def describe_target(target: float | None, speedup: float) -> str:
@@ -365,15 +503,18 @@ def table_rows(kind: DecoderKind, case: Case, device: torch.device, modes: Seque
     step_products = record_products(make_step(copy.deepcopy(decoder), "float32", fused=True))
     multiply_adds = count_multiply_adds(step_products)
     for mode in modes:
-        if mode.compiled and device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        if not supports(mode.precision, device):
+            print(f"{mode.name:>32} skipped: this processor has no {mode.precision} instructions")
+            continue
+        if mode.compiled and not can_compile(device):
             print(f"{mode.name:>32} skipped: compilation needs g++")
             continue
         model = copy.deepcopy(decoder)
         model.compiled = mode.compiled
         step = make_step(model, mode.precision, fused=True, replays=mode.compiled and device.type == "cuda")
-        yield Row(mode.name, mode.precision, step, multiply_adds)
+        yield Row(mode.name, mode.precision, step, multiply_adds, model=model)
     peak_product = Product(1, PEAK_MATRIX_SIZE, PEAK_MATRIX_SIZE, PEAK_MATRIX_SIZE)
-    for precision in PRECISIONS:
+    for precision in (precision for precision in PRECISIONS if supports(precision, device)):
         yield Row(f"{PRODUCTS_ONLY}, {precision}", precision, multiply(step_products, precision, device), multiply_adds)
         function = multiply([peak_product], precision, device)
         share = peak_product.multiply_adds / multiply_adds

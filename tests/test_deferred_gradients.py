@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from pipeline.decoder.deferred_gradients import DeferredGradients
+from pipeline.decoder.products import multiply
 
 T, B, K, H, P = 4, 3, 2, 5, 6
 
@@ -27,7 +28,7 @@ def test_gradients_equal_those_of_autograd() -> None:
     loop = DeferredGradients(addends, shared, separate)
     for t, addend in enumerate(loop.steps()):
         previous_h = h
-        h = torch.tanh(addend + h @ loop.weights[0] + inputs[t] @ loop.weights[1])
+        h = torch.tanh(addend + multiply(h, loop.weights[0]) + multiply(inputs[t], loop.weights[1]))
         loop.record(previous_h, inputs[t])
     torch.testing.assert_close(h, expected_h)
     torch.testing.assert_close(torch.autograd.grad(h.square().sum(), (addends, shared, separate)), expected)
@@ -39,7 +40,7 @@ def test_a_narrower_weight_gets_the_gradient_of_the_last_features() -> None:
     loop = DeferredGradients(addends, weight)
     total = torch.zeros((), dtype=torch.float64)
     for t, addend in enumerate(loop.steps()):
-        product = torch.nn.functional.pad(inputs[t] @ loop.weights[0], (H - 2, 0))
+        product = torch.nn.functional.pad(multiply(inputs[t], loop.weights[0]), (H - 2, 0))
         total = total + (addend + product).square().sum()
         loop.record(inputs[t])
     expected = (addends + torch.nn.functional.pad(inputs @ weight, (H - 2, 0))).square().sum()
@@ -56,7 +57,7 @@ def test_a_step_that_is_not_recorded_once_raises(wrong_step: int, times: int) ->
     h = torch.zeros(B, K, H, dtype=torch.float64)
     steps = enumerate(loop.steps())
     for t, addend in steps:
-        previous_h, h = h, torch.tanh(addend + h @ loop.weights[0])
+        previous_h, h = h, torch.tanh(addend + multiply(h, loop.weights[0]))
         for _ in range(times if t == wrong_step else 1):
             loop.record(previous_h)
         if t == wrong_step:
@@ -71,7 +72,7 @@ def test_backward_of_an_unfinished_loop_raises() -> None:
     h = torch.zeros(B, K, H, dtype=torch.float64)
     addend = next(loop.steps())
     loop.record(h)
-    loss = (addend + h @ loop.weights[0]).sum()
+    loss = (addend + multiply(h, loop.weights[0])).sum()
     with pytest.raises(RuntimeError, match=f"1 of {T} steps were recorded"):
         loss.backward()
 
@@ -82,7 +83,7 @@ def test_a_second_backward_raises() -> None:
     h = torch.zeros(B, K, H, dtype=torch.float64)
     for addend in loop.steps():
         loop.record(h)
-        h = torch.tanh(addend + h @ loop.weights[0])
+        h = torch.tanh(addend + multiply(h, loop.weights[0]))
     h.sum().backward(retain_graph=True)
     with pytest.raises(RuntimeError, match=f"0 of {T} steps were recorded"):
         h.sum().backward()

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pipeline.decoder.decoder import Decoder, DecoderParams
 from pipeline.decoder.deferred_gradients import DeferredGradients
 from pipeline.decoder.encoded_images import EncodedImages, RegionFeatures
 from pipeline.decoder.layers import lstm_step
+from pipeline.decoder.products import Linear, linear, multiply
 
 
 class AdaptiveState(NamedTuple):
@@ -54,17 +54,17 @@ class AdaptiveDecoder(Decoder[AdaptiveState]):
         super().__init__(params, grid_size, num_channels)
         attention_size, embedding_size, hidden_size = params.attention_size, params.embedding_size, params.hidden_size
         self._split_sizes = [hidden_size, 4 * hidden_size]  # gate of the sentinel, LSTM gates
-        self.region_proj = nn.Linear(self.region_size, hidden_size)  # W_a
-        self.mean_proj = nn.Linear(self.region_size, hidden_size)  # W_b
-        self.key_proj = nn.Linear(hidden_size, attention_size)  # W_v
+        self.region_proj = Linear(self.region_size, hidden_size)  # W_a
+        self.mean_proj = Linear(self.region_size, hidden_size)  # W_b
+        self.key_proj = Linear(hidden_size, attention_size)  # W_v
         self.score_weight = nn.Parameter(torch.empty(attention_size).uniform_(-1, 1) / attention_size**0.5)  # w_h
         self.embedding = nn.Embedding(vocab_size, embedding_size)
-        self.word_proj = nn.Linear(embedding_size, sum(self._split_sizes), bias=False)
-        self.image_proj = nn.Linear(hidden_size, sum(self._split_sizes), bias=False)
-        self.state_proj = nn.Linear(hidden_size, sum(self._split_sizes))
-        self.query_proj = nn.Linear(hidden_size, attention_size + 1)  # W_g, and the coverage weight
-        self.sentinel_proj = nn.Linear(hidden_size, attention_size, bias=False)  # W_s
-        self.output_proj = nn.Linear(hidden_size, vocab_size)  # W_p
+        self.word_proj = Linear(embedding_size, sum(self._split_sizes), bias=False)
+        self.image_proj = Linear(hidden_size, sum(self._split_sizes), bias=False)
+        self.state_proj = Linear(hidden_size, sum(self._split_sizes))
+        self.query_proj = Linear(hidden_size, attention_size + 1)  # W_g, and the coverage weight
+        self.sentinel_proj = Linear(hidden_size, attention_size, bias=False)  # W_s
+        self.output_proj = Linear(hidden_size, vocab_size)  # W_p
 
     def prepare(self, grids: Tensor, num_steps: int = 0) -> RegionFeatures:
         """Compute everything that depends on the images alone.
@@ -86,7 +86,7 @@ class AdaptiveDecoder(Decoder[AdaptiveState]):
     ) -> tuple[Tensor, AdaptiveState, Tensor]:
         """Read one word of each caption."""
         projected = self._project_tokens(self._embed(tokens), tokens, word_projection) + images.image_terms
-        h, c, sentinel = self._recurrent_step(projected + state.h @ self.state_proj.weight.T, state.c)
+        h, c, sentinel = self._recurrent_step(projected + linear(state.h, self.state_proj.weight), state.c)
         query, coverage_weight, sentinel_score = self._project_states(h, sentinel)
         alpha, beta = self._attend(images, query, coverage_weight, sentinel_score, state.coverage)
         return self._outputs(images, alpha, beta, sentinel, h), AdaptiveState(h, c, state.coverage + alpha), alpha
@@ -106,7 +106,7 @@ class AdaptiveDecoder(Decoder[AdaptiveState]):
         h_steps, sentinel_steps = [], []
         for addend in loop.steps():
             previous_h = h
-            h, c, sentinel = self._recurrent_step(addend + h @ loop.weights[0], c)
+            h, c, sentinel = self._recurrent_step(addend + multiply(h, loop.weights[0]), c)
             loop.record(previous_h)
             h_steps.append(h)
             sentinel_steps.append(sentinel)
@@ -125,7 +125,7 @@ class AdaptiveDecoder(Decoder[AdaptiveState]):
 
     def _project_words(self, embedded: Tensor) -> Tensor:
         """Project word embeddings [..., E] and add the bias of the joint projection: [..., G]."""
-        return F.linear(embedded, self.word_proj.weight, self.state_proj.bias)
+        return linear(embedded, self.word_proj.weight, self.state_proj.bias)
 
     def _recurrent_step(self, projected: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the LSTM and the visual sentinel.

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.decoder.products import ConstantWeight, weight_gradient
+
 
 class DeferredGradients:
     """Weights of a loop whose gradients are computed after the last step.
@@ -21,7 +23,7 @@ class DeferredGradients:
 
         loop = DeferredGradients(addends, weight)
         for addend in loop.steps():
-            output = addend + inputs @ loop.weights[0]
+            output = addend + multiply(inputs, loop.weights[0])
             loop.record(inputs)
 
     The gradient of `weight` follows from the recorded inputs and from the gradient of `addends`.
@@ -36,7 +38,8 @@ class DeferredGradients:
                 of inputs [B, K, I] and a weight is added to the last `o` of the `O` output features.
         """
         # Cast once: autocast caches its casts of parameters only and would cast these at every step.
-        self.weights = [weight.detach().to(addends.dtype) for weight in weights]
+        num_rows = addends[0].numel() // addends.shape[-1]
+        self.weights = [ConstantWeight(weight.to(addends.dtype), num_rows) for weight in weights]
         """The weights for use inside the loop; autograd does not track them."""
         self._inputs: list[list[Tensor]] = [[] for _ in weights]
         self._addends: Tensor = _Deferred.apply(addends, self._inputs, *weights)  # type: ignore[no-untyped-call]
@@ -76,11 +79,12 @@ class _Deferred(torch.autograd.Function):
             outputs = grad_output[..., -shape[-1] :]  # [T, B, K, o]
             recorded.clear()
             if len(shape) == 2:
-                inputs, outputs = inputs.flatten(0, 2), outputs.flatten(0, 2)  # [T * B * K, ...]
+                gradient = weight_gradient(inputs.flatten(0, 2), outputs.flatten(0, 2)).T  # [I, o]
             else:
                 # [B, T * K, ...]
                 inputs, outputs = (tensor.transpose(0, 1).flatten(1, 2) for tensor in (inputs, outputs))
-            grad_weights.append((outputs.mT @ inputs).mT)  # [I, o] or [B, I, o]
+                gradient = (outputs.mT @ inputs).mT  # [B, I, o]
+            grad_weights.append(gradient)
         return grad_output, None, *grad_weights
 
 

@@ -9,6 +9,8 @@ Shapes: `B` images, `P` regions, `D` region size, `N` size of the block.
 import torch
 from torch import Tensor, nn
 
+from pipeline.decoder.products import Linear
+
 
 class NonLocalBlock(nn.Module):
     """Adds to each region a sum over the regions that are similar to it.
@@ -25,10 +27,10 @@ class NonLocalBlock(nn.Module):
             size: Size of the projections, N.
         """
         super().__init__()
-        self.theta = nn.Linear(region_size, size)
-        self.phi = nn.Linear(region_size, size)
-        self.g = nn.Linear(region_size, size)
-        self.w_z = nn.Linear(size, region_size, bias=False)
+        self.theta = Linear(region_size, size)
+        self.phi = Linear(region_size, size)
+        self.g = Linear(region_size, size)
+        self.w_z = Linear(size, region_size, bias=False)
         nn.init.zeros_(self.w_z.weight)
 
     def forward(self, regions: Tensor) -> Tensor:

@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pipeline.decoder.decoder import Decoder, DecoderParams
 from pipeline.decoder.deferred_gradients import DeferredGradients
 from pipeline.decoder.encoded_images import EncodedImages, encode_images
 from pipeline.decoder.layers import lstm_step
+from pipeline.decoder.products import ConstantWeight, Linear, linear, multiply
 
 
 class SoftAttentionState(NamedTuple):
@@ -56,17 +56,17 @@ class SoftAttentionDecoder(Decoder[SoftAttentionState]):
         super().__init__(params, grid_size, num_channels)
         attention_size, embedding_size, hidden_size = params.attention_size, params.embedding_size, params.hidden_size
         self._split_sizes = [attention_size, 1, 1, 4 * hidden_size]  # query, beta, coverage weight, LSTM gates
-        self.key_proj = nn.Linear(self.region_size, attention_size)
+        self.key_proj = Linear(self.region_size, attention_size)
         self.score_weight = nn.Parameter(torch.empty(attention_size).uniform_(-1, 1) / attention_size**0.5)
-        self.init_h = nn.Linear(self.region_size, hidden_size)
-        self.init_c = nn.Linear(self.region_size, hidden_size)
+        self.init_h = Linear(self.region_size, hidden_size)
+        self.init_c = Linear(self.region_size, hidden_size)
         self.embedding = nn.Embedding(vocab_size, embedding_size)
-        self.word_proj = nn.Linear(embedding_size, sum(self._split_sizes), bias=False)
-        self.context_proj = nn.Linear(self.region_size, 4 * hidden_size, bias=False)
-        self.state_proj = nn.Linear(hidden_size, sum(self._split_sizes))
-        self.state_output = nn.Linear(hidden_size, embedding_size)  # L_h
-        self.context_output = nn.Linear(self.region_size, embedding_size, bias=False)  # L_z
-        self.output_proj = nn.Linear(embedding_size, vocab_size)  # L_o
+        self.word_proj = Linear(embedding_size, sum(self._split_sizes), bias=False)
+        self.context_proj = Linear(self.region_size, 4 * hidden_size, bias=False)
+        self.state_proj = Linear(hidden_size, sum(self._split_sizes))
+        self.state_output = Linear(hidden_size, embedding_size)  # L_h
+        self.context_output = Linear(self.region_size, embedding_size, bias=False)  # L_z
+        self.output_proj = Linear(embedding_size, vocab_size)  # L_o
         self._context_layers = (self.context_proj, self.context_output)
 
     def prepare(self, grids: Tensor, num_steps: int = 0) -> EncodedImages:
@@ -97,7 +97,7 @@ class SoftAttentionDecoder(Decoder[SoftAttentionState]):
         projected = self._project_tokens(embedded, tokens, word_projection)  # [B, K, G]
         gate_weight, output_weight = images.context_weights(self._context_layers)
         state, alpha, attended = self._recurrent_step(projected, state, images, self.state_proj.weight.T, gate_weight)
-        return self._outputs(embedded, state.h, attended @ output_weight), state, alpha
+        return self._outputs(embedded, state.h, multiply(attended, output_weight)), state, alpha
 
     def _steps(self, grids: Tensor, tokens: Tensor, word_projection: Tensor | None) -> tuple[Tensor, Tensor]:
         """Read whole captions.
@@ -120,22 +120,22 @@ class SoftAttentionDecoder(Decoder[SoftAttentionState]):
             hs.append(state.h)
             alphas.append(alpha)
             attended_steps.append(attended)
-        context_term = torch.stack(attended_steps, dim=2).flatten(1, 2) @ output_weight  # [B, K * T, E]
+        context_term = multiply(torch.stack(attended_steps, dim=2).flatten(1, 2), output_weight)  # [B, K * T, E]
         embedded = embedded.permute(1, 2, 0, 3)  # [B, K, T, E]
         outputs = self._outputs(embedded, torch.stack(hs, dim=2), context_term.view_as(embedded))  # [B, K, T, E]
         return outputs, torch.stack(alphas, dim=2)
 
     def _project_words(self, embedded: Tensor) -> Tensor:
         """Project word embeddings [..., E] and add the bias of the joint projection: [..., G]."""
-        return F.linear(embedded, self.word_proj.weight, self.state_proj.bias)
+        return linear(embedded, self.word_proj.weight, self.state_proj.bias)
 
     def _recurrent_step(
         self,
         word_projection: Tensor,
         state: SoftAttentionState,
         images: EncodedImages,
-        state_weight: Tensor,
-        gate_weight: Tensor,
+        state_weight: Tensor | ConstantWeight,
+        gate_weight: Tensor | ConstantWeight,
     ) -> tuple[SoftAttentionState, Tensor, Tensor]:
         """Compute attention and the next LSTM state.
 
@@ -149,13 +149,13 @@ class SoftAttentionDecoder(Decoder[SoftAttentionState]):
         Returns:
             The next state, alpha [B, K, P], and the result of `images.attend`.
         """
-        projected = word_projection + state.h @ state_weight  # [B, K, G]
+        projected = word_projection + multiply(state.h, state_weight)  # [B, K, G]
         query, beta_logit, coverage_weight, gates = torch.split(projected, self._split_sizes, dim=-1)
         scores = self._attention_scores(images.keys, query, coverage_weight, state.coverage)  # [B, K, P], eq. 4
         alpha = scores.softmax(dim=-1)  # [B, K, P], eq. 5
         gated_alpha = beta_logit.sigmoid() * alpha  # [B, K, P]
         attended = images.attend(gated_alpha)  # [B, K, D] or [B, K, P], eq. 13
-        h, c = lstm_step(gates + attended @ gate_weight, state.c)  # [B, K, H] each, eqs. 1-3
+        h, c = lstm_step(gates + multiply(attended, gate_weight), state.c)  # [B, K, H] each, eqs. 1-3
         return SoftAttentionState(h, c, state.coverage + alpha), alpha, attended
 
     def _outputs(self, embedded: Tensor, h: Tensor, context_term: Tensor) -> Tensor:

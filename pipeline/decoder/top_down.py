@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pipeline.decoder.decoder import Decoder, DecoderParams
 from pipeline.decoder.deferred_gradients import DeferredGradients
 from pipeline.decoder.encoded_images import EncodedImages, encode_images
 from pipeline.decoder.layers import lstm_step
+from pipeline.decoder.products import ConstantWeight, Linear, linear, multiply
 
 
 class TopDownState(NamedTuple):
@@ -57,18 +57,18 @@ class TopDownDecoder(Decoder[TopDownState]):
         attention_size, embedding_size, hidden_size = params.attention_size, params.embedding_size, params.hidden_size
         num_gates = 4 * hidden_size
         self._split_sizes = [attention_size, 1, num_gates]  # query, coverage weight, gates of the language LSTM
-        self.key_proj = nn.Linear(self.region_size, attention_size)  # W_va
+        self.key_proj = Linear(self.region_size, attention_size)  # W_va
         self.score_weight = nn.Parameter(torch.empty(attention_size).uniform_(-1, 1) / attention_size**0.5)  # w_a
         self.embedding = nn.Embedding(vocab_size, embedding_size)  # W_e
         # Gates of the attention LSTM, from the previous word, the mean region, and the previous h1 and h2.
-        self.word_proj = nn.Linear(embedding_size, num_gates, bias=False)
-        self.mean_proj = nn.Linear(self.region_size, num_gates, bias=False)
-        self.state_proj = nn.Linear(2 * hidden_size, num_gates)
+        self.word_proj = Linear(embedding_size, num_gates, bias=False)
+        self.mean_proj = Linear(self.region_size, num_gates, bias=False)
+        self.state_proj = Linear(2 * hidden_size, num_gates)
         # Query, coverage weight and gates of the language LSTM, from h1; the gates also from context and previous h2.
-        self.h1_proj = nn.Linear(hidden_size, sum(self._split_sizes))
-        self.context_proj = nn.Linear(self.region_size, num_gates, bias=False)
-        self.h2_proj = nn.Linear(hidden_size, num_gates, bias=False)
-        self.output_proj = nn.Linear(hidden_size, vocab_size)  # W_p, eq. 7
+        self.h1_proj = Linear(hidden_size, sum(self._split_sizes))
+        self.context_proj = Linear(self.region_size, num_gates, bias=False)
+        self.h2_proj = Linear(hidden_size, num_gates, bias=False)
+        self.output_proj = Linear(hidden_size, vocab_size)  # W_p, eq. 7
 
     def prepare(self, grids: Tensor, num_steps: int = 0) -> EncodedImages:
         """Compute everything that depends on the images alone; `image_terms` are added to the gates [B, 1, 4H]."""
@@ -86,7 +86,7 @@ class TopDownDecoder(Decoder[TopDownState]):
     ) -> tuple[Tensor, TopDownState, Tensor]:
         """Read one word of each caption."""
         projected = self._project_tokens(self._embed(tokens), tokens, word_projection)  # [B, K, 4H]
-        attention_gates = projected + images.image_terms + self._previous_states(state) @ self.state_proj.weight.T
+        attention_gates = projected + images.image_terms + linear(self._previous_states(state), self.state_proj.weight)
         weights = self._language_weights(images)
         state, alpha, _ = self._recurrent_step(attention_gates, self.h1_proj.bias, state, images, weights)
         return self.dropout(state.h2), state, alpha
@@ -108,7 +108,7 @@ class TopDownDecoder(Decoder[TopDownState]):
         h2s, alphas = [], []
         for attention_addend, language_addend in zip(attention_loop.steps(), language_loop.steps(), strict=True):
             previous_states, previous_h2 = self._previous_states(state), state.h2
-            attention_gates = attention_addend + previous_states @ attention_loop.weights[0]
+            attention_gates = attention_addend + multiply(previous_states, attention_loop.weights[0])
             state, alpha, attended = self._recurrent_step(
                 attention_gates, language_addend, state, images, language_loop.weights
             )
@@ -120,7 +120,7 @@ class TopDownDecoder(Decoder[TopDownState]):
 
     def _project_words(self, embedded: Tensor) -> Tensor:
         """Project word embeddings [..., E] to the gates of the attention LSTM and add their bias: [..., 4H]."""
-        return F.linear(embedded, self.word_proj.weight, self.state_proj.bias)
+        return linear(embedded, self.word_proj.weight, self.state_proj.bias)
 
     def _previous_states(self, state: TopDownState) -> Tensor:
         """Return the part of the attention LSTM's input that depends on the previous step [B, K, 2H]."""
@@ -136,7 +136,7 @@ class TopDownDecoder(Decoder[TopDownState]):
         bias: Tensor,
         state: TopDownState,
         images: EncodedImages,
-        language_weights: Sequence[Tensor],
+        language_weights: Sequence[Tensor | ConstantWeight],
     ) -> tuple[TopDownState, Tensor, Tensor]:
         """Compute both LSTMs and the attention between them.
 
@@ -152,9 +152,11 @@ class TopDownDecoder(Decoder[TopDownState]):
         """
         h1_weight, context_weight, h2_weight = language_weights
         h1, c1 = lstm_step(attention_gates, state.c1)  # [B, K, H] each, eq. 1
-        query, coverage_weight, gates = torch.split(bias + h1 @ h1_weight, self._split_sizes, dim=-1)
+        query, coverage_weight, gates = torch.split(bias + multiply(h1, h1_weight), self._split_sizes, dim=-1)
         scores = self._attention_scores(images.keys, query, coverage_weight, state.coverage)  # [B, K, P], eq. 3
         alpha = scores.softmax(dim=-1)  # [B, K, P], eq. 4
         attended = images.attend(alpha)  # [B, K, D] or [B, K, P], eq. 5
-        h2, c2 = lstm_step(gates + attended @ context_weight + state.h2 @ h2_weight, state.c2)  # eq. 6
+        h2, c2 = lstm_step(
+            gates + multiply(attended, context_weight) + multiply(state.h2, h2_weight), state.c2
+        )  # eq. 6
         return TopDownState(h1, c1, h2, c2, state.coverage + alpha), alpha, attended

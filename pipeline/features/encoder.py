@@ -29,6 +29,7 @@ from pipeline.cuda_graphs import GraphedFunction
 from pipeline.device import to_cpu, to_device
 from pipeline.errors import UserError, summarize
 from pipeline.features.clip_resnets import clip_layers
+from pipeline.features.fused_blocks import fuse_blocks
 from pipeline.features.images import Pixels, normalize
 from pipeline.features.quantization.quantized_encoder import QuantizedEncoder
 from pipeline.features.resnets import (
@@ -245,6 +246,8 @@ def optimize_for_inference(
 ) -> nn.Module:
     """Make a faster copy of a frozen encoder, equal to rounding: batch norms are folded into convolutions.
 
+    On a CPU in float32, ReLUs and additions are parts of the convolutions.
+
     Args:
         encoder: The encoder, which stays unchanged.
         precision: Arithmetic of the copy. With int8 it is quantized and stays on the CPU.
@@ -263,7 +266,8 @@ def optimize_for_inference(
     network = _fold_batch_norms(copy.deepcopy(encoder)).to(device, dtype)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if not compiled:
-        return network
+        fuses = device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        return fuse_blocks(network) if fuses else network
     if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
         raise UserError("encode.compile: needs the C++ compiler g++. Install it, or set encode.compile to false.")
     network = cast(nn.Module, torch.compile(network, dynamic=False, options={"freezing": device.type == "cpu"}))
