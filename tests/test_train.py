@@ -58,7 +58,7 @@ train:
   batch_size: 5
   gradient_accumulation_steps: 2
   random_views: false
-  max_epochs: 14
+  max_epochs: 7
   optimizer: adamw
   weight_decay: 0.01
   lr: {peak: 0.01, warmup_steps: 2, schedule: cosine, step_epochs: 1, step_factor: 1.0}
@@ -95,18 +95,25 @@ def interrupt_in_epoch_3(command: list[str], interrupt: Callable[[int], object],
     return process.returncode, messages
 
 
+@pytest.fixture(scope="module")
+def uninterrupted_files(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    subprocess.run(stage_command(data, folder / "out", folder / "work"), check=True, capture_output=True)
+    return read_files(folder / "out")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
-def test_an_interrupted_stage_resumes_to_the_same_bytes(data: Path, tmp_path: Path, signum: signal.Signals) -> None:
-    uninterrupted = stage_command(data, tmp_path / "uninterrupted", tmp_path / "work-uninterrupted")
-    subprocess.run(uninterrupted, check=True, capture_output=True)
+def test_an_interrupted_stage_resumes_to_the_same_bytes(
+    data: Path, tmp_path: Path, uninterrupted_files: dict[str, bytes], signum: signal.Signals
+) -> None:
     command = stage_command(data, tmp_path / "out", tmp_path / "work")
     status, _ = interrupt_in_epoch_3(command, lambda pid: os.kill(pid, signum))
     assert status == -signum
     assert not (tmp_path / "out").exists()
     resumed = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "resuming from" in resumed.stderr
-    assert read_files(tmp_path / "out") == read_files(tmp_path / "uninterrupted")
+    assert read_files(tmp_path / "out") == uninterrupted_files
     again = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "up to date" in again.stderr
     assert "epoch" not in again.stderr
@@ -150,7 +157,7 @@ def test_two_processes_give_the_losses_of_one_and_resume_to_the_same_bytes(
     """
     text = PARAMS_YAML.replace("soft_attention", kind)
     text = text.replace("dropout: 0.2", "dropout: 0.0").replace("dropout: 0.1", "dropout: 0.0")
-    text = text.replace("scheduled_sampling: 0.2", "scheduled_sampling: 0.0").replace("epochs: 14", "epochs: 5")
+    text = text.replace("scheduled_sampling: 0.2", "scheduled_sampling: 0.0").replace("epochs: 7", "epochs: 5")
 
     def losses(model: Path) -> list[float]:
         return [row["train_loss"] for row in json.loads((model / "history.json").read_text())]

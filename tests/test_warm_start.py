@@ -221,7 +221,7 @@ def test_a_missing_or_damaged_model_is_an_error(data: Path, tmp_path: Path) -> N
 def start_params(data: Path, folder: Path) -> str:
     """Return the params of a stage that starts from a model."""
     model = tiny_model(folder / "model")
-    return PARAMS_YAML.replace("start_from: null", f"start_from: {model}").replace("epochs: 14", "epochs: 5")
+    return PARAMS_YAML.replace("start_from: null", f"start_from: {model}").replace("epochs: 7", "epochs: 5")
 
 
 @pytest.mark.slow
