@@ -9,11 +9,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
 from urllib.request import urlopen
 
-import psutil
 from PIL import Image
 
 from benchmarks.app import serve_app
@@ -47,17 +47,17 @@ def main(rounds: int = ROUNDS) -> None:
         model, image = write_model(folder), folder / "image.png"
         Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), "gray").save(image)
         predict = [*GRIDCAP, "predict", str(image), "--model", str(model)]
-        print_row("gridcap predict IMAGE", least(lambda: run(predict), rounds), "3 processor s")
+        print_row("gridcap predict IMAGE", least(partial(run, predict), rounds), "3 processor s")
         for label, starts in (
             ("gridcap COMMAND --help", [[*GRIDCAP, name, "--help"] for name in commands]),
             ("python -m stages.NAME --help", [[sys.executable, "-m", name, "--help"] for name in stages]),
         ):
-            slowest = max(least(lambda start=start: run(start), rounds) for start in starts)
+            slowest = max(least(partial(run, start), rounds) for start in starts)
             print_row(f"{label}, slowest", slowest, "0.5 processor s")
-        print_row("gridcap app, first page", least(lambda: first_page(model, folder), rounds), "3 s")
+        print_row("gridcap app, first page", least(partial(first_page, model, folder), rounds), "3 s")
     repro = ["dvc", "repro"]
     if "up to date" in subprocess.run([*repro, "--dry"], capture_output=True, text=True, check=False).stdout:
-        print_row("dvc repro, nothing to do", least(lambda: run(repro), rounds), "2.5 processor s")
+        print_row("dvc repro, nothing to do", least(partial(run, repro), rounds), "2.5 processor s")
     else:
         print("dvc repro, nothing to do: skipped, stages are out of date here")
 
@@ -75,20 +75,25 @@ def least(measure: Callable[[], Times], rounds: int) -> Times:
 
 def run(command: Sequence[str]) -> Times:
     """Run a command to its end."""
-    start, before = time.perf_counter(), getrusage(RUSAGE_CHILDREN)
+    start, processor_start = time.perf_counter(), children_seconds()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    seconds, after = time.perf_counter() - start, getrusage(RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, seconds
+    return children_seconds() - processor_start, time.perf_counter() - start
 
 
 def first_page(model: Path, folder: Path) -> Times:
-    """Start the app and load its first page."""
-    start = time.perf_counter()
-    with serve_app(model, folder) as (url, pid):
+    """Start the app, load its first page, and end it."""
+    start, processor_start = time.perf_counter(), children_seconds()
+    with serve_app(model, folder) as (url, _):
         with urlopen(url) as page:
             page.read()
-        times = psutil.Process(pid).cpu_times()
-        return times.user + times.system, time.perf_counter() - start
+        seconds = time.perf_counter() - start
+    return children_seconds() - processor_start, seconds
+
+
+def children_seconds() -> float:
+    """Return the processor seconds of all processes that this one has started and that have ended."""
+    usage = getrusage(RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def write_model(folder: Path) -> Path:

@@ -240,7 +240,7 @@ class _QuantizedBlock:
         kernel = Kernel.fold(last, last_norm)
         self._shortcut_stride: int | None = None
         if block.downsample is not None:
-            convolution, norm = block.downsample
+            convolution, norm = cast(tuple[nn.Conv2d, nn.BatchNorm2d], tuple(block.downsample))
             self._shortcut_stride = convolution.stride[0]
             kernel = kernel.concat_inputs(Kernel.fold(convolution, norm))
             scale = torch.cat([scale, input_scale])
@@ -339,6 +339,6 @@ def _block_input_scales(
             residual = moments[norm] + residual.after_relu()
             runs[-1].append(residual.upper_bound())
         else:
-            residual = moments[norm] + moments[block.downsample[1]]
+            residual = moments[norm] + moments[cast(nn.BatchNorm2d, block.downsample[1])]
             runs.append([residual.upper_bound()])
     return [scale for run in runs for scale in _scales(run)]
