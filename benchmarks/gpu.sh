@@ -5,20 +5,20 @@
 # and the usual packages of deep learning, such as h5py, matplotlib, pytest and hypothesis, but none of DVC and spaCy,
 # bring the others as an archive. Make it on a machine with pip, in the root of the repository:
 #
-#   python -m pip install --quiet --no-deps --only-binary=:all: --target .gpu/site --python-version 3.12 \
+#   python -m pip install --quiet --no-deps --no-compile --only-binary=:all: --target .gpu/site --python-version 3.12 \
 #     --constraint constraints.txt \
 #     --implementation cp --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 \
 #     --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 $(sed -n 's/^#   wheels: //p' benchmarks/gpu.sh)
-#   tar -C .gpu/site -cJf .gpu/site.tar.xz . && rm -r .gpu/site
+#   tar -C .gpu/site --exclude tests -cJf .gpu/site.tar.xz . && rm -r .gpu/site
 #
 # and copy .gpu/site.tar.xz with the repository. Without it, the script needs pydantic and ruamel.yaml, and skips the
 # whole pipeline if DVC is missing. METEOR and SPICE are left out, which need Java.
 #
-#   wheels: aiohttp-retry amqp annotated-types antlr4-python3-runtime==4.9.3 appdirs asyncssh atpublic billiard blis
+#   wheels: aiohttp-retry amqp annotated-types appdirs asyncssh atpublic billiard blis
 #   wheels: catalogue celery cffi click-didyoumean click-plugins click-repl cloudpathlib confection configobj
 #   wheels: cryptography cymem dictdiffer diskcache distro dpath dulwich dvc dvc-data dvc-http dvc-objects dvc-render
 #   wheels: dvc-studio-client dvc-task dvclive entrypoints flatten-dict flufl.lock funcy gitdb gitpython grandalf gto
-#   wheels: hydra-core iterative-telemetry kombu murmurhash omegaconf orjson platformdirs preshed prompt-toolkit
+#   wheels: iterative-telemetry kombu murmurhash orjson platformdirs preshed prompt-toolkit
 #   wheels: pycocotools pycparser pydantic pydantic-core pydantic-settings pydot pygit2 pygtrie python-dotenv
 #   wheels: ruamel.yaml scmrepo semver shortuuid shtab smart-open smmap spacy spacy-legacy spacy-loggers sqltrie srsly
 #   wheels: thinc tomlkit typing-inspection tzlocal vine voluptuous wasabi wcwidth weasel zc.lockfile
