@@ -34,7 +34,7 @@ from pipeline.generation.generate import GenerateParams
 from pipeline.generation.search import SearchParams
 from pipeline.params import to_plain
 
-SIZE = 64
+SIZE, NUM_DISTINCT = 64, 80
 REMEDY = "Run the benchmark again."
 VOCAB_SIZE = 1000
 DECODER = decoder_params(embedding_size=64, hidden_size=64, attention_size=64)
@@ -57,10 +57,11 @@ def peak_memory(stage: str, **flags: Path) -> float:
         [sys.executable, "-c", RUN_STAGE, stage, *(f"--{name}={path}" for name, path in flags.items()), "--device=cpu"],
         cwd=Path(__file__).parents[1],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        check=True,
     )
+    if process.returncode:
+        raise RuntimeError(f"{stage} failed:\n{process.stderr}")
     return int(process.stdout.split()[-1]) / 1024
 
 
@@ -107,7 +108,7 @@ def write_params(folder: Path) -> None:
     (folder / "ensemble").mkdir(exist_ok=True)
     generate_params = GenerateParams(split="train", ensemble=folder / "ensemble", search=search)
     params = {
-        "dataset": {"root": str(folder), "images": "images"},
+        "dataset": {"root": str(folder), "images": "images", "bad_images": "error"},
         "encode": to_plain(encode_params("resnet18", "layer3", weights, SIZE)),
         "generate": to_plain(generate_params),
     }
@@ -120,8 +121,10 @@ def main(image_counts: Sequence[int]) -> None:
         folder = Path(name)
         write_params(folder)
         (folder / "images").mkdir()
+        images = [random_jpeg(seed, SIZE, SIZE) for seed in range(NUM_DISTINCT)]
         for i in range(max(image_counts)):
-            (folder / "images" / f"{i}.jpg").write_bytes(random_jpeg(i, SIZE, SIZE))
+            # Different bytes after the end of the image: the stage encodes equal files only once.
+            (folder / "images" / f"{i}.jpg").write_bytes(images[i % NUM_DISTINCT] + i.to_bytes(8))
         print(f"memory of encoding and captioning images of {SIZE} px on the CPU, {os.cpu_count()} threads")
         print(f"{'stage':>8} {'images':>10} {'seconds':>9} {'peak, MiB':>10} {'MiB per 1,000 images':>22}")
         for stage in (encode, generate):
