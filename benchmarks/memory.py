@@ -56,8 +56,7 @@ def peak_memory(stage: str, **flags: Path) -> float:
     process = subprocess.run(
         [sys.executable, "-c", RUN_STAGE, stage, *(f"--{name}={path}" for name, path in flags.items()), "--device=cpu"],
         cwd=Path(__file__).parents[1],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
     )
     if process.returncode:

@@ -40,7 +40,7 @@ from pipeline.decoder.decoder_reference import DecoderReference
 from pipeline.decoder.references import REFERENCES
 from pipeline.decoder.registry import DECODERS, build_decoder
 from pipeline.device import setup_device
-from pipeline.training.loss import caption_loss
+from pipeline.training.loss import caption_loss, projected_caption_loss
 
 NUM_IMAGES, CAPTIONS_PER_IMAGE, CAPTION_LENGTH, SIZE = 16, 5, 13, 512
 NUM_CAPTIONS = NUM_IMAGES * CAPTIONS_PER_IMAGE
@@ -144,9 +144,13 @@ def train_step(
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
+        inputs, targets = tokens[:, :, :-1], tokens[:, :, 1:]
         with torch.autocast(grids.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            logits, alpha = model(grids, tokens[:, :, :-1])
-        loss = caption_loss(logits, alpha, tokens[:, :, 1:])
+            if isinstance(model, Decoder):
+                outputs, alpha = model(grids, inputs, with_logits=False)
+                loss = projected_caption_loss(outputs, model.output_proj, alpha, targets)
+            else:
+                loss = caption_loss(*model(grids, inputs), targets)
         loss.total(loss.counts, 0.1).backward()  # type: ignore[no-untyped-call]
         with record_function("optimizer"):
             torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)

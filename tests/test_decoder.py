@@ -36,9 +36,10 @@ def test_decode_steps_equal_forward(kind: DecoderKind, num_steps: int, project_v
 def test_gradients_equal_those_of_stepping(kind: DecoderKind, caption_length: int) -> None:
     model, (grids, tokens) = small_decoder(kind), example_batch(caption_length)
     gradients = []
-    for forward in (model.forward, lambda *inputs: Decoder.forward(model, *inputs)):
+    for steps in (model._steps, lambda *inputs: Decoder._steps(model, *inputs)):
         model.zero_grad()
-        loss = caption_loss(*forward(grids, tokens), tokens)
+        outputs, alpha = steps(grids, tokens, None)
+        loss = caption_loss(model.output_proj(outputs), alpha, tokens)
         loss.total(loss.counts, 0.5).backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     for gradient, expected in zip(*gradients, strict=True):

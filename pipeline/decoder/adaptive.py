@@ -81,18 +81,18 @@ class AdaptiveDecoder(Decoder[AdaptiveState]):
         zeros = self._zeros(images, num_captions, self.output_proj.in_features)  # [B, K, H]
         return AdaptiveState(zeros, zeros, self._zeros(images, num_captions, images.keys.shape[1]))
 
-    def decode_step(
-        self, tokens: Tensor, state: AdaptiveState, images: EncodedImages, word_projection: Tensor | None = None
+    def _step(
+        self, tokens: Tensor, state: AdaptiveState, images: EncodedImages, word_projection: Tensor | None
     ) -> tuple[Tensor, AdaptiveState, Tensor]:
-        """Read one word of each caption and predict the next."""
+        """Read one word of each caption."""
         projected = self._project_tokens(self._embed(tokens), tokens, word_projection) + images.image_terms
         h, c, sentinel = self._recurrent_step(projected + state.h @ self.state_proj.weight.T, state.c)
         query, coverage_weight, sentinel_score = self._project_states(h, sentinel)
         alpha, beta = self._attend(images, query, coverage_weight, sentinel_score, state.coverage)
-        return self._logits(images, alpha, beta, sentinel, h), AdaptiveState(h, c, state.coverage + alpha), alpha
+        return self._outputs(images, alpha, beta, sentinel, h), AdaptiveState(h, c, state.coverage + alpha), alpha
 
-    def forward(self, grids: Tensor, tokens: Tensor, word_projection: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Read whole captions and predict every next word.
+    def _steps(self, grids: Tensor, tokens: Tensor, word_projection: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Read whole captions.
 
         The LSTM does not depend on the attention, and the attention on the earlier attention by its coverage alone.
         """
@@ -121,7 +121,7 @@ class AdaptiveDecoder(Decoder[AdaptiveState]):
             betas.append(beta)
         alpha, beta = torch.stack(alphas, dim=2), torch.stack(betas, dim=2)  # [B, K, T, P], [B, K, T, 1]
         hs, sentinels = hs.permute(1, 2, 0, 3), sentinels.permute(1, 2, 0, 3)  # [B, K, T, H]
-        return self._logits(images, alpha, beta, sentinels, hs), alpha
+        return self._outputs(images, alpha, beta, sentinels, hs), alpha
 
     def _project_words(self, embedded: Tensor) -> Tensor:
         """Project word embeddings [..., E] and add the bias of the joint projection: [..., G]."""
@@ -172,8 +172,8 @@ class AdaptiveDecoder(Decoder[AdaptiveState]):
         alpha, beta = torch.split(weights, [scores.shape[-1], 1], dim=-1)
         return alpha, beta
 
-    def _logits(self, images: EncodedImages, alpha: Tensor, beta: Tensor, sentinel: Tensor, h: Tensor) -> Tensor:
-        """Compute logits [B, K, ..., V] from alpha [B, K, ..., P], beta, sentinel and h (eqs. 8, 11, 13)."""
+    def _outputs(self, images: EncodedImages, alpha: Tensor, beta: Tensor, sentinel: Tensor, h: Tensor) -> Tensor:
+        """Compute inputs of the output layer [B, K, ..., H] from alpha, beta, sentinel and h (eqs. 8, 11, 13)."""
         context = images.attend(alpha.flatten(1, -2)).view_as(h)  # [B, K, ..., H]
-        logits: Tensor = self.output_proj(self.dropout(context + beta * sentinel + h))
-        return logits
+        outputs: Tensor = self.dropout(context + beta * sentinel + h)
+        return outputs

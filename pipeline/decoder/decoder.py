@@ -71,6 +71,8 @@ class Decoder(nn.Module, ABC, Generic[S]):
 
     embedding: nn.Embedding
     """Word embeddings [V, E]."""
+    output_proj: nn.Linear
+    """Output layer, to the logits of the vocabulary."""
     score_weight: nn.Parameter
     """Weights of additive attention [A]."""
     position_encoding: Tensor
@@ -113,7 +115,6 @@ class Decoder(nn.Module, ABC, Generic[S]):
             num_captions: Captions per image, K.
         """
 
-    @abstractmethod
     def decode_step(
         self, tokens: Tensor, state: S, images: EncodedImages, word_projection: Tensor | None = None
     ) -> tuple[Tensor, S, Tensor]:
@@ -129,29 +130,47 @@ class Decoder(nn.Module, ABC, Generic[S]):
             Logits [B, K, V], the next state, and attention weights alpha [B, K, P]. The weights of a step are at least
             0 and sum to 1; with a visual sentinel they sum to at most 1, and the rest is the weight of the sentinel.
         """
+        output, state, alpha = self._step(tokens, state, images, word_projection)
+        return self.output_proj(output), state, alpha
 
-    def forward(self, grids: Tensor, tokens: Tensor, word_projection: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    @abstractmethod
+    def _step(
+        self, tokens: Tensor, state: S, images: EncodedImages, word_projection: Tensor | None
+    ) -> tuple[Tensor, S, Tensor]:
+        """Return what `decode_step` returns, with the input of the output layer [B, K, -1] instead of logits."""
+
+    def forward(
+        self, grids: Tensor, tokens: Tensor, word_projection: Tensor | None = None, with_logits: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """Read whole captions and predict every next word, as `decode_step` does one word at a time.
-
-        A kind overrides this method to compute at once what does not depend on the state.
 
         Args:
             grids: Grids [B, P, C] of any floating-point type.
             tokens: Ids of the words to read [B, K, T].
             word_projection: Result of `project_vocabulary`; None projects the words of these captions.
+            with_logits: Whether to apply the output layer. Its results are the largest tensor of all.
 
         Returns:
-            Logits [B, K, T, V] and attention weights alpha [B, K, T, P].
+            Logits [B, K, T, V], or the inputs of the output layer [B, K, T, -1], and attention weights alpha
+            [B, K, T, P].
+        """
+        outputs, alpha = self._steps(grids, tokens, word_projection)
+        return (self.output_proj(outputs) if with_logits else outputs), alpha
+
+    def _steps(self, grids: Tensor, tokens: Tensor, word_projection: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return what `forward` returns without logits.
+
+        A kind overrides this method to compute at once what does not depend on the state.
         """
         num_captions, caption_length = tokens.shape[1:]
         images = self.prepare(grids, num_captions * caption_length)
         state = self.init_state(images, num_captions)
-        step_logits, alphas = [], []
+        outputs, alphas = [], []
         for words in tokens.unbind(dim=2):
-            logits, state, alpha = self.decode_step(words, state, images, word_projection)
-            step_logits.append(logits)
+            output, state, alpha = self._step(words, state, images, word_projection)
+            outputs.append(output)
             alphas.append(alpha)
-        return torch.stack(step_logits, dim=2), torch.stack(alphas, dim=2)
+        return torch.stack(outputs, dim=2), torch.stack(alphas, dim=2)
 
     def project_vocabulary(self) -> Tensor:
         """Compute the word projections [V, -1] of the vocabulary, to speed up evaluation mode."""

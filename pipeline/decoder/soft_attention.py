@@ -85,22 +85,22 @@ class SoftAttentionDecoder(Decoder[SoftAttentionState]):
         # Under autocast, c keeps the precision of the weights, since it accumulates over steps.
         return SoftAttentionState(h, c.expand(-1, num_captions, -1).to(coverage.dtype), coverage)
 
-    def decode_step(
+    def _step(
         self,
         tokens: Tensor,
         state: SoftAttentionState,
         images: EncodedImages,
-        word_projection: Tensor | None = None,
+        word_projection: Tensor | None,
     ) -> tuple[Tensor, SoftAttentionState, Tensor]:
-        """Read one word of each caption and predict the next."""
+        """Read one word of each caption."""
         embedded = self._embed(tokens)  # [B, K, E]
         projected = self._project_tokens(embedded, tokens, word_projection)  # [B, K, G]
         gate_weight, output_weight = images.context_weights(self._context_layers)
         state, alpha, attended = self._recurrent_step(projected, state, images, self.state_proj.weight.T, gate_weight)
-        return self._logits(embedded, state.h, attended @ output_weight), state, alpha
+        return self._outputs(embedded, state.h, attended @ output_weight), state, alpha
 
-    def forward(self, grids: Tensor, tokens: Tensor, word_projection: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Read whole captions and predict every next word.
+    def _steps(self, grids: Tensor, tokens: Tensor, word_projection: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Read whole captions.
 
         Everything that does not depend on the recurrent state is computed outside of the loop over steps.
         """
@@ -122,8 +122,8 @@ class SoftAttentionDecoder(Decoder[SoftAttentionState]):
             attended_steps.append(attended)
         context_term = torch.stack(attended_steps, dim=2).flatten(1, 2) @ output_weight  # [B, K * T, E]
         embedded = embedded.permute(1, 2, 0, 3)  # [B, K, T, E]
-        logits = self._logits(embedded, torch.stack(hs, dim=2), context_term.view_as(embedded))  # [B, K, T, V]
-        return logits, torch.stack(alphas, dim=2)
+        outputs = self._outputs(embedded, torch.stack(hs, dim=2), context_term.view_as(embedded))  # [B, K, T, E]
+        return outputs, torch.stack(alphas, dim=2)
 
     def _project_words(self, embedded: Tensor) -> Tensor:
         """Project word embeddings [..., E] and add the bias of the joint projection: [..., G]."""
@@ -158,8 +158,7 @@ class SoftAttentionDecoder(Decoder[SoftAttentionState]):
         h, c = lstm_step(gates + attended @ gate_weight, state.c)  # [B, K, H] each, eqs. 1-3
         return SoftAttentionState(h, c, state.coverage + alpha), alpha, attended
 
-    def _logits(self, embedded: Tensor, h: Tensor, context_term: Tensor) -> Tensor:
-        """Compute logits [..., V] from word embeddings [..., E], h [..., H] and L_z times context [..., E] (eq. 7)."""
-        deep_output = torch.tanh(embedded + self.state_output(h) + context_term)  # [..., E]
-        logits: Tensor = self.output_proj(self.dropout(deep_output))
-        return logits
+    def _outputs(self, embedded: Tensor, h: Tensor, context_term: Tensor) -> Tensor:
+        """Compute inputs of the output layer [..., E] from word embeddings, h and L_z times context (eq. 7)."""
+        outputs: Tensor = self.dropout(torch.tanh(embedded + self.state_output(h) + context_term))
+        return outputs

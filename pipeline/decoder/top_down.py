@@ -68,7 +68,7 @@ class TopDownDecoder(Decoder[TopDownState]):
         self.h1_proj = nn.Linear(hidden_size, sum(self._split_sizes))
         self.context_proj = nn.Linear(self.region_size, num_gates, bias=False)
         self.h2_proj = nn.Linear(hidden_size, num_gates, bias=False)
-        self.output_proj = nn.Linear(hidden_size, vocab_size)  # W_p
+        self.output_proj = nn.Linear(hidden_size, vocab_size)  # W_p, eq. 7
 
     def prepare(self, grids: Tensor, num_steps: int = 0) -> EncodedImages:
         """Compute everything that depends on the images alone; `image_terms` are added to the gates [B, 1, 4H]."""
@@ -81,18 +81,18 @@ class TopDownDecoder(Decoder[TopDownState]):
         zeros = self._zeros(images, num_captions, self.output_proj.in_features)  # [B, K, H]
         return TopDownState(zeros, zeros, zeros, zeros, self._zeros(images, num_captions, images.keys.shape[1]))
 
-    def decode_step(
-        self, tokens: Tensor, state: TopDownState, images: EncodedImages, word_projection: Tensor | None = None
+    def _step(
+        self, tokens: Tensor, state: TopDownState, images: EncodedImages, word_projection: Tensor | None
     ) -> tuple[Tensor, TopDownState, Tensor]:
-        """Read one word of each caption and predict the next."""
+        """Read one word of each caption."""
         projected = self._project_tokens(self._embed(tokens), tokens, word_projection)  # [B, K, 4H]
         attention_gates = projected + images.image_terms + self._previous_states(state) @ self.state_proj.weight.T
         weights = self._language_weights(images)
         state, alpha, _ = self._recurrent_step(attention_gates, self.h1_proj.bias, state, images, weights)
-        return self._logits(state.h2), state, alpha
+        return self.dropout(state.h2), state, alpha
 
-    def forward(self, grids: Tensor, tokens: Tensor, word_projection: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Read whole captions and predict every next word.
+    def _steps(self, grids: Tensor, tokens: Tensor, word_projection: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Read whole captions.
 
         Everything that does not depend on the recurrent state is computed outside of the loop over steps.
         """
@@ -116,7 +116,7 @@ class TopDownDecoder(Decoder[TopDownState]):
             language_loop.record(state.h1, attended, previous_h2)
             h2s.append(state.h2)
             alphas.append(alpha)
-        return self._logits(torch.stack(h2s, dim=2)), torch.stack(alphas, dim=2)
+        return self.dropout(torch.stack(h2s, dim=2)), torch.stack(alphas, dim=2)
 
     def _project_words(self, embedded: Tensor) -> Tensor:
         """Project word embeddings [..., E] to the gates of the attention LSTM and add their bias: [..., 4H]."""
@@ -158,8 +158,3 @@ class TopDownDecoder(Decoder[TopDownState]):
         attended = images.attend(alpha)  # [B, K, D] or [B, K, P], eq. 5
         h2, c2 = lstm_step(gates + attended @ context_weight + state.h2 @ h2_weight, state.c2)  # eq. 6
         return TopDownState(h1, c1, h2, c2, state.coverage + alpha), alpha, attended
-
-    def _logits(self, h2: Tensor) -> Tensor:
-        """Compute logits [..., V] from h2 [..., H] (eq. 7)."""
-        logits: Tensor = self.output_proj(self.dropout(h2))
-        return logits

@@ -6,10 +6,11 @@ Shapes: `B` images, `K` captions per image, `T` words, `P` regions, `V` vocabula
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.captions.vocabulary import PAD
+from pipeline.training.output_layer import chunked_cross_entropy, chunked_predictions, needs_chunks
 
 
 def count_targets(targets: Tensor) -> Tensor:
@@ -81,9 +82,64 @@ def caption_loss(
         smoothed = (1 - label_smoothing) * cross_entropy + label_smoothing * uniform
     else:
         smoothed = cross_entropy = F.cross_entropy(flat_logits, targets.flatten(), ignore_index=PAD, reduction="sum")
+    return Loss(cross_entropy, smoothed, _doubly_stochastic(alpha, mask), count_targets(targets))
+
+
+def projected_caption_loss(
+    outputs: Tensor,
+    output_proj: nn.Linear,
+    alpha: Tensor,
+    targets: Tensor,
+    label_smoothing: float = 0.0,
+    weights: Tensor | None = None,
+) -> Loss:
+    """Compute `caption_loss` from the inputs of the output layer, in chunks if the vocabulary is large.
+
+    Autocast applies to the output layer alone.
+
+    Args:
+        outputs: Inputs of the output layer [B, K, T, O].
+        output_proj: The output layer.
+        alpha: As for `caption_loss`.
+        targets: As for `caption_loss`.
+        label_smoothing: As for `caption_loss`.
+        weights: As for `caption_loss`.
+    """
+    if not needs_chunks(outputs, output_proj):
+        logits = output_proj(outputs)  # [B, K, T, V]
+        with torch.autocast(outputs.device.type, enabled=False):
+            return caption_loss(logits, alpha, targets, label_smoothing, weights)
+    mask = targets != PAD  # [B, K, T]
+    word_weights = mask.float() if weights is None else weights.unsqueeze(-1).expand(targets.shape).float()
+    cross_entropy, smoothed = chunked_cross_entropy(
+        outputs[mask], output_proj, targets[mask], label_smoothing, word_weights[mask]
+    )
+    with torch.autocast(outputs.device.type, enabled=False):
+        return Loss(cross_entropy, smoothed, _doubly_stochastic(alpha, mask), count_targets(targets))
+
+
+def predict_words(outputs: Tensor, output_proj: nn.Linear, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sum of the cross-entropy, in nats, and the most likely words [B, K, T], of any id at padding.
+
+    Args:
+        outputs: Inputs of the output layer [B, K, T, O].
+        output_proj: The output layer.
+        targets: Ids of the next words [B, K, T]; `<pad>` is ignored.
+    """
+    if not needs_chunks(outputs, output_proj):
+        logits = output_proj(outputs)  # [B, K, T, V]
+        cross_entropy = F.cross_entropy(logits.flatten(0, 2), targets.flatten(), ignore_index=PAD, reduction="sum")
+        return cross_entropy, logits.argmax(dim=-1)
+    mask = targets != PAD  # [B, K, T]
+    predicted = torch.full_like(targets, PAD)
+    cross_entropy, predicted[mask] = chunked_predictions(outputs[mask], output_proj, targets[mask])
+    return cross_entropy, predicted
+
+
+def _doubly_stochastic(alpha: Tensor, mask: Tensor) -> Tensor:
+    """Sum the doubly stochastic term of alpha [B, K, T, P] over captions; `mask` [B, K, T] is false at padding."""
     attended = (alpha * mask.unsqueeze(-1)).sum(dim=2)  # [B, K, P]
-    doubly_stochastic = ((1 - attended).square().mean(dim=-1) * mask.any(dim=2)).sum()
-    return Loss(cross_entropy, smoothed, doubly_stochastic, count_targets(targets))
+    return ((1 - attended).square().mean(dim=-1) * mask.any(dim=2)).sum()
 
 
 def sum_attention_entropy(alpha: Tensor, targets: Tensor) -> Tensor:

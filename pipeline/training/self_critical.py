@@ -36,7 +36,7 @@ from pipeline.metrics.corpus import Words
 from pipeline.metrics.diversity import ends_badly
 from pipeline.params import params_section
 from pipeline.training.batches import Batch
-from pipeline.training.loss import Loss
+from pipeline.training.loss import Loss, caption_loss
 from pipeline.training.lr_schedule import LRParams
 from pipeline.training.trainer import Targets, Trainer, TrainParams
 from pipeline.training.validation import SelectBy
@@ -216,10 +216,12 @@ class SelfCriticalTrainer(Trainer):
         self.progress.num_samples += int(num_samples)
         return targets, dict(zip(_METRICS, (sums / num_samples).tolist(), strict=True))
 
-    def _loss(self, logits: Tensor, alpha: Tensor, ids: Tensor, weights: Tensor | None) -> Loss:
+    def _loss(self, outputs: Tensor, alpha: Tensor, ids: Tensor, weights: Tensor | None) -> Loss:
+        logits = self.decoder.output_proj(outputs)  # [B, K, T, V]
         # As in sampling, which never draws these. References may contain `<unk>`.
         logits[:, : self._refine.num_samples, :, _FORBIDDEN] = -torch.inf
-        return super()._loss(logits, alpha, ids, weights)
+        with torch.autocast(logits.device.type, enabled=False):
+            return caption_loss(logits, alpha, ids, weights=weights)
 
     def _sample(self, batch: Batch) -> _Samples:
         """Sample captions of the images of a batch, without dropout, and compare their rewards with the baseline."""

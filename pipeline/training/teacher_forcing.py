@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.captions.vocabulary import PAD
 from pipeline.decoder.decoder import Decoder
 from pipeline.training.batches import Batch, CaptionBatches
-from pipeline.training.loss import caption_loss
+from pipeline.training.loss import predict_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +55,13 @@ def evaluate_batch(
     """
     assert not decoder.training, "dropout would make the loss random"
     tokens = batch.tokens.to(device)  # [B, K, T + 1]
-    logits, alpha = decoder(batch.grids.to(device), tokens[:, :, :-1], word_projection)
+    outputs, _ = decoder(batch.grids.to(device), tokens[:, :, :-1], word_projection, with_logits=False)
     targets = tokens[:, :, 1:]  # [B, K, T]
     mask = targets != PAD  # [B, K, T]
-    loss = caption_loss(logits, alpha, targets)
-    num_words = loss.counts[0]
+    cross_entropy, predicted = predict_words(outputs, decoder.output_proj, targets)
     return TeacherForcedResult(
-        loss=(loss.cross_entropy / num_words).item(),
-        predicted=logits.argmax(dim=-1)[mask].cpu().numpy(),
+        loss=(cross_entropy / mask.sum()).item(),
+        predicted=predicted[mask].cpu().numpy(),
         target=targets[mask].cpu().numpy(),
     )
 

@@ -33,7 +33,7 @@ from pipeline.params import DEPENDENCY, params_section
 from pipeline.training.batches import Batch, CaptionBatches
 from pipeline.training.checkpoint import Progress, TrainingState, load_checkpoint, random_state, save_checkpoint
 from pipeline.training.ema import make_ema
-from pipeline.training.loss import Loss, caption_loss, count_targets, sum_attention_entropy
+from pipeline.training.loss import Loss, count_targets, projected_caption_loss, sum_attention_entropy
 from pipeline.training.lr_schedule import LRParams
 from pipeline.training.scheduled_sampling import mix_in_predictions
 from pipeline.training.validation import NonFiniteLossError, SelectBy, ValidationResult, validate
@@ -347,8 +347,8 @@ class Trainer:
             inputs = self._sample_inputs(grids, captions.tokens[:, :, :-1])  # [B, K, T]
             with self._grad_sync(is_last=index == len(batches) - 1):
                 with self._autocast():
-                    logits, alpha = self._model(grids, inputs)  # [B, K, T, V], [B, K, T, P]
-                loss = self._loss(logits, alpha, ids, captions.weights)
+                    outputs, alpha = self._model(grids, inputs, with_logits=False)  # [B, K, T, -1], [B, K, T, P]
+                    loss = self._loss(outputs, alpha, ids, captions.weights)
                 total = loss.total(counts, self.params.doubly_stochastic_weight)
                 # DistributedDataParallel averages gradients over ranks; the gradient of the step is their sum.
                 (total * self.processes.world_size).backward()  # type: ignore[no-untyped-call]
@@ -357,9 +357,10 @@ class Trainer:
                 sums[2] += sum_attention_entropy(alpha.detach(), ids)
         return sums
 
-    def _loss(self, logits: Tensor, alpha: Tensor, ids: Tensor, weights: Tensor | None) -> Loss:
-        """Compute the loss of logits [B, K, T, V], alpha [B, K, T, P], target ids and `Targets.weights`."""
-        return caption_loss(logits, alpha, ids, self.params.label_smoothing, weights)
+    def _loss(self, outputs: Tensor, alpha: Tensor, ids: Tensor, weights: Tensor | None) -> Loss:
+        """Compute the loss of inputs of the output layer, alpha [B, K, T, P], target ids and `Targets.weights`."""
+        smoothing = self.params.label_smoothing
+        return projected_caption_loss(outputs, self.decoder.output_proj, alpha, ids, smoothing, weights)
 
     def _grad_sync(self, is_last: bool) -> AbstractContextManager[None]:
         """Synchronize the gradients of all processes only in the last backward pass of a step."""
