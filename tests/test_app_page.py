@@ -104,7 +104,7 @@ def forbid_file_writes() -> None:
 def serve_app(folder: Path, *models: Path) -> Iterator[Server]:
     """Run `gridcap app` in a folder, without the packages of the stages, and unable to write files."""
     program = (
-        "import sys; sys.modules.update(dict.fromkeys(['dvc', 'dvclive', 'pycocotools', 'scmrepo', 'spacy']))\n"
+        "import sys; sys.modules.update(dict.fromkeys(['dvc', 'pycocotools', 'scmrepo', 'spacy']))\n"
         "from pipeline.cli import main; main()"
     )
     model_flags = [flag for model in models for flag in ("--model", str(model))]

@@ -20,11 +20,13 @@ def test_a_resumed_run_drops_the_rows_after_its_checkpoint(tmp_path: Path) -> No
     live = LiveMetrics(tmp_path, global_step=0)
     for step in (1, 10, 20):
         live.log(step, {"train/loss": 1 / step})
+    live.log(10, {"val_loss": 3.5})
 
     LiveMetrics(tmp_path, global_step=12).log(13, {"train/loss": 0.5})
 
     assert steps(tmp_path / TRAIN / "loss.tsv") == [1, 10, 13]
-    assert json.loads((tmp_path / "metrics.json").read_text()) == {"train": {"loss": 0.5}, "step": 13}
+    latest = {"train": {"loss": 0.5}, "val_loss": 3.5, "step": 13}
+    assert json.loads((tmp_path / "metrics.json").read_text()) == latest
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 0.6, 0.95])

@@ -98,7 +98,7 @@ def test_the_wheel_captions_an_image_without_clone_dataset_or_dvc(
     installed: Installed, exported: Path, tiny: Tiny
 ) -> None:
     image = tiny.images / "00.png"
-    for package in ("dvc", "dvclive", "spacy", "pycocoevalcap", "streamlit", "pytest", "benchmarks"):
+    for package in ("dvc", "spacy", "pycocoevalcap", "streamlit", "pytest", "benchmarks"):
         result = installed.run("python", "-c", f"import {package}")
         assert f"No module named '{package}'" in result.stderr
     result = installed.run("gridcap", "predict", image, "--model", exported, "--json", "--attention", "plots")

@@ -1,18 +1,16 @@
-"""Metrics of a running training, as DVCLive files: for `dvc plots show`, DVC's editor extension and the app."""
+"""Metrics of a running training, in the files of DVCLive: for `dvc plots show`, DVC's editor extension and the app.
 
-import logging
+DVCLive itself takes half a second and 75 MiB to import.
+"""
+
+import json
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from dvclive.live import Live
-from scmrepo.exceptions import SCMError
-from typing_extensions import TypedDict
-
-from pipeline.artifacts import Int64, naming, read_json, write_atomically
-from pipeline.errors import UserError
-
-logger = logging.getLogger("gridcap")
+from pipeline.artifacts import naming, write_atomically
 
 _PLOTS_DIR = Path("plots") / "metrics"
 _LATEST_FILE = "metrics.json"
@@ -27,51 +25,61 @@ class LiveMetrics:
         Args:
             folder: Folder of the metrics.
             global_step: Optimizer steps before this run was resumed. Later rows of the interrupted run are removed, and
-                so are damaged rows and files. 0 empties the folder.
+                so are damaged rows. 0 empties the folder.
         """
         self._folder = folder
-        self._live: Live | None = None
+        self._latest: dict[str, float] = {}
         if global_step:
             for path in sorted((folder / _PLOTS_DIR).rglob("*.tsv")):
-                _drop_rows_after(path, global_step)
-            _drop_if_damaged(folder / _LATEST_FILE)
-        try:
-            self._live = Live(
-                str(folder),
-                resume=global_step > 0,
-                report=None,
-                save_dvc_exp=False,
-                dvcyaml=None,
-                monitor_system=False,
-            )
-        except SCMError as error:
-            logger.warning("%s: writing no live metrics: DVCLive cannot open the git repository (%s)", folder, error)
+                if rows := _drop_rows_after(path, global_step):
+                    name = path.relative_to(folder / _PLOTS_DIR).with_suffix("").as_posix()
+                    self._latest[name] = float(rows[-1].split("\t")[1])
+        else:
+            shutil.rmtree(folder / _PLOTS_DIR, ignore_errors=True)
 
     def log(self, step: int, row: Mapping[str, float]) -> None:
         """Write a row of metrics.
 
         Args:
             step: Optimizer step in the whole run, from 1.
-            row: Values by name.
+            row: Values by name, in which `/` separates folders.
         """
-        if self._live is None:
-            return
-        self._live.step = step
+        self._latest |= row
         with naming(self._folder):
             for name, value in row.items():
-                self._live.log_metric(name, value)
-            self._live.make_summary()  # type: ignore[no-untyped-call]
+                path = self._folder / _PLOTS_DIR / f"{name}.tsv"
+                header = "" if path.exists() else f"step\t{path.stem}\n"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(f"{header}{step}\t{value}\n")
+            text = json.dumps({**_nest(self._latest), "step": step}, indent=4) + "\n"
+            # Not `write_atomically`, which waits for the disk.
+            (self._folder / _LATEST_FILE).write_text(text, encoding="utf-8")
 
 
-def _drop_rows_after(path: Path, step: int) -> None:
-    """Remove rows after a step and a truncated last row from a file of one metric."""
+def _nest(metrics: Mapping[str, float]) -> dict[str, Any]:
+    """Return a nested object with a level for each `/` of a name."""
+    nested: dict[str, Any] = {}
+    for name, value in metrics.items():
+        *groups, metric = name.split("/")
+        inner = nested
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[metric] = value
+    return nested
+
+
+def _drop_rows_after(path: Path, step: int) -> list[str]:
+    """Remove rows after a step and damaged rows from a file of one metric, and return the other rows."""
     text = path.read_text(encoding="utf-8", errors="replace")
     lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
     if not lines:
         path.unlink()
-        return
+        return []
     header, *rows = lines
-    write_atomically(path, "".join([header, *(row for row in rows if _is_row_until(row, step))]))
+    rows = [row for row in rows if _is_row_until(row, step)]
+    write_atomically(path, "".join([header, *rows]))
+    return rows
 
 
 def _is_row_until(row: str, last_step: int) -> bool:
@@ -81,17 +89,3 @@ def _is_row_until(row: str, last_step: int) -> bool:
         return int(step) <= last_step and math.isfinite(float(value))
     except ValueError:
         return False
-
-
-class _Latest(TypedDict):
-    """The key of the latest metrics that DVCLive continues from."""
-
-    step: Int64
-
-
-def _drop_if_damaged(path: Path) -> None:
-    """Remove a JSON file that DVCLive could not read, such as one that a kill left truncated."""
-    try:
-        read_json(path, _Latest, remedy="")
-    except UserError:
-        path.unlink(missing_ok=True)

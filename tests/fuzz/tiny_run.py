@@ -151,7 +151,7 @@ class CommandServer:
 
 
 def _serve() -> None:
-    for module in ("h5py", "matplotlib.pyplot", "spacy", "torch", "torchvision", "pipeline.app.training", "dvclive"):
+    for module in ("h5py", "matplotlib.pyplot", "spacy", "torch", "torchvision", "pipeline.app.training"):
         import_module(module)
     for path in sorted([*ROOT.glob("stages/*.py"), *ROOT.glob("pipeline/**/*.py")]):
         if path.parent.name != "app":
