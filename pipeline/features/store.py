@@ -8,6 +8,7 @@ Shapes: B images, N rows of a shard, P = H * W regions of a grid in row-major or
 import logging
 import os
 import threading
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -386,9 +387,9 @@ class FeatureStore:
         self.skipped_ids = frozenset(index.skipped)
         """Ids of the images that `encode` skipped, since their files cannot be decoded."""
         self._shards = index.shards
-        self._position = {image_id: i for i, image_id in enumerate(sorted(index.images))}
-        # As an array, since tuples would take 100 MB for COCO.
-        rows = [index.images[image_id] for image_id in self._position]
+        # Arrays, since a dictionary of tuples would take 120 MB for COCO.
+        self._image_ids = np.array(sorted(index.images), dtype=np.int64)  # [N]
+        rows = [index.images[image_id] for image_id in self._image_ids.tolist()]
         self._rows = np.array(rows, dtype=np.int32)  # shard and row of each view of each image [N, V, 2]
         if fingerprint not in (None, self.fingerprint):
             raise UserError(
@@ -435,7 +436,7 @@ class FeatureStore:
     @property
     def image_ids(self) -> tuple[int, ...]:
         """Ids of all images, ascending."""
-        return tuple(self._position)
+        return tuple(self._image_ids.tolist())
 
     def grid(self, image_id: int) -> Grids:
         """Read the grid of an image's first view: float16 [P, C].
@@ -505,15 +506,15 @@ class FeatureStore:
 
     def _find(self, image_id: int) -> int:
         """Return the index of an image in `image_ids`."""
-        try:
-            return self._position[image_id]
-        except KeyError:
-            fault = (
-                f"image {image_id} was skipped, since its file cannot be decoded. Replace the file, then run"
-                if image_id in self.skipped_ids
-                else f"has no image {image_id}. Run"
-            )
-            raise UserError(f"{self._folder / INDEX_FILE}: {fault} `dvc repro encode`.") from None
+        position = bisect_left(self._image_ids, image_id)
+        if position < len(self._image_ids) and self._image_ids[position] == image_id:
+            return position
+        fault = (
+            f"image {image_id} was skipped, since its file cannot be decoded. Replace the file, then run"
+            if image_id in self.skipped_ids
+            else f"has no image {image_id}. Run"
+        )
+        raise UserError(f"{self._folder / INDEX_FILE}: {fault} `dvc repro encode`.")
 
     def _read_row(self, shard: int, row: int, out: Grids) -> None:
         """Read one row into `out`, float16 [P, C]."""
