@@ -10,6 +10,10 @@ step. The stages after it use a decoder with random weights. `nothing` is a `dvc
 is up to date; if it runs a stage, the benchmark fails.
 
 With `--random-grids`, `encode` does not run, and a store of grids of 7 x 7 x 2048 is written instead: 25 GB for COCO.
+
+`--kills N` runs `encode` once more, with an empty work folder, kills it N times at random moments, and compares index
+and shards with those of the uninterrupted run. Each start has a row: the seconds until it has found the shards that are
+there, their number, and the seconds until it was killed or ended.
 """
 
 import argparse
@@ -23,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -33,7 +38,7 @@ from PIL import Image
 
 from benchmarks.reading import SPEC
 from benchmarks.workloads import PHOTOGRAPHS, decoder_params, random_jpeg, save_random_model, save_random_weights
-from pipeline.artifacts import read_json, write_json
+from pipeline.artifacts import file_digest, read_json, write_json
 from pipeline.captions.records import iter_records
 from pipeline.captions.vocabulary import VOCABULARY_FILE, read_vocabulary
 from pipeline.decoder.model_io import write_history
@@ -132,6 +137,53 @@ class Clone:
             raise RuntimeError(f"dvc {' '.join(arguments)} failed:\n{output}")
         return self.usage()
 
+    def run_killed(self, num_kills: int) -> Iterator[tuple[float, int, float]]:
+        """Encode with an empty work folder and N kills, and compare the store with that of the uninterrupted run.
+
+        Yields:
+            For each start, the seconds until it has found the shards of earlier starts, their number, and the seconds
+            that it ran.
+        """
+        data, scratch = self.folder / "data", self.folder / "killed"
+        shutil.rmtree(scratch, ignore_errors=True)
+        work, out = scratch / "work", scratch / "features"
+        paths = {"params": self.folder / "params.yaml", "prepared": data / "prepared", "out": out, "work": work}
+        flags = [f"--{name}={path}" for name, path in (paths | {"metrics": scratch / "metrics.json"}).items()]
+        num_shards = len(list((data / "features").glob("*.h5")))
+        rng = random.Random(0)
+        # Each start but the last is killed up to two seconds after it has written some more shards.
+        for last_shard in [*sorted(rng.sample(range(1, num_shards), num_kills)), None]:
+            start, num_found = time.monotonic(), count_shards(work)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "stages.encode_images", *flags],
+                cwd=self.folder,
+                env=os.environ | {"PYTHONPATH": str(self.folder)},
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+            assert process.stderr is not None
+            for line in process.stderr:
+                if "images are already encoded" in line:
+                    break
+            seconds_to_find = time.monotonic() - start
+            if last_shard is not None:
+                while process.poll() is None and count_shards(work) < last_shard:
+                    time.sleep(0.1)
+                time.sleep(2 * rng.random())
+                with suppress(ProcessLookupError):  # it has ended
+                    os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            if process.returncode not in (0, -signal.SIGKILL):
+                raise RuntimeError(f"encode failed with exit status {process.returncode}")
+            yield seconds_to_find, num_found, time.monotonic() - start
+        uninterrupted, killed = (
+            {path.name: file_digest(path) for path in folder.iterdir()} for folder in (data / "features", out)
+        )
+        if killed != uninterrupted:
+            raise RuntimeError(f"{out}: differs from the store of the uninterrupted run")
+        shutil.rmtree(scratch)
+
     def run_first_step(self) -> list[Usage]:
         """Run `train` until its first optimizer step, whose end is the end of the stage in `usage`."""
         process = self.start("repro", "--single-item", "train")
@@ -145,6 +197,11 @@ class Clone:
         process.communicate()
         stage, dvc = self.usage()
         return [Usage(**vars(stage) | {"seconds": first_step - stage.start}), dvc]
+
+
+def count_shards(work: Path) -> int:
+    """Count the finished shards in a work folder of `encode`."""
+    return len(list(work.glob("encode/*/shard-*.sha256")))
 
 
 def read_captions(real: Path) -> list[list[str]]:
@@ -274,6 +331,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--tenth", action="store_true", help="run the stages on a tenth of the images first")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="stages to run (default: all)")
     parser.add_argument("--random-grids", action="store_true", help="write random grids instead of running encode")
+    parser.add_argument("--kills", type=int, default=0, metavar="N", help="kills of another run of encode")
     parser.add_argument(
         "--folder",
         type=Path,
@@ -295,3 +353,11 @@ def main(arguments: Sequence[str]) -> None:
         clone = Clone(options.folder / f"clone-{num_images}", dataset)
         for stage, usage in measure(clone, dataset, stages, options.random_grids):
             print_row(stage, num_images, usage)
+        if options.kills:
+            print(f"{'':>9} {'images':>9} {'found in':>9} {'shards':>9} {'ran for':>10}, seconds")
+            for seconds_to_find, num_found, seconds in clone.run_killed(options.kills):
+                print(
+                    f"{'killed':>9} {num_images:>9,} {seconds_to_find:>9.1f} {num_found:>9,} {seconds:>10.1f}",
+                    flush=True,
+                )
+            print("the store has the bytes of the uninterrupted run")

@@ -124,7 +124,7 @@ def _read_records(root: Path, dataset_format: str, captions: str, splits: Mappin
         "bad_images": "error",
         "bad_captions": "error",
     }
-    records, _ = prepare(check(dataset, "dataset", DatasetParams, str(root)))
+    records, *_ = prepare(check(dataset, "dataset", DatasetParams, str(root)))
     return [replace(record, file=f"{root.name}/images/{record.file}") for record in records]
 
 

@@ -31,7 +31,7 @@ def dataset_section(root: Path, /, file: str = "captions.txt", **changes: Any) -
 def prepare_by_file(root: Path, /, *arguments: Any, **changes: Any) -> tuple[dict[str, Record], PreparedCounts]:
     """Prepare the dataset of `dataset_section` with the same arguments, and key the records by file."""
     params = check(dataset_section(root, *arguments, **changes), "dataset", DatasetParams, "params.yaml")
-    records, counts = prepare(params)
+    records, counts, _ = prepare(params)
     return {record.file: record for record in records}, counts
 
 

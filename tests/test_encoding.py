@@ -34,6 +34,7 @@ from pipeline.features import encoding
 from pipeline.features.encoder import EncodeParams, GridSize, ImageSize, encode_grids, load_encoder
 from pipeline.features.encoding import ROWS_PER_SHARD, RUNS_FILE, EncodeCounts, EncodeResult, encode
 from pipeline.features.images import read_image, read_views
+from pipeline.features.near_duplicates import find_near_duplicates
 from pipeline.features.quantization.quantized_encoder import supports_int8
 from pipeline.features.resnets import encoder_frame
 from pipeline.features.store import INDEX_FILE, FeatureStore, intact_shards
@@ -172,6 +173,28 @@ def test_each_image_gets_its_grid(make):
         image = read_image(dataset.image_dir / f"{image_id:04}.jpg", 32)[None]
         expected = encode_grids(encoder, image)[0].astype(float)
         np.testing.assert_allclose(store.grid(image_id).astype(float), expected, atol=2e-3, rtol=2e-3)
+
+
+def test_near_duplicates_are_searched_again_only_if_images_or_splits_change(make, monkeypatch):
+    dataset = make(6)
+    Image.open(dataset.image_dir / "0000.jpg").save(dataset.image_dir / "0005.jpg", quality=80)
+    searches = []
+
+    def count_search(*args):
+        searches.append(args)
+        return find_near_duplicates(*args)
+
+    monkeypatch.setattr(encoding, "find_near_duplicates", count_search)
+    records = [replace(record, split="val" if record.image_id == 5 else "train") for record in dataset.records()]
+    results = [dataset.encode(records=records) for _ in range(2)]
+    assert [result.near_duplicates for result in results] == [{"val": 1, "test": 0}] * 2
+    assert len(searches) == 1
+    published = read_files(dataset.out)
+
+    records[5] = replace(records[5], split="test")
+    assert dataset.encode(records=records).near_duplicates == {"val": 0, "test": 1}
+    assert len(searches) == 2
+    assert read_files(dataset.out) == published  # which pairs are similar does not depend on the name of the split
 
 
 @pytest.mark.slow

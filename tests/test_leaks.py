@@ -11,6 +11,7 @@ from PIL import Image
 
 from pipeline.captions.leaks import count_caption_images, find_leaked_images, min_shared_images
 from pipeline.captions.records import Record, Split
+from pipeline.captions.sources.image_digests import image_md5s
 from tests.dataset_files import LISTS, prepare_by_file
 
 
@@ -22,7 +23,12 @@ def make_records(**splits: Split) -> list[Record]:
 
 
 def leaked(folder: Path, records: list[Record]) -> list[list[str]]:
-    return [[record.file for record in group] for group in find_leaked_images(folder, records)]
+    """The leaks found by size and content, and if all files can be read, the same by MD5."""
+    leaks = find_leaked_images(folder, records)
+    files = [record.file for record in records]
+    if all((folder / file).is_file() for file in files):
+        assert find_leaked_images(folder, records, image_md5s(folder, files)) == leaks
+    return [[record.file for record in group] for group in leaks]
 
 
 def jpeg(seed: int, quality: int = 90) -> bytes:
@@ -51,6 +57,7 @@ def test_empty_missing_and_unreadable_files_are_not_leaks(tmp_path: Path) -> Non
     records = make_records(empty="train", empty2="test", missing="train", folder="train", folder2="test")
 
     assert leaked(tmp_path, records) == []
+    assert leaked(tmp_path, records[:2]) == []
 
 
 def test_few_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,7 +115,7 @@ def read_images(real: Path, num_images: int | None, params: TokenizeParams) -> I
         "bad_captions": "error",
     }
     folder = real / "flickr" / "images"
-    all_records, _ = prepare(check(dataset, "dataset", DatasetParams, str(real)))
+    all_records, *_ = prepare(check(dataset, "dataset", DatasetParams, str(real)))
     all_records.sort(key=lambda record: record.image_id)
     order = np.random.default_rng(0).permutation(len(all_records))
     return make_image_set([all_records[index] for index in order[:num_images]], folder, params)

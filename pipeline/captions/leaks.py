@@ -1,8 +1,10 @@
 """Leaks of a dataset: images whose file is in two splits, and captions that many images share."""
 
+import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from pipeline.artifacts import file_digest
@@ -15,35 +17,47 @@ MIN_SHARED_FRACTION = 0.01
 
 _SAMPLE_BYTES = 4096
 """Size of the part of a file that is compared before the whole."""
+_MD5_OF_EMPTY = hashlib.md5(usedforsecurity=False).hexdigest()
 
 
-def find_leaked_images(image_dir: Path, records: Iterable[Record]) -> list[list[Record]]:
+def find_leaked_images(
+    image_dir: Path, records: Iterable[Record], md5s: Mapping[str, str] | None = None
+) -> list[list[Record]]:
     """Find the images whose files have the same bytes, in two or more splits.
-
-    Few files are read: only files of the same size in different splits, and of those first 4 kB.
 
     Args:
         image_dir: Folder that the records' files are relative to. Missing, unreadable and empty files have no leaks.
         records: Records of all splits.
+        md5s: MD5 of every file, so that no file is read; None compares files of the same size in different splits, 4 kB
+            of each first.
 
     Returns:
         The images of each such file, by image id.
     """
     groups = [list(records)]
-    for key in (_size, _sample, file_digest):
-        groups = [part for group in groups for part in _split_group(group, image_dir, key)]
+    if md5s is not None:
+        groups = _split_group(groups[0], lambda record: md5s[record.file])
+    else:
+        for key in (_size, _sample, file_digest):
+            of_file = partial(_key_of_file, key, image_dir)
+            groups = [part for group in groups for part in _split_group(group, of_file)]
     return sorted((sorted(group, key=lambda record: record.image_id) for group in groups), key=lambda g: g[0].image_id)
 
 
-def _split_group(records: Sequence[Record], image_dir: Path, key: Callable[[Path], Hashable]) -> list[list[Record]]:
+def _key_of_file(key: Callable[[Path], Hashable], image_dir: Path, record: Record) -> Hashable:
+    return key(image_dir / record.file)
+
+
+def _split_group(records: Sequence[Record], key: Callable[[Record], Hashable]) -> list[list[Record]]:
     """Group images by a key of their files, and keep the groups that are in two or more splits."""
     groups: dict[Hashable, list[Record]] = defaultdict(list)
     for record in records:
         try:
-            groups[key(image_dir / record.file)].append(record)
+            groups[key(record)].append(record)
         except OSError:  # `encode` names the file
             continue
-    groups.pop(0, None)  # the size of empty files
+    for empty in (0, _MD5_OF_EMPTY):
+        groups.pop(empty, None)
     return [group for group in groups.values() if len({record.split for record in group}) > 1]
 
 

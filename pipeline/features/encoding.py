@@ -43,7 +43,13 @@ from pipeline.features.encoder import (
     weights_digest,
 )
 from pipeline.features.images import Pixels, read_image_file, read_views
-from pipeline.features.near_duplicates import NearDuplicate, find_near_duplicates, write_near_duplicates
+from pipeline.features.near_duplicates import (
+    NearDuplicate,
+    find_near_duplicates,
+    read_near_duplicates,
+    search_fingerprint,
+    write_near_duplicates,
+)
 from pipeline.features.resnets import STRIDES
 from pipeline.features.store import (
     EncoderSpec,
@@ -488,7 +494,15 @@ class _EncodeJob:
         """Write the near-duplicates of the store, warn of them, and count them by split."""
         by_id = {record.image_id: record for record in records}
         splits = {image_id: record.split for image_id, record in by_id.items()}
-        found = find_near_duplicates(FeatureStore(self._store), splits, f"{STAGE}, near-duplicates")
+        # At 123,287 images the search takes minutes, so its last result is kept.
+        results = self.folder / "near_duplicates"
+        last_result = results / search_fingerprint(self._store, splits)
+        try:
+            found = read_near_duplicates(last_result)
+        except UserError:
+            found = find_near_duplicates(FeatureStore(self._store), splits, f"{STAGE}, near-duplicates")
+            shutil.rmtree(results, ignore_errors=True)
+            write_near_duplicates(last_result, found)
         write_near_duplicates(self._store, found)
         if found:
             logger.warning(

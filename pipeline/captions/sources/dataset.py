@@ -15,6 +15,7 @@ from pipeline.artifacts import require_watched
 from pipeline.captions.leaks import count_caption_images, find_leaked_images, shared_captions
 from pipeline.captions.records import SPLITS, Policy, Record, Split, escapes_root
 from pipeline.captions.sources import coco, flickr8k, karpathy
+from pipeline.captions.sources.image_digests import image_md5s
 from pipeline.captions.sources.parsed_file import (
     ParsedFile,
     ParsedImage,
@@ -118,11 +119,11 @@ class PreparedCounts:
     """Most images that share one caption."""
 
 
-def prepare(params: DatasetParams) -> tuple[list[Record], PreparedCounts]:
-    """Read a dataset, split it and check it. Image files must exist, but few are read, to find leaks.
+def prepare(params: DatasetParams) -> tuple[list[Record], PreparedCounts, dict[str, str]]:
+    """Read a dataset, split it and check it. Image files must exist; those that DVC has hashed are not read.
 
     Returns:
-        The records, unordered, and their counts.
+        The records, unordered, their counts, and the MD5 of each image file.
 
     Raises:
         UserError: A file is missing or malformed, DVC would not notice its changes, or the dataset has a fault that
@@ -168,6 +169,7 @@ def prepare(params: DatasetParams) -> tuple[list[Record], PreparedCounts]:
     }
     _apply_policies(params, faults)
     _warn_of_missing_values(captions)
+    md5s = image_md5s(params.image_dir, [record.file for record in records])
     counts = PreparedCounts(
         num_images=_sum_by_split((record.split, 1) for record in records),
         num_captions=_sum_by_split((record.split, len(record.captions)) for record in records),
@@ -178,15 +180,15 @@ def prepare(params: DatasetParams) -> tuple[list[Record], PreparedCounts]:
             "rejected_captions": sum(image.num_rejected_captions for image in present),
             "images_without_accepted_captions": sum(map(_has_unaccepted, uncaptioned)),
         },
-        **_count_leaks(params.image_dir, records),
+        **_count_leaks(params.image_dir, records, md5s),
     )
     _check_splits(params, counts, assignment.unknown_images)
-    return records, counts
+    return records, counts, md5s
 
 
-def _count_leaks(image_dir: Path, records: Sequence[Record]) -> dict[str, Any]:
+def _count_leaks(image_dir: Path, records: Sequence[Record], md5s: Mapping[str, str]) -> dict[str, Any]:
     """Count leaks, as in `PreparedCounts`, and warn of them."""
-    leaks = find_leaked_images(image_dir, records)
+    leaks = find_leaked_images(image_dir, records, md5s)
     if leaks:
         locations = [" = ".join(f"{record.file} ({record.split})" for record in group) for group in leaks]
         logger.warning(
