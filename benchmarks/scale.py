@@ -357,7 +357,7 @@ def main(arguments: Sequence[str]) -> None:
             print(f"{'':>9} {'images':>9} {'found in':>9} {'shards':>9} {'ran for':>10}, seconds")
             for seconds_to_find, num_found, seconds in clone.run_killed(options.kills):
                 print(
-                    f"{'killed':>9} {num_images:>9,} {seconds_to_find:>9.1f} {num_found:>9,} {seconds:>10.1f}",
+                    f"{'start':>9} {num_images:>9,} {seconds_to_find:>9.1f} {num_found:>9,} {seconds:>10.1f}",
                     flush=True,
                 )
             print("the store has the bytes of the uninterrupted run")
