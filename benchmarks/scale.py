@@ -43,6 +43,7 @@ from pipeline.captions.records import iter_records
 from pipeline.captions.vocabulary import VOCABULARY_FILE, read_vocabulary
 from pipeline.decoder.model_io import write_history
 from pipeline.features.encoding import ROWS_PER_SHARD
+from pipeline.features.near_duplicates import write_near_duplicates
 from pipeline.features.store import FeatureStore, Shard, write_index, write_shard
 from pipeline.presets import use
 
@@ -271,6 +272,7 @@ def write_random_store(folder: Path, image_ids: Sequence[int]) -> None:
         shards.append(write_shard(folder, SPEC, ids, [(f"{image_id:064}", "whole") for image_id in ids], grids))
         shards[-1].path.with_suffix(".sha256").unlink()
     write_index(folder, SPEC, ["whole"], shards, {image_id: f"{image_id:064}" for image_id in image_ids})
+    write_near_duplicates(folder, ())
 
 
 def write_model(folder: Path, clone: Path, weights: Path) -> None:

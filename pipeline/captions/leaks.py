@@ -21,22 +21,22 @@ _MD5_OF_EMPTY = hashlib.md5(usedforsecurity=False).hexdigest()
 
 
 def find_leaked_images(
-    image_dir: Path, records: Iterable[Record], md5s: Mapping[str, str] | None = None
+    image_dir: Path, records: Iterable[Record], digests: Mapping[str, Hashable] | None = None
 ) -> list[list[Record]]:
     """Find the images whose files have the same bytes, in two or more splits.
 
     Args:
         image_dir: Folder that the records' files are relative to. Missing, unreadable and empty files have no leaks.
         records: Records of all splits.
-        md5s: MD5 of every file, so that no file is read; None compares files of the same size in different splits, 4 kB
-            of each first.
+        digests: A value for every file that only files with the same bytes share, such as its MD5, so that no file is
+            read; None compares files of the same size in different splits, 4 kB of each first.
 
     Returns:
         The images of each such file, by image id.
     """
     groups = [list(records)]
-    if md5s is not None:
-        groups = _split_group(groups[0], lambda record: md5s[record.file])
+    if digests is not None:
+        groups = _split_group(groups[0], lambda record: digests[record.file])
     else:
         for key in (_size, _sample, file_digest):
             of_file = partial(_key_of_file, key, image_dir)

@@ -143,7 +143,8 @@ class _Comparison:
 
     def best_match(self, image_id: int, other_ids: Sequence[int]) -> NearDuplicate | None:
         """Return the most similar of other images, or None if it is not a near-duplicate."""
-        other_ids = [other_id for other_id in other_ids if not self.store.have_same_file(image_id, other_id)]
+        row = self.store.first_row(image_id)
+        other_ids = [other_id for other_id in other_ids if self.store.first_row(other_id) != row]
         if not other_ids:
             return None
         unit = center_grids(torch.from_numpy(self.store.grids([image_id, *other_ids])).float(), self.mean)

@@ -478,7 +478,7 @@ class FeatureStore:
         Raises:
             UserError: The index lacks the image.
         """
-        return self._path(self._first_row(image_id)[0])
+        return self._path(self.first_row(image_id)[0])
 
     def image_digest(self, image_id: int) -> str:
         """Read the SHA-256, in hexadecimal, of the image file that was encoded.
@@ -486,21 +486,17 @@ class FeatureStore:
         Raises:
             UserError: As `grids`.
         """
-        shard, row = self._first_row(image_id)
+        shard, row = self.first_row(image_id)
         num_rows = self._shards[shard].rows
         with _open_shard(self._path(shard), self.spec) as file:
             return str(checked_dataset(file, "sha256", _KEY_DTYPES["sha256"], [num_rows]).asstr()[row])
 
-    def have_same_file(self, a: int, b: int) -> bool:
-        """Whether the files of two images have the same bytes, so that they share their rows.
+    def first_row(self, image_id: int) -> tuple[int, int]:
+        """Return shard and row of an image's first view. Only images whose files have the same bytes share a row.
 
         Raises:
-            UserError: The index lacks an image.
+            UserError: The index lacks the image.
         """
-        return self._first_row(a) == self._first_row(b)
-
-    def _first_row(self, image_id: int) -> tuple[int, int]:
-        """Return shard and row of an image's first view."""
         shard, row = self._rows[self._find(image_id), 0].tolist()
         return shard, row
 
