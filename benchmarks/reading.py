@@ -12,13 +12,18 @@ h5py: the same rows, one by one, from a single dataset with one row per chunk: u
 Each round runs all readers in turn. Rates and ratios are medians over the rounds; a ratio is taken within its round.
 
 With `--store`, the readers are those of a store on disk, such as one of `scale --random-grids`, whose pages are dropped
-from the page cache before each of them. `sequential` reads as many bytes in order: the disk's own rate.
+from the page cache before each of them. `sequential` reads as many bytes in order, `direct` the same rows with 32
+requests at a time and without the page cache: what the disk does at most for reads of this size.
 """
 
+import mmap
 import os
 import tempfile
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
@@ -52,6 +57,7 @@ COMPRESSIONS: dict[str, dict[str, Any]] = {
 }
 
 NUM_COLD_BATCHES, NUM_COLD_ROUNDS = 16, 9
+NUM_DIRECT_READERS, PAGE_SIZE = 32, 4096
 
 Reader = Callable[[Sequence[int]], Grids]
 """Reads the grids of a batch of images: float16 [B, P, C]."""
@@ -153,14 +159,31 @@ def read_in_order(paths: Sequence[Path], num_bytes: int) -> None:
                 size += len(block)
 
 
+def read_directly(rows: Sequence[tuple[Path, int]], row_size: int) -> None:
+    """Read rows, given by file and number, without the page cache; all files have their rows at the same offset."""
+    size = -(-row_size // PAGE_SIZE) * PAGE_SIZE
+    buffers = threading.local()
+
+    def read(path: Path, row: int) -> None:
+        if not hasattr(buffers, "pages"):
+            buffers.pages = mmap.mmap(-1, size)  # O_DIRECT needs aligned memory
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        os.preadv(descriptor, [buffers.pages], row * row_size // PAGE_SIZE * PAGE_SIZE)
+        os.close(descriptor)
+
+    with ThreadPoolExecutor(NUM_DIRECT_READERS) as executor:
+        deque(executor.map(read, *zip(*rows, strict=True)), maxlen=0)
+
+
 def read_from_disk(folder: Path) -> None:
-    """Print gigabytes per second of a store whose pages are not in the page cache, and the ratio to the disk's rate."""
+    """Print gigabytes per second of a store whose pages are not in the page cache, and ratios to the rate in order."""
     store = FeatureStore(folder)
     paths = sorted({store.shard_path(image_id) for image_id in store.image_ids})
     num_rows = NUM_COLD_BATCHES * BATCH_SIZE
-    num_bytes = num_rows * int(np.prod(store.grid_shape)) * np.dtype(np.float16).itemsize
+    row_size = store.spec.grid_bytes
+    num_bytes = num_rows * row_size
     rng = np.random.default_rng(0)
-    rates: dict[str, list[float]] = {"FeatureStore": [], "sequential": []}
+    rates: dict[str, list[float]] = {"FeatureStore": [], "direct": [], "sequential": []}
     for _ in range(NUM_COLD_ROUNDS):
         batches = rng.choice(store.image_ids, (NUM_COLD_BATCHES, BATCH_SIZE), replace=False).tolist()
         drop_pages(paths)
@@ -168,6 +191,11 @@ def read_from_disk(folder: Path) -> None:
         for batch in batches:
             store.grids(batch)
         rates["FeatureStore"].append(num_bytes / (time.perf_counter() - start))
+        drop_pages(paths)
+        rows = [(store.shard_path(image_id), store.first_row(image_id)[1]) for batch in batches for image_id in batch]
+        start = time.perf_counter()
+        read_directly(rows, row_size)
+        rates["direct"].append(num_bytes / (time.perf_counter() - start))
         drop_pages(paths)
         order = [paths[i] for i in rng.permutation(len(paths))]
         start = time.perf_counter()

@@ -216,7 +216,7 @@ def _parse_json(path: Path, content: bytes, expected_type: type[T], remedy: str,
     value = _validate(path, content, expected_type, remedy)
     try:
         # pydantic keeps the last value of a key. It has checked syntax and depth.
-        json.loads(content, object_pairs_hook=_require_unique, parse_int=str)
+        json.loads(content, object_pairs_hook=_require_unique, parse_int=_discard)
     except ValueError as error:
         raise UserError(f"{path}: {error}. {remedy}") from error
     return value
@@ -234,6 +234,10 @@ def read_json_lines(path: Path, expected_type: type[T], remedy: str) -> list[T]:
         for line_number, line in enumerate(lines, start=1)
         if line.strip()
     ]
+
+
+def _discard(_: str) -> None:
+    """Convert no integer, since only keys matter."""
 
 
 def _require_unique(pairs: list[tuple[str, Any]]) -> None:

@@ -306,14 +306,19 @@ class _EncodeJob:
         )
         used_shards = [shard for shard in [*shards, *encoded.shards] if not needed_keys.isdisjoint(shard.keys)]
         used_shards.sort(key=lambda shard: shard.path.name)
+        num_shards = len(used_shards)
         if self.processes.is_main:
             self._append_to_runs(counts, time.monotonic() - start)
         if encoded.faults:
             raise UserError(*_describe_faults(encoded.faults, len(records), counts))
         _check_splits_not_empty(records, skipped_ids, image_dir)
         near_duplicates: dict[Split, int] = {}
+        # For COCO each of these takes some 10 MB, and so does the index, which is written and read next.
+        del plan, needed_keys, stored_keys, shards
+        encoded.shards.clear()
         if self.processes.is_main:
             self._write_store(used_shards, image_digests, skipped_ids)
+            del used_shards, image_digests
             near_duplicates = self._find_near_duplicates(records)
             logger.info("%s: %s", STAGE, counts)
             if encoded.skipped:
@@ -324,7 +329,7 @@ class _EncodeJob:
             counts=counts,
             num_images=len(records) - len(skipped_ids),
             num_skipped_images=len(skipped_ids),
-            num_shards=len(used_shards),
+            num_shards=num_shards,
             views=self.views,
             spec=self.spec,
             near_duplicates=near_duplicates,
@@ -372,6 +377,7 @@ class _EncodeJob:
             for record in part:
                 digest = image_digests[record.image_id]
                 views = tuple(view for view in self.views if (digest, view) not in stored_keys)
+                views = self.views if views == self.views else views  # one tuple for all
                 if not views or digest in planned:
                     continue
                 planned.add(digest)

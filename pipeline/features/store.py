@@ -468,6 +468,8 @@ class FeatureStore:
             self._reset_after_fork()
         grids = np.empty((len(rows), *self.grid_shape), dtype=np.float16)
         with self._lock:
+            if len(rows) > 1:
+                self._prefetch(rows)
             for grid, (shard, row) in zip(grids, rows, strict=True):
                 self._read_row(shard, row, grid)
         return grids
@@ -514,16 +516,28 @@ class FeatureStore:
 
     def _read_row(self, shard: int, row: int, out: Grids) -> None:
         """Read one row into `out`, float16 [P, C]."""
-        if shard not in self._offsets:
-            if self._verify_reads:
-                self._verify([self._shards[shard]], silent=True)
-            self._offsets[shard] = self._find_rows(shard)
         try:
-            num_read = os.preadv(self._descriptor(shard), [out.data], self._offsets[shard] + row * out.nbytes)
+            num_read = os.preadv(self._descriptor(shard), [out.data], self._offset(shard) + row * out.nbytes)
         except OSError as error:
             raise UserError(f"{self._path(shard)}: cannot be read ({error.strerror}). {_REMEDY}") from error
         if num_read < out.nbytes:
             raise UserError(f"{self._path(shard)}: truncated at row {row}. {_REMEDY}")
+
+    def _prefetch(self, rows: Iterable[tuple[int, int]]) -> None:
+        """Let the system start to read rows, each given by shard and row: a disk reads many at once faster."""
+        if not hasattr(os, "posix_fadvise"):  # macOS
+            return
+        size = self.spec.grid_bytes
+        for shard, row in rows:
+            os.posix_fadvise(self._descriptor(shard), self._offset(shard) + row * size, size, os.POSIX_FADV_WILLNEED)
+
+    def _offset(self, shard: int) -> int:
+        """Return the byte offset of row 0 of a shard, which is verified first if reads are."""
+        if shard not in self._offsets:
+            if self._verify_reads:
+                self._verify([self._shards[shard]], silent=True)
+            self._offsets[shard] = self._find_rows(shard)
+        return self._offsets[shard]
 
     def _descriptor(self, shard: int) -> int:
         """Return the descriptor of an open shard; open it if necessary."""
