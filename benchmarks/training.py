@@ -150,7 +150,8 @@ def train_step(
                 outputs, alpha = model(grids, inputs, with_logits=False)
                 loss = projected_caption_loss(outputs, model.output_proj, alpha, targets)
             else:
-                loss = caption_loss(*model(grids, inputs), targets)
+                logits, alpha = model(grids, inputs)
+                loss = caption_loss(logits, alpha, targets)
         loss.total(loss.counts, 0.1).backward()  # type: ignore[no-untyped-call]
         with record_function("optimizer"):
             torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
