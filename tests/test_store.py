@@ -303,8 +303,9 @@ def test_a_missing_or_truncated_shard_is_an_error(folder):
     second.write_bytes(second.read_bytes()[:500])
 
     for path, image_id in ((first, 3), (second, 2**40)):
-        with pytest.raises(UserError, match=f"{path.name}: .* Run `dvc repro -f -s encode`"):
-            FeatureStore(folder).grid(image_id)
+        for image_ids in ([image_id], [image_id] * 2):
+            with pytest.raises(UserError, match=f"{path.name}: .* Run `dvc repro -f -s encode`"):
+                FeatureStore(folder).grids(image_ids)
 
 
 def test_a_shard_truncated_while_open_is_an_error(folder):

@@ -11,7 +11,7 @@ import threading
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -516,10 +516,11 @@ class FeatureStore:
 
     def _read_row(self, shard: int, row: int, out: Grids) -> None:
         """Read one row into `out`, float16 [P, C]."""
+        descriptor, offset = self._descriptor(shard), self._offset(shard) + row * out.nbytes
         try:
-            num_read = os.preadv(self._descriptor(shard), [out.data], self._offset(shard) + row * out.nbytes)
+            num_read = os.preadv(descriptor, [out.data], offset)
         except OSError as error:
-            raise UserError(f"{self._path(shard)}: cannot be read ({error.strerror}). {_REMEDY}") from error
+            raise self._cannot_be_read(shard, error) from error
         if num_read < out.nbytes:
             raise UserError(f"{self._path(shard)}: truncated at row {row}. {_REMEDY}")
 
@@ -529,7 +530,9 @@ class FeatureStore:
             return
         size = self.spec.grid_bytes
         for shard, row in rows:
-            os.posix_fadvise(self._descriptor(shard), self._offset(shard) + row * size, size, os.POSIX_FADV_WILLNEED)
+            descriptor, offset = self._descriptor(shard), self._offset(shard) + row * size
+            with suppress(OSError):  # a file system without it
+                os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 
     def _offset(self, shard: int) -> int:
         """Return the byte offset of row 0 of a shard, which is verified first if reads are."""
@@ -544,10 +547,16 @@ class FeatureStore:
         if shard in self._descriptors:
             self._descriptors.move_to_end(shard)
         else:
-            self._descriptors[shard] = os.open(self._path(shard), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                self._descriptors[shard] = os.open(self._path(shard), os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise self._cannot_be_read(shard, error) from error
             if len(self._descriptors) > _MAX_OPEN_SHARDS:
                 os.close(self._descriptors.popitem(last=False)[1])
         return self._descriptors[shard]
+
+    def _cannot_be_read(self, shard: int, error: OSError) -> UserError:
+        return UserError(f"{self._path(shard)}: cannot be read ({error.strerror}). {_REMEDY}")
 
     def _path(self, shard: int) -> Path:
         return self._folder / self._shards[shard].file
