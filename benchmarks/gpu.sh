@@ -17,7 +17,7 @@
 #   wheels: aiohttp-retry amqp annotated-types appdirs asyncssh atpublic billiard blis
 #   wheels: catalogue celery cffi click-didyoumean click-plugins click-repl cloudpathlib confection configobj
 #   wheels: cryptography cymem dictdiffer diskcache distro dpath dulwich dvc dvc-data dvc-http dvc-objects dvc-render
-#   wheels: dvc-studio-client dvc-task dvclive entrypoints flatten-dict flufl.lock funcy gitdb gitpython grandalf gto
+#   wheels: dvc-studio-client dvc-task entrypoints flatten-dict flufl.lock funcy gitdb gitpython grandalf gto
 #   wheels: iterative-telemetry kombu murmurhash orjson platformdirs preshed prompt-toolkit
 #   wheels: pycocotools pycparser pydantic pydantic-core pydantic-settings pydot pygit2 pygtrie python-dotenv
 #   wheels: ruamel.yaml scmrepo semver shortuuid shtab smart-open smmap spacy spacy-legacy spacy-loggers sqltrie srsly
