@@ -78,7 +78,7 @@ def write_random_model(
     params = replace(load_key(ROOT / "params.yaml", "train.decoder", DecoderParams), kind=kind)
     decoder = build_decoder(params, spec.grid, encoder.channels, len(vocabulary))
     with torch.no_grad():
-        decoder.score_weight *= 50
+        decoder.score_weight *= 50 if kind == "soft_attention" else 5  # leaves some weight to a sentinel
         decoder.output_proj.weight *= 20
         decoder.output_proj.bias[END] = -1000.0
     config = model_config(fingerprint="random", decoder=params, vocabulary_digest=vocabulary.digest, encoder=spec)

@@ -1,16 +1,16 @@
-"""Fused residual blocks against those of torchvision."""
+"""Fused residual blocks against the blocks that they replace."""
 
 import pytest
 import torch
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from pipeline.features.encoder import IMAGES_PER_BATCH, GridEncoder, optimize_for_inference
 from pipeline.features.resnets import Architecture
+from pipeline.features.torchvision_resnets import BasicBlock, Bottleneck
 from tests import clip_reference
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "resnet50", "resnext50_32x4d"])
-def test_fused_blocks_equal_the_blocks_of_torchvision(architecture: Architecture) -> None:
+def test_fused_blocks_equal_the_blocks_that_they_replace(architecture: Architecture) -> None:
     with torch.device("meta"):
         encoder = GridEncoder(architecture, "layer3")
     encoder.load_state_dict(clip_reference.random_weights(encoder), assign=True)

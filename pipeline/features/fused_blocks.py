@@ -6,7 +6,8 @@ float32. oneDNN does both as it stores the result of a convolution, with the sam
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from pipeline.features.torchvision_resnets import BasicBlock, Bottleneck
 
 
 class FusedBlock(nn.Module):
