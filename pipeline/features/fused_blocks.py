@@ -11,13 +11,13 @@ from pipeline.features.torchvision_resnets import BasicBlock, Bottleneck
 
 
 class FusedBlock(nn.Module):
-    """A residual block of torchvision whose batch norms are folded into its convolutions."""
+    """A residual block whose batch norms are folded into its convolutions."""
 
     def __init__(self, block: BasicBlock | Bottleneck) -> None:
         super().__init__()
         names = ("conv1", "conv2", "conv3")
         self.convolutions = nn.ModuleList(getattr(block, name) for name in names if hasattr(block, name))
-        self.downsample: nn.Conv2d | None = block.downsample[0] if block.downsample is not None else None
+        self.downsample = block.downsample[0] if block.downsample is not None else None
 
     def forward(self, features: Tensor) -> Tensor:
         """Compute the block, in place where the shortcut is the identity."""
