@@ -167,7 +167,7 @@ def main() -> None:
         }
         for name in selected:
             if name in ("pipeline", "resume") and not all(map(find_spec, ("dvc", "spacy"))):
-                print(f"== {name}: skipped, as DVC or spaCy is missing. benchmarks/gpu.sh tells how to bring it.")
+                print(f"== {name}: skipped, as DVC or spaCy is missing. benchmarks/gpu.sh explains how to bring it.")
                 continue
             start = time.monotonic()
             print(f"== {name}", flush=True)

@@ -1,4 +1,4 @@
-"""Speed of gridcap beside two public implementations, imported from checkouts of their repositories.
+"""Speed of gridcap compared with two public implementations, imported from checkouts of their repositories.
 
 Every round trains and searches with each system in turn, on the same batches and at the same sizes. Rates and ratios
 are medians over the rounds; a ratio is taken within its round. `benchmarks/peers.md` says how to get the checkouts,

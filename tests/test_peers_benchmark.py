@@ -1,4 +1,4 @@
-"""The benchmark beside public repositories: skipped peers, and peers whose checkouts environment variables name."""
+"""The comparison with public repositories: skipped peers, and peers whose checkouts environment variables name."""
 
 import os
 from pathlib import Path
@@ -47,4 +47,4 @@ def test_a_checkout_trains_and_searches(
         assert "gridcap soft_attention, float32" in rows
         first = next(row for system, row in rows.items() if system.startswith(name))
         assert float(first[0]) > 0
-        assert first[1] == "1.00"  # a peer beside itself
+        assert first[1] == "1.00"  # a peer relative to itself
