@@ -1,5 +1,6 @@
 """Stage `evaluate`: score the generated captions, and write figures, the report and the model card."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -45,9 +46,11 @@ def main(
     with fresh_folder(metrics) as folder:
         metrics_dir, plots_dir = folder / "metrics", folder / "plots"
         report_file, card_file = folder / "report.html", folder / "model_card.md"
-        scores = score(data, evaluate_params, metrics_dir)
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            figures = pool.submit(draw, data, evaluate_params, plots_dir)  # while Java computes METEOR
+            scores = score(data, evaluate_params, metrics_dir)
+            figures.result()
         analysis = analyze(data, scores.corpus, evaluate_params, metrics_dir, torch_device, batch_size)
-        draw(data, evaluate_params, plots_dir)
         dataset = compute_stats(prepared, image_dir, tokens, features)
         write_report(report_file, build_report(data, scores, analysis, dataset, evaluate_params, read_yaml(params)))
         write_model_card(card_file, data.model.config, data.history, data.refine_history, scores.summary)
