@@ -14,12 +14,14 @@ from pipeline.errors import UserError
 from pipeline.features.encoder import (
     EncodeParams,
     GridEncoder,
+    encode_batch,
     encode_grids,
     load_encoder,
     optimize_for_inference,
     weights_digest,
 )
 from pipeline.features.quantization.quantized_encoder import supports_int8
+from pipeline.features.resnets import Normalization
 from pipeline.params import load
 from tests import clip_reference
 from tests.factories import encode_params
@@ -410,6 +412,26 @@ def test_features_outside_the_range_of_float16_are_an_error(resnet, tmp_path):
 
     with pytest.raises(UserError, match="range of float16"):
         encode_grids(encoder, images)
+
+
+def test_padding_of_a_batch_does_not_count_as_an_image_outside_the_range():
+    class Inverse(torch.nn.Module):
+        """Its features are infinite for a black image."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+            self.normalization = Normalization(mean=(0.0, 0.0, 0.0), standard_deviation=(1.0, 1.0, 1.0))
+            self.pool = None
+
+        def forward(self, images):
+            return self.weight / images
+
+    gray = np.full((1, 2, 2, 3), 51, dtype=np.uint8)
+
+    assert np.allclose(encode_batch(Inverse(), gray), 5.0, rtol=1e-3)
+    with pytest.raises(UserError, match="range of float16"):
+        encode_batch(Inverse(), np.concatenate([gray, np.zeros_like(gray)]))
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs the real weights in ../shared/real")

@@ -329,7 +329,7 @@ def encode_batch(network: nn.Module, images: Pixels, size: int = IMAGES_PER_BATC
     Args:
         network: A network from `optimize_for_inference`.
         images: uint8 [B, Y, X, 3], with B at most `size`.
-        size: Batch size that the images are padded to.
+        size: Batch size that the images are padded to, by repeating them.
 
     Returns:
         Grids, float16 [B, P, C].
@@ -337,8 +337,8 @@ def encode_batch(network: nn.Module, images: Pixels, size: int = IMAGES_PER_BATC
     Raises:
         UserError: As `encode_grids`.
     """
-    batch = np.zeros((size, *images.shape[1:]), dtype=np.uint8)
-    batch[: len(images)] = images
+    # Not by black images, whose features may be outside the range of float16 where those of photographs are not.
+    batch = images.take(np.arange(size), axis=0, mode="wrap")
     return encode_grids(network, batch)[: len(images)]
 
 
