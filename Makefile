@@ -10,8 +10,9 @@ repro: $(INSTALLED)
 	gridcap repair
 	dvc repro $(STAGE)
 
+# Three processes keep two cores busy while one waits for a browser or a server.
 test: $(INSTALLED)
-	python -m pytest --numprocesses 2 --dist loadfile -m "not exhaustive" $(TESTS)
+	python -m pytest --numprocesses 3 --dist loadfile -m "not exhaustive" $(TESTS)
 
 # All tests, also those that take long: before a release.
 test-all: $(INSTALLED)

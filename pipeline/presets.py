@@ -80,12 +80,11 @@ def use(preset: Path, assignments: Sequence[str], params: Path) -> None:
             new = path.read_text(encoding="utf-8")
             (start, end), (new_start, new_end) = _section_span(text, params), _section_span(new, path)
             text = text[:start] + new[new_start:new_end] + text[end:]
-        for key, value in _leaves(overlay):
-            if key[0] != _REPLACED_SECTION:
-                text = _set(text, key, value, params, str(path))
+        merged = {key: value for key, value in _leaves(overlay) if key[0] != _REPLACED_SECTION}
+        text = _set(text, merged, params, str(path))
     for key, value, source in map(_parse_assignment, assignments):
         sections.add(key[0])
-        text = _set(text, key, value, params, source)
+        text = _set(text, {key: value}, params, source)
     _check_sections(text, sections, f"{params} (left unchanged) with {preset}")
     write_atomically(params, text)
 
@@ -130,9 +129,18 @@ def _check_sections(text: str, sections: set[str], source: str) -> None:
         check(values[name], name, section_class(name), source)
 
 
-def _set(text: str, path: _Key, value: Any, params: Path, source: str) -> str:
-    """Replace the value of a key with YAML in flow style. Of several mappings in a list, each has its own line."""
-    key, node = _find(text, path, params, source)
+def _set(text: str, values: dict[_Key, Any], params: Path, source: str) -> str:
+    """Replace the values of keys, none of which is inside of another, with YAML in flow style."""
+    document = compose_yaml(text)
+    edits = [_edit(text, document, path, value, params, source) for path, value in values.items()]
+    for (start, end), flow in sorted(edits, reverse=True):  # from the end, so that positions stay valid
+        text = text[:start] + flow + text[end:]
+    return text
+
+
+def _edit(text: str, document: Node, path: _Key, value: Any, params: Path, source: str) -> tuple[tuple[int, int], str]:
+    """Return start and end of a key's value, and its new text. Of several mappings in a list, each has its own line."""
+    key, node = _find(document, path, params, source)
     start, end = _span(text, key, node)
     # Unlike a block list, a flow value needs a space after the colon and more indentation than its key.
     separator = " " if start == end or node.start_mark.column <= key.start_mark.column else ""
@@ -143,16 +151,16 @@ def _set(text: str, path: _Key, value: Any, params: Path, source: str) -> str:
                 flow = f"[{line_break}{f',{line_break}'.join(map(_to_flow, value))}]"
             case _:
                 flow = _to_flow(value)
-        return text[:start] + separator + flow + text[end:]
     except (TypeError, ValueError) as error:
         raise UserError(
             f"{source}: {'.'.join(path)} must be null, a number, a string, a list or a mapping, got {value}."
             " Change the value."
         ) from error
+    return (start, end), separator + flow
 
 
-def _find(text: str, path: _Key, params: Path, source: str) -> tuple[Node, Node]:
-    key = node = compose_yaml(text)
+def _find(document: Node, path: _Key, params: Path, source: str) -> tuple[Node, Node]:
+    key = node = document
     for depth, name in enumerate(path):
         children = {child[0].value: child for child in node.value} if isinstance(node, MappingNode) else {}
         if name not in children:

@@ -7,9 +7,11 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import chdir
 from pathlib import Path
 from typing import Self
 
+from dvc.repo import Repo, lock_repo
 from ruamel.yaml import YAML
 
 from pipeline.presets import use
@@ -52,9 +54,8 @@ class Repository:
             "dropout": 0.1,
         }
         decoder |= {"region_dropout": 0.0, "word_dropout": 0.1}
-        repository.edit(
-            "params.yaml", train={"max_epochs": 3, "decoder": decoder}, evaluate={"meteor": False, "attention_plots": 1}
-        )
+        evaluate = {"meteor": False, "bootstrap_samples": 100, "attention_plots": 1}
+        repository.edit("params.yaml", train={"max_epochs": 3, "decoder": decoder}, evaluate=evaluate)
         (folder / ".gitignore").write_text("/data/.work\n/results/live\n/results/live_refine\n")
         git(folder, "init", "--quiet")
         repository.commit()
@@ -118,9 +119,9 @@ class Repository:
         return re.findall(r"(?m)^([0-9a-f]{7}) .* (Queued|Running|Success|Failed) *$", self.dvc("queue", "status"))
 
     def changed(self) -> list[str]:
-        """Return the stages whose dependencies have changed."""
-        output = self.dvc("status", "--json")  # preceded by a warning about the frozen stage
-        return sorted(json.loads(output[output.index("{") :]))
+        """Return the stages whose dependencies have changed, as `dvc status` does."""
+        with chdir(self.folder), Repo() as repo, lock_repo(repo):
+            return sorted(repo.status())
 
     def encode_counts(self) -> list[tuple[int, int]]:
         """Return the numbers of encoded and reused images of each run of `encode` in this clone."""

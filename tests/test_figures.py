@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from PIL import Image, ImageColor
@@ -8,6 +5,7 @@ from PIL import Image, ImageColor
 from pipeline.report.curve_style import SPLIT_COLORS
 from pipeline.report.figures import attention_strip, draw_curves
 from tests.evaluation_data import peaked_attention
+from tests.imports import imported_packages
 
 ROWS = [
     {"epoch": 1, "train_loss": 4.0, "val_loss": 4.5, "val_bleu4": None, "learning_rate": 0.1},
@@ -132,5 +130,4 @@ def test_words_and_maps_must_match_in_number(tmp_path):
 
 @pytest.mark.slow
 def test_pyplot_is_not_imported():
-    program = "import sys, pipeline.report.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+    assert imported_packages("import pipeline.report.figures", ["matplotlib.pyplot"]) == []

@@ -502,7 +502,7 @@ class _EncodeJob:
         """Write the near-duplicates of the store, warn of them, and count them by split."""
         by_id = {record.image_id: record for record in records}
         splits = {image_id: record.split for image_id, record in by_id.items()}
-        # At 123,287 images the search takes minutes, so its last result is kept.
+        # At 123,287 images the search takes most of a minute, so its last result is kept.
         results = self.folder / "near_duplicates"
         last_result = results / search_fingerprint(self._store, splits)
         try:
