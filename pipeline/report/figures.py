@@ -55,6 +55,8 @@ PANEL_SIZE = 1.9
 """Longer side of a panel, in inches."""
 PANEL_GAP, TITLE_HEIGHT = 0.08, 0.3
 """Space between panels and above each panel, in inches."""
+TITLE_PAD = 4 / 72
+"""Space between a panel and its title, in inches."""
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], folder: Path, suffix: Literal[".png", ".svg"]) -> list[Path]:
@@ -129,23 +131,19 @@ def attention_strip(
     total_height = num_rows * (panel_height + TITLE_HEIGHT) + PANEL_GAP
     with _style_for("".join(words)):
         figure = Figure(figsize=(total_width, total_height))
+        # One for all panels, in inches: Matplotlib lays out the ticks of each, also where they are not shown.
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, total_width), ylim=(0, total_height))
+        axes.set_axis_off()
         for index, (title, panel) in enumerate(panels):
             row, column = divmod(index, num_columns)
             left = PANEL_GAP + column * (panel_width + PANEL_GAP)
             bottom = total_height - (row + 1) * (panel_height + TITLE_HEIGHT)
-            axes = figure.add_axes(
-                (
-                    left / total_width,
-                    bottom / total_height,
-                    panel_width / total_width,
-                    panel_height / total_height,
-                )
-            )
-            axes.imshow(panel, interpolation="lanczos", aspect="auto")
-            axes.set_axis_off()
+            top = bottom + panel_height
+            axes.imshow(panel, interpolation="lanczos", aspect="auto", extent=(left, left + panel_width, bottom, top))
             # A letter is about 0.65 of the font size wide, and a point is 1/72 inch.
             font_size = min(12.0, 72 * panel_width / (0.65 * max(len(title), 1)))
-            axes.set_title(title, fontsize=font_size, pad=4, parse_math=False)
+            center = left + panel_width / 2
+            axes.text(center, top + TITLE_PAD, title, ha="center", fontsize=font_size, parse_math=False)
         _save(figure, path)
 
 
@@ -234,5 +232,7 @@ def _save(figure: Figure, path: Path) -> None:
         ".svg": {"Date": None, "Creator": None},
     }
     content, suffix = io.BytesIO(), path.suffix.lower()
-    figure.savefig(content, format=suffix[1:], dpi=150, metadata=metadata[suffix])
+    # Pillow's default level 6 takes three times as long as 4 for files that are 3% smaller.
+    options = {"pil_kwargs": {"compress_level": 4}} if suffix == ".png" else {}
+    figure.savefig(content, format=suffix[1:], dpi=150, metadata=metadata[suffix], **options)
     write_atomically(path, content.getvalue())
