@@ -24,7 +24,7 @@ def main(
     report: Annotated[Path, typer.Option(help="Output HTML file of the report.")],
     card: Annotated[Path, typer.Option(help="Output Markdown file of the model card.")],
     device: DeviceOption = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Batch size of teacher forcing, in images.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Batch size of teacher forcing, in images.")] = 32,
 ) -> None:
     """Score and analyze the generated captions of a split, and write figures, the report and the model card."""
     # Imported here so that --help is fast.
