@@ -48,7 +48,7 @@ def main(
         scores = score(data, evaluate_params, metrics_dir)
         analysis = analyze(data, scores.corpus, evaluate_params, metrics_dir, torch_device, batch_size)
         draw(data, evaluate_params, plots_dir)
-        dataset = compute_stats(prepared, image_dir, tokens, features)
+        dataset = compute_stats(prepared, image_dir, tokens, features, data.store)
         write_report(report_file, build_report(data, scores, analysis, dataset, evaluate_params, read_yaml(params)))
         write_model_card(card_file, data.model.config, data.history, data.refine_history, scores.summary)
         require_unchanged(params, "evaluate", evaluate_params)
