@@ -14,6 +14,7 @@ from pipeline.decoder.products import (
     SMALL_WEIGHT_SIZE,
     ConstantWeight,
     Linear,
+    constant_linear,
     linear,
     multiply,
     weight_gradient,
@@ -71,6 +72,14 @@ def test_a_constant_weight_multiplies_like_the_weight(shape: tuple[int, ...]) ->
     constant = ConstantWeight(weight, num_rows=2 * MIN_ROWS)
     assert_equals_float64(multiply(inputs, constant), expected, [inputs], doubles)
     torch.testing.assert_close(multiply(inputs, weight), expected.float(), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_rows", [1, MIN_ROWS, 3 * MIN_ROWS + 1])
+def test_a_constant_layer_projects_like_the_layer(num_rows: int) -> None:
+    layer, (inputs,) = Linear(INPUTS, OUTPUTS), random_tensors((num_rows, INPUTS))
+    project = constant_linear(layer, num_rows)
+    for rows in (inputs.detach(), inputs.detach()[: num_rows - 1]):  # the chunks of a batch differ by a row
+        torch.testing.assert_close(project(rows), F.linear(rows, layer.weight, layer.bias), rtol=1e-5, atol=1e-5)
 
 
 def test_the_gradient_of_a_weight_equals_that_of_float64() -> None:

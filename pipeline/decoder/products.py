@@ -8,6 +8,8 @@ product with few rows, and a small weight stays in the processor's cache, where 
 Shapes: `I` input features, `O` output features.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,6 +68,19 @@ class ConstantWeight:
             return inputs @ self._weight
         outputs: Tensor = _PackedProduct.apply(inputs, *self._packed)  # type: ignore[no-untyped-call]
         return outputs
+
+
+def constant_linear(layer: nn.Linear, num_rows: int) -> Callable[[Tensor], Tensor]:
+    """Return the function of a layer for many products that need no gradient.
+
+    Args:
+        layer: The layer, whose weight is copied to the layout of oneDNN once for all products.
+        num_rows: Rows of the inputs to each product.
+    """
+    weight = layer.weight.detach()
+    if not _uses_onednn(weight, weight.numel(), num_rows):
+        return layer
+    return partial(_multiply, weight=_pack(weight, num_rows), bias=layer.bias)
 
 
 def multiply(inputs: Tensor, weight: Tensor | ConstantWeight) -> Tensor:

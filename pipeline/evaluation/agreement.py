@@ -4,14 +4,17 @@ A human caption has one reference fewer than the generated caption, and fewer re
 caption is also scored against the remaining references in each round, and both are compared on the same references.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from pipeline.metrics.bootstrap import Resampling, Table, paired_difference, score_interval
 from pipeline.metrics.caption_scores import CORPUS_SCORES, compute_metrics
-from pipeline.metrics.corpus import LIBRARY, Corpus, Words
+from pipeline.metrics.cider import CiderScores, SentenceIndex
+from pipeline.metrics.corpus import LIBRARY, Corpus
 from pipeline.metrics.java import UnavailableError, require_english
 from pipeline.metrics.meteor import meteor_counts
 
@@ -42,8 +45,7 @@ def human_agreement(corpus: Corpus, with_meteor: bool, resampling: Resampling) -
     num_images = sum(len(captions) > 1 for captions in corpus.references)
     if not num_images:
         return {"num_images": 0, "protocol": list(PROTOCOL)}
-    human = _leave_one_out(corpus, lambda row, left_out: corpus.references[row][left_out])
-    model = _leave_one_out(corpus, lambda row, _: corpus.hypotheses[row])
+    human, model = _leave_one_out(corpus)
     human_tables, model_tables = _sum_tables(human), _sum_tables(model)
     unavailable = []
     if with_meteor:
@@ -62,44 +64,69 @@ def human_agreement(corpus: Corpus, with_meteor: bool, resampling: Resampling) -
                     model_tables[metric], human_tables[metric], score, resampling
                 ).rounded(),
             }
-    protocol = [*PROTOCOL, *unavailable, *human[0].protocol, resampling.protocol]
+    protocol = [*PROTOCOL, *unavailable, *human[0].corpus.protocol, resampling.protocol]
     return {"num_images": num_images, **scores, "protocol": protocol}
 
 
-def _leave_one_out(corpus: Corpus, hypothesis: Callable[[int, int], Words]) -> list[Corpus]:
-    """Build one corpus per round, in which one reference of each image is left out.
+@dataclass(frozen=True, kw_only=True)
+class _Round:
+    """The corpus of a round, in which one reference of each image is left out."""
 
-    Args:
-        corpus: The corpus; images with a single reference are skipped.
-        hypothesis: Function from the row of an image and the index of the left-out reference to the caption to score.
+    corpus: Corpus
+    cider_scores: CiderScores
+
+
+def _leave_one_out(corpus: Corpus) -> tuple[list[_Round], list[_Round]]:
+    """Return the rounds of humans, in which the left-out references are scored, and those of the model.
+
+    Images with a single reference are left out.
     """
     rows = [row for row, captions in enumerate(corpus.references) if len(captions) > 1]
-    rounds = []
-    for round_index in range(max(len(corpus.references[row]) for row in rows)):
-        left_out = {row: round_index % len(corpus.references[row]) for row in rows}
-        rounds.append(
-            Corpus(
-                image_ids=tuple(corpus.image_ids[row] for row in rows),
-                hypotheses=tuple(hypothesis(row, i) for row, i in left_out.items()),
-                references=tuple(
-                    [*corpus.references[row][:i], *corpus.references[row][i + 1 :]] for row, i in left_out.items()
-                ),
-                tokenization=corpus.tokenization,
-            )
+    captions = [[corpus.hypotheses[row], *corpus.references[row]] for row in rows]  # the generated one, then references
+    num_captions = np.array([len(image) for image in captions])  # [N]
+    first_caption = np.cumsum(num_captions) - num_captions  # [N]
+    is_reference = np.ones(num_captions.sum(), dtype=bool)  # of all captions
+    is_reference[first_caption] = False
+    # The n-grams of all captions are counted once for all rounds.
+    sentences = SentenceIndex(list(chain.from_iterable(captions)), np.repeat(np.arange(len(rows)), num_captions))
+    human: list[_Round] = []
+    model: list[_Round] = []
+    for round_index in range(num_captions.max() - 1):
+        left_out = 1 + round_index % (num_captions - 1)  # [N]
+        is_scored = is_reference.copy()
+        is_scored[first_caption + left_out] = False
+        references = tuple(
+            [*image[1:index], *image[index + 1 :]] for image, index in zip(captions, left_out.tolist(), strict=True)
         )
-    return rounds
+        for rounds, hypothesis in ((human, left_out), (model, np.zeros_like(left_out))):
+            scored = zip(captions, hypothesis.tolist(), strict=True)
+            rounds.append(
+                _Round(
+                    corpus=Corpus(
+                        image_ids=tuple(corpus.image_ids[row] for row in rows),
+                        hypotheses=tuple(image[index] for image, index in scored),
+                        references=references,
+                        tokenization=corpus.tokenization,
+                    ),
+                    cider_scores=sentences.score(first_caption + hypothesis, np.flatnonzero(is_scored)),
+                )
+            )
+    return human, model
 
 
-def _sum_tables(rounds: Sequence[Corpus]) -> dict[str, Table]:
+def _sum_tables(rounds: Sequence[_Round]) -> dict[str, Table]:
     """Sum the tables of all rounds, by metric, without METEOR. A metric must be defined in every round."""
-    tables_by_round = [compute_metrics(corpus, with_meteor=False, with_spice=False).tables for corpus in rounds]
+    tables_by_round = [
+        compute_metrics(scored.corpus, with_meteor=False, with_spice=False, cider_scores=scored.cider_scores).tables
+        for scored in rounds
+    ]
     names = [name for name in tables_by_round[0] if all(name in tables for tables in tables_by_round)]
     return {name: np.sum([tables[name] for tables in tables_by_round], axis=0) for name in names}
 
 
-def _meteor_tables(systems: Sequence[Sequence[Corpus]]) -> list[Table]:
+def _meteor_tables(systems: Sequence[Sequence[_Round]]) -> list[Table]:
     """Compute the METEOR table of each system, summed over its rounds, with a single run of Java."""
-    corpora = [corpus for rounds in systems for corpus in rounds]
+    corpora = [scored.corpus for rounds in systems for scored in rounds]
     hypotheses = [words for corpus in corpora for words in corpus.hypotheses]
     references = [captions for corpus in corpora for captions in corpus.references]
     counts = meteor_counts(hypotheses, references)

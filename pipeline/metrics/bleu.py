@@ -69,7 +69,7 @@ def _image_counts(hypothesis: Words, references: Sequence[Words]) -> list[int]:
     counts = Counter(ngrams(hypothesis, MAX_ORDER))
     max_counts: dict[tuple[str, ...], int] = {}
     for reference in references:
-        for ngram, count in Counter(ngram for ngram in ngrams(reference, MAX_ORDER) if ngram in counts).items():
+        for ngram, count in Counter(filter(counts.__contains__, ngrams(reference, MAX_ORDER))).items():
             max_counts[ngram] = max(max_counts.get(ngram, 0), count)
     matched = [0] * MAX_ORDER
     for ngram, max_count in max_counts.items():

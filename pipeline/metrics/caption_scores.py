@@ -78,13 +78,16 @@ class MetricTables:
         return float(CORPUS_SCORES[metric](self.tables[metric].sum(axis=0)))
 
 
-def compute_metrics(corpus: Corpus, with_meteor: bool, with_spice: bool) -> MetricTables:
+def compute_metrics(
+    corpus: Corpus, with_meteor: bool, with_spice: bool, cider_scores: cider.CiderScores | None = None
+) -> MetricTables:
     """Compute the tables of all metrics. Metrics that this machine or language does not have are listed as unavailable.
 
     Args:
         corpus: Hypotheses and references.
         with_meteor: Compute METEOR, which needs Java.
         with_spice: Compute SPICE, which needs Java 8 to 14 and Stanford CoreNLP.
+        cider_scores: CIDEr-D and CIDEr of the corpus, if they have been computed.
 
     Raises:
         ValueError: There are no images, or one has no reference.
@@ -105,7 +108,7 @@ def compute_metrics(corpus: Corpus, with_meteor: bool, with_spice: bool) -> Metr
             unavailable["METEOR"] = str(error)
     image_scores["ROUGE-L"] = rouge.rouge_l(hypotheses, references)
     if cider.is_defined(references):
-        cider_scores = cider.cider(hypotheses, references)
+        cider_scores = cider_scores or cider.cider(hypotheses, references)
         image_scores["CIDEr-D"], image_scores["CIDEr"] = cider_scores.cider_d, cider_scores.cider
     else:
         images = "one image" if len(references) == 1 else "images with the same n-grams in their references"

@@ -1,7 +1,7 @@
 """CIDEr and CIDEr-D: consensus of a caption with its references, by tf-idf weighted n-grams (Vedantam et al. 2015).
 
-Legend: `N` images, `R` references of all images, `S` = N + R sentences (the hypotheses, then the references),
-`G` occurrences of n-grams, `K` distinct pairs of sentence and n-gram.
+Legend: `N` images, `R` references of all images, `S` sentences, `G` occurrences of n-grams, `K` distinct pairs of
+sentence and n-gram.
 """
 
 from collections.abc import Iterator, Sequence
@@ -103,6 +103,120 @@ class DocumentFrequencies:
             yield occurrences, np.append(counts, 0)[index] * is_known
 
 
+class _Pairs(NamedTuple):
+    """The pairs of a sentence and one of its n-grams of one order, sorted by n-gram, then by image."""
+
+    sentence_index: IntArray
+    """Sentence of each pair, [K]."""
+    num_occurrences: IntArray
+    """How often the sentence has the n-gram, [K]."""
+    group: IntArray
+    """Number of the pair of n-gram and image, ascending, [K]."""
+    ngram_id: IntArray
+    """N-gram of each group, ascending, [groups]."""
+    idf: FloatArray | None
+    """Inverse document frequency of each n-gram in another corpus; None if that of the references counts."""
+
+
+class SentenceIndex:
+    """The n-grams of the captions of some images, counted once for several choices of hypotheses and references."""
+
+    def __init__(
+        self,
+        sentences: Sequence[Words],
+        sentence_image: IntArray,
+        document_frequencies: DocumentFrequencies | None = None,
+    ) -> None:
+        """Count the n-grams.
+
+        Args:
+            sentences: S tokenized captions.
+            sentence_image: Index of the image of each, [S], from 0 to N - 1.
+            document_frequencies: As for `cider`.
+        """
+        self._sentence_image = sentence_image
+        self._lengths = np.array([len(words) for words in sentences])  # [S]
+        self._by_image = np.argsort(sentence_image, kind="stable")  # [S]
+        self._rank = np.empty_like(self._by_image)  # position of each sentence in `_by_image`, [S]
+        self._rank[self._by_image] = np.arange(len(sentences))
+        self._orders: list[_Pairs] = []
+        if document_frequencies is None:
+            for occurrences in _ngrams(sentences, {}):
+                self._orders.append(self._pair(occurrences, None))
+        else:
+            for occurrences, frequency in document_frequencies.look_up(sentences):
+                idf = np.log(document_frequencies.num_images) - np.log(np.maximum(frequency, 1))
+                self._orders.append(self._pair(occurrences, idf))
+
+    def _pair(self, occurrences: _Occurrences, idf: FloatArray | None) -> _Pairs:
+        rank = self._rank[occurrences.sentence_index]  # [G]
+        key, count = np.unique(occurrences.id * len(self._rank) + rank, return_counts=True)  # [K]
+        ngram_id, rank = np.divmod(key, len(self._rank))
+        sentence_index = self._by_image[rank]
+        image = self._sentence_image[sentence_index]
+        is_first = (np.diff(ngram_id, prepend=-1) != 0) | (np.diff(image, prepend=-1) != 0)
+        return _Pairs(sentence_index, count, np.cumsum(is_first) - 1, ngram_id[is_first], idf)
+
+    def score(self, hypotheses: IntArray, references: IntArray) -> CiderScores:
+        """Compute CIDEr-D and CIDEr of each image, as `cider` does.
+
+        Args:
+            hypotheses: Index of the hypothesis of each image in the sentences, [N].
+            references: Indices of the references of all images, [R]; at least one of each image.
+        """
+        image = self._sentence_image[references]  # [R]
+        cider_sum, cider_d_sum = np.zeros(len(references)), np.zeros(len(references))  # [R]
+        for pairs in self._orders:
+            cosine, clipped_cosine = self._cosines(pairs, hypotheses, references)
+            cider_sum += cosine
+            cider_d_sum += clipped_cosine
+        length_difference = self._lengths[references] - self._lengths[hypotheses[image]]  # [R]
+        cider_d_sum *= np.exp(-(length_difference**2) / (2 * SIGMA**2))
+        factor = SCALE / (MAX_ORDER * np.bincount(image))  # [N]
+        return CiderScores(
+            cider_d=factor * np.bincount(image, cider_d_sum), cider=factor * np.bincount(image, cider_sum)
+        )
+
+    def _cosines(self, pairs: _Pairs, hypotheses: IntArray, references: IntArray) -> tuple[FloatArray, FloatArray]:
+        """Compute the cosine of each reference with the hypothesis of its image.
+
+        Returns:
+            The cosines of CIDEr and the clipped ones of CIDEr-D, each [R].
+        """
+        num_sentences, num_groups = len(self._lengths), len(pairs.ngram_id)
+        is_hypothesis, is_reference = (np.zeros(num_sentences, dtype=bool) for _ in range(2))  # [S]
+        is_hypothesis[hypotheses], is_reference[references] = True, True
+        of_hypothesis, of_reference = (
+            np.flatnonzero(chosen[pairs.sentence_index]) for chosen in (is_hypothesis, is_reference)
+        )
+        idf = pairs.idf
+        if idf is None:
+            has_reference = np.zeros(num_groups, dtype=bool)
+            has_reference[pairs.group[of_reference]] = True
+            frequency = np.bincount(pairs.ngram_id[has_reference], minlength=int(pairs.ngram_id.max(initial=-1)) + 1)
+            idf = np.log(len(hypotheses)) - np.log(np.maximum(frequency, 1))
+        weight = pairs.num_occurrences * idf[pairs.ngram_id[pairs.group]]  # [K]
+        norm = np.sqrt(np.bincount(pairs.sentence_index, weight**2, minlength=num_sentences))  # [S]
+
+        # The weight of each pair of n-gram and image in the hypothesis, 0 where the hypothesis lacks the n-gram.
+        hypothesis_weight = np.zeros(num_groups)
+        hypothesis_weight[pairs.group[of_hypothesis]] = weight[of_hypothesis]
+        hypothesis_weight = hypothesis_weight[pairs.group[of_reference]]
+        reference_weight, sentence_index = weight[of_reference], pairs.sentence_index[of_reference]
+        norm_product = norm[references] * norm[hypotheses[self._sentence_image[references]]]  # [R]
+        norm_product[norm_product == 0] = 1.0
+
+        def cosine(products: FloatArray) -> FloatArray:
+            sums = np.bincount(sentence_index, products, minlength=num_sentences)  # [S]
+            cosines: FloatArray = sums[references] / norm_product
+            return cosines
+
+        return (
+            cosine(hypothesis_weight * reference_weight),
+            cosine(np.minimum(hypothesis_weight, reference_weight) * reference_weight),
+        )
+
+
 def cider(
     hypotheses: Sequence[Words],
     references: Sequence[Sequence[Words]],
@@ -126,25 +240,13 @@ def cider(
     """
     check_corpus(hypotheses, references)
     num_images = len(hypotheses)
-    num_references = np.array([len(captions) for captions in references])  # [N]
-    reference_image = np.repeat(np.arange(num_images), num_references)  # [R]: index of the image
-    sentence_image = np.concatenate([np.arange(num_images), reference_image])  # [S]: index of the image
-    sentences = [*hypotheses, *chain.from_iterable(references)]
-    lengths = np.array([len(words) for words in sentences])  # [S]
-
-    cider_sum, cider_d_sum = np.zeros(len(reference_image)), np.zeros(len(reference_image))  # [R]
-    for occurrences, idf in _inverse_document_frequencies(sentences, sentence_image, num_images, document_frequencies):
-        cosine, clipped_cosine = _cosines(occurrences, idf, sentence_image, num_images)
-        cider_sum += cosine
-        cider_d_sum += clipped_cosine
-    length_difference = lengths[num_images:] - lengths[reference_image]  # [R]
-    cider_d_sum *= np.exp(-(length_difference**2) / (2 * SIGMA**2))
-
-    factor = SCALE / (MAX_ORDER * num_references)  # [N]
-    return CiderScores(
-        cider_d=factor * np.bincount(reference_image, cider_d_sum),
-        cider=factor * np.bincount(reference_image, cider_sum),
+    reference_image = np.repeat(np.arange(num_images), [len(captions) for captions in references])
+    index = SentenceIndex(
+        [*hypotheses, *chain.from_iterable(references)],
+        np.concatenate([np.arange(num_images), reference_image]),
+        document_frequencies,
     )
+    return index.score(np.arange(num_images), num_images + np.arange(len(reference_image)))
 
 
 def is_defined(references: Sequence[Sequence[Words]]) -> bool:
@@ -182,71 +284,3 @@ def _ngrams(sentences: Sequence[Words], word_ids: dict[str, int]) -> Iterator[_O
         # New consecutive ids, so that the product stays within int64 at any order.
         keys, ngram_id = np.unique(key, return_inverse=True)
         yield _Occurrences(sentence_index[start], ngram_id, keys)
-
-
-def _inverse_document_frequencies(
-    sentences: Sequence[Words],
-    sentence_image: IntArray,
-    num_images: int,
-    document_frequencies: DocumentFrequencies | None,
-) -> Iterator[tuple[_Occurrences, FloatArray]]:
-    """Yield the n-grams of each order, and the inverse document frequency of each distinct one, [num_ngrams].
-
-    Args:
-        sentences: S tokenized sentences.
-        sentence_image: Index of the image of each sentence, [S].
-        num_images: N; the first N sentences are the hypotheses, which are not counted.
-        document_frequencies: As for `cider`.
-    """
-    if document_frequencies is not None:
-        for occurrences, frequency in document_frequencies.look_up(sentences):
-            yield occurrences, np.log(document_frequencies.num_images) - np.log(np.maximum(frequency, 1))
-        return
-    for occurrences in _ngrams(sentences, {}):
-        is_reference = occurrences.sentence_index >= num_images
-        image = sentence_image[occurrences.sentence_index[is_reference]]
-        pairs = np.unique(occurrences.id[is_reference] * num_images + image)
-        frequency = np.bincount(pairs // num_images, minlength=len(occurrences.keys))
-        yield occurrences, np.log(num_images) - np.log(np.maximum(frequency, 1))
-
-
-def _cosines(
-    occurrences: _Occurrences, idf: FloatArray, sentence_image: IntArray, num_images: int
-) -> tuple[FloatArray, FloatArray]:
-    """Compute the cosine of each reference with the hypothesis of its image.
-
-    Args:
-        occurrences: The n-grams of one order.
-        idf: Inverse document frequency of each n-gram, [num_ngrams].
-        sentence_image: Index of the image of each sentence, [S].
-        num_images: N.
-
-    Returns:
-        The cosines of CIDEr and the clipped ones of CIDEr-D, each [R].
-    """
-    num_ngrams = max(1, len(occurrences.keys))
-    # One key for each pair of sentence and n-gram.
-    key, count = np.unique(occurrences.sentence_index * num_ngrams + occurrences.id, return_counts=True)  # [K]
-    sentence_index, ngram_id = np.divmod(key, num_ngrams)  # [K]
-    num_keys = int(np.searchsorted(sentence_index, num_images))  # keys of hypotheses, which precede the references
-    # Hypothesis i belongs to image i, so image and n-gram of a reference give the key of the n-gram in the hypothesis.
-    hypothesis_key = sentence_image[sentence_index[num_keys:]] * num_ngrams + ngram_id[num_keys:]
-    weight = count * idf[ngram_id]  # [K]
-    norm = np.sqrt(np.bincount(sentence_index, weight**2, minlength=len(sentence_image)))  # [S]
-
-    index = np.searchsorted(key[:num_keys], hypothesis_key)
-    # Keys of references whose n-gram the hypothesis has too; -1 is never a key.
-    shared = np.flatnonzero(np.append(key[:num_keys], -1)[index] == hypothesis_key)
-    hypothesis_weight, reference_weight = weight[index[shared]], weight[num_keys + shared]
-    reference_index = sentence_index[num_keys + shared] - num_images
-    norm_product = norm[num_images:] * norm[sentence_image[num_images:]]  # [R]
-    norm_product[norm_product == 0] = 1.0
-
-    def cosine(products: FloatArray) -> FloatArray:
-        cosines: FloatArray = np.bincount(reference_index, products, minlength=len(norm_product)) / norm_product
-        return cosines
-
-    return (
-        cosine(hypothesis_weight * reference_weight),
-        cosine(np.minimum(hypothesis_weight, reference_weight) * reference_weight),
-    )

@@ -131,20 +131,19 @@ def attention_strip(
     total_height = num_rows * (panel_height + TITLE_HEIGHT) + PANEL_GAP
     with _style_for("".join(words)):
         figure = Figure(figsize=(total_width, total_height))
-        # One pair of axes in inches: Matplotlib takes longer for the axes of a panel than for its pixels.
-        axes = figure.add_axes((0, 0, 1, 1))
+        # One for all panels, in inches: Matplotlib lays out the ticks of each, also where they are not shown.
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, total_width), ylim=(0, total_height))
         axes.set_axis_off()
         for index, (title, panel) in enumerate(panels):
             row, column = divmod(index, num_columns)
             left = PANEL_GAP + column * (panel_width + PANEL_GAP)
             bottom = total_height - (row + 1) * (panel_height + TITLE_HEIGHT)
             top = bottom + panel_height
-            extent = (left, left + panel_width, bottom, top)
-            axes.imshow(panel, interpolation="lanczos", aspect="auto", extent=extent)
+            axes.imshow(panel, interpolation="lanczos", aspect="auto", extent=(left, left + panel_width, bottom, top))
             # A letter is about 0.65 of the font size wide, and a point is 1/72 inch.
             font_size = min(12.0, 72 * panel_width / (0.65 * max(len(title), 1)))
-            axes.text(left + panel_width / 2, top + TITLE_PAD, title, fontsize=font_size, ha="center", parse_math=False)
-        axes.set(xlim=(0, total_width), ylim=(0, total_height))
+            center = left + panel_width / 2
+            axes.text(center, top + TITLE_PAD, title, ha="center", fontsize=font_size, parse_math=False)
         _save(figure, path)
 
 
@@ -233,7 +232,7 @@ def _save(figure: Figure, path: Path) -> None:
         ".svg": {"Date": None, "Creator": None},
     }
     content, suffix = io.BytesIO(), path.suffix.lower()
-    # Compressing at the default level takes twice as long as drawing, for files that are a tenth smaller.
-    options: dict[str, Any] = {"pil_kwargs": {"compress_level": 4}} if suffix == ".png" else {}
-    figure.savefig(content, format=suffix[1:], dpi=150, metadata=metadata[suffix], **options)
+    # Pillow's default level 6 takes three times as long as 4 for files that are 3% smaller.
+    pil_kwargs = {"compress_level": 4} if suffix == ".png" else None
+    figure.savefig(content, format=suffix[1:], dpi=150, metadata=metadata[suffix], pil_kwargs=pil_kwargs)
     write_atomically(path, content.getvalue())

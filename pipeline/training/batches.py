@@ -25,8 +25,8 @@ _PREFETCHED_BATCHES = 2
 
 _CPU = torch.device("cpu")
 
-_ImageView = tuple[int, int]
-"""Index of an image in the split, and index of one of its stored views."""
+_ImageViews = NDArray[np.int64]
+"""Index of each image in the split, and index of one of its stored views [B, 2]."""
 
 
 class GridSource(Protocol):
@@ -92,7 +92,7 @@ class CaptionBatches:
     def by_length(self) -> Iterator[Batch]:
         """Yield every image once, sorted by its longest caption, which keeps padding short."""
         order = np.argsort(self._max_length(), kind="stable")
-        return self._load(self._split([(image, 0) for image in order.tolist()]))
+        return self._load(self._split(order, np.zeros_like(order)))
 
     def shuffled(
         self, seed: int, epoch: int, start_batch: int = 0, rank: int = 0, world_size: int = 1
@@ -117,23 +117,24 @@ class CaptionBatches:
         for start in range(0, len(order), bucket_size):
             bucket = order[start : start + bucket_size]
             order[start : start + bucket_size] = bucket[np.argsort(max_length[bucket], kind="stable")]
-        views = rng.integers(self._num_views, size=len(order)).tolist()
-        batches = self._split(list(zip(order.tolist(), views, strict=True)))
+        batches = self._split(order, rng.integers(self._num_views, size=len(order)))
         batches = [batches[index] for index in rng.permutation(len(batches))][start_batch:]
         shares = [batch[rank::world_size] for batch in batches]
-        loaded = self._load([share or batch[:1] for share, batch in zip(shares, batches, strict=True)])
+        loaded = self._load([share if len(share) else batch[:1] for share, batch in zip(shares, batches, strict=True)])
         for share, batch in zip(shares, loaded, strict=True):
-            yield batch if share else replace(batch, tokens=torch.full_like(batch.tokens, PAD), has_captions=False)
+            yield batch if len(share) else replace(batch, tokens=torch.full_like(batch.tokens, PAD), has_captions=False)
 
     def _max_length(self) -> NDArray[np.int64]:
         """Return the length of the longest caption of each image, in ids."""
         max_length: NDArray[np.int64] = np.maximum.reduceat(self._captions.length, self._first_caption)
         return max_length
 
-    def _split(self, views: Sequence[_ImageView]) -> list[Sequence[_ImageView]]:
-        return [views[start : start + self._batch_size] for start in range(0, len(views), self._batch_size)]
+    def _split(self, images: NDArray[np.int64], views: NDArray[np.int64]) -> list[_ImageViews]:
+        """Divide images and their views into batches. Arrays need a fifth of the memory of lists."""
+        image_views = np.stack([images, views], axis=1)  # [N, 2]
+        return [image_views[start : start + self._batch_size] for start in range(0, len(images), self._batch_size)]
 
-    def _load(self, batches: Sequence[Sequence[_ImageView]]) -> Iterator[Batch]:
+    def _load(self, batches: Sequence[_ImageViews]) -> Iterator[Batch]:
         """Load batches in a background thread, some batches ahead of the caller, and copy them to the device."""
         loaded = self._read_ahead(batches)
         if self._device.type == "cpu":
@@ -143,7 +144,7 @@ class CaptionBatches:
             replace(batch, grids=grids, tokens=tokens) for batch, (grids, tokens) in copy_ahead(pinned, self._device)
         )
 
-    def _read_ahead(self, batches: Sequence[Sequence[_ImageView]]) -> Iterator[Batch]:
+    def _read_ahead(self, batches: Sequence[_ImageViews]) -> Iterator[Batch]:
         with ThreadPoolExecutor(max_workers=1) as reader:
             pending = [reader.submit(self._load_batch, views) for views in batches[:_PREFETCHED_BATCHES]]
             for index in range(len(batches)):
@@ -152,10 +153,10 @@ class CaptionBatches:
                     pending.append(reader.submit(self._load_batch, batches[index + _PREFETCHED_BATCHES]))
                 yield batch
 
-    def _load_batch(self, image_views: Sequence[_ImageView]) -> Batch:
-        images, views = zip(*image_views, strict=True)
-        image_ids = tuple(self.image_ids[image] for image in images)
-        index = np.array(images)[:, np.newaxis]  # [B, 1]
+    def _load_batch(self, image_views: _ImageViews) -> Batch:
+        images, views = image_views.T  # [B] each
+        image_ids = tuple(self.image_ids[image] for image in images.tolist())
+        index = images[:, np.newaxis]  # [B, 1]
         caption = np.arange(self._num_captions[index].max())  # [K]
         is_caption = caption < self._num_captions[index]  # [B, K]
         rows = self._first_caption[index] + np.where(is_caption, caption, 0)  # [B, K]
@@ -165,6 +166,6 @@ class CaptionBatches:
             tokens = np.pad(tokens, ((0, 0), (0, 0), (0, padding)), constant_values=PAD)
         return Batch(
             image_ids=image_ids,
-            grids=pin(torch.from_numpy(self._store.grids(image_ids, views)), self._device),
+            grids=pin(torch.from_numpy(self._store.grids(image_ids, views.tolist())), self._device),
             tokens=pin(torch.from_numpy(tokens.astype(np.int64)), self._device),
         )

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.decoder.products import constant_linear
+
 MAX_LOGITS = 2**22
 """Maximum logits of a chunk: 16 MiB in float32."""
 
@@ -55,10 +57,13 @@ def chunked_predictions(outputs: Tensor, output_proj: nn.Linear, targets: Tensor
     """
     cross_entropy = outputs.new_zeros((), dtype=torch.float32)
     predicted = torch.empty_like(targets)
-    for rows in _chunks(len(targets), output_proj.out_features):
-        logits = output_proj(outputs[rows]).float()  # [n, V]
+    chunks = list(_chunks(len(targets), output_proj.out_features))
+    project = constant_linear(output_proj, len(targets) // len(chunks))
+    for rows in chunks:
+        logits = project(outputs[rows]).float()  # [n, V]
         cross_entropy += F.cross_entropy(logits, targets[rows], reduction="sum")
-        predicted[rows] = logits.argmax(dim=-1)
+        # NumPy's `argmax` takes a tenth of the time of PyTorch's on a CPU.
+        predicted[rows] = torch.from_numpy(logits.numpy().argmax(axis=-1))
     return cross_entropy, predicted
 
 

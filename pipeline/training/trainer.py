@@ -32,6 +32,7 @@ from pipeline.errors import UserError
 from pipeline.features.store import FeatureStore
 from pipeline.metrics.cider import is_defined
 from pipeline.params import DEPENDENCY, params_section
+from pipeline.training.adam import Adam
 from pipeline.training.batches import Batch, CaptionBatches, GridSource
 from pipeline.training.checkpoint import Progress, TrainingState, load_checkpoint, random_state, save_checkpoint
 from pipeline.training.ema import make_ema
@@ -214,10 +215,10 @@ class Trainer:
         if initial_weights is not None:
             self.decoder.load_state_dict(initial_weights)
         self.decoder.compiled = params.compile
-        optimizer_class = torch.optim.AdamW if params.optimizer == "adamw" else torch.optim.Adam
+        decoupled = params.optimizer == "adamw"
         self._state = TrainingState(
             decoder=self.decoder,
-            optimizer=optimizer_class(self.decoder.parameters(), weight_decay=params.weight_decay, fused=True),
+            optimizer=Adam(self.decoder.parameters(), params.weight_decay, decoupled_weight_decay=decoupled),
             ema=make_ema(self.decoder, params.ema_decay),
         )
         # Every rank has the same initial weights. From here on, random states differ, and so does dropout.
