@@ -87,6 +87,19 @@ def test_damaged_images_of_the_work_folder_are_rendered_again(dataset, tmp_path)
 
 
 @pytest.mark.slow
+def test_an_image_that_cannot_be_written_is_an_error(tmp_path):
+    with write_dataset(params(num_train=1), tmp_path, num_workers=1) as finished:
+        image = finished / "images" / "train_00000.jpg"
+    image.unlink()
+    image.mkdir()
+    with (
+        pytest.raises(IsADirectoryError, match=image.name),
+        write_dataset(params(num_train=1), tmp_path, num_workers=1),
+    ):
+        pass
+
+
+@pytest.mark.slow
 def test_an_image_does_not_depend_on_the_number_of_images(dataset, tmp_path):
     with write_dataset(params(num_train=1, num_val=3, num_test=1), tmp_path, num_workers=1) as finished:
         small, large = read_files(finished), read_files(dataset)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.scenes.distance_fields import ObjectField, rotation
 from pipeline.scenes.scene import FOOTPRINT_RADIUS, SHAPES, SIZES, SceneObject
-from pipeline.scenes.vectors import column, dot, length, normalize
+from pipeline.scenes.vectors import Vector, column, dot, length, normalize, smoothstep
 
 SPHERE = SceneObject(shape="sphere", color="red", size="large", texture="matte", x=0.3, z=7.0, yaw=0.0)
 scene_objects = st.builds(
@@ -82,6 +82,43 @@ def test_light_is_blocked_behind_an_object_and_partly_blocked_near_its_silhouett
     assert visibility[4] == 1
     points_towards_light = points + column((2.6, 0.0, 0.0))
     assert field.soft_shadow(points_towards_light, light_direction) == pytest.approx(1)
+
+
+def soft_shadow_of_all(field: ObjectField, points: np.ndarray, light_direction: Vector) -> np.ndarray:
+    """Trace a ray from every point through the whole of the object, without any test that saves work."""
+    origin, heading = field.to_object_space(points), field._rotate_to_object(column(light_direction))
+    radius = field.shape_field.bounding_radius
+    closest = -dot(origin, heading)
+    max_miss = radius + np.maximum(closest, 0) / np.float32(9)
+    is_near = (closest > -radius) & (dot(origin, origin) - closest * closest < max_miss * max_miss)
+    t = np.maximum(closest - 1.2 * radius, 0.03)
+    min_ratio = np.ones_like(t)
+    for _ in range(16):
+        distance = field.shape_field.distance(origin + heading * t)
+        min_ratio = np.minimum(min_ratio, distance * 9.0 / t)
+        t = t + np.clip(distance, 0.03, 2.4 * radius / 16)
+    return np.where(is_near, smoothstep(np.maximum(min_ratio, 0)), 1)
+
+
+@settings(max_examples=30)
+@given(
+    scene_object=scene_objects,
+    azimuth=st.floats(0, math.tau),
+    elevation=st.floats(0, math.pi / 2),
+    seed=st.integers(0, 1000),
+)
+def test_soft_shadow_skips_only_rays_that_change_nothing(scene_object, azimuth, elevation, seed):
+    horizontal = math.cos(elevation)
+    light_direction = (horizontal * math.cos(azimuth), math.sin(elevation), horizontal * math.sin(azimuth))
+    field = ObjectField.from_object(scene_object)
+    rng = np.random.default_rng(seed)
+    # From 0.5 to 30 units away; half of the points are on the floor.
+    offsets = rng.uniform(-1, 1, (3, 1500)) * np.geomspace(0.5, 30, 1500)
+    points = (column(field.center) + offsets).astype(np.float32)
+    points[1] = np.maximum(offsets[1], 0)
+    visibility = field.soft_shadow(points, light_direction)
+    assert (visibility == soft_shadow_of_all(field, points, light_direction)).all()
+    assert visibility.min() < 0.5
 
 
 @pytest.mark.parametrize("angle", np.linspace(-1, 2, 61).tolist())

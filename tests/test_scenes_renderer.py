@@ -32,7 +32,16 @@ ALL_TEXTURES = replace(
         replace(SPHERE, shape="pyramid", color="white", texture="spotted", x=1.3, z=8.5),
     ),
 )
-DIGEST = "6fef1baed266c26ae89c1112745562877726d0703442bdfe373526e7d32ef2f8"
+AT_THE_FRAME = replace(
+    SCENE,
+    floor="grassy",
+    light_direction=(-0.6, 0.64, -0.48),
+    objects=(
+        replace(SPHERE, shape="cone", color="green", x=-1.95),
+        replace(SPHERE, shape="cylinder", size="small", texture="shiny", x=1.7),
+        replace(SPHERE, shape="cube", x=0.2, z=4.9, yaw=0.3),
+    ),
+)
 
 
 def render_signed(*objects: SceneObject, image_size: int = 64) -> np.ndarray:
@@ -54,8 +63,28 @@ def digest(scene: Scene, image_size: int) -> str:
     return hashlib.sha256(render(scene, image_size).image.tobytes()).hexdigest()
 
 
-def test_pixels_are_the_same_on_every_machine():
-    assert digest(ALL_TEXTURES, 64) == DIGEST
+@pytest.mark.parametrize(
+    ("scene", "expected"),
+    [
+        (ALL_TEXTURES, "6fef1baed266c26ae89c1112745562877726d0703442bdfe373526e7d32ef2f8"),
+        (AT_THE_FRAME, "cfa2e6aaba57746fc2ad3410816530668ce54376e6625cb505cd7699fc824228"),
+        # The camera sees the floor only, the backdrop only, and mostly the backdrop.
+        (
+            replace(AT_THE_FRAME, floor="sandy", camera_pitch=1.0),
+            "df0568d27fd9f2b826790952d67f137de04b3c4f961708d5cc27610100cb1122",
+        ),
+        (
+            replace(AT_THE_FRAME, floor="carpeted", camera_pitch=-0.4),
+            "a0f70d6833653ab7bc3868e36aa40279418d5168539b030bacd4d787ad16c76d",
+        ),
+        (
+            replace(AT_THE_FRAME, floor="carpeted", camera_pitch=0.1),
+            "6ba6730c43a8bded109daedc0133cfabe8e4c80aa74524503e8b74cf8bfe02d6",
+        ),
+    ],
+)
+def test_pixels_are_the_same_on_every_machine(scene, expected):
+    assert digest(scene, 64) == expected
 
 
 @pytest.mark.slow

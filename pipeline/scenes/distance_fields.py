@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.scenes.scene import SceneObject, Shape, Size
 from pipeline.scenes.vectors import FloatArray, Vector, column, dot, length, normalize, smoothstep
@@ -24,6 +25,8 @@ _NUM_SHADOW_STEPS = 16
 _GRADIENT_STEP = 0.003
 _SHADOW_SHARPNESS = 9.0
 """Inverse of the light's angular radius in radians; higher values give harder shadows."""
+_SHADOW_MARGIN = 0.05
+"""Margin of the rectangle that contains a shadow, in world units; rounding errors are far smaller."""
 _RING_YAW_RANGE = 1 / 6
 """Range of the yaw of rings, in turns: they roughly face the camera, so that their hole is visible."""
 
@@ -102,8 +105,8 @@ class ObjectField:
         rays = np.flatnonzero((half_chord_squared > 0) & (closest > 0))
         half_chord = np.sqrt(half_chord_squared[rays])
         t, t_exit = closest[rays] - half_chord, closest[rays] + half_chord
-        origin = np.broadcast_to(origin, directions.shape)[:, rays]
-        heading = heading[:, rays]
+        origin = np.broadcast_to(origin, directions.shape).take(rays, axis=1)
+        heading = heading.take(rays, axis=1)
         for _ in range(_NUM_TRACE_STEPS):
             distance = self.shape_field.distance(origin + heading * t)
             t = t + distance
@@ -113,7 +116,7 @@ class ObjectField:
             if len(active) == 0:
                 break
             rays, t, t_exit = rays[active], t[active], t_exit[active]
-            origin, heading = origin[:, active], heading[:, active]
+            origin, heading = origin.take(active, axis=1), heading.take(active, axis=1)
         return hits
 
     def soft_shadow(self, points: FloatArray, light_direction: Vector) -> FloatArray:
@@ -123,26 +126,47 @@ class ObjectField:
         distance traveled: https://iquilezles.org/articles/rmshadows/.
 
         Args:
-            points: World points [3, R].
+            points: World points [3, R] on or above the floor.
             light_direction: Unit vector towards the light.
         """
         visibility = np.ones(points.shape[1], dtype=np.float32)
-        origin, heading = self.to_object_space(points), self._rotate_to_object(column(light_direction))
+        rays = self._find_shadow(points, light_direction)
+        origin = self.to_object_space(points.take(rays, axis=1))
+        heading = self._rotate_to_object(column(light_direction))
         # Rays that miss the bounding sphere by more than the penumbra are fully lit.
         radius = self.shape_field.bounding_radius
         closest = -dot(origin, heading)
         miss_squared = dot(origin, origin) - closest * closest
         max_miss = radius + np.maximum(closest, 0.0) * (1 / _SHADOW_SHARPNESS)
-        rays = np.flatnonzero((closest > -radius) & (miss_squared < max_miss * max_miss))
-        origin = origin[:, rays]
-        t = np.maximum(closest[rays] - 1.2 * radius, 0.03)
+        near = np.flatnonzero((closest > -radius) & (miss_squared < max_miss * max_miss))
+        rays, origin = rays.take(near), origin.take(near, axis=1)
+        t = np.maximum(closest.take(near) - 1.2 * radius, 0.03)
         min_ratio = np.ones(len(rays), dtype=np.float32)
-        for _ in range(_NUM_SHADOW_STEPS):
+        for _ in range(_NUM_SHADOW_STEPS if len(rays) else 0):
             distance = self.shape_field.distance(origin + heading * t)
             np.minimum(min_ratio, distance * _SHADOW_SHARPNESS / t, out=min_ratio)
             t = t + np.clip(distance, 0.03, 2.4 * radius / _NUM_SHADOW_STEPS)
         visibility[rays] = smoothstep(np.maximum(min_ratio, 0.0))
         return visibility
+
+    def _find_shadow(self, points: FloatArray, light_direction: Vector) -> NDArray[np.intp]:
+        """Return the indices [N] of world points [3, R] that may be in the object's shadow.
+
+        These points are above a rectangle on the floor, which contains the shadow of the bounding sphere.
+        """
+        # That shadow is a cone, which widens from the sphere to its end on the floor, `reach` away from the center.
+        radius = self.bounding_radius + _SHADOW_MARGIN
+        sine = math.sqrt(max(1 - light_direction[1] * light_direction[1], 0.0))
+        slope = max(light_direction[1] - sine / _SHADOW_SHARPNESS, 1e-6)
+        reach = (self.center[1] + _SHADOW_MARGIN + sine * radius) / slope
+        end_radius = radius + reach / _SHADOW_SHARPNESS
+        is_near = np.ones(points.shape[1], dtype=np.bool_)
+        for axis in (0, 2):
+            start = self.center[axis] + light_direction[axis] * radius
+            end = self.center[axis] - light_direction[axis] * reach
+            is_near &= points[axis] > min(start - radius, end - end_radius)
+            is_near &= points[axis] < max(start + radius, end + end_radius)
+        return np.flatnonzero(is_near)
 
     def normals(self, points: FloatArray) -> FloatArray:
         """Return unit normals [3, R], in the world, at surface points [3, R] of object space."""

@@ -32,8 +32,8 @@ FOCAL_LENGTH = 1.8
 """In image widths."""
 
 _SUPERSAMPLING = 2  # Subsamples per pixel along each side; _to_pixels averages exactly four.
-_RAYS_PER_CHUNK = 16384
-"""Small enough for intermediate results to stay in the processor's cache."""
+_POINTS_PER_CHUNK = 16384
+"""Small enough for the intermediate results of a texture to stay in the processor's cache."""
 _HORIZON = -0.02
 """Rays whose y direction is above this never reach the floor."""
 _FADE_START, _FADE_END = 10.0, 26.0
@@ -85,19 +85,16 @@ def render(scene: Scene, image_size: int) -> Rendering:
     depth = np.full((camera.side, camera.side), np.inf, dtype=np.float32)  # [S, S]
     object_index = np.full((camera.side, camera.side), -1, dtype=np.int8)  # [S, S], -1 for the background
     silhouette_sizes = [_rasterize(depth, object_index, index, field, camera) for index, field in enumerate(fields)]
+    masks = [object_index == index for index in range(len(fields))]
 
     directions = camera.directions(0, camera.side, 0, camera.side)  # [3, S * S]
-    color = np.empty_like(directions)  # [3, S * S]
-    background = np.flatnonzero(object_index < 0)
-    for rays in np.array_split(background, len(background) // _RAYS_PER_CHUNK + 1):
-        color[:, rays] = _shade_background(scene, camera, fields, directions[:, rays])
-    for index, field in enumerate(fields):
-        rays = np.flatnonzero(object_index == index)
-        ray_directions = directions[:, rays]
-        points = column((0.0, camera.height, 0.0)) + ray_directions * depth.reshape(-1)[rays]
+    color = _shade_background(scene, camera, fields, directions)  # [3, S * S]
+    for field, mask in zip(fields, masks, strict=True):
+        rays = np.flatnonzero(mask)
+        ray_directions = directions.take(rays, axis=1)
+        points = column((0.0, camera.height, 0.0)) + ray_directions * depth.take(rays)
         color[:, rays] = _shade_object(scene, fields, field, points, ray_directions, reflections=True)
 
-    masks = [object_index == index for index in range(len(fields))]
     return Rendering(
         image=_to_pixels(color, image_size),
         boxes=tuple(_bounding_box(mask) for mask in masks),
@@ -165,14 +162,11 @@ def _rasterize(
     top, bottom, left, right = camera.project_bounds(field)
     hits = field.intersect(column((0.0, camera.height, 0.0)), camera.directions(top, bottom, left, right))
     hits = hits.reshape(bottom - top, right - left)  # [H, W]
-    rows, columns = np.arange(top, bottom), np.arange(left, right)
-    rows_in_frame = (rows >= 0) & (rows < camera.side)
-    columns_in_frame = (columns >= 0) & (columns < camera.side)
-    window = np.ix_(rows[rows_in_frame], columns[columns_in_frame])
-    hits_in_frame = hits[np.ix_(rows_in_frame, columns_in_frame)]
-    is_nearer = hits_in_frame < depth[window]
-    depth[window] = np.where(is_nearer, hits_in_frame, depth[window])
-    object_index[window] = np.where(is_nearer, np.int8(index), object_index[window])
+    rows, columns = (slice(*np.clip((start, stop), 0, camera.side)) for start, stop in ((top, bottom), (left, right)))
+    hits_in_frame = hits[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+    is_nearer = hits_in_frame < depth[rows, columns]
+    object_index[rows, columns][is_nearer] = index
+    np.minimum(depth[rows, columns], hits_in_frame, out=depth[rows, columns])
     return int(np.count_nonzero(np.isfinite(hits)))
 
 
@@ -296,16 +290,22 @@ def _trace_reflections(
 
 
 def _shade_background(scene: Scene, camera: _Camera, fields: list[ObjectField], directions: FloatArray) -> FloatArray:
-    """Return the colors [3, R] of the floor or the backdrop along camera rays that hit no object."""
-    color = _backdrop(scene, directions[1])
-    down = np.flatnonzero(directions[1] < _HORIZON)
-    heading = directions[:, down]
-    distance = camera.height / -heading[1]
+    """Return the colors [3, R] of the backdrop and the floor along all camera rays, row by row from the top.
+
+    Rays that hit an object are shaded, too: gathering the others would take longer.
+    """
+    is_floor = directions[1] < _HORIZON
+    first = int(np.argmax(is_floor))  # All rays before this one reach the backdrop only.
+    slope: FloatArray = np.maximum(-directions[1, first:], -_HORIZON)
+    distance: FloatArray = camera.height / slope
     # The flatter the ray, the longer the footprint of a subsample on the floor.
-    footprint = distance / (FOCAL_LENGTH * camera.side) / -heading[1]
-    floor = _shade_floor(scene, fields, heading * distance + column((0.0, camera.height, 0.0)), footprint)
+    footprint = distance / (FOCAL_LENGTH * camera.side) / slope
+    points = directions[:, first:] * distance + column((0.0, camera.height, 0.0))
+    floor = _shade_floor(scene, fields, points, footprint)
+    color = _backdrop(scene, directions[1])
+    backdrop = color[:, first:]
     fade = np.clip((distance - _FADE_START) / (_FADE_END - _FADE_START), 0.0, 1.0)
-    color[:, down] = mix(floor, color[:, down], smoothstep(fade))
+    np.copyto(backdrop, mix(floor, backdrop, smoothstep(fade)), where=is_floor[first:])
     return color
 
 
@@ -316,13 +316,18 @@ def _shade_floor(scene: Scene, fields: list[ObjectField], points: FloatArray, fo
     for field in fields:
         incoming *= field.soft_shadow(points, scene.light_direction)
         visibility *= _contact_shadow(field, points)
-    light = visibility * (incoming * column(_LIGHT_COLOR) + _SKY_POWER * column(_SKY_COLOR))
 
     # The texture is rotated and shifted from scene to scene.
     cosine, sine = rotation(scene.tint[0] * 5)
-    u = cosine * points[0] - sine * points[2] + scene.tint[1] * 61
-    v = sine * points[0] + cosine * points[2] + scene.tint[2] * 47
-    color: FloatArray = _floor_albedo(scene) * FLOOR_TEXTURES[scene.floor].pattern(u, v, footprint) * light
+    color = np.empty_like(points)
+    for start in range(0, points.shape[1], _POINTS_PER_CHUNK):
+        chunk = slice(start, start + _POINTS_PER_CHUNK)
+        x, _, z = points[:, chunk]
+        u = cosine * x - sine * z + scene.tint[1] * 61
+        v = sine * x + cosine * z + scene.tint[2] * 47
+        albedo = _floor_albedo(scene) * FLOOR_TEXTURES[scene.floor].pattern(u, v, footprint[chunk])
+        light = visibility[chunk] * (incoming[chunk] * column(_LIGHT_COLOR) + _SKY_POWER * column(_SKY_COLOR))
+        color[:, chunk] = albedo * light
     return color
 
 

@@ -51,19 +51,23 @@ def smoothstep(t: FloatArray) -> FloatArray:
 
 def lattice_noise(u: FloatArray, v: FloatArray) -> FloatArray:
     """Return white noise [R] in [0, 1) at integer coordinates, with period 256 in `u` and `v`."""
-    value: FloatArray = _LATTICE[((v.astype(np.int32) & 255) << 8) | (u.astype(np.int32) & 255)]
-    return value
+    return _LATTICE.take(_lattice_index(u, v))
 
 
 def value_noise(u: FloatArray, v: FloatArray) -> FloatArray:
     """Return smooth noise [R] in [0, 1): the lattice noise, interpolated between integer coordinates."""
     left, top = np.floor(u), np.floor(v)
     t_u, t_v = smoothstep(u - left), smoothstep(v - top)
-    i, j = left.astype(np.int32) & 255, (top.astype(np.int32) & 255) << 8  # lattice indices are j | i
-    next_i, next_j = (i + 1) & 255, (j + 256) & 0xFFFF
-    upper = mix(_LATTICE[j | i], _LATTICE[j | next_i], t_u)
-    lower = mix(_LATTICE[next_j | i], _LATTICE[next_j | next_i], t_u)
+    corners = _LATTICE_CELLS.take(_lattice_index(left, top), axis=0)  # [R, 4]
+    upper = corners[:, 0] + corners[:, 1] * t_u
+    lower = corners[:, 2] + corners[:, 3] * t_u
     return mix(upper, lower, t_v)
+
+
+def _lattice_index(u: FloatArray, v: FloatArray) -> NDArray[np.int32]:
+    """Return the indices [R] of integer coordinates in the lattice."""
+    index: NDArray[np.int32] = ((v.astype(np.int32) & 255) << 8) | (u.astype(np.int32) & 255)
+    return index
 
 
 def _make_lattice() -> FloatArray:
@@ -76,4 +80,12 @@ def _make_lattice() -> FloatArray:
     return (value >> np.uint32(8)).astype(np.float32) / np.float32(1 << 24)
 
 
+def _make_lattice_cells(lattice: FloatArray) -> FloatArray:
+    """Return, for each value of the lattice, itself and its difference to the next in `u`; the same at the next `v`."""
+    values = lattice.reshape(256, 256)
+    row = np.stack([values, np.roll(values, -1, axis=1) - values], axis=-1)  # [v, u, 2]
+    return np.concatenate([row, np.roll(row, -1, axis=0)], axis=-1).reshape(-1, 4)
+
+
 _LATTICE = _make_lattice()
+_LATTICE_CELLS = _make_lattice_cells(_LATTICE)
