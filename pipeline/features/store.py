@@ -30,7 +30,7 @@ from pipeline.artifacts import (
     file_digests,
     fingerprint,
     publish,
-    read_document,
+    read_document_in_parts,
     write_atomically,
     write_document,
 )
@@ -355,8 +355,25 @@ def shard_digests(index: Path, fingerprint: str) -> dict[str, str]:
     Raises:
         UserError: The file is missing, damaged or of another schema version.
     """
-    contents = read_document(index, _Index, _REMEDY, SCHEMA)
+    contents, _, _ = _read_index(index)
     return {shard.file: shard.sha256 for shard in contents.shards} if contents.fingerprint == fingerprint else {}
+
+
+def _read_index(path: Path) -> tuple[_Index, npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """Read an index.
+
+    The Python objects of all images would take 100 MB for COCO.
+
+    Returns:
+        The index, which lacks images; the image ids, ascending [N]; shard and row of each of their views [N, V, 2].
+    """
+    ids, rows = [], []
+    for index in read_document_in_parts(path, _Index, _REMEDY, SCHEMA, "images"):
+        ids.append(np.array([*index.images], dtype=np.int64))
+        rows.append(np.array([*index.images.values()], dtype=np.int32).reshape(-1, len(index.views), 2))
+    image_ids = np.concatenate(ids)
+    order = image_ids.argsort()
+    return index, image_ids[order], np.concatenate(rows)[order]
 
 
 class FeatureStore:
@@ -377,7 +394,7 @@ class FeatureStore:
             UserError: The index is missing, damaged, of another schema version, or has another fingerprint.
         """
         self._folder = Path(folder)
-        index = read_document(self._folder / INDEX_FILE, _Index, _REMEDY, SCHEMA)
+        index, self._image_ids, self._rows = _read_index(self._folder / INDEX_FILE)
         self.spec = index.spec
         """Spec of the encoder that made the grids."""
         self.fingerprint = index.fingerprint
@@ -387,10 +404,6 @@ class FeatureStore:
         self.skipped_ids = frozenset(index.skipped)
         """Ids of the images that `encode` skipped, since their files cannot be decoded."""
         self._shards = index.shards
-        # Arrays, since a dictionary of tuples would take 120 MB for COCO.
-        self._image_ids = np.array(sorted(index.images), dtype=np.int64)  # [N]
-        rows = [index.images[image_id] for image_id in self._image_ids.tolist()]
-        self._rows = np.array(rows, dtype=np.int32)  # shard and row of each view of each image [N, V, 2]
         if fingerprint not in (None, self.fingerprint):
             raise UserError(
                 f"{self._folder / INDEX_FILE}: has features of encoder fingerprint {self.fingerprint}, expected"
