@@ -350,10 +350,11 @@ def read_document_in_parts(
         expected_type: As for `read_document`.
         remedy: As for `read_document`.
         schema: As for `read_document`.
-        key: Key of the large object, whose members have no objects in them; None reads the document once.
+        key: Key of the large object, which `expected_type` requires; None reads the document once.
 
     Yields:
-        The document with at most `_MEMBERS_PER_PART` members of the large object, until it has yielded all.
+        The document with at most `_MEMBERS_PER_PART` members of the large object, until it has yielded all. If the
+        members have objects in them, all members at once.
 
     Raises:
         UserError: As `read_document`. The digest is compared after the last part.

@@ -326,9 +326,10 @@ def write_index(
         spec: Spec of the encoder that made the grids.
         views: Views of every image, in the order of the index.
         shards: The shards, which must have a row for every image and view.
-        image_digests: Image id to the SHA-256 of its file.
+        image_digests: Image id to the SHA-256 of its file; may have skipped images.
         skipped: Ids of the images that were skipped, since their files cannot be decoded.
     """
+    skipped_ids = frozenset(skipped)
     locations = {key: (shard, row) for shard, entry in enumerate(shards) for row, key in enumerate(entry.keys)}
     index = {
         "fingerprint": spec.fingerprint,
@@ -337,8 +338,9 @@ def write_index(
         "shards": [{"file": shard.path.name, "sha256": shard.sha256, "rows": len(shard.keys)} for shard in shards],
         # The pairs of `locations` are shared: for COCO, copies would take 60 MB.
         "images": {
-            str(image_id): [locations[digest, view] for view in views]
-            for image_id, digest in sorted(image_digests.items())
+            str(image_id): [locations[image_digests[image_id], view] for view in views]
+            for image_id in sorted(image_digests)
+            if image_id not in skipped_ids
         },
         "skipped": sorted(skipped),
     }
