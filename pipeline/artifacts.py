@@ -48,7 +48,7 @@ _READ_SIZE = 2**16
 _DIGESTS_PER_TASK = 16
 _MAX_PENDING_TASKS = 256
 
-_MEMBERS_PER_PART = 10_000
+_MEMBERS_PER_PART = 4000
 
 _canonical_encoder = json.JSONEncoder(sort_keys=True, separators=(",", ":"))  # an altered document may have NaN
 
