@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import zlib
@@ -43,7 +44,13 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 MAX_DECOMPRESSED_SIZE = 2**30
 """Bytes of the largest content that is read from a compressed file."""
 
-_MAX_PENDING_DIGESTS = 256
+_READ_SIZE = 2**16
+_DIGESTS_PER_TASK = 16
+_MAX_PENDING_TASKS = 256
+
+_MEMBERS_PER_PART = 4000
+
+_canonical_encoder = json.JSONEncoder(sort_keys=True, separators=(",", ":"))  # an altered document may have NaN
 
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """Errors of file systems that have no file locks, such as some network file systems."""
@@ -88,10 +95,14 @@ def fingerprint(**parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def file_digest(path: Path) -> str:
+def file_digest(path: Path | str) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    # The buffer of hashlib.file_digest takes longer to allocate than a small image to hash.
+    with open(path, "rb", buffering=0) as file:
+        while content := file.read(_READ_SIZE):
+            digest.update(content)
+    return digest.hexdigest()
 
 
 def file_digests(
@@ -112,17 +123,20 @@ def file_digests(
 
     def digest(path: Path | str) -> str | OSError:
         try:
-            return file_digest(Path(path))
+            return file_digest(path)
         except OSError as error:
             return error
 
+    def digest_batch(start: int) -> list[str | OSError]:
+        return [digest(path) for path in paths[start : start + _DIGESTS_PER_TASK]]
+
     def digest_all(pool: ThreadPoolExecutor) -> Iterator[str | OSError]:
-        # pool.map would make a future for every file at once, of 2 KB each.
-        remaining = iter(paths)
-        pending = deque(pool.submit(digest, path) for path in islice(remaining, _MAX_PENDING_DIGESTS))
+        # A task for every file would take longer than a small file, and all tasks at once 2 KB of memory each.
+        remaining = iter(range(0, len(paths), _DIGESTS_PER_TASK))
+        pending = deque(pool.submit(digest_batch, start) for start in islice(remaining, _MAX_PENDING_TASKS))
         while pending:
-            yield pending.popleft().result()
-            pending.extend(pool.submit(digest, path) for path in islice(remaining, 1))
+            yield from pending.popleft().result()
+            pending.extend(pool.submit(digest_batch, start) for start in islice(remaining, 1))
 
     with ThreadPoolExecutor(num_threads) as pool:
         progress = tqdm(digest_all(pool), desc, len(paths), unit=unit, leave=False, disable=True if silent else None)
@@ -320,18 +334,90 @@ def read_document(path: Path, expected_type: type[T], remedy: str, schema: Schem
     Raises:
         UserError: As `read_json`, or the document was altered.
     """
-    content = read_bytes(path, remedy)
-    value = _parse_json(path, content, expected_type, remedy, schema)
-    document = json.loads(content)
-    if document.pop("document_digest", None) != document_digest(document):
-        raise UserError(f"{path}: was altered: its contents do not match document_digest. {remedy}")
+    (value,) = read_document_in_parts(path, expected_type, remedy, schema)
     return value
+
+
+def read_document_in_parts(
+    path: Path, expected_type: type[T], remedy: str, schema: Schema, key: str | None = None
+) -> Iterator[T]:
+    """Read a JSON object of `write_document` several times, each time with other members of a large object in it.
+
+    The Python objects of all members at once would take up to a hundred times the memory of their text.
+
+    Args:
+        path: The file.
+        expected_type: As for `read_document`.
+        remedy: As for `read_document`.
+        schema: As for `read_document`.
+        key: Key of the large object, which `expected_type` requires; None reads the document once.
+
+    Yields:
+        The document with at most `_MEMBERS_PER_PART` members of the large object, until it has yielded all. If the
+        members have objects in them, all members at once.
+
+    Raises:
+        UserError: As `read_document`. The digest is compared after the last part.
+    """
+    members: dict[str, str] = {}
+    for content in _split_object(read_bytes(path, remedy), key):
+        yield _parse_json(path, content, expected_type, remedy, schema)
+        document = json.loads(content)
+        part = {} if key is None else {name: _canonical_text(value) for name, value in document[key].items()}
+        if repeated := members.keys() & part.keys():
+            raise UserError(f"{path}: has two values of the key {json.dumps(min(repeated))}. {remedy}")
+        members |= part
+    recorded = document.pop("document_digest", None)
+    texts: dict[str, str | Mapping[str, str]] = {name: _canonical_text(value) for name, value in document.items()}
+    if key is not None:
+        texts[key] = members
+    if recorded != _digest_texts(texts):
+        raise UserError(f"{path}: was altered: its contents do not match document_digest. {remedy}")
+
+
+def _split_object(content: bytes, key: str | None) -> Iterator[bytes]:
+    """Yield the text of a JSON document with one part after another of an object in it.
+
+    It is not split if it does not have exactly one such object, or if the object has an object in it.
+    """
+    objects = [] if key is None else list(re.finditer(rb'(?<!\\)"%b"\s*:\s*\{([^{}]*)\}' % key.encode(), content))
+    if len(objects) != 1:
+        yield content
+        return
+    start, end = objects[0].span(1)
+    commas = re.compile(rb',(?=\s*")').finditer(content, start, end)  # between members, as no value is a string
+    for comma in islice(commas, _MEMBERS_PER_PART - 1, None, _MEMBERS_PER_PART):
+        yield content[: objects[0].start(1)] + content[start : comma.start()] + content[end:]
+        start = comma.end()
+    yield content[: objects[0].start(1)] + content[start:]
 
 
 def document_digest(document: Mapping[str, Any]) -> str:
     """Compute the SHA-256, in hexadecimal, of the keys and values of a JSON object in any order and layout."""
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"))  # an altered document may have NaN
-    return hashlib.sha256(text.encode()).hexdigest()
+    return _digest_texts({key: _canonical_text(value) for key, value in document.items()})
+
+
+def _canonical_text(value: Any) -> str:
+    return _canonical_encoder.encode(value)
+
+
+def _digest_texts(texts: Mapping[str, str | Mapping[str, str]]) -> str:
+    """Compute `document_digest` of an object, given the canonical text of each value, or of each member of a value."""
+    digest = hashlib.sha256()
+
+    def update(texts: Mapping[str, Any]) -> None:
+        separator = "{"
+        for key in sorted(texts):
+            digest.update(f"{separator}{_canonical_text(key)}:".encode())
+            if isinstance(texts[key], str):
+                digest.update(texts[key].encode())
+            else:
+                update(texts[key])
+            separator = ","
+        digest.update(b"}" if texts else b"{}")
+
+    update(texts)
+    return digest.hexdigest()
 
 
 def dvc_root(path: Path) -> Path | None:

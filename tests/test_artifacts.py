@@ -1,5 +1,6 @@
 import errno
 import fcntl
+import hashlib
 import logging
 import os
 import shutil
@@ -10,7 +11,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from typing_extensions import TypedDict
@@ -18,12 +19,14 @@ from typing_extensions import TypedDict
 from pipeline import artifacts
 from pipeline.artifacts import (
     Schema,
+    file_digests,
     fingerprint,
     fresh_folder,
     original_path,
     publish,
     publish_together,
     read_document,
+    read_document_in_parts,
     read_json,
     work_folder,
     write_atomically,
@@ -438,3 +441,77 @@ def test_any_key_added_to_a_document_is_noticed(tmp_path: Path, value: str) -> N
     with pytest.raises(UserError, match=r"a\.json: .*Redo it\.") as error:
         read_document(path, dict[str, object], "Redo it.", schema)
     assert "\n" not in str(error.value)
+
+
+LARGE = {str(i): [[i, 0]] for i in (3, 10, 11, 7, 25)}
+
+
+class Large(TypedDict):
+    note: str
+    large: dict[str, Any]
+    z: list[dict[str, str]]
+
+
+def write_large(path: Path, large: dict[str, Any], indent: int | None = None) -> Large:
+    value: Large = {"note": 'no "large": {"3": 1, "4": 2}', "large": large, "z": [{"b": "é"}]}
+    write_document(path, Schema("test", 1), dict(value), indent)
+    return value
+
+
+def read_large(path: Path) -> list[Large]:
+    return list(read_document_in_parts(path, Large, "Redo it.", Schema("test", 1), "large"))
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_large_object_is_read_in_parts_and_every_altered_byte_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, indent: int | None
+) -> None:
+    monkeypatch.setattr(artifacts, "_MEMBERS_PER_PART", 2)
+    path = tmp_path / "a.json"
+    written = write_large(path, LARGE, indent)
+
+    def check() -> None:
+        parts = read_large(path)
+        assert [list(part["large"]) for part in parts] == [["3", "10"], ["11", "7"], ["25"]]
+        assert {name: value for part in parts for name, value in part["large"].items()} == LARGE
+        assert all({**part, "large": LARGE} == written for part in parts)
+
+    check()
+    content = path.read_bytes()
+    for index, byte in enumerate(content):
+        path.write_bytes(content[:index] + bytes([byte ^ 1]) + content[index + 1 :])
+        with suppress(UserError):
+            check()
+
+
+@pytest.mark.parametrize("value", [{}, {"1": {"2": 3}, "4": {"5": 6}, "7": 8}])
+def test_a_large_object_that_cannot_be_split_is_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(artifacts, "_MEMBERS_PER_PART", 1)
+    write_large(tmp_path / "a.json", value)
+
+    assert [part["large"] for part in read_large(tmp_path / "a.json")] == [value]
+
+
+def test_a_key_in_two_parts_of_a_large_object_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts, "_MEMBERS_PER_PART", 2)
+    path = tmp_path / "a.json"
+    write_large(path, LARGE)
+    path.write_text(path.read_text().replace('"25"', '"3"'))
+
+    with pytest.raises(UserError, match=r'a\.json: has two values of the key "3"\. Redo it\.'):
+        read_large(path)
+
+
+def test_files_are_digested_in_their_order(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}" for i in range(100)]
+    for i, path in enumerate(paths):
+        path.write_bytes(b"x" * 2000 * i)
+    paths[50].unlink()
+
+    digests = file_digests(paths, "digests", "file", num_threads=3)
+
+    assert isinstance(digests.pop(50), FileNotFoundError)
+    del paths[50]
+    assert digests == [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
@@ -19,6 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import artifacts
 from pipeline.errors import UserError
 from pipeline.features import store as store_module
 from pipeline.features.store import (
@@ -90,6 +92,35 @@ def test_the_index_describes_the_shards(folder):
     for entry in index["shards"]:
         assert sha256((folder / entry["file"]).read_bytes()).hexdigest() == entry["sha256"]
     assert index["images"]["10"] == [[0, 1]]
+
+
+def test_an_index_is_read_in_parts(folder, monkeypatch):
+    monkeypatch.setattr(artifacts, "_MEMBERS_PER_PART", 2)
+
+    store = FeatureStore(folder)
+
+    assert store.image_ids == tuple(IMAGE_IDS)
+    assert np.array_equal(store.grids(IMAGE_IDS[::-1]), random_grids(IMAGE_IDS[::-1]))
+    (folder / INDEX_FILE).write_text((folder / INDEX_FILE).read_text().replace("[[1, 0]]", "[[1, 1]]"))
+    with pytest.raises(UserError, match=r"index\.json: was altered"):
+        FeatureStore(folder)
+
+
+@pytest.mark.slow
+def test_the_memory_of_an_open_store_is_that_of_its_arrays(tmp_path):
+    keys = [(digest(image_id), "whole") for image_id in range(20_000)]
+    shard = Shard(path=tmp_path / f"shard-{0:016}.h5", sha256="a" * 64, key_lines="\n".join(map(" ".join, keys)))
+    write_index(tmp_path, SPEC, ("whole",), [shard], {image_id: key for image_id, (key, _) in enumerate(keys)})
+    FeatureStore(tmp_path)  # imports
+    tracemalloc.start()
+
+    store = FeatureStore(tmp_path)
+
+    size, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(store.image_ids) == 20_000
+    assert size < 20_000 * 50
+    assert peak < 20_000 * 500
 
 
 def test_equal_rows_give_the_same_bytes(tmp_path):

@@ -282,11 +282,14 @@ class _EncodeJob:
         start = time.monotonic()
         records = sorted(records, key=lambda record: record.image_id)
         image_digests = self._digest_images(records, image_dir)
-        needed_keys = {(digest, view) for digest in image_digests.values() for view in self.views}
-        shards = self.processes.broadcast(self._stored_shards(needed_keys, published) if self.processes.is_main else [])
-        stored_keys = {key for shard in shards for key in shard.keys}
+        needed_digests = set(image_digests.values())
+        shards = self.processes.broadcast(
+            self._stored_shards(needed_digests, published) if self.processes.is_main else []
+        )
         known_undecodable = {digest for shard in shards for digest in shard.undecodable}
-        plan = self._plan(records, image_dir, image_digests, stored_keys, known_undecodable)
+        missing = self._missing_keys(needed_digests, shards)
+        plan = self._plan(records, image_dir, image_digests, missing, known_undecodable)
+        del missing
         num_reused = len(records) - sum(map(len, plan))
         if self.processes.is_main:
             logger.info("%s: %d of %d images are already encoded", STAGE, num_reused, len(records))
@@ -297,14 +300,19 @@ class _EncodeJob:
         undecodable = {image.sha256 for image in encoded.skipped}
         skipped_ids = [image_id for image_id, digest in image_digests.items() if digest in undecodable]
         counts = EncodeCounts(
-            encoded=_count_encoded(plan, encoded.shards),
+            # Each planned image has other bytes, and all of its missing rows are in one shard.
+            encoded=sum(len({digest for digest, _ in shard.keys}) for shard in encoded.shards),
             # Of skipped images with the same bytes, only one was in the plan.
             reused=num_reused - (len(skipped_ids) - len(undecodable)),
-            removed=len(stored_keys - needed_keys),
+            removed=len({key for shard in shards for key in shard.keys if not self._is_needed(key, needed_digests)}),
             skipped=len(skipped_ids),
             failed=len(encoded.faults),
         )
-        used_shards = [shard for shard in [*shards, *encoded.shards] if not needed_keys.isdisjoint(shard.keys)]
+        used_shards = [
+            shard
+            for shard in [*shards, *encoded.shards]
+            if any(self._is_needed(key, needed_digests) for key in shard.keys)
+        ]
         used_shards.sort(key=lambda shard: shard.path.name)
         num_shards = len(used_shards)
         if self.processes.is_main:
@@ -314,7 +322,7 @@ class _EncodeJob:
         _check_splits_not_empty(records, skipped_ids, image_dir)
         near_duplicates: dict[Split, int] = {}
         # For COCO each of these takes some 10 MB, and so does the index, which is written and read next.
-        del plan, needed_keys, stored_keys, shards
+        del plan, needed_digests, shards
         encoded.shards.clear()
         if self.processes.is_main:
             self._write_store(used_shards, image_digests, skipped_ids)
@@ -335,13 +343,25 @@ class _EncodeJob:
             near_duplicates=near_duplicates,
         )
 
-    def _stored_shards(self, needed_keys: Set[RowKey], published: Path | None) -> list[Shard]:
+    def _stored_shards(self, needed_digests: Set[str], published: Path | None) -> list[Shard]:
         """Return the shards of the work folder, and adopt others if it lacks rows."""
         shards = intact_shards(self.folder, self.spec)
+        if published is None:
+            return shards
         undecodable = {digest for shard in shards for digest in shard.undecodable}
-        stored_keys = {key for shard in shards for key in shard.keys}
-        missing = {key for key in needed_keys - stored_keys if key[0] not in undecodable}
-        return shards if published is None else [*shards, *adopt_shards(self.folder, self.spec, missing, published)]
+        missing = self._missing_keys(needed_digests - undecodable, shards)
+        return [*shards, *adopt_shards(self.folder, self.spec, missing, published)]
+
+    def _missing_keys(self, needed_digests: Set[str], shards: Sequence[Shard]) -> set[RowKey]:
+        """Return the keys of images that no shard has."""
+        missing: set[RowKey] = {(digest, view) for digest in needed_digests for view in self.views}
+        for shard in shards:
+            missing.difference_update(shard.keys)
+        return missing
+
+    def _is_needed(self, key: RowKey, needed_digests: Set[str]) -> bool:
+        digest, view = key
+        return digest in needed_digests and view in self.views
 
     def _digest_images(self, records: Sequence[Record], image_dir: Path) -> dict[int, str]:
         """Map image ids to the SHA-256 of their files, or to a unique placeholder for an unreadable file."""
@@ -360,7 +380,7 @@ class _EncodeJob:
         records: Sequence[Record],
         image_dir: Path,
         image_digests: Mapping[int, str],
-        stored_keys: Set[RowKey],
+        missing: Set[RowKey],
         known_undecodable: Set[str],
     ) -> list[list[_PlannedImage]]:
         """Assign images with missing rows to new shards, by ascending id. Equal files are encoded once.
@@ -376,7 +396,7 @@ class _EncodeJob:
             num_rows = ROWS_PER_SHARD  # of the last shard in the plan
             for record in part:
                 digest = image_digests[record.image_id]
-                views = tuple(view for view in self.views if (digest, view) not in stored_keys)
+                views = tuple(view for view in self.views if (digest, view) in missing)
                 views = self.views if views == self.views else views  # one tuple for all
                 if not views or digest in planned:
                     continue
@@ -495,8 +515,7 @@ class _EncodeJob:
     ) -> None:
         shutil.rmtree(self._store, ignore_errors=True)
         publish_together({self._store / shard.path.name: shard.path for shard in shards})
-        stored = {image_id: image_digests[image_id] for image_id in image_digests.keys() - set(skipped_ids)}
-        write_index(self._store, self.spec, self.views, shards, stored, skipped_ids)
+        write_index(self._store, self.spec, self.views, shards, image_digests, skipped_ids)
 
     def _find_near_duplicates(self, records: Sequence[Record]) -> dict[Split, int]:
         """Write the near-duplicates of the store, warn of them, and count them by split."""
@@ -568,12 +587,6 @@ def _decode(image: _PlannedImage, frame: Frame, bad_images: Policy) -> _DecodedI
         return _DecodedImage(planned=image, pixels=read_views(content, frame, image.views, str(image.path)))
     except UserError as error:
         return error if bad_images == "error" else _SkippedImage(sha256=image.sha256, reason=str(error))
-
-
-def _count_encoded(plan: Sequence[Sequence[_PlannedImage]], shards: Sequence[Shard]) -> int:
-    """Count the planned images whose rows are all in the new shards."""
-    keys = {key for shard in shards for key in shard.keys}
-    return sum(all((image.sha256, view) in keys for view in image.views) for images in plan for image in images)
 
 
 def _describe_near_duplicate(pair: NearDuplicate, records: Mapping[int, Record]) -> str:

@@ -7,6 +7,7 @@ Shapes: B images, N rows of a shard, P = H * W regions of a grid in row-major or
 
 import logging
 import os
+import sys
 import threading
 from bisect import bisect_left
 from collections import OrderedDict
@@ -30,7 +31,7 @@ from pipeline.artifacts import (
     file_digests,
     fingerprint,
     publish,
-    read_document,
+    read_document_in_parts,
     write_atomically,
     write_document,
 )
@@ -133,11 +134,17 @@ class Shard:
     path: Path
     sha256: str
     """SHA-256 of the file."""
-    keys: tuple[RowKey, ...]
-    """Key of each row."""
+    key_lines: str
+    """Key of each row, as lines `SHA256 VIEW`. For COCO, tuples of all shards would take 30 MB."""
     undecodable: tuple[str, ...] = ()
     """SHA-256 of the image files that were planned for the shard but cannot be decoded. The published shard lacks it.
     """
+
+    @property
+    def keys(self) -> list[RowKey]:
+        """Key of each row."""
+        lines = (line.partition(" ") for line in self.key_lines.splitlines())
+        return [(digest, sys.intern(view)) for digest, _, view in lines]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +233,7 @@ def write_shard(
     shard = Shard(
         path=folder / shard_name(keys),
         sha256=sha256(content).hexdigest(),
-        keys=tuple(keys),
+        key_lines=_key_lines(keys),
         undecodable=tuple(undecodable),
     )
     write_atomically(shard.path, content)
@@ -236,8 +243,11 @@ def write_shard(
 
 def shard_name(keys: Sequence[RowKey]) -> str:
     """Return the file name of the shard with these rows."""
-    digest = sha256("\n".join(f"{digest} {view}" for digest, view in keys).encode()).hexdigest()
-    return f"shard-{digest[:16]}.h5"
+    return f"shard-{sha256(_key_lines(keys).encode()).hexdigest()[:16]}.h5"
+
+
+def _key_lines(keys: Sequence[RowKey]) -> str:
+    return "\n".join(f"{digest} {view}" for digest, view in keys)
 
 
 def adopt_shard(source: Path, path: Path, expected_digest: str, keys: Sequence[RowKey]) -> Shard | None:
@@ -257,7 +267,7 @@ def adopt_shard(source: Path, path: Path, expected_digest: str, keys: Sequence[R
         path.unlink()
         return None
     write_atomically(_digest_path(path), expected_digest + "\n")
-    return Shard(path=path, sha256=expected_digest, keys=tuple(keys))
+    return Shard(path=path, sha256=expected_digest, key_lines=_key_lines(keys))
 
 
 def intact_shards(folder: Path, spec: EncoderSpec) -> list[Shard]:
@@ -280,7 +290,7 @@ def intact_shards(folder: Path, spec: EncoderSpec) -> list[Shard]:
             logger.warning("%s: unfinished or damaged. Its images are encoded again.", path)
             path.unlink()
             continue
-        shards.append(Shard(path=path, sha256=digest, keys=keys, undecodable=tuple(recorded[1:])))
+        shards.append(Shard(path=path, sha256=digest, key_lines=_key_lines(keys), undecodable=tuple(recorded[1:])))
     return shards
 
 
@@ -326,19 +336,29 @@ def write_index(
         spec: Spec of the encoder that made the grids.
         views: Views of every image, in the order of the index.
         shards: The shards, which must have a row for every image and view.
-        image_digests: Image id to the SHA-256 of its file.
+        image_digests: Image id to the SHA-256 of its file; may have skipped images.
         skipped: Ids of the images that were skipped, since their files cannot be decoded.
     """
-    locations = {key: (shard, row) for shard, entry in enumerate(shards) for row, key in enumerate(entry.keys)}
+    skipped_ids = frozenset(skipped)
+    # The strings of `image_digests` and the pairs of `locations` are shared: for COCO, copies would take 80 MB.
+    digests = {digest: digest for digest in image_digests.values()}
+    locations: dict[str, dict[str, tuple[int, int]]] = {view: {} for view in views}
+    entries = []
+    for number, shard in enumerate(shards):
+        keys = shard.keys
+        entries.append({"file": shard.path.name, "sha256": shard.sha256, "rows": len(keys)})
+        for row, (digest, view) in enumerate(keys):
+            if digest in digests and view in locations:
+                locations[view][digests[digest]] = (number, row)
     index = {
         "fingerprint": spec.fingerprint,
         "spec": asdict(spec),
         "views": views,
-        "shards": [{"file": shard.path.name, "sha256": shard.sha256, "rows": len(shard.keys)} for shard in shards],
-        # The pairs of `locations` are shared: for COCO, copies would take 60 MB.
+        "shards": entries,
         "images": {
-            str(image_id): [locations[digest, view] for view in views]
-            for image_id, digest in sorted(image_digests.items())
+            str(image_id): [locations[view][image_digests[image_id]] for view in views]
+            for image_id in sorted(image_digests)
+            if image_id not in skipped_ids
         },
         "skipped": sorted(skipped),
     }
@@ -355,8 +375,25 @@ def shard_digests(index: Path, fingerprint: str) -> dict[str, str]:
     Raises:
         UserError: The file is missing, damaged or of another schema version.
     """
-    contents = read_document(index, _Index, _REMEDY, SCHEMA)
+    contents, _, _ = _read_index(index)
     return {shard.file: shard.sha256 for shard in contents.shards} if contents.fingerprint == fingerprint else {}
+
+
+def _read_index(path: Path) -> tuple[_Index, npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """Read an index.
+
+    The Python objects of all images would take 100 MB for COCO.
+
+    Returns:
+        The index, which lacks images; the image ids, ascending [N]; shard and row of each of their views [N, V, 2].
+    """
+    ids, rows = [], []
+    for index in read_document_in_parts(path, _Index, _REMEDY, SCHEMA, "images"):
+        ids.append(np.array([*index.images], dtype=np.int64))
+        rows.append(np.array([*index.images.values()], dtype=np.int32).reshape(-1, len(index.views), 2))
+    image_ids = np.concatenate(ids)
+    order = image_ids.argsort()
+    return index, image_ids[order], np.concatenate(rows)[order]
 
 
 class FeatureStore:
@@ -377,7 +414,7 @@ class FeatureStore:
             UserError: The index is missing, damaged, of another schema version, or has another fingerprint.
         """
         self._folder = Path(folder)
-        index = read_document(self._folder / INDEX_FILE, _Index, _REMEDY, SCHEMA)
+        index, self._image_ids, self._rows = _read_index(self._folder / INDEX_FILE)
         self.spec = index.spec
         """Spec of the encoder that made the grids."""
         self.fingerprint = index.fingerprint
@@ -387,10 +424,6 @@ class FeatureStore:
         self.skipped_ids = frozenset(index.skipped)
         """Ids of the images that `encode` skipped, since their files cannot be decoded."""
         self._shards = index.shards
-        # Arrays, since a dictionary of tuples would take 120 MB for COCO.
-        self._image_ids = np.array(sorted(index.images), dtype=np.int64)  # [N]
-        rows = [index.images[image_id] for image_id in self._image_ids.tolist()]
-        self._rows = np.array(rows, dtype=np.int32)  # shard and row of each view of each image [N, V, 2]
         if fingerprint not in (None, self.fingerprint):
             raise UserError(
                 f"{self._folder / INDEX_FILE}: has features of encoder fingerprint {self.fingerprint}, expected"
