@@ -10,6 +10,7 @@ from PIL import Image
 from pipeline.captions.records import Record, write_records
 from pipeline.evaluation.dataset_stats import DatasetStats, Range, compute_stats, stats_lines
 from pipeline.features.near_duplicates import NearDuplicate, write_near_duplicates
+from pipeline.features.store import FeatureStore
 from tests.command_line import gridcap
 from tests.dataset_files import dataset_section
 from tests.factories import small_spec
@@ -62,6 +63,8 @@ def test_statistics_of_records_alone(folder: Path) -> None:
 def test_statistics_of_tokens_and_features(folder: Path) -> None:
     write_tokens_and_features(folder)
     stats = stats_of(folder)
+    store = FeatureStore(folder / "features")
+    assert stats == compute_stats(folder / "prepared", folder / "images", folder / "tokens", folder / "features", store)
     assert stats.vocab_size == 4 + 5  # a dog red cat runs
     assert stats.splits["train"].words_per_caption == Range(min=2, mean=2.75, max=3)
     assert stats.splits["train"].unk_rate == 0
