@@ -11,7 +11,7 @@ class Adam(torch.optim.Adam):
     """`torch.optim.Adam`, or `torch.optim.AdamW`, in its fused form.
 
     PyTorch decorates the methods of optimizers for use in compiled functions, and the decorators import
-    `torch._dynamo`: 150 MB, and more than a second. These are the methods without decorators.
+    `torch._dynamo`: more than 100 MB, and more than a second. These are the methods without decorators.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], weight_decay: float, decoupled_weight_decay: bool) -> None:
