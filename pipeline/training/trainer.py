@@ -41,6 +41,8 @@ from pipeline.training.lr_schedule import LRParams
 from pipeline.training.scheduled_sampling import mix_in_predictions
 from pipeline.training.validation import NonFiniteLossError, SelectBy, ValidationResult, validate
 
+_MIN_VAL_BATCH_SIZE = 32
+"""Minimum images per validation batch: a step of greedy search takes about as long for a few images as for these."""
 _STEPS_MULTIPLE = 4
 """Multiple of decoding steps that captions are padded to for CUDA graphs, of which each shape of a batch needs one."""
 
@@ -203,7 +205,7 @@ class Trainer:
         self._replays = params.compile and device.type == "cuda" and processes.world_size == 1
         """Whether gradients are replayed as CUDA graphs, which DistributedDataParallel does not support here."""
         self._train_batches = self._make_train_batches(train, store, params.random_views)
-        self._val_batches = CaptionBatches(val, store, params.batch_size, device=device)
+        self._val_batches = CaptionBatches(val, store, max(params.batch_size, _MIN_VAL_BATCH_SIZE), device=device)
         self._val_references = group_references(val)
         if params.select_by == "cider" and not is_defined(list(self._val_references.values())):
             raise UserError(
