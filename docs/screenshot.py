@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, sync_playwright
 DOCS = Path(__file__).parent
 DEFAULT_URL = "http://127.0.0.1:8501"
 REPORT = Path("results/report.html")
-SAMPLE_INDEX, WORD_INDEX = 2, 2
+SAMPLE_INDEX, APP_WORD_INDEX, REPORT_WORD_INDEX = 2, 2, 4
 FADE_IN = 1500
 """Milliseconds until the attention overlay is fully visible."""
 
@@ -22,7 +22,7 @@ def capture_app(browser: Browser, url: str) -> None:
     """Choose a sample, point at a word of its caption and save the page."""
     page = browser.new_page(viewport={"width": 1200, "height": 720})
     page.goto(url)
-    word = page.locator(".caption .word").nth(WORD_INDEX)
+    word = page.locator(".caption .word").nth(APP_WORD_INDEX)
     word.wait_for()
     first_caption = page.locator(".caption").inner_text()
     page.locator(".samples button").nth(SAMPLE_INDEX).click()
@@ -39,7 +39,7 @@ def capture_report(browser: Browser) -> None:
     page.goto(REPORT.resolve().as_uri())
     cards = page.locator("article.card")
     cards.first.scroll_into_view_if_needed()
-    cards.first.locator(".word").nth(WORD_INDEX).hover()
+    cards.first.locator(".word").nth(REPORT_WORD_INDEX).hover()
     page.wait_for_timeout(FADE_IN)
     boxes = [box for box in (cards.nth(index).bounding_box() for index in range(3)) if box]
     left, top = min(box["x"] for box in boxes), min(box["y"] for box in boxes)
