@@ -135,7 +135,7 @@ def serve_app(folder: Path, *models: Path) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a model that needs seconds to caption an image."""
-    return write_random_model(tmp_path_factory.mktemp("slow_model") / "slow", "resnet101", "layer4", 2048, WORDS)
+    return write_random_model(tmp_path_factory.mktemp("slow_model") / "slow", "resnet50", "layer4", 2048, WORDS)
 
 
 @pytest.fixture(scope="module")
