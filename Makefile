@@ -23,7 +23,7 @@ check: $(INSTALLED)
 	$(MAKE) --no-print-directory --output-sync --jobs 2 lint fast-test
 
 fast-test: $(INSTALLED)
-	python -m pytest -q -m "not slow and not browser and not java and not exhaustive" $(TESTS)
+	python -m pytest -q --numprocesses 2 --dist loadfile -m "not slow and not browser and not java and not exhaustive" $(TESTS)
 
 lint: $(INSTALLED)
 	ruff check .
