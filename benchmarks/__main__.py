@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 import stages  # noqa: F401  # sets GOMP_SPINCOUNT before PyTorch is imported
+from benchmarks import one_of
 
 NAMES = (
     "startup",
@@ -33,8 +34,9 @@ def main() -> None:
         import_module("benchmarks.scale").main(sys.argv[2:])
         return
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    names = ", ".join(NAMES)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {names} (default: all)")
+    parser.add_argument(
+        "names", nargs="*", type=one_of(NAMES), metavar="NAME", help=f"one of {', '.join(NAMES)} (default: all)"
+    )
     parser.add_argument(
         "--images",
         type=int,
@@ -48,9 +50,6 @@ def main() -> None:
     )
     parser.add_argument("--store", type=Path, metavar="FOLDER", help="feature store that reading reads from the disk")
     arguments = parser.parse_args()
-    # Not by `choices`, with which Python 3.11 refuses an empty list.
-    if unknown := set(arguments.names) - {*NAMES}:
-        parser.error(f"unknown benchmark {min(unknown)}; choose from {names}")
     for name in NAMES:
         if not arguments.names or name in arguments.names:
             # Imported here, since --help needs no PyTorch.

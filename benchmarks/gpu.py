@@ -26,7 +26,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 import stages  # noqa: F401  # sets GOMP_SPINCOUNT before PyTorch is imported
-from benchmarks import encoding, searching, training
+from benchmarks import encoding, one_of, searching, training
 from benchmarks.processor import describe_device
 from pipeline.device import setup_device
 from pipeline.presets import use
@@ -150,14 +150,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = ", ".join(SECTIONS)
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"one of {names} (default: all)")
+    parser.add_argument(
+        "sections",
+        nargs="*",
+        type=one_of(SECTIONS),
+        metavar="SECTION",
+        help=f"one of {', '.join(SECTIONS)} (default: all)",
+    )
     parser.add_argument("--smoke", action="store_true", help="use small sizes, to test this program on any device")
     arguments = parser.parse_args()
     smoke, selected = arguments.smoke, arguments.sections or SECTIONS
-    # Not by `choices`, with which Python 3.11 refuses an empty list.
-    if unknown := set(selected) - {*SECTIONS}:
-        parser.error(f"unknown section {min(unknown)}; choose from {names}")
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder) / "project"
         sections: dict[str, Section] = {
