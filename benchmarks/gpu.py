@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from glob import glob
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def resume(project: Path) -> Iterator[str]:
             return subprocess.Popen([*command, *flags], cwd=project, stdout=log, stderr=log)
 
     with start("--checkpoint-seconds=0") as process:
-        while process.poll() is None and not list(work.glob("train/*/checkpoint.safetensors")):
+        while process.poll() is None and not glob("train/*/checkpoint.safetensors", root_dir=work):
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
     with start() as process:

@@ -29,6 +29,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from glob import glob
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -202,7 +203,7 @@ class Clone:
 
 def count_shards(work: Path) -> int:
     """Count the finished shards in a work folder of `encode`."""
-    return len(list(work.glob("encode/*/shard-*.sha256")))
+    return len(glob("encode/*/shard-*.sha256", root_dir=work))
 
 
 def read_captions(real: Path) -> list[list[str]]:

@@ -1,3 +1,5 @@
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,23 @@ def test_live_metrics_are_read_up_to_the_row_that_is_being_written(tmp_path: Pat
     assert run.series == {"train/loss": [(10, 3.5), (20, 2.25)], "val_loss": [(25, 2.5)], "val_cider": []}
     assert run.step == 25
     assert run.modified == max(path.stat().st_mtime for path in folder.rglob("*.tsv"))
+
+
+def test_live_metrics_are_read_while_a_new_run_replaces_them(tmp_path: Path) -> None:
+    folder = tmp_path / "plots" / "metrics"
+
+    def replace() -> None:
+        for _ in range(100):
+            (folder / "train").mkdir(parents=True)
+            (folder / "train" / "loss.tsv").write_text("step\tloss\n10\t3.5\n")
+            shutil.rmtree(tmp_path / "plots")
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    num_found = 0
+    while writer.is_alive():
+        num_found += read_live(tmp_path) is not None
+    assert num_found > 0
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,8 @@ def test_resume_after_a_kill_gives_the_same_bytes(dataset, tmp_path):
     while not finished:
         assert process.poll() is None, "the stage ended before the kill"
         time.sleep(0.002)
-        finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("work/render/*/annotations/*.json")}
+        names = glob("work/render/*/annotations/*.json", root_dir=tmp_path)
+        finished = {tmp_path / name: (tmp_path / name).stat().st_mtime_ns for name in names}
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "out").exists()

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,13 +50,17 @@ def read_live(folder: Path) -> LiveRun | None:
         The metrics, or None if there are none.
     """
     root = folder / _LIVE_METRICS
-    paths = sorted(path for path in root.rglob("*.tsv") if path.is_file())
-    if not paths:
-        return None
-    return LiveRun(
-        modified=max(path.stat().st_mtime for path in paths),
-        series={path.relative_to(root).with_suffix("").as_posix(): _read_complete_rows(path) for path in paths},
-    )
+    modified = []
+    series: dict[str, Series] = {}
+    # Unlike Path.rglob, glob skips folders that are deleted while they are listed.
+    for name in sorted(glob("**/*.tsv", root_dir=root, recursive=True)):
+        try:
+            path = root / name
+            modified.append(path.stat().st_mtime)
+            series[name.removesuffix(".tsv")] = _read_complete_rows(path)
+        except (FileNotFoundError, IsADirectoryError):
+            continue
+    return LiveRun(modified=max(modified), series=series) if series else None
 
 
 def read_epochs(path: Path) -> Mapping[str, Series]:
