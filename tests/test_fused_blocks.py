@@ -9,7 +9,7 @@ from pipeline.features.torchvision_resnets import BasicBlock, Bottleneck
 from tests import clip_reference
 
 
-@pytest.mark.parametrize("architecture", ["resnet18", "resnet50", "resnext50_32x4d"])
+@pytest.mark.parametrize("architecture", ["resnet18", "resnet50", "resnext50_32x4d", "RN50"])
 def test_fused_blocks_equal_the_blocks_that_they_replace(architecture: Architecture) -> None:
     with torch.device("meta"):
         encoder = GridEncoder(architecture, "layer3")
