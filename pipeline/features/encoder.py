@@ -29,7 +29,7 @@ from pipeline.cuda_graphs import GraphedFunction
 from pipeline.device import to_cpu, to_device
 from pipeline.errors import UserError, summarize
 from pipeline.features.clip_resnets import clip_layers
-from pipeline.features.fused_blocks import fuse_blocks
+from pipeline.features.fused_blocks import fuse_network
 from pipeline.features.images import Pixels, normalize
 from pipeline.features.quantization.quantized_encoder import QuantizedEncoder
 from pipeline.features.resnets import (
@@ -267,7 +267,7 @@ def optimize_for_inference(
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if not compiled:
         fuses = device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        return fuse_blocks(network) if fuses else network
+        return fuse_network(network) if fuses else network
     if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
         raise UserError("encode.compile: needs the C++ compiler g++. Install it, or set encode.compile to false.")
     network = cast(nn.Module, torch.compile(network, dynamic=False, options={"freezing": device.type == "cpu"}))

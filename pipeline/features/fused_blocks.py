@@ -1,4 +1,4 @@
-"""Residual blocks for a CPU in float32 whose convolutions apply ReLU and add the shortcut to their sums in registers.
+"""Stem and blocks of ResNets for a CPU in float32, whose convolutions apply ReLU and add the shortcut in registers.
 
 PyTorch reads and writes every feature map once more for each ReLU and each addition, a tenth of the time of a ResNet.
 oneDNN does both as it stores the result of a convolution, with the same rounding. Convolutions of 3 x 3 have fewer
@@ -6,6 +6,7 @@ multiplications (`winograd.py`) where that pays.
 """
 
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,10 @@ from torch import Tensor, nn
 from pipeline.features.clip_resnets import ClipBottleneck
 from pipeline.features.torchvision_resnets import BasicBlock, Bottleneck
 from pipeline.features.winograd import WinogradConvolution
+
+Block = BasicBlock | Bottleneck | ClipBottleneck
+
+_IMAGES_IN_STEM = 4
 
 
 class FusedConvolution(nn.Module):
@@ -46,7 +51,7 @@ class FusedConvolution(nn.Module):
 class FusedBlock(nn.Module):
     """A residual block whose batch norms are folded into its convolutions."""
 
-    def __init__(self, block: BasicBlock | Bottleneck | ClipBottleneck) -> None:
+    def __init__(self, block: Block) -> None:
         super().__init__()
         names = ("conv1", "conv2", "conv3")
         *inner, last = (FusedConvolution(getattr(block, name)) for name in names if hasattr(block, name))
@@ -61,11 +66,24 @@ class FusedBlock(nn.Module):
         return result
 
 
-def fuse_blocks(module: nn.Module) -> nn.Module:
-    """Replace the residual blocks of a module with folded batch norms by `FusedBlock`, in place and recursively."""
-    for name, child in module.named_children():
-        if isinstance(child, BasicBlock | Bottleneck | ClipBottleneck):
-            setattr(module, name, FusedBlock(child))
-        else:
-            fuse_blocks(child)
-    return module
+class FusedStem(nn.Module):
+    """The convolution, ReLU and max pooling before the blocks of torchvision's ResNets."""
+
+    def __init__(self, convolution: nn.Conv2d, pool: nn.MaxPool2d) -> None:
+        super().__init__()
+        self.convolution, self.pool = FusedConvolution(convolution), pool
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute the stem, for some images at a time: its feature maps are the largest of the network."""
+        return torch.cat([self.pool(self.convolution(part)) for part in torch.split(images, _IMAGES_IN_STEM)])
+
+
+def fuse_network(network: nn.Module) -> nn.Module:
+    """Replace stem and blocks of a ResNet with folded batch norms by fused ones, in place."""
+    if isinstance(pool := getattr(network, "maxpool", None), nn.MaxPool2d):
+        network.conv1 = FusedStem(cast(nn.Conv2d, network.conv1), pool)
+        network.relu = network.maxpool = nn.Identity()
+    for name, child in network.named_children():
+        if isinstance(child, nn.Sequential):
+            setattr(network, name, nn.Sequential(*(FusedBlock(cast(Block, block)) for block in child)))
+    return network
