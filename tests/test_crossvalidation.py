@@ -229,7 +229,9 @@ def test_a_text_leaves_out_the_captions_of_the_other_folds_images(tmp_path: Path
     text.write_text("\n".join(["image,caption", *lines, "new.jpg,a dog sleeps"]) + "\n")
     experiments = [
         Experiment(image_set(tmp_path), params, tmp_path / "work", torch.device("cpu"))
-        for params in (write_params(tmp_path, tmp_path / f"{name}.yaml", SYSTEMS[name]) for name in ("text", "long"))
+        for params in (
+            write_params(tmp_path, tmp_path / f"{name}.yaml", SYSTEMS[name]) for name in ("text", "soft_attention")
+        )
     ]
     fold = Fold(train=(1,), val=(2,), test=(3,))
     tokens = [read_tokens(experiment.tokens(fold) / TOKENS_FILE, "text") for experiment in experiments]

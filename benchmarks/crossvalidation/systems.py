@@ -55,7 +55,7 @@ SETTINGS = (
     "refine.precision=bfloat16",
 )
 """Changes to the preset, which is made for ten times as many images. `{real}` is the folder of `--real`."""
-_TEXT = "train.text={real}/text/flickr8k_captions.csv"
+_TEXT = ("train.text={real}/text/flickr8k_captions.csv", "train.max_epochs=10")
 _REFINED_GENTLY = ("refine.max_epochs=2", "refine.lr.peak=2e-5", "refine.cross_entropy_weight=0.5")
 SYSTEMS: Mapping[str, Sequence[str]] = {
     "soft_attention": (),
@@ -72,10 +72,8 @@ SYSTEMS: Mapping[str, Sequence[str]] = {
     "refined_greedy": ("refine.max_epochs=2", "refine.lr.peak=5e-5", "refine.baseline=greedy"),
     "top_down_refined": ("train.decoder.kind=top_down", "refine.max_epochs=4", "refine.lr.peak=5e-5"),
     "adaptive_refined": ("train.decoder.kind=adaptive", "refine.max_epochs=4", "refine.lr.peak=5e-5"),
-    "text": (_TEXT,),
-    "text_refined_gently": (_TEXT, *_REFINED_GENTLY),
-    "long": ("train.max_epochs=36",),
-    "text_long": (_TEXT, "train.max_epochs=36"),
+    "text": _TEXT,
+    "text_refined_gently": (*_TEXT, *_REFINED_GENTLY),
 }
 """Changes of each system of gridcap to `SETTINGS`."""
 SEARCHES = {"greedy": 1, "beam 5": 5}
