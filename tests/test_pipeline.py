@@ -147,7 +147,7 @@ def test_changed_search_settings_rerun_generate_and_evaluate_and_changing_back_r
     before = (repository.folder / "params.yaml").read_bytes()
     locks = repository.locks()
     search = read_yaml(repository.folder / "params.yaml")["generate"]["search"]
-    search |= {"beam_size": 1, "max_length": 10, "length_alpha": 0.5, "allow_unk": True}
+    search |= {"beam_size": 1, "max_length": 10, "no_repeat_ngram_size": 0, "allow_unk": True}
     repository.edit("params.yaml", generate={"search": search})
     assert repository.repro() == ["generate", "evaluate"]
     (repository.folder / "params.yaml").write_bytes(before)

@@ -414,7 +414,7 @@ def test_samples_depend_on_seed_and_image_and_not_on_their_number() -> None:
         ({"diversity_penalty": 0.5}, ["diversity_penalty must be 0", "num_groups 1", "got 0.5"]),
         ({"top_p": 0.9}, ["top_p must be 1", "method beam", "got 0.9"]),
         ({"method": "sample"}, ["beam_size must be 1", "method sample", "got 5"]),
-        ({"length_normalization": "none"}, ["length_alpha must be 0", "length_normalization none", "got 0.5"]),
+        ({"length_alpha": 0.5}, ["length_alpha must be 0", "length_normalization none", "got 0.5"]),
     ],
 )
 def test_contradictory_settings_are_errors(changes: dict[str, object], facts: list[str]) -> None:

@@ -36,8 +36,15 @@ from pipeline.generation.search import SearchParams
 from pipeline.generation.search_settings import find_search_settings
 from pipeline.prediction.encoder_weights import find_encoder
 
-DEFAULT_SEARCH = replace(SearchParams.greedy(30), beam_size=5, no_repeat_ngram_size=3, seed=1)
-"""Search settings of models without recorded settings. They equal those in params.yaml."""
+DEFAULT_SEARCH = replace(
+    SearchParams.greedy(30),
+    beam_size=5,
+    length_normalization="average",
+    length_alpha=0.5,
+    no_repeat_ngram_size=4,
+    seed=1,
+)
+"""Search settings of models without recorded settings."""
 
 ImageSource = Path | str | bytes | Image.Image
 """Path of an image file, its bytes, or a Pillow image."""
