@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pipeline.features.clip_resnets import ClipBottleneck
 from pipeline.features.encoder import IMAGES_PER_BATCH, GridEncoder, optimize_for_inference
 from pipeline.features.resnets import Architecture
 from pipeline.features.torchvision_resnets import BasicBlock, Bottleneck
@@ -19,7 +20,10 @@ def test_fused_blocks_equal_the_blocks_that_they_replace(architecture: Architect
 
     network = optimize_for_inference(encoder, "float32", False, torch.device("cpu"))
 
-    assert not any(isinstance(module, torch.nn.BatchNorm2d | BasicBlock | Bottleneck) for module in network.modules())
+    assert not any(
+        isinstance(module, torch.nn.BatchNorm2d | BasicBlock | Bottleneck | ClipBottleneck)
+        for module in network.modules()
+    )
     expected = encoder(images)
     assert expected.std() > 0.1
     # The network overwrites its own features, but neither the images nor what it returned before.

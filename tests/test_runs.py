@@ -1,5 +1,6 @@
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ def test_live_metrics_are_read_while_a_new_run_replaces_them(tmp_path: Path) -> 
         for _ in range(100):
             (folder / "train").mkdir(parents=True)
             (folder / "train" / "loss.tsv").write_text("step\tloss\n10\t3.5\n")
+            time.sleep(0.002)  # lets the reader find the file
             shutil.rmtree(tmp_path / "plots")
 
     writer = threading.Thread(target=replace)

@@ -6,6 +6,7 @@ A run may be writing these files at the same time, so the readers skip missing a
 import math
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -54,12 +55,10 @@ def read_live(folder: Path) -> LiveRun | None:
     series: dict[str, Series] = {}
     # Unlike Path.rglob, glob skips folders that are deleted while they are listed.
     for name in sorted(glob("**/*.tsv", root_dir=root, recursive=True)):
-        try:
-            path = root / name
+        path = root / name
+        with suppress(FileNotFoundError, IsADirectoryError):
             modified.append(path.stat().st_mtime)
             series[name.removesuffix(".tsv")] = _read_complete_rows(path)
-        except (FileNotFoundError, IsADirectoryError):
-            continue
     return LiveRun(modified=max(modified), series=series) if series else None
 
 

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.features.clip_resnets import ClipBottleneck
-from pipeline.features.torchvision_resnets import BasicBlock, Bottleneck
+from pipeline.features.torchvision_resnets import Block
 from pipeline.features.winograd import WinogradConvolution
 
-Block = BasicBlock | Bottleneck | ClipBottleneck
+ResidualBlock = Block | ClipBottleneck
 
 _IMAGES_IN_STEM = 4
+"""Images whose feature maps in the stem are small enough for the allocator to keep their memory."""
 
 
 class FusedConvolution(nn.Module):
@@ -51,7 +52,7 @@ class FusedConvolution(nn.Module):
 class FusedBlock(nn.Module):
     """A residual block whose batch norms are folded into its convolutions."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: ResidualBlock) -> None:
         super().__init__()
         names = ("conv1", "conv2", "conv3")
         *inner, last = (FusedConvolution(getattr(block, name)) for name in names if hasattr(block, name))
@@ -74,7 +75,7 @@ class FusedStem(nn.Module):
         self.convolution, self.pool = FusedConvolution(convolution), pool
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute the stem, for some images at a time: its feature maps are the largest of the network."""
+        """Compute the stem, for some images at a time."""
         return torch.cat([self.pool(self.convolution(part)) for part in torch.split(images, _IMAGES_IN_STEM)])
 
 
@@ -85,5 +86,5 @@ def fuse_network(network: nn.Module) -> nn.Module:
         network.relu = network.maxpool = nn.Identity()
     for name, child in network.named_children():
         if isinstance(child, nn.Sequential):
-            setattr(network, name, nn.Sequential(*(FusedBlock(cast(Block, block)) for block in child)))
+            setattr(network, name, nn.Sequential(*(FusedBlock(cast(ResidualBlock, block)) for block in child)))
     return network

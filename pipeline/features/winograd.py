@@ -36,7 +36,7 @@ _MIN_TILES, _MAX_TILES = 64, 256
 _MIN_CHANNELS = 64
 """Minimum input and output channels, since fewer multiply less for each sum of the transforms."""
 _MAX_PADDING = 1.7
-"""Maximum size of the tiles, relative to the outputs, of which those at the lower and right edge are a part."""
+"""Maximum area of the tiles relative to that of the outputs; the last tiles reach beyond the lower and right edge."""
 
 
 _GROUPED_POINTWISE = ([0, 0], [1, 1], [1, 1], _NUM_PRODUCTS)
