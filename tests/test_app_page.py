@@ -133,18 +133,12 @@ def serve_app(folder: Path, *models: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a model that needs seconds to caption an image."""
-    return write_random_model(tmp_path_factory.mktemp("slow_model") / "slow", "resnet50", "layer4", 2048, WORDS)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, slow_model: Path) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("models")
     models = [
         write_random_model(folder / "plain", "resnet50", "layer4", 224, WORDS),
         write_random_model(folder / "markup", "resnet18", "layer3", 128, MARKUP, kind="adaptive"),
-        slow_model,
+        write_random_model(folder / "slow", "resnet50", "layer4", 2048, WORDS),
     ]
     write_search_settings(folder / "markup", replace(DEFAULT_SEARCH, beam_size=3), "random")
     with serve_app(tmp_path_factory.mktemp("served"), *models) as server:
@@ -549,14 +543,16 @@ def test_uploads_of_a_session_are_limited_while_they_arrive(open_page: Callable[
 )
 def test_signal_ends_the_app_without_a_traceback(
     chromium: "Browser",
-    slow_model: Path,
     tmp_path: Path,
     signum: signal.Signals,
     status: int,
     message: str,
     is_captioning: bool,
 ) -> None:
-    with serve_app(tmp_path, slow_model) as server:
+    # The app captions an image as it starts, so the model is as fast as the test allows.
+    image_size = 1024 if is_captioning else 64
+    model = write_random_model(tmp_path / "model", "resnet50", "layer4", image_size, WORDS)
+    with serve_app(tmp_path, model) as server:
         assert server.process.stdout is not None
         if is_captioning:
             page = chromium.new_page()

@@ -76,15 +76,19 @@ def serve(models: list[Path], default_model: Path, host: str, port: int) -> None
     sys.argv = [str(_PAGE), *map(str, models or [default_model])]  # as the page reads it
     sigint_handler = signal.getsignal(signal.SIGINT)
 
-    @asynccontextmanager
-    async def exit_on_signals(_: App) -> AsyncIterator[None]:
+    def exit_on_signals() -> None:
         # The server would wait for uploads and captions in progress. There is nothing to finish: it writes no file.
         signal.signal(signal.SIGINT, exit_at_once if callable(sigint_handler) else sigint_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    @asynccontextmanager
+    async def lifespan(_: App) -> AsyncIterator[None]:
+        exit_on_signals()  # the server has set handlers of its own
         yield
 
+    exit_on_signals()
     middleware = [Middleware(upload_store.UploadLimits)]
-    App(_PAGE, lifespan=exit_on_signals, middleware=middleware).run(config=options)
+    App(_PAGE, lifespan=lifespan, middleware=middleware).run(config=options)
 
 
 def _check_address(host: str, port: int) -> None:

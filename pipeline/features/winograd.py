@@ -103,7 +103,7 @@ class WinogradConvolution:
         result = shortcut
         if result is None:
             shape = num_images, self._out_channels, height, width
-            result = features.new_empty(shape).to(memory_format=torch.channels_last)
+            result = torch.empty(shape, memory_format=torch.channels_last)
         step = _num_images_at_once(num_images, _num_tiles(height, width))
         tiles = _Tiles(step, height, width, in_channels, self._out_channels)
         inputs, outputs = (torch.split(images.permute(0, 2, 3, 1), step) for images in (features, result))
