@@ -24,5 +24,18 @@ def test_decay_warms_up_to_its_maximum() -> None:
         assert average == pytest.approx(by_hand)
 
 
+def test_without_warm_up_the_initial_weights_decay_from_the_first_update() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(8.0)
+    ema = make_ema(model, 0.5, warms_up=False)
+    assert ema is not None
+    with torch.no_grad():
+        model.weight.zero_()
+    for expected in (4.0, 2.0, 1.0):
+        ema.update_parameters(model)
+        assert ema.module.weight.item() == expected
+
+
 def test_decay_0_disables_it() -> None:
     assert make_ema(nn.Linear(1, 1), 0.0) is None

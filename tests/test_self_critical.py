@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
 
 from pipeline.captions.records import Record
 from pipeline.captions.tokens import TOKENS_FILE, group_references, read_tokens
@@ -286,6 +287,17 @@ def test_the_trained_model_is_selected_if_no_epoch_is_better(data: Path, tmp_pat
         assert torch.equal(trainer.best_weights[name], weight)
     last = finish(data, tmp_path, model, replace(params, select_by="last", patience=1))
     assert (last.progress.best_epoch, last.progress.epoch) == (3, 3)
+
+
+def test_the_average_of_the_weights_contains_the_trained_model(data: Path, tmp_path: Path, model: TrainedModel) -> None:
+    trained = parameters_to_vector(model.decoder.parameters()).detach()
+    moved = {}
+    for decay in (0.0, 0.999):
+        params = refine_params(max_epochs=2, ema_decay=decay, select_by="last")
+        trainer = finish(data, tmp_path / str(decay), model, params)
+        weights = [trainer.best_weights[name] for name, _ in model.decoder.named_parameters()]
+        moved[decay] = float((parameters_to_vector(weights) - trained).norm())
+    assert 0 < moved[0.999] < 0.1 * moved[0.0]
 
 
 @pytest.mark.slow

@@ -69,7 +69,7 @@ class RefineParams:
     max_grad_norm: Annotated[float, Field(gt=0)]
     """Maximum L2 norm of the gradients; larger gradients are scaled down."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
-    """EMA decay of the weights, with warm-up; 0 disables it."""
+    """EMA decay of the weights, from those of the trained model; 0 disables it."""
     precision: Literal["float32", "bfloat16"]
     """Precision of matrix products (autocast); weights and loss are always float32."""
     select_by: SelectBy
@@ -137,6 +137,8 @@ class SelfCriticalTrainer(Trainer):
     """A run of self-critical training. Epoch 0 is the trained model, which validation can select, too."""
 
     stage = "refine"
+
+    _warms_up_ema = False  # so that the average contains the trained model
 
     def __init__(
         self,

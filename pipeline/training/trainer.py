@@ -168,6 +168,9 @@ class Trainer:
     stage = "train"
     """Stage and section of the params, which name the run in errors and metrics."""
 
+    _warms_up_ema = True
+    """Whether the EMA forgets the initial weights, as `make_ema` describes."""
+
     def __init__(
         self,
         *,
@@ -221,7 +224,7 @@ class Trainer:
         self._state = TrainingState(
             decoder=self.decoder,
             optimizer=Adam(self.decoder.parameters(), params.weight_decay, decoupled_weight_decay=decoupled),
-            ema=make_ema(self.decoder, params.ema_decay),
+            ema=make_ema(self.decoder, params.ema_decay, self._warms_up_ema),
         )
         # Every rank has the same initial weights. From here on, random states differ, and so does dropout.
         torch.manual_seed(params.seed + processes.rank)
