@@ -133,12 +133,18 @@ def serve_app(folder: Path, *models: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a model that needs seconds to caption an image."""
+    return write_random_model(tmp_path_factory.mktemp("slow_model") / "slow", "resnet50", "layer4", 2048, WORDS)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, slow_model: Path) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("models")
     models = [
         write_random_model(folder / "plain", "resnet50", "layer4", 224, WORDS),
         write_random_model(folder / "markup", "resnet18", "layer3", 128, MARKUP, kind="adaptive"),
-        write_random_model(folder / "slow", "resnet50", "layer4", 2048, WORDS),
+        slow_model,
     ]
     write_search_settings(folder / "markup", replace(DEFAULT_SEARCH, beam_size=3), "random")
     with serve_app(tmp_path_factory.mktemp("served"), *models) as server:
@@ -543,15 +549,15 @@ def test_uploads_of_a_session_are_limited_while_they_arrive(open_page: Callable[
 )
 def test_signal_ends_the_app_without_a_traceback(
     chromium: "Browser",
+    slow_model: Path,
     tmp_path: Path,
     signum: signal.Signals,
     status: int,
     message: str,
     is_captioning: bool,
 ) -> None:
-    # The app captions an image as it starts, so the model is only as slow as the test needs: for seconds of captioning.
-    image_size = 2048 if is_captioning else 64
-    model = write_random_model(tmp_path / "model", "resnet50", "layer4", image_size, WORDS)
+    # The app captions an image as it starts, so an idle one has a fast model.
+    model = slow_model if is_captioning else write_random_model(tmp_path / "fast", "resnet50", "layer4", 64, WORDS)
     with serve_app(tmp_path, model) as server:
         assert server.process.stdout is not None
         if is_captioning:
