@@ -99,7 +99,7 @@ def read_photographs(real: Path, work: Path) -> Task:
     )
     # Ids of the two datasets may be equal.
     records = [replace(record, image_id=image_id) for image_id, record in enumerate([*flickr, *coco])]
-    params = write_params(real, work / "params.yaml", PHOTOGRAPH_SETTINGS)
+    params = write_params(real, work, PHOTOGRAPH_SETTINGS)
     ids = {split: tuple(r.image_id for r in records[: len(flickr)] if r.split == split) for split in ("train", "val")}
     coco_ids = tuple(record.image_id for record in records[len(flickr) :])
     return Task(

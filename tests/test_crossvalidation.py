@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,10 +123,22 @@ def test_only_systems_of_gridcap_have_ensembles() -> None:
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_system_has_valid_settings(name: str, tmp_path: Path) -> None:
-    params = write_params(tmp_path, tmp_path / "params.yaml", SYSTEMS[name])
+    params = write_params(tmp_path, tmp_path, SYSTEMS[name])
     assert load(params, "encode", EncodeParams).weights.parent == tmp_path / "weights"
     assert load(params, "train", TrainParams).decoder.kind in (*name.partition("_refined")[:1], "soft_attention")
     assert (load(params, "refine", RefineParams).max_epochs > 0) == ("refined" in name)
+
+
+def test_runs_at_the_same_time_read_their_own_settings(tmp_path: Path) -> None:
+    def train_params(seed: int) -> TrainParams:
+        params = write_params(tmp_path, tmp_path / "params", [*SYSTEMS["text"], f"train.seed={seed % 3}"])
+        return load(params, "train", TrainParams)
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(train_params, range(24)))
+    assert [params.seed for params in results] == [seed % 3 for seed in range(24)]
+    assert {params.max_epochs for params in results} == {10}
+    assert len(list((tmp_path / "params").iterdir())) == 3
 
 
 def test_the_consensus_caption_is_most_similar_to_the_other_candidates() -> None:
@@ -229,9 +242,7 @@ def test_a_text_leaves_out_the_captions_of_the_other_folds_images(tmp_path: Path
     text.write_text("\n".join(["image,caption", *lines, "new.jpg,a dog sleeps"]) + "\n")
     experiments = [
         Experiment(image_set(tmp_path), params, tmp_path / "work", torch.device("cpu"))
-        for params in (
-            write_params(tmp_path, tmp_path / f"{name}.yaml", SYSTEMS[name]) for name in ("text", "soft_attention")
-        )
+        for params in (write_params(tmp_path, tmp_path, SYSTEMS[name]) for name in ("text", "soft_attention"))
     ]
     fold = Fold(train=(1,), val=(2,), test=(3,))
     tokens = [read_tokens(experiment.tokens(fold) / TOKENS_FILE, "text") for experiment in experiments]

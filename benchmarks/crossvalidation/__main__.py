@@ -121,12 +121,12 @@ def caption_folds(label: str, system: System, images: ImageSet, arguments: argpa
 def compare(arguments: argparse.Namespace) -> None:
     """Caption the images by each system, and print the table."""
     device = setup_device(arguments.device)
-    base = write_params(arguments.real, arguments.work / "params" / "base.yaml", arguments.set)
+    base = write_params(arguments.real, arguments.work / "params", arguments.set)
     images = read_images(arguments.real, arguments.images, load(base, "tokenize", TokenizeParams))
     scores: dict[Row, SystemScores] = {}
     for name in arguments.systems:
         settings = [*SYSTEMS.get(name, ()), *arguments.set]
-        params = write_params(arguments.real, arguments.work / "params" / f"{name}.yaml", settings)
+        params = write_params(arguments.real, arguments.work / "params", settings)
         experiment = Experiment(images, params, arguments.work, device)
         for seeds in seed_groups(name, arguments.seeds):
             label = " + ".join(map(str, seeds))

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -155,19 +156,23 @@ class Experiment:
         return folder
 
 
-def write_params(real: Path, path: Path, assignments: Sequence[str]) -> Path:
+def write_params(real: Path, folder: Path, assignments: Sequence[str]) -> Path:
     """Write a params file, as `gridcap use` does, and return its path.
+
+    Its digest is its name, so that runs at the same time never read each other's settings.
 
     Args:
         real: Folder of images and encoder weights, which replaces `{real}` in assignments.
-        path: The file.
+        folder: Folder of the file.
         assignments: Changes to `SETTINGS`, as KEY=VALUE.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(ROOT / "params.yaml", path)
-    settings = [setting.replace("{real}", str(real.resolve())) for setting in (*SETTINGS, *assignments)]
-    use(find_preset(PRESET, ROOT / "presets"), settings, path)
-    return path
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+        path = Path(unfinished) / "params.yaml"
+        shutil.copy(ROOT / "params.yaml", path)
+        settings = [setting.replace("{real}", str(real.resolve())) for setting in (*SETTINGS, *assignments)]
+        use(find_preset(PRESET, ROOT / "presets"), settings, path)
+        return path.replace(folder / f"{file_digest(path)[:16]}.yaml")
 
 
 def gridcap_system(experiment: Experiment, seeds: Sequence[int]) -> System:
