@@ -102,6 +102,7 @@ SEARCHES = {
         SearchParams.greedy(12), beam_size=3, n_best=2, no_repeat_ngram_size=2, length_normalization="gnmt"
     ),
     "groups": replace(SearchParams.greedy(12), beam_size=4, num_groups=2, diversity_penalty=0.3),
+    "guided": replace(SearchParams.greedy(12), beam_size=3, guidance_scale=1.5),
     "sample": SearchParams.sampling(3, 12, seed=1),
     "nucleus": replace(SearchParams.sampling(3, 12, seed=1), top_k=5, top_p=0.9),
 }

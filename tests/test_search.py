@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -347,6 +348,44 @@ def test_an_ensemble_of_all_kinds_averages_probabilities_and_attention() -> None
             assert result.log_probability == pytest.approx(float(log_probs[: min(length + 1, 6)].sum()), rel=1e-6)
             alpha = torch.stack([alpha for _, alpha in outputs]).mean(dim=0)[0, 0, :length]  # [T, P]
             np.testing.assert_allclose(result.attention, alpha, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["beam", "sample"])
+def test_guided_captions_of_an_ensemble_are_those_of_the_reference_search(method: str) -> None:
+    torch.manual_seed(8)
+    decoders = [make_decoder(hidden_size, kind) for hidden_size, kind in zip((8, 5, 3), KINDS, strict=True)]
+    references = [REFERENCES[kind](decoder).eval() for kind, decoder in zip(KINDS, decoders, strict=True)]
+    grids = torch.randn(6, 6, 5, dtype=torch.float64)
+    scale = 1.7
+
+    def step_one(token: int, state: list[Any]) -> tuple[list[float], list[Any], list[float]]:
+        outputs = [
+            [reference.decode_step(torch.tensor([token]), decoder_state, regions) for regions, decoder_state in states]
+            for reference, states in zip(references, state, strict=True)
+        ]  # for each decoder: given the image, given a blank one
+        given, blank = (
+            torch.stack([member[index][0].softmax(dim=-1) for member in outputs]).mean(dim=0).log() for index in (0, 1)
+        )
+        next_state = [
+            [(regions, decoder_state) for (regions, _), (_, decoder_state, _) in zip(states, member, strict=True)]
+            for states, member in zip(state, outputs, strict=True)
+        ]
+        alpha = torch.stack([member[0][2] for member in outputs]).mean(dim=0)
+        log_probs = (scale * given + (1 - scale) * blank).log_softmax(dim=-1)
+        return log_probs.flatten().tolist(), next_state, alpha.flatten().tolist()
+
+    params = replace(SearchParams.greedy(max_length=7), guidance_scale=scale)
+    params = replace(params, beam_size=4, n_best=4) if method == "beam" else replace(params, method="sample", n_best=2)
+    results = caption_grids(decoders, MORE_WORDS, grids, range(6), params)
+    for image, captions in enumerate(results):
+        with torch.no_grad():
+            state = []
+            for reference in references:
+                inputs = [reference.prepare(values) for values in (grids[[image]], torch.zeros_like(grids[[image]]))]
+                state.append([(regions, reference.init_state(regions)) for regions in inputs])
+            assert_same(captions, reference_search(step_one, state, image, params), MORE_WORDS, params)
+    unguided = caption_grids(decoders, MORE_WORDS, grids, range(6), replace(params, guidance_scale=1.0))
+    assert [captions[0].words for captions in results] != [captions[0].words for captions in unguided]
 
 
 def test_an_ensemble_of_equal_decoders_equals_one_decoder() -> None:

@@ -21,6 +21,7 @@ _SLIDER_MAX = {
     "beam_size": 10,
     "num_groups": 5,
     "diversity_penalty": 3.0,
+    "guidance_scale": 2.0,
     "temperature": 2.0,
     "top_k": 50,
     "min_length": 20,

@@ -5,6 +5,7 @@ Shapes: `B` images, `K` captions per image (beams or samples), `P` regions, `C` 
 
 import math
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,7 +50,9 @@ def caption_grids(
         UserError: The probabilities of an image's captions are not finite, since its grid or the weights are damaged.
     """
     assert not any(decoder.training for decoder in decoders), "dropout would make captions random"
-    ensemble = Ensemble(decoders, [None] * len(decoders) if word_projections is None else word_projections)
+    ensemble = Ensemble(
+        decoders, [None] * len(decoders) if word_projections is None else word_projections, params.guidance_scale
+    )
     with torch.inference_mode(), _autocast(params, grids.device):
         results = search(ensemble, ensemble.start(grids, params), image_ids, params, words, grids.device)
     for image_id, captions in zip(image_ids, results, strict=True):
@@ -79,45 +82,60 @@ class _MemberState(NamedTuple):
 
 
 class Ensemble:
-    """Step function of a search, which averages the word probabilities and attention weights of its decoders."""
+    """Step function of a search, which averages the word probabilities and attention weights of its decoders.
 
-    def __init__(self, decoders: Sequence[Decoder], word_projections: Sequence[Tensor | None]) -> None:
+    With a guidance scale s above 1, a word w has the logit s log p(w | image) + (1 - s) log p(w | blank image): what
+    the image adds counts s times (classifier-free guidance; Kornblith et al. 2023, arXiv:2307.16686). The grid of the
+    blank image is zero.
+    """
+
+    def __init__(
+        self, decoders: Sequence[Decoder], word_projections: Sequence[Tensor | None], guidance_scale: float
+    ) -> None:
         """Combine decoders.
 
         Args:
             decoders: One or more decoders, in evaluation mode.
             word_projections: Word projections [V, G] of each decoder, or None to project the words of each step.
+            guidance_scale: Guidance scale; 1 disables guidance.
         """
         self._decoders = decoders
         self._word_projections = word_projections
+        self._guidance_scale = guidance_scale
 
     def start(self, grids: Tensor, params: SearchParams) -> list[_MemberState]:
-        """Compute the state before the first word, with one beam per image, from grids [B, P, C]."""
+        """Compute the state before the first word, with one beam per image, from grids [B, P, C].
+
+        Returns:
+            The state of each decoder; with guidance, followed by its state for a blank image in place of each image.
+        """
         num_captions = params.beam_size if params.method == "beam" else params.n_best
-        encoded = [decoder.prepare(grids, num_captions * _TYPICAL_LENGTH) for decoder in self._decoders]
+        inputs = [grids] if self._guidance_scale == 1 else [grids, torch.zeros_like(grids)]
+        encoded = [decoder.prepare(x, num_captions * _TYPICAL_LENGTH) for x in inputs for decoder in self._decoders]
         return [
             _MemberState(images, decoder.init_state(images, 1))
-            for decoder, images in zip(self._decoders, encoded, strict=True)
+            for images, decoder in zip(encoded, cycle(self._decoders), strict=False)
         ]
 
     def step(self, tokens: Tensor, state: list[_MemberState]) -> tuple[Tensor, list[_MemberState], Tensor]:
-        """Decode one step with every decoder. With several decoders, the logits are log-probabilities."""
+        """Decode one step with every decoder. With several decoders, probabilities and attention are averaged."""
+        decoders = cycle(zip(self._decoders, self._word_projections, strict=True))
         outputs = [
             decoder.decode_step(tokens, member.decoder_state, member.images, projection)
-            for decoder, member, projection in zip(self._decoders, state, self._word_projections, strict=True)
+            for member, (decoder, projection) in zip(state, decoders, strict=False)
         ]
         state = [
             member._replace(decoder_state=decoder_state)
             for member, (_, decoder_state, _) in zip(state, outputs, strict=True)
         ]
+        all_logits = [logits for logits, _, _ in outputs]
+        alphas = [alpha for _, _, alpha in outputs[: len(self._decoders)]]
         if len(outputs) == 1:
-            logits, _, alpha = outputs[0]
-            return logits, state, alpha
-        log_probs = torch.stack([logits.float().log_softmax(dim=-1) for logits, _, _ in outputs])  # [decoders, B, K, V]
-        # The logarithm of the mean probability.
-        mean_log_probs = log_probs.logsumexp(dim=0) - math.log(len(outputs))  # [B, K, V]
-        mean_alpha = torch.stack([alpha for _, _, alpha in outputs]).mean(dim=0)  # [B, K, P]
-        return mean_log_probs, state, mean_alpha
+            return all_logits[0], state, alphas[0]
+        logits = _mean_log_probs(all_logits[: len(self._decoders)])  # [B, K, V]
+        if self._guidance_scale != 1:
+            logits = torch.lerp(_mean_log_probs(all_logits[len(self._decoders) :]), logits, self._guidance_scale)
+        return logits, state, torch.stack(alphas).mean(dim=0)
 
     def select_beams(self, state: list[_MemberState], beam_index: Tensor) -> list[_MemberState]:
         """Return the state of the beams `beam_index` [B, K'] of each image."""
@@ -137,6 +155,13 @@ class Ensemble:
             )
             for member in state
         ]
+
+
+def _mean_log_probs(logits: Sequence[Tensor]) -> Tensor:
+    """Return the logarithm of the mean probability [B, K, V] of decoders with these logits."""
+    dtype = torch.promote_types(logits[0].dtype, torch.float32)
+    log_probs = torch.stack([values.to(dtype).log_softmax(dim=-1) for values in logits])  # [decoders, B, K, V]
+    return log_probs.logsumexp(dim=0) - math.log(len(logits))
 
 
 def read_models(model: Path, ensemble: Path | None) -> list[TrainedModel]:

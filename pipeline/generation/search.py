@@ -64,6 +64,9 @@ class SearchParams:
     """Number of groups in diverse beam search; divides `beam_size`. 1 disables it."""
     diversity_penalty: Annotated[float, Field(ge=0, le=1000)]
     """Penalty, in nats, for each caption of an earlier group that chose the same word at this step."""
+    guidance_scale: Annotated[float, Field(ge=1, le=100)]
+    """Factor of the difference between the log-probabilities of words given the image and given a blank one; above 1
+    captions are more specific, 1 disables it."""
     temperature: Annotated[float, Field(ge=0.01, le=100)]
     """Sampling temperature, by which logits are divided; above 1 captions vary more."""
     top_k: Annotated[int, Field(ge=0, le=1_000_000)]
@@ -138,6 +141,7 @@ class SearchParams:
             beam_size=1,
             num_groups=1,
             diversity_penalty=0.0,
+            guidance_scale=1.0,
             temperature=1.0,
             top_k=0,
             top_p=1.0,

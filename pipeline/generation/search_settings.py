@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.artifacts import Schema, read_document, write_document
 from pipeline.generation.search import SearchParams
 
-SCHEMA = Schema("gridcap.search", 1)
+SCHEMA = Schema("gridcap.search", 2)
 SEARCH_FILE = "search.json"
 GENERATED_FOLDER = "generated"
 """Output folder of `generate`, next to the model folder."""

@@ -43,6 +43,16 @@ DiversityPenalty = Annotated[
         max=1000,
     ),
 ]
+GuidanceScale = Annotated[
+    float | None,
+    _option(
+        "Factor of the difference that the image makes to the log-probabilities of words; above 1 captions are more"
+        " specific.",
+        1.0,
+        min=1,
+        max=100,
+    ),
+]
 Temperature = Annotated[
     float | None,
     _option("Sampling temperature; above 1 captions vary more.", 1.0, min=0.01, max=100),
