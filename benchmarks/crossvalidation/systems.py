@@ -74,6 +74,7 @@ SYSTEMS: Mapping[str, Sequence[str]] = {
     "top_down_refined": ("train.decoder.kind=top_down", "refine.max_epochs=4", "refine.lr.peak=5e-5"),
     "adaptive_refined": ("train.decoder.kind=adaptive", "refine.max_epochs=4", "refine.lr.peak=5e-5"),
     "text": _TEXT,
+    "text_guided": (*_TEXT, "generate.search.guidance_scale=1.2"),
     "text_refined_gently": (*_TEXT, *_REFINED_GENTLY),
 }
 """Changes of each system of gridcap to `SETTINGS`."""
