@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.generation.search import SearchParams
-from pipeline.generation.search_settings import find_search_settings, write_search_settings
+from pipeline.generation.search_settings import SCHEMA, find_search_settings, write_search_settings
 
 SEARCH = replace(SearchParams.greedy(12), beam_size=4, n_best=2)
 
@@ -37,7 +37,7 @@ def test_no_recorded_settings_are_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "facts"),
     [
-        ('"schema_version": 1', '"schema_version": 9', ["gridcap.search", "version 9"]),
+        (f'"schema_version": {SCHEMA.version}', '"schema_version": 9', ["gridcap.search", "version 9"]),
         ('"beam_size": 4', '"beam_size": 0', ["search.beam_size", "greater than or equal to 1"]),
         ('"n_best": 2', '"n_best": 5', ["search", "n_best must be at most beam_size"]),
     ],
