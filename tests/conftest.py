@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -30,6 +31,9 @@ CHROMIUM_FLAGS = [
 # Deadlines fail on machines that other processes share.
 settings.register_profile("gridcap", deadline=None)
 settings.load_profile("gridcap")
+
+# In a repository without `core.analytics: false`, DVC would report its use over the network.
+os.environ["DVC_NO_ANALYTICS"] = "true"
 
 # A background job of a shell script ignores SIGINT, and so would the processes that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
