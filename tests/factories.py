@@ -96,7 +96,9 @@ def train_params(**changes: object) -> TrainParams:
         "start_from_grids": "refuse",
         "decoder": decoder_params(dropout=0.2, region_dropout=0.1, word_dropout=0.1),
         "text": None,
-        "text_pretraining": TextPretrainingParams(max_epochs=2, num_regions=3, ridge_penalty=1.0, noise=0.1),
+        "text_pretraining": TextPretrainingParams(
+            max_epochs=2, joint_weight=0.0, num_regions=3, ridge_penalty=1.0, noise=0.1
+        ),
         "batch_size": 5,
         "gradient_accumulation_steps": 1,
         "random_views": False,

@@ -20,13 +20,14 @@ from pipeline.features.quantization.moments import dead_leaves
 from pipeline.features.store import FeatureStore
 from pipeline.generation.ensemble import caption_grids
 from pipeline.training.batches import Batch
+from pipeline.training.text_pretraining import JointTrainer
 from pipeline.training.trainer import Trainer, TrainParams
 from tests.factories import decoder_params, encode_params, random_encoder, refine_params, train_params
 from tests.kinds import all_kinds, example_batch, small_decoder
 from tests.test_encoding import write_image
 from tests.test_host_waits import WORDS, all_searches
 from tests.test_self_critical import make_refiner
-from tests.tiny_dataset import CPU, EVERY_FEATURE, make_trainer, read_files, take_steps, train_tiny
+from tests.tiny_dataset import CPU, EVERY_FEATURE, make_text_trainer, make_trainer, read_files, take_steps, train_tiny
 
 pytestmark = [
     pytest.mark.gpu,
@@ -149,6 +150,24 @@ def test_replayed_steps_do_not_wait(data: Path, tmp_path: Path, gpu: torch.devic
     with no_waits():
         trainer.train_step(batches)
     assert len(trainer.read_metrics()) == 7
+
+
+def test_replayed_text_has_the_gradients_of_eager_text(data_with_text: Path, tmp_path: Path, gpu: torch.device) -> None:
+    params = replace(WITHOUT_DROPOUT, compile=True, ema_decay=0.0)
+    weights = []
+    for name in ("replayed", "eager"):
+        trainer = make_text_trainer(JointTrainer, data_with_text, tmp_path / name, params, gpu)
+        trainer.decoder.compiled = False
+        graphs = trainer._text_replay
+        assert graphs is not None
+        if name == "eager":
+            trainer._text_replay = None
+        for trainer.progress.epoch in range(8):
+            trainer.progress.batch = 0
+            list(trainer.train_epoch(lambda _: True))
+        assert bool(graphs._captures) == (name == "replayed")
+        weights.append(trainer.decoder.state_dict())
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
 
 
 @pytest.mark.parametrize("params", [EVERY_FEATURE, COMPILED], ids=["eager", "compiled"])

@@ -16,11 +16,12 @@ from pipeline.generation import search as search_module
 from pipeline.generation.ensemble import caption_grids
 from pipeline.generation.search import SearchParams
 from pipeline.training.teacher_forcing import evaluate_batch
+from pipeline.training.text_pretraining import JointTrainer
 from tests.factories import decoder_params, lr_params, random_encoder, refine_params, train_params
 from tests.host_waits import HostWaits
 from tests.kinds import V, all_kinds, example_batch, small_decoder
 from tests.test_self_critical import make_refiner
-from tests.tiny_dataset import EVERY_FEATURE, make_trainer, train_tiny
+from tests.tiny_dataset import EVERY_FEATURE, make_text_trainer, make_trainer, train_tiny
 
 CPU = torch.device("cpu")
 STEPS_PER_CHECK = 4
@@ -59,6 +60,18 @@ def test_an_optimizer_step_reads_nothing(data: Path, tmp_path: Path, kind: Decod
         assert waits.reads == []
         assert [metrics.step for metrics in trainer.read_metrics()] == [1, 2]
     assert waits.reads == ["tolist"]
+
+
+def test_a_joint_step_reads_nothing(data_with_text: Path, tmp_path: Path) -> None:
+    trainer = make_text_trainer(JointTrainer, data_with_text, tmp_path / "checkpoint.safetensors", EVERY_FEATURE)
+    assert trainer._state.ema is not None
+    batches = list(trainer._train_batches.shuffled(1, 0))[:2]
+    text = iter([next(trainer._text) for _ in batches])
+    trainer._text = text
+    with HostWaits(trainer._state.ema.n_averaged) as waits:
+        trainer.train_step(batches)
+        assert waits.reads == []
+    assert not list(text)
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3])

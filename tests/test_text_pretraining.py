@@ -1,4 +1,4 @@
-"""Pretraining on captions without images: regression, pseudo-regions, and resuming across the two phases."""
+"""Captions without images: regression, pseudo-regions, joint training, and resuming across the two phases."""
 
 import json
 from dataclasses import replace
@@ -10,18 +10,29 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.captions.tokens import TOKENS_FILE, CaptionTokens, read_tokens
-from pipeline.captions.vocabulary import SPECIALS, VOCABULARY_FILE, read_vocabulary
+from pipeline.captions.vocabulary import PAD, SPECIALS, VOCABULARY_FILE, read_vocabulary
 from pipeline.decoder.decoder import DecoderKind
 from pipeline.features.store import FeatureStore
 from pipeline.training.batches import CaptionBatches
-from pipeline.training.text_pretraining import GridRegression, PseudoGrids, TextPretrainer
+from pipeline.training.text_pretraining import GridRegression, JointTrainer, PseudoGrids, Text, TextPretrainer
 from pipeline.training.train import CHECKPOINT_FILE, TEXT_CHECKPOINT_FILE
-from pipeline.training.trainer import TextPretrainingParams, Trainer, TrainParams
+from pipeline.training.trainer import Targets, TextPretrainingParams, Trainer, TrainParams
 from tests.factories import decoder_params, train_params
 from tests.kinds import P, all_kinds, all_kinds_exhaustively, example_batch, small_decoder
-from tests.tiny_dataset import CHANNELS, COLORS, EVERY_FEATURE, NUM_REGIONS, TEXT, read_files, take_steps, train_tiny
+from tests.tiny_dataset import (
+    CHANNELS,
+    COLORS,
+    EVERY_FEATURE,
+    NUM_REGIONS,
+    TEXT,
+    make_text_trainer,
+    make_trainer,
+    read_files,
+    take_steps,
+    train_tiny,
+)
 
-PRETRAINING = TextPretrainingParams(max_epochs=2, num_regions=3, ridge_penalty=1.0, noise=0.1)
+PRETRAINING = TextPretrainingParams(max_epochs=2, joint_weight=0.5, num_regions=3, ridge_penalty=1.0, noise=0.1)
 
 
 def inputs_of(data: Path) -> tuple[CaptionTokens, CaptionTokens, FeatureStore, int]:
@@ -113,19 +124,43 @@ def test_regions_of_another_number_have_the_mean_position(kind: DecoderKind) -> 
 
 
 def make_text_pretrainer(data: Path, folder: Path, params: TrainParams) -> TextPretrainer:
-    text, train, store, _ = inputs_of(data)
-    assert params.text_pretraining is not None
-    return TextPretrainer(
-        params=params,
-        pretraining=params.text_pretraining,
-        text=text,
-        train=train,
-        val=read_tokens(data / "tokens" / TOKENS_FILE, "val"),
-        store=store,
-        vocabulary=read_vocabulary(data / "tokens" / VOCABULARY_FILE),
-        checkpoint=folder / TEXT_CHECKPOINT_FILE,
-        device=torch.device("cpu"),
+    return make_text_trainer(TextPretrainer, data, folder / TEXT_CHECKPOINT_FILE, params)
+
+
+@all_kinds
+def test_a_joint_step_has_the_gradients_of_images_and_of_text(
+    data_with_text: Path, tmp_path: Path, kind: DecoderKind
+) -> None:
+    params = train_params(
+        decoder=decoder_params(kind=kind), text_pretraining=PRETRAINING, gradient_accumulation_steps=2, max_epochs=9
     )
+    joint = make_text_trainer(JointTrainer, data_with_text, tmp_path / CHECKPOINT_FILE, params)
+    images = make_trainer(data_with_text, tmp_path, params)
+    images.decoder.load_state_dict(joint.decoder.state_dict())
+    text, train, store, vocab_size = inputs_of(data_with_text)
+    source = Text.fit(text, train, store, vocab_size, params).grids
+    captions_per_image = len(train.image_id) / len(train.first_of_image)
+    text_batches = CaptionBatches(text, source, round(5 * captions_per_image), random_views=True)
+    # Text continues after the epochs of pretraining, and begins again where it ends.
+    expected_text = [*text_batches.shuffled(3, 2), *text_batches.shuffled(3, 3)]
+    batches = list(joint._train_batches.shuffled(1, 0))
+    assert len(text_batches) % 2
+    for start in range(0, len(text_batches) + 1, 2):
+        step = batches[start % 4 : start % 4 + 2]
+        for trainer in (images, joint):
+            trainer.decoder.zero_grad()
+            tokens = [batch.tokens for batch in step]
+            targets = [Targets(tokens=ids) for ids in tokens]
+            trainer._accumulate_gradients(step, targets, trainer._count(tokens), False)
+        losses = []
+        for batch in expected_text[start : start + 2]:
+            logits, _ = images.decoder(batch.grids, batch.tokens[:, :, :-1])
+            ids = batch.tokens[:, :, 1:]
+            losses.append(F.cross_entropy(logits.flatten(0, 2), ids.flatten(), ignore_index=PAD, reduction="none"))
+        words = torch.cat(losses)
+        (PRETRAINING.joint_weight * words.sum() / (words > 0).sum()).backward()
+        for expected, actual in zip(images.decoder.parameters(), joint.decoder.parameters(), strict=True):
+            torch.testing.assert_close(actual.grad, expected.grad, atol=1e-6, rtol=1e-4)
 
 
 def new_run(folder: Path) -> Path:

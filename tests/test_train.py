@@ -51,7 +51,7 @@ train:
   start_from: null
   start_from_grids: refuse
   text: null
-  text_pretraining: {max_epochs: 2, num_regions: 1, ridge_penalty: 1.0, noise: 0.0}
+  text_pretraining: {max_epochs: 2, joint_weight: 1.0, num_regions: 1, ridge_penalty: 1.0, noise: 0.0}
   decoder:
     {kind: soft_attention, embedding_size: 8, hidden_size: 12, attention_size: 8, non_local_size: 0,
      dropout: 0.2, region_dropout: 0.1, word_dropout: 0.1}

@@ -122,7 +122,7 @@ def test_captions_padded_for_cuda_graphs_have_the_same_gradients(data: Path, tmp
         trainer = make_trainer(data, tmp_path, train_params(decoder=decoder_params(), batch_size=24))
         trainer._replays = replays
         batches = trainer._train_batches
-        (batch,) = trainer._make_train_batches(batches._captions, batches._store, False).shuffled(1, 0)
+        (batch,) = trainer._make_train_batches(batches._captions, batches._store, 24, False).shuffled(1, 0)
         assert batch.tokens.shape[2] - 1 == (8 if replays else 5)
         trainer.train_step([batch])
         first = next(trainer.decoder.parameters()).grad

@@ -6,6 +6,7 @@ starts from image files and also runs the encoder.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,8 +18,9 @@ from pipeline.captions.tokens import TOKENS_FILE, read_tokens, tokenize, write_t
 from pipeline.captions.vocabulary import VOCABULARY_FILE, read_vocabulary, write_vocabulary
 from pipeline.features.store import FeatureStore
 from pipeline.training.loop import Intervals
+from pipeline.training.text_pretraining import JointTrainer, Text, TextPretrainer
 from pipeline.training.train import CHECKPOINT_FILE, TrainPaths, train_in
-from pipeline.training.trainer import Trainer, TrainParams
+from pipeline.training.trainer import TextPretrainingParams, Trainer, TrainParams
 from pipeline.training.warm_start import initial_weights
 from tests.factories import lr_params, small_spec, train_params
 from tests.feature_stores import write_store
@@ -46,6 +48,7 @@ EVERY_FEATURE = train_params(
     label_smoothing=0.1,
     scheduled_sampling=0.3,
     lr=lr_params(schedule="step"),
+    text_pretraining=TextPretrainingParams(max_epochs=2, joint_weight=0.5, num_regions=3, ridge_penalty=1.0, noise=0.1),
 )
 """Training with every optional feature."""
 
@@ -90,6 +93,27 @@ def make_trainer(data: Path, folder: Path, params: TrainParams, device: torch.de
         checkpoint=folder / CHECKPOINT_FILE,
         device=device,
         initial_weights=weights,
+    )
+
+
+T = TypeVar("T", TextPretrainer, JointTrainer)
+
+
+def make_text_trainer(
+    kind: type[T], data: Path, checkpoint: Path, params: TrainParams, device: torch.device = CPU
+) -> T:
+    """Make a trainer on captions without images, with random weights."""
+    tokens, vocabulary = data / "tokens" / TOKENS_FILE, read_vocabulary(data / "tokens" / VOCABULARY_FILE)
+    train, store = read_tokens(tokens, "train"), FeatureStore(data / "features")
+    return kind(
+        params=params,
+        text=Text.fit(read_tokens(tokens, "text"), train, store, len(vocabulary), params),
+        train=train,
+        val=read_tokens(tokens, "val"),
+        store=store,
+        vocabulary=vocabulary,
+        checkpoint=checkpoint,
+        device=device,
     )
 
 

@@ -1,9 +1,10 @@
-"""Pretraining on captions without images: each gets regions that are predicted from its words.
+"""Training on captions without images: each gets regions that are predicted from its words.
 
 A linear regression predicts the mean region of an image from the words of a caption. Captions of different images
 differ in much more than their words predict. So a caption without an image gets the regions of a random train image,
 shifted by the difference of the two predictions: that of the caption, and that of a caption of the train image. The
-decoder learns from them as from regions of images, and usual training continues with its weights.
+decoder learns from them as from regions of images, and usual training continues with its weights, with a batch of text
+beside every batch of images.
 
 CapDec (Nukrai et al. 2022, arXiv:2211.00575) and DeCap (Li et al. 2023, arXiv:2303.03032) train decoders on text alone.
 There, CLIP embeds captions and images in one space, and noise or a memory bridges the gap between the two. Here, the
@@ -12,8 +13,9 @@ regression connects captions with the grids of any encoder, and the residual of 
 Shapes: `B` captions, `P` regions of a grid, `R` pseudo-regions, `C` channels, `V` vocabulary size, `T` ids.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +26,11 @@ from torch.nn import functional as F
 
 from pipeline.captions.tokens import CaptionTokens
 from pipeline.captions.vocabulary import PAD, SPECIALS, Vocabulary
+from pipeline.cuda_graphs import GraphedFunction
 from pipeline.distributed import SINGLE_PROCESS, Processes
 from pipeline.features.store import FeatureStore, Grids
-from pipeline.training.trainer import TextPretrainingParams, Trainer, TrainParams
+from pipeline.training.batches import Batch, CaptionBatches
+from pipeline.training.trainer import Targets, TextPretrainingParams, Trainer, TrainParams
 
 _INTERCEPT = PAD
 """Row of the regression for what does not depend on the words. No caption has this id."""
@@ -159,6 +163,50 @@ class PseudoGrids:
         return grids
 
 
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """Captions without images, with their grids."""
+
+    captions: CaptionTokens
+    grids: PseudoGrids
+    params: TextPretrainingParams
+
+    @classmethod
+    def fit(
+        cls,
+        captions: CaptionTokens,
+        train: CaptionTokens,
+        store: FeatureStore,
+        vocab_size: int,
+        params: TrainParams,
+        processes: Processes = SINGLE_PROCESS,
+    ) -> "Text":
+        """Fit the regression to the train split, in one process for all of them.
+
+        Args:
+            captions: Captions without images.
+            train: Captions of the train split.
+            store: Grids of its images.
+            vocab_size: Vocabulary size, V.
+            params: Training of the decoder, on text, too.
+            processes: The processes that share every batch.
+        """
+        pretraining = params.text_pretraining
+        assert pretraining is not None
+        fitted = GridRegression.fit(train, store, vocab_size, pretraining.ridge_penalty) if processes.is_main else None
+        regression = processes.broadcast(fitted)
+        assert regression is not None
+        num_views = len(store.views) if params.random_views else 1
+        grids = PseudoGrids(captions, train, store, regression, pretraining, num_views)
+        return cls(captions=captions, grids=grids, params=pretraining)
+
+
+def _text_batch_size(params: TrainParams, train: CaptionTokens) -> int:
+    """Return the captions of a batch of text: as many as those of a batch of images."""
+    captions_per_image = len(train.image_id) / len(train.first_of_image)
+    return min(round(params.batch_size * captions_per_image), 4096)
+
+
 class TextPretrainer(Trainer):
     """Pretraining on captions without images, before the usual training of `Trainer`."""
 
@@ -166,8 +214,7 @@ class TextPretrainer(Trainer):
         self,
         *,
         params: TrainParams,
-        pretraining: TextPretrainingParams,
-        text: CaptionTokens,
+        text: Text,
         train: CaptionTokens,
         val: CaptionTokens,
         store: FeatureStore,
@@ -184,7 +231,6 @@ class TextPretrainer(Trainer):
 
         Args:
             params: Architecture and training of the decoder.
-            pretraining: Pretraining of the decoder.
             text: Captions without images.
             train: Captions of the train split.
             val: Captions of the validation split.
@@ -198,13 +244,12 @@ class TextPretrainer(Trainer):
         Raises:
             UserError: As `Trainer`.
         """
-        captions_per_image = len(train.image_id) / len(train.first_of_image)
         super().__init__(
             params=replace(
                 params,
-                batch_size=min(round(params.batch_size * captions_per_image), 4096),
-                max_epochs=pretraining.max_epochs,
-                patience=pretraining.max_epochs,
+                batch_size=_text_batch_size(params, train),
+                max_epochs=text.params.max_epochs,
+                patience=text.params.max_epochs,
                 scheduled_sampling=0.0,
                 doubly_stochastic_weight=0.0,
             ),
@@ -217,18 +262,93 @@ class TextPretrainer(Trainer):
             processes=processes,
             initial_weights=initial_weights,
         )
-        if self.is_finished:
-            return
-        fitted = (
-            GridRegression.fit(train, store, len(vocabulary), pretraining.ridge_penalty) if processes.is_main else None
+        self._train_batches = self._make_train_batches(
+            text.captions, text.grids, self.params.batch_size, random_views=True
         )
-        regression = processes.broadcast(fitted)
-        assert regression is not None
-        num_views = len(store.views) if params.random_views else 1
-        grids = PseudoGrids(text, train, store, regression, pretraining, num_views)
-        self._train_batches = self._make_train_batches(text, grids, random_views=True)
 
     @property
     def phase(self) -> str:
         """Name of the run in messages."""
         return "train, text"
+
+
+class JointTrainer(Trainer):
+    """Usual training with a batch of captions without images beside every batch of images."""
+
+    def __init__(
+        self,
+        *,
+        params: TrainParams,
+        text: Text,
+        train: CaptionTokens,
+        val: CaptionTokens,
+        store: FeatureStore,
+        vocabulary: Vocabulary,
+        checkpoint: Path,
+        device: torch.device,
+        processes: Processes = SINGLE_PROCESS,
+        initial_weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Start with pretrained weights, or resume.
+
+        A batch of text has as many captions as one of images. It continues the epochs of pretraining, and counts
+        neither in the training loss nor in the doubly stochastic term.
+
+        Args and Raises: As `TextPretrainer`.
+        """
+        super().__init__(
+            params=params,
+            train=train,
+            val=val,
+            store=store,
+            vocabulary=vocabulary,
+            checkpoint=checkpoint,
+            device=device,
+            processes=processes,
+            initial_weights=initial_weights,
+        )
+        self._text_params = text.params
+        batches = self._make_train_batches(
+            text.captions, text.grids, _text_batch_size(params, train), random_views=True
+        )
+        self._text = self._read_text(batches, self.progress.epoch * self.batches_per_epoch + self.progress.batch)
+        self._text_replay = GraphedFunction(self._text_backward) if self._replays else None
+
+    def _read_text(self, batches: CaptionBatches, index: int) -> Iterator[Batch]:
+        """Yield this process's share of batches of text without end, from the one at `index`."""
+        first_epoch, start = divmod(index, len(batches))
+        for epoch in count(self._text_params.max_epochs + first_epoch):
+            yield from batches.shuffled(
+                self.params.seed, epoch, start, rank=self.processes.rank, world_size=self.processes.world_size
+            )
+            start = 0
+
+    def _accumulate_gradients(
+        self, batches: Sequence[Batch], targets: Sequence[Targets], counts: Tensor, log_entropy: bool
+    ) -> Tensor:
+        """As in `Trainer`, with the gradients of as many batches of text."""
+        sums = super()._accumulate_gradients(batches, targets, counts, log_entropy)
+        text = list(islice(self._text, len(batches)))
+        text_counts = self._count([batch.tokens for batch in text])
+        backward = self._text_replay or self._text_backward
+        for index, batch in enumerate(text):
+            with self._grad_sync(is_last=index == len(text) - 1):
+                backward(batch.grids, batch.tokens[:, :, :-1], batch.tokens[:, :, 1:], text_counts)
+        return sums
+
+    def _text_backward(self, grids: Tensor, inputs: Tensor, ids: Tensor, counts: Tensor) -> Tensor:
+        """Add the gradients of a batch of text to those of the weights, and return its share of the loss.
+
+        Args:
+            grids: Pseudo-grids [B, R, C].
+            inputs: Ids to read [B, 1, T].
+            ids: Ids of the next words [B, 1, T].
+            counts: Number of words and captions of the step's text, over all processes [2].
+        """
+        with self._autocast():
+            outputs, alpha = self._model(grids, inputs, with_logits=False)  # [B, 1, T, O], [B, 1, T, R]
+            loss = self._loss(outputs, alpha, ids, None)
+        total = self._text_params.joint_weight * loss.total(counts, 0.0)
+        # As in `_backward`.
+        (total * self.processes.world_size).backward()  # type: ignore[no-untyped-call]
+        return total.detach()

@@ -33,7 +33,7 @@ from pipeline.import_graph import code_digest
 from pipeline.params import to_plain
 from pipeline.training.live_metrics import LiveMetrics
 from pipeline.training.loop import Intervals, run_training
-from pipeline.training.text_pretraining import TextPretrainer
+from pipeline.training.text_pretraining import JointTrainer, Text, TextPretrainer
 from pipeline.training.trainer import Trainer, TrainParams
 from pipeline.training.warm_start import initial_weights, model_digest
 
@@ -168,34 +168,31 @@ def train_in(
             if processes.is_main and not checkpoint.is_file():
                 name = f"{params.start_from}, training run {warm_start.fingerprint}"
                 logger.info("train: initial weights of %s: %s", name, warm_start.summary)
-        pretraining = params.text_pretraining if inputs.text.captions else None
-        if pretraining is not None and not processes.broadcast(checkpoint.is_file()):
-            pretrainer = TextPretrainer(
+
+        def make(kind: Callable[..., T], checkpoint: Path, **arguments: object) -> T:
+            return kind(
                 params=params,
-                pretraining=pretraining,
-                text=inputs.text,
                 train=inputs.train,
                 val=inputs.val,
                 store=inputs.store,
                 vocabulary=inputs.vocabulary,
-                checkpoint=text_checkpoint,
+                checkpoint=checkpoint,
                 device=device,
                 processes=processes,
                 initial_weights=weights,
+                **arguments,
             )
+
+        pretraining = params.text_pretraining if inputs.text.captions else None
+        is_pretrained = processes.broadcast(checkpoint.is_file())
+        if pretraining is None or (is_pretrained and not pretraining.joint_weight):
+            return make(Trainer, checkpoint)
+        text = Text.fit(inputs.text, inputs.train, inputs.store, len(inputs.vocabulary), params, processes)
+        if not is_pretrained:
+            pretrainer = make(TextPretrainer, text_checkpoint, text=text)
             _run(pretrainer, text_checkpoint, intervals, paths.live / TEXT_LIVE_FOLDER)
             weights = pretrainer.eval_model.state_dict()
-        return Trainer(
-            params=params,
-            train=inputs.train,
-            val=inputs.val,
-            store=inputs.store,
-            vocabulary=inputs.vocabulary,
-            checkpoint=checkpoint,
-            device=device,
-            processes=processes,
-            initial_weights=weights,
-        )
+        return make(JointTrainer, checkpoint, text=text) if pretraining.joint_weight else make(Trainer, checkpoint)
 
     def write(model: Path, trainer: Trainer, inputs: TrainInputs) -> None:
         text_checkpoint.unlink(missing_ok=True)

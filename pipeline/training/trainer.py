@@ -49,10 +49,13 @@ _STEPS_MULTIPLE = 4
 
 @params_section
 class TextPretrainingParams:
-    """Pretraining of the decoder on captions without images."""
+    """Training of the decoder on captions without images."""
 
     max_epochs: Annotated[int, Field(ge=1, le=100_000)]
     """Epochs on the text before the usual training."""
+    joint_weight: Annotated[float, Field(ge=0, le=100)]
+    """Weight of the text in the loss of the usual training, in which the captions of images have weight 1; 0 uses the
+    text only before it."""
     num_regions: Annotated[int, Field(ge=1, le=10_000)]
     """Pseudo-regions of a caption, at most the regions of a grid."""
     ridge_penalty: Annotated[float, Field(gt=0, le=1e12)]
@@ -78,7 +81,7 @@ class TrainParams:
     """File of captions without images to pretrain on, or folder of such files: one caption a line, CSV with the header
     `image,caption`, or COCO JSON; null for none. `tokenize` reads the file."""
     text_pretraining: TextPretrainingParams | None
-    """Pretraining on the text; null disables it, and the text only adds words to the vocabulary."""
+    """Training on the text; null disables it, and the text only adds words to the vocabulary."""
     batch_size: Annotated[int, Field(ge=1, le=4096)]
     """Images per batch, each with all of its captions."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=10_000)]
@@ -207,7 +210,7 @@ class Trainer:
         self.processes = processes
         self._replays = params.compile and device.type == "cuda" and processes.world_size == 1
         """Whether gradients are replayed as CUDA graphs, which DistributedDataParallel does not support here."""
-        self._train_batches = self._make_train_batches(train, store, params.random_views)
+        self._train_batches = self._make_train_batches(train, store, params.batch_size, params.random_views)
         self._val_batches = CaptionBatches(val, store, max(params.batch_size, _MIN_VAL_BATCH_SIZE), device=device)
         self._val_references = group_references(val)
         if params.select_by == "cider" and not is_defined(list(self._val_references.values())):
@@ -236,11 +239,13 @@ class Trainer:
         self._pending: list[_PendingStep] = []
         self._metrics: list[StepMetrics] = []
 
-    def _make_train_batches(self, captions: CaptionTokens, store: GridSource, random_views: bool) -> CaptionBatches:
+    def _make_train_batches(
+        self, captions: CaptionTokens, store: GridSource, batch_size: int, random_views: bool
+    ) -> CaptionBatches:
         return CaptionBatches(
             captions,
             store,
-            self.params.batch_size,
+            batch_size,
             random_views,
             self._device,
             steps_multiple=_STEPS_MULTIPLE if self._replays else 1,
