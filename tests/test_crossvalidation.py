@@ -137,7 +137,7 @@ def test_runs_at_the_same_time_read_their_own_settings(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(train_params, range(24)))
     assert [params.seed for params in results] == [seed % 3 for seed in range(24)]
-    assert {params.max_epochs for params in results} == {14}
+    assert {params.max_epochs for params in results} == {18}
     assert len(list((tmp_path / "params").iterdir())) == 3
 
 

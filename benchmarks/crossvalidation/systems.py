@@ -56,7 +56,7 @@ SETTINGS = (
     "refine.precision=bfloat16",
 )
 """Changes to the preset, which is made for ten times as many images. `{real}` is the folder of `--real`."""
-_TEXT = ("train.text={real}/text/flickr8k_captions.csv", "train.max_epochs=14")
+_TEXT = ("train.text={real}/text/flickr8k_captions.csv", "train.max_epochs=18")
 _TEXT_BEFORE = (*_TEXT, "train.text_pretraining.joint_weight=0", "train.max_epochs=10")
 _GUIDED = ("generate.search.guidance_scale=1.2",)
 _REFINED_GENTLY = ("refine.max_epochs=2", "refine.lr.peak=2e-5", "refine.cross_entropy_weight=0.5")
