@@ -108,6 +108,13 @@ def test_training_is_that_of_a_cpu(data: Path, tmp_path: Path, gpu: torch.device
         assert on_gpu.num_captions == on_cpu.num_captions
 
 
+def train_epochs(trainer: Trainer, num_epochs: int) -> None:
+    """Train some epochs without validation."""
+    for trainer.progress.epoch in range(num_epochs):
+        trainer.progress.batch = 0
+        list(trainer.train_epoch(lambda _: True))
+
+
 COMPILED = train_params(compile=True, gradient_accumulation_steps=2, ema_decay=0.9, max_epochs=6)
 
 
@@ -128,9 +135,7 @@ def test_graphs_compute_the_same_as_eager_steps(
         assert graphs is not None
         if name == "eager":
             trainer._replay = None
-        for trainer.progress.epoch in range(8):
-            trainer.progress.batch = 0
-            list(trainer.train_epoch(lambda _: True))
+        train_epochs(trainer, 8)
         metrics = [replace(step, data_wait=0.0) for step in trainer.read_metrics()]
         assert bool(graphs._captures) == (name == "replayed")
         results.append((metrics, trainer.decoder.state_dict(), torch.cuda.get_rng_state(gpu)))
@@ -162,9 +167,7 @@ def test_replayed_text_has_the_gradients_of_eager_text(data_with_text: Path, tmp
         assert graphs is not None
         if name == "eager":
             trainer._text_replay = None
-        for trainer.progress.epoch in range(8):
-            trainer.progress.batch = 0
-            list(trainer.train_epoch(lambda _: True))
+        train_epochs(trainer, 8)
         assert bool(graphs._captures) == (name == "replayed")
         weights.append(trainer.decoder.state_dict())
     assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())

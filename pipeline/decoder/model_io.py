@@ -54,7 +54,7 @@ class TrainingData:
     num_val_images: Int64
     """Images of the validation split."""
     num_text_captions: Int64
-    """Captions without images that the decoder was pretrained on; 0 without pretraining."""
+    """Captions without images that the decoder was trained on; 0 without text."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ A linear regression predicts the mean region of an image from the words of a cap
 differ in much more than their words predict. So a caption without an image gets the regions of a random train image,
 shifted by the difference of the two predictions: that of the caption, and that of a caption of the train image. The
 decoder learns from them as from regions of images, and usual training continues with its weights, with a batch of text
-beside every batch of images.
+for every batch of images.
 
 CapDec (Nukrai et al. 2022, arXiv:2211.00575) and DeCap (Li et al. 2023, arXiv:2303.03032) train decoders on text alone.
 There, CLIP embeds captions and images in one space, and noise or a memory bridges the gap between the two. Here, the
@@ -13,10 +13,10 @@ regression connects captions with the grids of any encoder, and the residual of 
 Shapes: `B` captions, `P` regions of a grid, `R` pseudo-regions, `C` channels, `V` vocabulary size, `T` ids.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.captions.tokens import CaptionTokens
-from pipeline.captions.vocabulary import PAD, SPECIALS, Vocabulary
+from pipeline.captions.vocabulary import PAD, SPECIALS
 from pipeline.cuda_graphs import GraphedFunction
 from pipeline.distributed import SINGLE_PROCESS, Processes
 from pipeline.features.store import FeatureStore, Grids
@@ -210,20 +210,7 @@ def _text_batch_size(params: TrainParams, train: CaptionTokens) -> int:
 class TextPretrainer(Trainer):
     """Pretraining on captions without images, before the usual training of `Trainer`."""
 
-    def __init__(
-        self,
-        *,
-        params: TrainParams,
-        text: Text,
-        train: CaptionTokens,
-        val: CaptionTokens,
-        store: FeatureStore,
-        vocabulary: Vocabulary,
-        checkpoint: Path,
-        device: torch.device,
-        processes: Processes = SINGLE_PROCESS,
-        initial_weights: Mapping[str, Tensor] | None = None,
-    ) -> None:
+    def __init__(self, *, params: TrainParams, train: CaptionTokens, text: Text, **arguments: Any) -> None:
         """Start with random weights or others, or resume.
 
         A batch has as many captions as one of usual training. Optimizer and dropout are the same, too, and the learning
@@ -231,15 +218,9 @@ class TextPretrainer(Trainer):
 
         Args:
             params: Architecture and training of the decoder.
-            text: Captions without images.
             train: Captions of the train split.
-            val: Captions of the validation split.
-            store: Grids of the images of both splits.
-            vocabulary: Vocabulary of the captions.
-            checkpoint: Checkpoint file, read if it exists and written by `save_checkpoint`.
-            device: Device to train on.
-            processes: The processes that share every batch.
-            initial_weights: State dict to start from; None draws random weights.
+            text: Captions without images.
+            arguments: The other arguments of `Trainer`.
 
         Raises:
             UserError: As `Trainer`.
@@ -254,13 +235,7 @@ class TextPretrainer(Trainer):
                 doubly_stochastic_weight=0.0,
             ),
             train=train,
-            val=val,
-            store=store,
-            vocabulary=vocabulary,
-            checkpoint=checkpoint,
-            device=device,
-            processes=processes,
-            initial_weights=initial_weights,
+            **arguments,
         )
         self._train_batches = self._make_train_batches(
             text.captions, text.grids, self.params.batch_size, random_views=True
@@ -273,40 +248,24 @@ class TextPretrainer(Trainer):
 
 
 class JointTrainer(Trainer):
-    """Usual training with a batch of captions without images beside every batch of images."""
+    """Usual training with a batch of captions without images for every batch of images."""
 
-    def __init__(
-        self,
-        *,
-        params: TrainParams,
-        text: Text,
-        train: CaptionTokens,
-        val: CaptionTokens,
-        store: FeatureStore,
-        vocabulary: Vocabulary,
-        checkpoint: Path,
-        device: torch.device,
-        processes: Processes = SINGLE_PROCESS,
-        initial_weights: Mapping[str, Tensor] | None = None,
-    ) -> None:
+    def __init__(self, *, params: TrainParams, train: CaptionTokens, text: Text, **arguments: Any) -> None:
         """Start with pretrained weights, or resume.
 
         A batch of text has as many captions as one of images. It continues the epochs of pretraining, and counts
         neither in the training loss nor in the doubly stochastic term.
 
-        Args and Raises: As `TextPretrainer`.
+        Args:
+            params: Architecture and training of the decoder.
+            train: Captions of the train split.
+            text: Captions without images.
+            arguments: The other arguments of `Trainer`.
+
+        Raises:
+            UserError: As `Trainer`.
         """
-        super().__init__(
-            params=params,
-            train=train,
-            val=val,
-            store=store,
-            vocabulary=vocabulary,
-            checkpoint=checkpoint,
-            device=device,
-            processes=processes,
-            initial_weights=initial_weights,
-        )
+        super().__init__(params=params, train=train, **arguments)
         self._text_params = text.params
         batches = self._make_train_batches(
             text.captions, text.grids, _text_batch_size(params, train), random_views=True

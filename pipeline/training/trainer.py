@@ -78,7 +78,7 @@ class TrainParams:
     for the layers that read grids (`adapt`)."""
     decoder: DecoderParams
     text: Annotated[Path | None, DEPENDENCY]
-    """File of captions without images to pretrain on, or folder of such files: one caption a line, CSV with the header
+    """File of captions without images to learn from, or folder of such files: one caption a line, CSV with the header
     `image,caption`, or COCO JSON; null for none. `tokenize` reads the file."""
     text_pretraining: TextPretrainingParams | None
     """Training on the text; null disables it, and the text only adds words to the vocabulary."""
