@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from pipeline.captions.tokens import CaptionTokens
 from pipeline.captions.vocabulary import PAD, SPECIALS
@@ -66,16 +67,18 @@ class GridRegression:
         cross = torch.zeros(vocab_size, store.channels, dtype=torch.float64)
         first = captions.first_of_image
         num_captions = np.diff(first, append=len(captions.image_id))
-        for start in range(0, len(first), _IMAGES_PER_READ):
-            images = slice(start, start + _IMAGES_PER_READ)
-            grids = store.grids(captions.image_id[first[images]].tolist())
-            means = _normalize(grids).mean(dim=1).double()  # [B, C]
-            rows = range(first[start], first[start] + int(num_captions[images].sum()))
-            owners = np.repeat(np.arange(len(means)), num_captions[images]).tolist()
-            for row, owner in zip(rows, owners, strict=True):
-                words = _distinct_words(captions, row)
-                gram.index_put_((words.unsqueeze(1), words.unsqueeze(0)), torch.ones((), dtype=torch.float64), True)
-                cross.index_add_(0, words, means[owner].expand(len(words), -1))
+        with tqdm(desc="train, regression", total=len(first), unit="image", leave=False, disable=None) as progress:
+            for start in range(0, len(first), _IMAGES_PER_READ):
+                images = slice(start, start + _IMAGES_PER_READ)
+                grids = store.grids(captions.image_id[first[images]].tolist())
+                means = _normalize(grids).mean(dim=1).double()  # [B, C]
+                rows = range(first[start], first[start] + int(num_captions[images].sum()))
+                owners = np.repeat(np.arange(len(means)), num_captions[images]).tolist()
+                for row, owner in zip(rows, owners, strict=True):
+                    words = _distinct_words(captions, row)
+                    gram.index_put_((words.unsqueeze(1), words.unsqueeze(0)), torch.ones((), dtype=torch.float64), True)
+                    cross.index_add_(0, words, means[owner].expand(len(words), -1))
+                progress.update(len(means))
         ridge = torch.full((vocab_size,), penalty, dtype=torch.float64)
         # Words that no train caption has: any penalty gives coefficients of 0.
         ridge[_INTERCEPT] = 0.0
