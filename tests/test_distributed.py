@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pipeline.distributed import SINGLE_PROCESS, init_processes
+from tests.command_line import torchrun
 from tests.paths import ROOT
 
 # Each rank writes its results, and the number of gloo threads that are alive at exit, to a file.
@@ -58,7 +59,7 @@ run(main)
 def test_two_processes_communicate_and_leave_no_thread(tmp_path: Path, fails: bool) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(program), str(tmp_path)]
+    launch = torchrun([sys.executable, str(program), str(tmp_path)], tmp_path / "logs")
     result = subprocess.run(
         [*launch, *(["--fails"] if fails else [])],
         cwd=tmp_path,

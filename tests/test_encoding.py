@@ -41,6 +41,7 @@ from pipeline.features.resnets import encoder_frame
 from pipeline.features.store import INDEX_FILE, FeatureStore, intact_shards
 from pipeline.features.views import Frame
 from pipeline.params import to_plain
+from tests.command_line import torchrun
 from tests.factories import encode_params
 from tests.paths import REAL, ROOT
 
@@ -535,7 +536,7 @@ def test_two_processes_give_the_bytes_of_one_and_reuse_shards_of_a_killed_one(ma
     dataset = make(5 * ROWS_PER_SHARD + 3)
     dataset.encode(work="single", out="single-features")
     command = dataset.command()
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", *command[1:]]
+    launch = torchrun(command, dataset.folder / "logs")
     work = dataset.folder / "work" / "encode"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 

@@ -68,11 +68,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source]
-    subprocess.run(build, check=True)
+    # Packages in PYTHONPATH would count as installed.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(build, env=environment, check=True)
     [wheel] = folder.glob("gridcap-*.whl")
     venv.create(folder / "environment")
     python = folder / "environment" / "bin" / "python"
-    subprocess.run([*pip, "--python", python, "install", "--no-deps", wheel], check=True)
+    subprocess.run([*pip, "--python", python, "install", "--no-deps", wheel], env=environment, check=True)
     site = next((folder / "environment").glob("lib/python*/site-packages"))
     [wheel_package] = Distribution.discover(name="gridcap", path=[str(site)])
     # PyTorch is too large to install for a test, so the requirements are linked from this environment.

@@ -29,6 +29,7 @@ from pipeline.import_graph import reachable
 from pipeline.training.loop import Intervals
 from pipeline.training.refine import refine, refine_in, run_fingerprint
 from pipeline.training.self_critical import RefineParams
+from tests.command_line import torchrun
 from tests.factories import decoder_params, refine_params, small_spec, train_params
 from tests.feature_stores import write_store
 from tests.test_train import interrupt_in_epoch_3
@@ -110,7 +111,7 @@ def test_two_processes_refine_like_one_and_resume_to_the_same_bytes(data: Path, 
 
     def launch(name: str) -> list[str]:
         command = stage_command(data, trained, tmp_path / name, tmp_path / f"work-{name}")
-        return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", *command[1:]]
+        return torchrun(command, tmp_path / "logs")
 
     subprocess.run(
         stage_command(data, trained, tmp_path / "one", tmp_path / "work-one"), check=True, capture_output=True

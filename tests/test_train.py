@@ -29,6 +29,7 @@ from pipeline.features.encoding import encode
 from pipeline.import_graph import reachable
 from pipeline.training.loop import Intervals
 from pipeline.training.train import run_fingerprint, train
+from tests.command_line import torchrun
 from tests.factories import decoder_params, encode_params, lr_params, train_params
 from tests.kinds import all_kinds_exhaustively
 from tests.model_folders import model_config
@@ -164,7 +165,7 @@ def test_two_processes_give_the_losses_of_one_and_resume_to_the_same_bytes(
 
     def launch(name: str) -> list[str]:
         command = stage_command(data_with_text, tmp_path / name, tmp_path / f"work-{name}", text)
-        return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", *command[1:]]
+        return torchrun(command, tmp_path / "logs")
 
     one = stage_command(data_with_text, tmp_path / "one", tmp_path / "work-one", text)
     subprocess.run(one, check=True, capture_output=True)

@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from pipeline.features.store import EncoderSpec
 from pipeline.training.train import run_fingerprint
 from pipeline.training.trainer import TrainParams
 from pipeline.training.warm_start import initial_weights
+from tests.command_line import torchrun
 from tests.factories import decoder_params, train_params
 from tests.kinds import all_kinds, all_kinds_exhaustively
 from tests.model_folders import SIZES, make_model
@@ -248,7 +248,7 @@ def test_two_processes_start_from_the_weights_of_one(data: Path, tmp_path: Path)
     one = stage_command(data, tmp_path / "one", tmp_path / "work-one", text)
     two = stage_command(data, tmp_path / "two", tmp_path / "work-two", text)
     subprocess.run(one, check=True, capture_output=True)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", *two[1:]]
+    launch = torchrun(two, tmp_path / "logs")
     result = subprocess.run(launch, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("initial weights of") == 1
