@@ -61,6 +61,12 @@ def test_the_card_has_data_encoder_and_versions(tmp_path: Path) -> None:
     assert "## Licenses" in lines
 
 
+def test_captions_without_images_are_counted(tmp_path: Path) -> None:
+    data = replace(CONFIG.data, num_text_captions=39220)
+    assert "| captions without images | 39,220 |" in card(tmp_path, replace(CONFIG, data=data))
+    assert not any("without images" in line for line in card(tmp_path))
+
+
 @pytest.mark.parametrize(("epoch", "cider"), [(0, "0.7500"), (1, "0.8750")])
 def test_a_refined_model_has_the_scores_of_its_epoch_of_refinement(tmp_path: Path, epoch: int, cider: str) -> None:
     refinement = Refinement(trained_fingerprint="0123", epoch=epoch, selected_by="bleu4")

@@ -63,7 +63,7 @@ def _lines(
     yield f"| training data | {_code(config.dataset)}: {_images(data.num_images)}, {data.num_captions:,} captions |"
     yield from _initial_weights(config.warm_start)
     if data.num_text_captions:
-        yield f"| pretraining | on {data.num_text_captions:,} captions without images |"
+        yield f"| captions without images | {data.num_text_captions:,} |"
     yield f"| checkpoint | epoch {config.epoch} of {len(history)}, {_selection(config.selected_by)} |"
     if config.refinement is not None:
         refinement, num_epochs = config.refinement, len(refine_history) - 1
