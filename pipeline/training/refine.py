@@ -25,6 +25,7 @@ from pipeline.errors import UserError
 from pipeline.features.store import FeatureStore
 from pipeline.training.loop import Intervals
 from pipeline.training.self_critical import RefineParams, SelfCriticalTrainer
+from pipeline.training.threads import training_threads
 from pipeline.training.train import TrainInputs, TrainPaths, fingerprint_parts, run_in
 
 
@@ -135,7 +136,8 @@ def refine_in(
         write_history(target, history)
         write_refine_history(target, trainer.progress.history)
 
-    return run_in(folder, SelfCriticalTrainer.stage, paths, intervals, processes, start, write)
+    with training_threads(params.batch_size, model.config.decoder.hidden_size):
+        return run_in(folder, SelfCriticalTrainer.stage, paths, intervals, processes, start, write)
 
 
 def _require_features(trained: Path, config: ModelConfig, store: FeatureStore) -> None:

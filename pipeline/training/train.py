@@ -34,6 +34,7 @@ from pipeline.params import to_plain
 from pipeline.training.live_metrics import LiveMetrics
 from pipeline.training.loop import Intervals, run_training
 from pipeline.training.text_pretraining import JointTrainer, Text, TextPretrainer
+from pipeline.training.threads import training_threads
 from pipeline.training.trainer import Trainer, TrainParams
 from pipeline.training.warm_start import initial_weights, model_digest
 
@@ -200,7 +201,8 @@ def train_in(
         write_model(model, trainer.best_weights, trainer.vocabulary, config)
         write_history(model, trainer.progress.history)
 
-    return run_in(folder, Trainer.stage, paths, intervals, processes, start, write)
+    with training_threads(params.batch_size, params.decoder.hidden_size):
+        return run_in(folder, Trainer.stage, paths, intervals, processes, start, write)
 
 
 def run_in(
