@@ -14,6 +14,7 @@ from benchmarks import one_of
 NAMES = (
     "startup",
     "training",
+    "threads",
     "refining",
     "searching",
     "encoding",
