@@ -32,6 +32,10 @@ CHROMIUM_FLAGS = [
 settings.register_profile("gridcap", deadline=None)
 settings.load_profile("gridcap")
 
+# Several test processes share the cores.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # In a repository without `core.analytics: false`, DVC would report its use over the network.
 os.environ["DVC_NO_ANALYTICS"] = "true"
 
