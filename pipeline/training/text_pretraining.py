@@ -257,16 +257,8 @@ class JointTrainer(Trainer):
         """Start with pretrained weights, or resume.
 
         A batch of text has as many captions as one of images. It continues the epochs of pretraining, and counts
-        neither in the training loss nor in the doubly stochastic term.
-
-        Args:
-            params: Architecture and training of the decoder.
-            train: Captions of the train split.
-            text: Captions without images.
-            arguments: The other arguments of `Trainer`.
-
-        Raises:
-            UserError: As `Trainer`.
+        neither in the training loss nor in the doubly stochastic term. Arguments and errors are those of
+        `TextPretrainer`.
         """
         super().__init__(params=params, train=train, **arguments)
         self._text_params = text.params
