@@ -306,7 +306,12 @@ def test_the_page_shows_captions_and_scores_before_refinement(tmp_path):
     scores = report.scores | {"refinement": {"BLEU-4": change | {"significant": False}}}
     diversity = report.captions["diversity"] | {"trained": {"num_distinct_captions": 17}}
     captions = report.captions | {"diversity": diversity}
-    scenes = report.scenes | {"subsets": {"seen": make_statements(0.125)}, "trained": make_statements(0.0)}
+    statements = {
+        "names": {"accuracy": change},
+        "relations": {"accuracy": None},
+        "counts": {"accuracy": change, "plural_accuracy": change | {"interval": None}},
+    }
+    scenes = report.scenes | {"refinement": statements | {"subsets": {"seen": statements}}}
     write_report(tmp_path / "report.html", replace(report, scores=scores, captions=captions, scenes=scenes))
     text = " ".join(PageParser((tmp_path / "report.html").read_text()).text.split())
     assert "before refinement a <pale> ball" in text
@@ -314,8 +319,9 @@ def test_the_page_shows_captions_and_scores_before_refinement(tmp_path):
     assert "BLEU-4 0.250 0.312 0.062 −0.010 to 0.125" in text
     assert "generated human before refinement" in text
     assert "distinct captions 12 39 17" in text
-    assert "test seen before refinement captions whose objects are all correct 0.750 0.750 0.750" in text
-    assert "groups of alike objects that are counted 0.250 of 4 0.125 of 4 0.000 of 4" in text
+    assert "captions whose objects are all correct 0.250 0.312 0.062 −0.010 to 0.125 spatial relations that" in text
+    assert "spatial relations that hold seen not defined groups of alike objects" in text
+    assert "mentions of several objects with the right number seen 0.250 0.312 0.062 Human" in text
 
 
 def test_the_page_of_a_model_without_refinement_does_not_mention_it(path):

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from pipeline.captions.records import AnnotatedObject, Record
-from pipeline.evaluation.scene_scores import GroundedWord, find_grounded_words, score_scenes
+from pipeline.evaluation.scene_scores import GroundedWord, Refinement, find_grounded_words, score_scenes
 from pipeline.generation.caption_io import GeneratedCaptions
+from pipeline.metrics.bootstrap import Resampling
 from tests.evaluation_data import make_caption
 
 # A grid of 2 x 4 regions. The cube covers the left half of the upper row, the ball the last region of the lower row.
@@ -50,6 +51,16 @@ def attention_scores(
         "mass_by_chance": mass_by_chance,
     }
     return {"num_words": num_words, **{name: pytest.approx(value, abs=1e-3) for name, value in scores.items()}}
+
+
+def change(trained: float, refined: float, interval: list[float] | None) -> dict[str, Any]:
+    return {
+        "trained": trained,
+        "refined": refined,
+        "difference": refined - trained,
+        "interval": interval,
+        "significant": False,
+    }
 
 
 def test_attention_scores_by_kind_of_word_worked_by_hand():
@@ -123,15 +134,23 @@ def test_subsets_are_scored_and_images_without_objects_are_left_out():
     assert score_scenes(records[2:], captions) == {"num_images": 0}
 
 
-def test_counts_and_scores_before_refinement():
-    records = [record(1, *OBJECTS, OBJECTS[1]), record(2, *OBJECTS)]
+def test_counts_and_the_changes_by_refinement():
+    records = [record(1, *OBJECTS, OBJECTS[1]), record(2, *OBJECTS, subset="held-out")]
     captions = {1: generated(1, "two balls and two cubes"), 2: generated(2, "a cube behind a ball")}
     trained = {1: ("a", "ball", "and", "a", "ball"), 2: ("two", "blue", "balls")}
-    scores = score_scenes(records, captions, trained_captions=trained)
+    refinement = Refinement(trained_captions=trained, resampling=Resampling(bootstrap_samples=100, seed=0))
+    scores = score_scenes(records, captions, refinement=refinement)
     assert scores["counts"] == {"num_groups": 1, "accuracy": 1.0, "num_plurals": 2, "plural_accuracy": 0.5}
-    assert scores["trained"] == {
-        "names": {"num_captions_without_names": 0, "accuracy": 0.5},
-        "relations": {"num_relations": 0, "accuracy": None},
-        "counts": {"num_groups": 1, "accuracy": 0.0, "num_plurals": 1, "plural_accuracy": 0.0},
+    assert scores["refinement"] == {
+        "names": {"accuracy": change(0.5, 0.5, [-1.0, 1.0])},  # samples of one image twice: worse, or better
+        "relations": {"accuracy": None},
+        "counts": {"accuracy": change(0.0, 1.0, None), "plural_accuracy": change(0.0, 0.5, None)},
+        "subsets": {
+            "held-out": {
+                "names": {"accuracy": change(0.0, 1.0, None)},
+                "relations": {"accuracy": None},
+                "counts": {"accuracy": None, "plural_accuracy": None},
+            }
+        },
     }
-    assert "trained" not in score_scenes(records, captions)
+    assert "refinement" not in score_scenes(records, captions)

@@ -4,13 +4,14 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipeline.captions.records import AnnotatedObject, Record
 from pipeline.generation.caption_io import GeneratedCaptions
 from pipeline.metrics import grounding
+from pipeline.metrics.bootstrap import Resampling, Table, mean, paired_difference
 from pipeline.metrics.corpus import Words
 from pipeline.metrics.grounding import Box
 from pipeline.scenes.caption_checker import (
@@ -66,24 +67,27 @@ class _GroundingScores:
     """`mass_in_box` of uniform attention."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Statements:
-    """Correctness of one image's caption."""
+class _Statements(NamedTuple):
+    """Statements of one image's caption: how many of each kind are right, and how many there are."""
 
-    names_correct: bool | None
-    """Whether every mention is correct; None if the caption names no object."""
-    num_relations: int
-    """Spatial relations that the caption states."""
-    num_correct_relations: int
-    """Number of these relations that hold."""
-    num_groups: int
-    """Groups of objects of one color and shape in the image."""
-    num_counted_groups: int
-    """Groups whose number the caption states."""
-    num_plurals: int
-    """Mentions of two or more objects."""
-    num_correct_plurals: int
-    """Mentions of two or more objects with the right number."""
+    names: tuple[int, int]
+    """1 if every mention is correct, of 1 caption that names an object; (0, 0) if it names none."""
+    relations: tuple[int, int]
+    """Spatial relations that hold, of those that the caption states."""
+    counts: tuple[int, int]
+    """Groups whose number the caption states, of the groups of objects of one color and shape in the image."""
+    plurals: tuple[int, int]
+    """Mentions with the right number, of the mentions of two or more objects."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refinement:
+    """What the captions of a refined model are compared with."""
+
+    trained_captions: Mapping[int, Words]
+    """Words of the captions before refinement, by image id."""
+    resampling: Resampling
+    """Bootstrap settings of the intervals."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +103,7 @@ def score_scenes(
     records: Sequence[Record],
     generated: Mapping[int, GeneratedCaptions],
     visible_objects: Callable[[Record], Sequence[AnnotatedObject]] = attrgetter("objects"),
-    trained_captions: Mapping[int, Words] | None = None,
+    refinement: Refinement | None = None,
 ) -> dict[str, Any]:
     """Score the captions of the images with annotated objects.
 
@@ -108,21 +112,24 @@ def score_scenes(
         generated: Generated captions by image id.
         visible_objects: Returns the objects of an image, with boxes relative to the part that the grid covers; by
             default, it covers the whole image.
-        trained_captions: Words of the captions before refinement, by image id; None if the model is not refined.
+        refinement: Captions before refinement; None if the model is not refined.
 
     Returns:
-        JSON values: scores of all images and of each subset, with their protocol; with `trained_captions` also, as
-        `trained`, the scores before refinement, without attention. If no record has objects, only `num_images` (0).
+        JSON values: scores of all images and of each subset, with their protocol. With `refinement`, also the paired
+        differences of names, relations and counts: `trained`, `refined`, `difference`, its 95% `interval` (None if a
+        bootstrap sample has no such statement), and whether it is `significant`; None if the captions before or after
+        have no such statement. If no record has objects, only `num_images` (0).
     """
     annotated = [record for record in records if record.objects]
     if not annotated:
         return {"num_images": 0}
     images = [_score_image(record, generated[record.image_id], visible_objects(record)) for record in annotated]
-    by_subset: dict[str, list[_ImageScores]] = defaultdict(list)
-    for record, image in zip(annotated, images, strict=True):
+    rows_by_subset: dict[str, list[int]] = defaultdict(list)
+    for row, record in enumerate(annotated):
         if record.subset is not None:
-            by_subset[record.subset].append(image)
-    scores = {
+            rows_by_subset[record.subset].append(row)
+    subsets = sorted(rows_by_subset.items())
+    scores: dict[str, Any] = {
         "protocol": {
             "names": NAMES_PROTOCOL,
             "relations": RELATIONS_PROTOCOL,
@@ -131,12 +138,19 @@ def score_scenes(
         },
         **_summarize(images),
     }
-    if by_subset:
-        scores["subsets"] = {subset: _summarize(by_subset[subset]) for subset in sorted(by_subset)}
-    if trained_captions is not None:
-        scores["trained"] = _summarize_statements(
-            [_check_statements(trained_captions[record.image_id], record.objects) for record in annotated]
-        )
+    if subsets:
+        scores["subsets"] = {subset: _summarize([images[row] for row in rows]) for subset, rows in subsets}
+    if refinement is not None:
+        captions = refinement.trained_captions
+        trained = np.array([_check_statements(captions[record.image_id], record.objects) for record in annotated])
+        refined = np.array([image.statements for image in images])
+        differences = _compare_statements(trained, refined, refinement.resampling)
+        if subsets:
+            differences["subsets"] = {
+                subset: _compare_statements(trained[rows], refined[rows], refinement.resampling)
+                for subset, rows in subsets
+            }
+        scores["refinement"] = differences
     return scores
 
 
@@ -151,17 +165,12 @@ def _score_image(
 
 
 def _check_statements(words: Words, objects: Sequence[AnnotatedObject]) -> _Statements:
-    num_correct_relations, num_relations = count_relations(words, objects)
-    num_counted_groups, num_groups = count_groups(words, objects)
-    num_correct_plurals, num_plurals = count_plurals(words, objects)
+    names_correct = names_correctly(words, objects)
     return _Statements(
-        names_correct=names_correctly(words, objects),
-        num_relations=num_relations,
-        num_correct_relations=num_correct_relations,
-        num_groups=num_groups,
-        num_counted_groups=num_counted_groups,
-        num_plurals=num_plurals,
-        num_correct_plurals=num_correct_plurals,
+        names=(0, 0) if names_correct is None else (int(names_correct), 1),
+        relations=count_relations(words, objects),
+        counts=count_groups(words, objects),
+        plurals=count_plurals(words, objects),
     )
 
 
@@ -192,25 +201,45 @@ def _summarize(images: Sequence[_ImageScores]) -> dict[str, Any]:
 
 
 def _summarize_statements(captions: Sequence[_Statements]) -> dict[str, Any]:
-    names_correct = [caption.names_correct for caption in captions]
-    num_relations = sum(caption.num_relations for caption in captions)
-    num_groups = sum(caption.num_groups for caption in captions)
-    num_plurals = sum(caption.num_plurals for caption in captions)
+    names, relations, counts, plurals = np.array(captions).sum(axis=0).tolist()
     return {
-        "names": {
-            "num_captions_without_names": names_correct.count(None),
-            "accuracy": _rate(names_correct.count(True), len(names_correct) - names_correct.count(None)),
-        },
-        "relations": {
-            "num_relations": num_relations,
-            "accuracy": _rate(sum(caption.num_correct_relations for caption in captions), num_relations),
-        },
+        "names": {"num_captions_without_names": len(captions) - names[1], "accuracy": _rate(*names)},
+        "relations": {"num_relations": relations[1], "accuracy": _rate(*relations)},
         "counts": {
-            "num_groups": num_groups,
-            "accuracy": _rate(sum(caption.num_counted_groups for caption in captions), num_groups),
-            "num_plurals": num_plurals,
-            "plural_accuracy": _rate(sum(caption.num_correct_plurals for caption in captions), num_plurals),
+            "num_groups": counts[1],
+            "accuracy": _rate(*counts),
+            "num_plurals": plurals[1],
+            "plural_accuracy": _rate(*plurals),
         },
+    }
+
+
+def _compare_statements(trained: Table, refined: Table, resampling: Resampling) -> dict[str, Any]:
+    """Compare the statements [N, 4, 2] of the captions before and after refinement, under the names of the scores."""
+    names, relations, counts, plurals = (
+        _compare_rates(trained[:, kind], refined[:, kind], resampling) for kind in range(len(_Statements._fields))
+    )
+    return {
+        "names": {"accuracy": names},
+        "relations": {"accuracy": relations},
+        "counts": {"accuracy": counts, "plural_accuracy": plurals},
+    }
+
+
+def _compare_rates(trained: Table, refined: Table, resampling: Resampling) -> dict[str, Any] | None:
+    """Compare a rate before and after refinement; return None if the captions before or after have no statement."""
+    before, after = trained.sum(axis=0), refined.sum(axis=0)
+    if not (before[1] and after[1]):
+        return None
+    with np.errstate(invalid="ignore"):  # samples without such a statement
+        interval = paired_difference(refined, trained, mean, resampling)
+    difference, *ends = interval.rounded()
+    return {
+        "trained": _rate(*before.tolist()),
+        "refined": _rate(*after.tolist()),
+        "difference": difference,
+        "interval": ends or None,
+        "significant": not interval.includes_zero,
     }
 
 
