@@ -5,7 +5,7 @@ before the output layer, doubly stochastic attention with weight 1 (sum over reg
 forcing, 14 epochs. The weights of the last epoch are used, without selection by a validation score.
 
 Two computations are faster than in tutorials and change the results by rounding only: keys are computed once per image,
-and attention scores use `pipeline.decoder.additive_scores`.
+and attention scores use `pipeline.decoder.additive_scores`, compiled if `Settings.compile` says so.
 
 Shapes: `B` images, `K` captions per image (or beams), `T` words, `P` regions, `C` channels, `H` attention,
 embedding and hidden size, `V` vocabulary size.
@@ -44,6 +44,8 @@ class Settings:
     doubly_stochastic_weight: float = 1.0
     num_epochs: int = 14
     seed: int = 1
+    compile: bool = False
+    """Compile the attention scores in training; needs g++."""
 
 
 class State(NamedTuple):
@@ -69,6 +71,7 @@ class SoftAttention(nn.Module):
     def __init__(self, settings: Settings, num_channels: int, vocab_size: int) -> None:
         super().__init__()
         size = settings.size
+        self.compile_scores = settings.compile
         self.key_proj = nn.Linear(num_channels, size)
         self.query_proj = nn.Linear(size, size)
         self.score_proj = nn.Linear(size, 1, bias=False)  # softmax ignores a bias
@@ -132,7 +135,8 @@ class SoftAttention(nn.Module):
         )
 
     def _recurrent_step(self, embedded: Tensor, state: State, regions: Tensor, keys: Tensor) -> tuple[State, Tensor]:
-        scores = additive_scores(keys, self.query_proj(state.h), self.score_proj.weight[0])  # [B, K, P], eq. 4
+        query, compiled = self.query_proj(state.h), self.compile_scores and self.training
+        scores = additive_scores(keys, query, self.score_proj.weight[0], compiled)  # [B, K, P], eq. 4
         alpha = scores.softmax(dim=-1)  # [B, K, P], eq. 5
         beta = self.f_beta(state.h).sigmoid()  # [B, K, C]
         context = beta * (alpha @ regions)  # [B, K, C], eq. 13 with beta

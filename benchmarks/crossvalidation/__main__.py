@@ -66,7 +66,7 @@ from benchmarks.crossvalidation.table import (
 from pipeline.captions.tokenizer import TokenizeParams
 from pipeline.device import setup_device
 from pipeline.errors import UserError
-from pipeline.params import load
+from pipeline.params import load, load_key
 
 SELECTION_NOTE = """\
 The settings above were selected by cross-validation on these same images, so the lead of gridcap is slightly
@@ -86,7 +86,8 @@ def make_system(name: str, seeds: Sequence[int], experiment: Experiment) -> Syst
     """Return a system by its name."""
     match name:
         case "textbook":
-            return textbook_system(experiment, soft_attention.Settings(seed=seeds[0]))
+            compiled = load_key(experiment.params, "train.compile", bool)
+            return textbook_system(experiment, soft_attention.Settings(seed=seeds[0], compile=compiled))
         case "retrieval":
             return retrieval_system(experiment)
         case _:

@@ -76,6 +76,7 @@ SYSTEMS: Mapping[str, Sequence[str]] = {
     "adaptive_refined": ("train.decoder.kind=adaptive", "refine.max_epochs=4", "refine.lr.peak=5e-5"),
     "text": _TEXT,
     "text_guided": (*_TEXT, "generate.search.guidance_scale=1.1"),
+    "text_refined_gently": (*_TEXT, *_REFINED_GENTLY),
     "text_before": _TEXT_BEFORE,
     "text_before_guided": (*_TEXT_BEFORE, "generate.search.guidance_scale=1.2"),
     "text_before_refined_gently": (*_TEXT_BEFORE, *_REFINED_GENTLY),
