@@ -9,9 +9,10 @@ test scenes with one. `objects` is the fraction of captions whose objects are al
 colors.
 
 System `start` is the model that `continued` starts from, `anew` has the same images, settings and number of steps as
-`continued`. Intervals are 95%, by bootstrap over images, paired for differences. The folder `--real` is that of
-`benchmarks.crossvalidation` with `coco/images` and `coco/captions_train2017_sample.json`; the scenes are those of `dvc
-repro prepare`. Features, models and captions are kept in the work folder: an interrupted run resumes.
+`continued`, and `anew_longer` five times as many. Intervals are 95%, by bootstrap over images, paired for differences.
+The folder `--real` is that of `benchmarks.crossvalidation` with `coco/images` and
+`coco/captions_train2017_sample.json`; the scenes are those of `dvc repro prepare`. Features, models and captions are
+kept in the work folder: an interrupted run resumes.
 """
 
 # Sets environment variables that PyTorch reads when it is imported.
@@ -64,6 +65,8 @@ from pipeline.training.trainer import TrainParams
 NEW_COLORS = {"yellow", "purple"}
 NUM_SCENES = 100
 NUM_FOLDS = 4
+LONGER = 5
+"""Epochs of `anew_longer`, divided by those of the other systems."""
 PHOTOGRAPH_SETTINGS = (
     "encode.views=[whole]",
     "train.random_views=false",
@@ -164,16 +167,14 @@ def compare(name: str, task: Task, seeds: Sequence[int], work: Path, device: tor
     """Train the initial model, continue it and train anew, and print the scores."""
     anew = Experiment(task.images, task.params, work, device)
     start = _start_model(anew, task.start, seeds[0])
-    params = task.params.with_name("continued.yaml")
-    shutil.copy(task.params, params)
-    use(params, [f"train.start_from={json.dumps(str(start))}"], params)
-    continued = Experiment(task.images, params, work, device)
+    num_epochs = load(task.params, "train", TrainParams).max_epochs
+    systems = {
+        "anew": anew,
+        "anew_longer": _change(anew, "anew_longer", f"train.max_epochs={LONGER * num_epochs}"),
+        "continued": _change(anew, "continued", f"train.start_from={json.dumps(str(start))}"),
+    }
     rows: list[tuple[str, Experiment, Sequence[Fold], int]] = [("start", anew, [task.start], seeds[0])]
-    rows += [
-        (system, experiment, task.folds, seed)
-        for seed in seeds
-        for system, experiment in (("anew", anew), ("continued", continued))
-    ]
+    rows += [(system, experiment, task.folds, seed) for seed in seeds for system, experiment in systems.items()]
     scores: dict[Row, SystemScores] = {}
     objects: dict[Row, float] = {}
     for system, experiment, folds, seed in rows:
@@ -184,12 +185,21 @@ def compare(name: str, task: Task, seeds: Sequence[int], work: Path, device: tor
             print("\n".join(score_lines({row: scores[row]})), flush=True)
     print(
         f"\n{name}: {len(task.start.train)} images for start, {len(task.folds[0].train)} for the others,"
-        f" {len(task.start.test)} test images; {load(task.params, 'train', TrainParams).max_epochs} epochs\n"
+        f" {len(task.start.test)} test images; {num_epochs} epochs\n"
     )
     scores = add_means(scores)
-    print("\n".join([*SCORE_HEAD, *score_lines(scores), "", *DIFFERENCE_HEAD, *difference_lines(scores, ["anew"]), ""]))
+    differences = difference_lines(scores, ["anew", "anew_longer"])
+    print("\n".join([*SCORE_HEAD, *score_lines(scores), "", *DIFFERENCE_HEAD, *differences, ""]))
     if task.images.records[task.start.test[0]].objects:
         print("\n".join(f"objects, {' '.join(row)}: {accuracy:.3f}" for row, accuracy in objects.items()))
+
+
+def _change(experiment: Experiment, name: str, setting: str) -> Experiment:
+    """Return the experiment with one setting changed, in a params file of that name."""
+    params = experiment.params.with_name(f"{name}.yaml")
+    shutil.copy(experiment.params, params)
+    use(params, [setting], params)
+    return replace(experiment, params=params)
 
 
 def _start_model(experiment: Experiment, fold: Fold, seed: int) -> Path:
