@@ -5,7 +5,7 @@ before the output layer, doubly stochastic attention with weight 1 (sum over reg
 forcing, 14 epochs. The weights of the last epoch are used, without selection by a validation score.
 
 Two computations are faster than in tutorials and change the results by rounding only: keys are computed once per image,
-and attention scores use `pipeline.decoder.additive_scores`, compiled if `Settings.compile` says so.
+and attention scores use `pipeline.decoder.additive_scores`.
 
 Shapes: `B` images, `K` captions per image (or beams), `T` words, `P` regions, `C` channels, `H` attention,
 embedding and hidden size, `V` vocabulary size.

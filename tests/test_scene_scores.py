@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from pipeline.captions.records import AnnotatedObject, Record
-from pipeline.evaluation.scene_scores import GroundedWord, Refinement, find_grounded_words, score_scenes
+from pipeline.evaluation.scene_scores import GroundedWord, find_grounded_words, score_scenes
 from pipeline.generation.caption_io import GeneratedCaptions
 from pipeline.metrics.bootstrap import Resampling
 from tests.evaluation_data import make_caption
 
+RESAMPLING = Resampling(bootstrap_samples=100, seed=0)
 # A grid of 2 x 4 regions. The cube covers the left half of the upper row, the ball the last region of the lower row.
 GRID = (2, 4)
 CUBE, BALL = (0.0, 0.0, 0.5, 0.5), (0.75, 0.5, 0.25, 0.5)
@@ -38,7 +39,7 @@ def generated(image_id: int, text: str) -> GeneratedCaptions:
 
 
 def score(text: str, *objects: AnnotatedObject) -> dict[str, Any]:
-    return score_scenes([record(1, *objects)], {1: generated(1, text)})
+    return score_scenes([record(1, *objects)], {1: generated(1, text)}, RESAMPLING)
 
 
 def attention_scores(
@@ -125,21 +126,20 @@ def test_a_relation_refers_to_the_objects_on_both_sides():
 def test_subsets_are_scored_and_images_without_objects_are_left_out():
     records = [record(1, *OBJECTS, subset="seen"), record(2, *OBJECTS, subset="held-out"), record(3)]
     captions = {1: generated(1, "a shiny"), 2: generated(2, "a shiny ball"), 3: generated(3, "a cube")}
-    scores = score_scenes(records, captions)
+    scores = score_scenes(records, captions, RESAMPLING)
     assert (scores["num_images"], scores["subsets"]["seen"]["num_images"]) == (2, 1)
     assert scores["attention"]["all"]["num_words"] == 2
     assert scores["attention"] == scores["subsets"]["held-out"]["attention"]
     names = ("peak_in_box", "peak_by_chance", "mass_in_box", "mass_by_chance")
     assert scores["subsets"]["seen"]["attention"] == {"all": {"num_words": 0, **dict.fromkeys(names)}}
-    assert score_scenes(records[2:], captions) == {"num_images": 0}
+    assert score_scenes(records[2:], captions, RESAMPLING) == {"num_images": 0}
 
 
 def test_counts_and_the_changes_by_refinement():
     records = [record(1, *OBJECTS, OBJECTS[1]), record(2, *OBJECTS, subset="held-out")]
     captions = {1: generated(1, "two balls and two cubes"), 2: generated(2, "a cube behind a ball")}
     trained = {1: ("a", "ball", "and", "a", "ball"), 2: ("two", "blue", "balls")}
-    refinement = Refinement(trained_captions=trained, resampling=Resampling(bootstrap_samples=100, seed=0))
-    scores = score_scenes(records, captions, refinement=refinement)
+    scores = score_scenes(records, captions, RESAMPLING, trained_captions=trained)
     assert scores["counts"] == {"num_groups": 1, "accuracy": 1.0, "num_plurals": 2, "plural_accuracy": 0.5}
     assert scores["refinement"] == {
         "names": {"accuracy": change(0.5, 0.5, [-1.0, 1.0])},  # samples of one image twice: worse, or better
@@ -153,4 +153,4 @@ def test_counts_and_the_changes_by_refinement():
             }
         },
     }
-    assert "refinement" not in score_scenes(records, captions)
+    assert "refinement" not in score_scenes(records, captions, RESAMPLING)

@@ -29,7 +29,7 @@ from pipeline.captions.vocabulary import SPECIALS
 from pipeline.decoder.model_io import History, TrainedModel, read_history, read_model, read_refine_history
 from pipeline.errors import UserError
 from pipeline.evaluation.agreement import human_agreement
-from pipeline.evaluation.scene_scores import Refinement, score_scenes
+from pipeline.evaluation.scene_scores import score_scenes
 from pipeline.features.images import upright_size
 from pipeline.features.store import FeatureStore
 from pipeline.features.views import relative_box
@@ -322,10 +322,7 @@ def analyze(
     data.model.decoder.to(device)
     teacher_forcing = _teacher_forcing(data.model, batches)
     write_json(folder / "teacher_forcing.json", teacher_forcing)
-    refinement = None
-    if data.trained_captions is not None:
-        refinement = Refinement(trained_captions=data.trained_captions, resampling=params.resampling)
-    scenes = score_scenes(data.records, data.generated, data.visible_objects, refinement)
+    scenes = score_scenes(data.records, data.generated, params.resampling, data.visible_objects, data.trained_captions)
     write_json(folder / "scenes.json", scenes)
     return Analysis(captions=captions, teacher_forcing=teacher_forcing, scenes=scenes)
 

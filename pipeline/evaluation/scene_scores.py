@@ -81,16 +81,6 @@ class _Statements(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refinement:
-    """What the captions of a refined model are compared with."""
-
-    trained_captions: Mapping[int, Words]
-    """Words of the captions before refinement, by image id."""
-    resampling: Resampling
-    """Bootstrap settings of the intervals."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class _ImageScores:
     """Scores of one image's caption."""
 
@@ -102,23 +92,25 @@ class _ImageScores:
 def score_scenes(
     records: Sequence[Record],
     generated: Mapping[int, GeneratedCaptions],
+    resampling: Resampling,
     visible_objects: Callable[[Record], Sequence[AnnotatedObject]] = attrgetter("objects"),
-    refinement: Refinement | None = None,
+    trained_captions: Mapping[int, Words] | None = None,
 ) -> dict[str, Any]:
     """Score the captions of the images with annotated objects.
 
     Args:
         records: Records of the split.
         generated: Generated captions by image id.
+        resampling: Bootstrap settings of the intervals.
         visible_objects: Returns the objects of an image, with boxes relative to the part that the grid covers; by
             default, it covers the whole image.
-        refinement: Captions before refinement; None if the model is not refined.
+        trained_captions: Words of the captions before refinement, by image id; None if the model is not refined.
 
     Returns:
-        JSON values: scores of all images and of each subset, with their protocol. With `refinement`, also the paired
-        differences of names, relations and counts: `trained`, `refined`, `difference`, its 95% `interval` (None if a
-        bootstrap sample has no such statement), and whether it is `significant`; None if the captions before or after
-        have no such statement. If no record has objects, only `num_images` (0).
+        JSON values: scores of all images and of each subset, with their protocol. With `trained_captions`, also
+        `refinement`: for names, relations and counts, the rates `trained` and `refined`, their paired `difference`, its
+        95% `interval` (None if a bootstrap sample has no such statement), and whether it is `significant`; None if the
+        captions before or after have no such statement. If no record has objects, only `num_images` (0).
     """
     annotated = [record for record in records if record.objects]
     if not annotated:
@@ -140,15 +132,15 @@ def score_scenes(
     }
     if subsets:
         scores["subsets"] = {subset: _summarize([images[row] for row in rows]) for subset, rows in subsets}
-    if refinement is not None:
-        captions = refinement.trained_captions
-        trained = np.array([_check_statements(captions[record.image_id], record.objects) for record in annotated])
+    if trained_captions is not None:
+        trained = np.array(
+            [_check_statements(trained_captions[record.image_id], record.objects) for record in annotated]
+        )
         refined = np.array([image.statements for image in images])
-        differences = _compare_statements(trained, refined, refinement.resampling)
+        differences = _compare_statements(trained, refined, resampling)
         if subsets:
             differences["subsets"] = {
-                subset: _compare_statements(trained[rows], refined[rows], refinement.resampling)
-                for subset, rows in subsets
+                subset: _compare_statements(trained[rows], refined[rows], resampling) for subset, rows in subsets
             }
         scores["refinement"] = differences
     return scores
@@ -233,13 +225,10 @@ def _compare_rates(trained: Table, refined: Table, resampling: Resampling) -> di
         return None
     with np.errstate(invalid="ignore"):  # samples without such a statement
         interval = paired_difference(refined, trained, mean, resampling)
-    difference, *ends = interval.rounded()
     return {
         "trained": _rate(*before.tolist()),
         "refined": _rate(*after.tolist()),
-        "difference": difference,
-        "interval": ends or None,
-        "significant": not interval.includes_zero,
+        **interval.describe_difference(),
     }
 
 

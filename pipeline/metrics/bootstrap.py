@@ -64,6 +64,11 @@ class Interval:
         values = (self.value,) if math.isnan(self.low) else (self.value, self.low, self.high)
         return [round(value, 6) for value in values]
 
+    def describe_difference(self) -> dict[str, Any]:
+        """Return `difference`, its `interval` (None if there is none) and whether it is `significant`, for JSON."""
+        difference, *ends = self.rounded()
+        return {"difference": difference, "interval": ends or None, "significant": not self.includes_zero}
+
 
 def score_table(scores: npt.NDArray[np.float64]) -> Table:
     """Build the table [N, 2] of a metric that averages the scores [N] of images: each score, and a 1."""

@@ -197,13 +197,10 @@ def paired_differences(
         interval = paired_difference(
             metrics_b.tables[metric], metrics_a.tables[metric], CORPUS_SCORES[metric], resampling
         )
-        difference, *ends = interval.rounded()
         differences[metric] = {
             "a": round(metrics_a.score(metric), 6),
             "b": round(metrics_b.score(metric), 6),
-            "difference": difference,
-            "interval": ends or None,
-            "significant": not interval.includes_zero,
+            **interval.describe_difference(),
         }
     return differences
 
