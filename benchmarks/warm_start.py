@@ -9,7 +9,8 @@ test scenes with one. `objects` is the fraction of captions whose objects are al
 colors.
 
 System `start` is the model that `continued` starts from, `anew` has the same images, settings and number of steps as
-`continued`, and `anew_longer` five times as many. Intervals are 95%, by bootstrap over images, paired for differences.
+`continued`, and `anew_longer` five times as many. These three have a shorter warm-up and more epochs than `start`, to
+suit their few images. Intervals are 95%, by bootstrap over images, paired for differences.
 The folder `--real` is that of `benchmarks.crossvalidation` with `coco/images` and
 `coco/captions_train2017_sample.json`; the scenes are those of `dvc repro prepare`. Features, models and captions are
 kept in the work folder: an interrupted run resumes.
@@ -65,8 +66,12 @@ from pipeline.training.trainer import TrainParams
 NEW_COLORS = {"yellow", "purple"}
 NUM_SCENES = 100
 NUM_FOLDS = 4
+FEW_STEPS_SETTING = "train.lr.warmup_steps=10"
+"""Change to the settings of the initial model for those trained on few images."""
+NUM_EPOCHS = 20
+"""Epochs of `anew` and `continued`."""
 LONGER = 5
-"""Epochs of `anew_longer`, divided by those of the other systems."""
+"""Epochs of `anew_longer`, divided by those of `anew` and `continued`."""
 PHOTOGRAPH_SETTINGS = (
     "encode.views=[whole]",
     "train.random_views=false",
@@ -86,7 +91,7 @@ class Task:
 
     images: ImageSet
     params: Path
-    """Params file of all models."""
+    """Params file of the initial model."""
     start: Fold
     """Fold of the initial model, which tests all test images of `folds`."""
     folds: Sequence[Fold]
@@ -165,15 +170,15 @@ def has_new_color(record: Record) -> bool:
 
 def compare(name: str, task: Task, seeds: Sequence[int], work: Path, device: torch.device) -> None:
     """Train the initial model, continue it and train anew, and print the scores."""
-    anew = Experiment(task.images, task.params, work, device)
-    start = _start_model(anew, task.start, seeds[0])
-    num_epochs = load(task.params, "train", TrainParams).max_epochs
+    initial = Experiment(task.images, task.params, work, device)
+    start = _start_model(initial, task.start, seeds[0])
+    anew = _change(initial, "anew", FEW_STEPS_SETTING, f"train.max_epochs={NUM_EPOCHS}")
     systems = {
         "anew": anew,
-        "anew_longer": _change(anew, "anew_longer", f"train.max_epochs={LONGER * num_epochs}"),
+        "anew_longer": _change(anew, "anew_longer", f"train.max_epochs={LONGER * NUM_EPOCHS}"),
         "continued": _change(anew, "continued", f"train.start_from={json.dumps(str(start))}"),
     }
-    rows: list[tuple[str, Experiment, Sequence[Fold], int]] = [("start", anew, [task.start], seeds[0])]
+    rows: list[tuple[str, Experiment, Sequence[Fold], int]] = [("start", initial, [task.start], seeds[0])]
     rows += [(system, experiment, task.folds, seed) for seed in seeds for system, experiment in systems.items()]
     scores: dict[Row, SystemScores] = {}
     objects: dict[Row, float] = {}
@@ -185,7 +190,8 @@ def compare(name: str, task: Task, seeds: Sequence[int], work: Path, device: tor
             print("\n".join(score_lines({row: scores[row]})), flush=True)
     print(
         f"\n{name}: {len(task.start.train)} images for start, {len(task.folds[0].train)} for the others,"
-        f" {len(task.start.test)} test images; {num_epochs} epochs\n"
+        f" {len(task.start.test)} test images; {load(task.params, 'train', TrainParams).max_epochs} epochs for start,"
+        f" {NUM_EPOCHS} for anew and continued\n"
     )
     scores = add_means(scores)
     differences = difference_lines(scores, ["anew", "anew_longer"])
@@ -194,11 +200,11 @@ def compare(name: str, task: Task, seeds: Sequence[int], work: Path, device: tor
         print("\n".join(f"objects, {' '.join(row)}: {accuracy:.3f}" for row, accuracy in objects.items()))
 
 
-def _change(experiment: Experiment, name: str, setting: str) -> Experiment:
-    """Return the experiment with one setting changed, in a params file of that name."""
+def _change(experiment: Experiment, name: str, *settings: str) -> Experiment:
+    """Return the experiment with some settings changed, in a params file of that name."""
     params = experiment.params.with_name(f"{name}.yaml")
     shutil.copy(experiment.params, params)
-    use(params, [setting], params)
+    use(params, settings, params)
     return replace(experiment, params=params)
 
 

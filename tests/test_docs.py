@@ -1,5 +1,6 @@
 """README and docs: generated parts are up to date, links resolve, commands and code run."""
 
+import os
 import re
 import shlex
 import shutil
@@ -42,6 +43,7 @@ SHELL = "\n".join(
     if language in ("sh", "console")
 )
 CODE = SHELL + "\n" + "\n".join(span for text in TEXTS.values() for span in re.findall(r"`([^`\n]+)`", text))
+DECODER_SECTION = TEXTS[ROOT / "CONTRIBUTING.md"].split("## Add a decoder")[1]
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 
 
@@ -215,12 +217,43 @@ def test_predict_and_export_commands_run(
     assert result.exit_code == 0, (result.output, result.exception)
 
 
+def decoder_modules() -> dict[str, str]:
+    """Return the code of the decoder of the contributing guide, by module."""
+    blocks = [block for language, block in BLOCK.findall(DECODER_SECTION) if language == "python"]
+    return dict(zip(("gru", "gru_reference"), blocks, strict=True))
+
+
+@pytest.mark.exhaustive
+def test_the_decoder_of_the_contributing_guide_passes_the_tests_of_every_kind(tmp_path: Path) -> None:
+    for name in ("pipeline", "stages", "benchmarks", "tests", "presets", "data/scenes", "data/ensemble"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "rendered"))
+    for name in ("gridcap.py", "pyproject.toml", "params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    decoders = tmp_path / "pipeline/decoder"
+    for name, block in decoder_modules().items():
+        (decoders / f"{name}.py").write_text(block)
+    for name, old, new in (
+        ("decoder.py", '"adaptive"]', '"adaptive", "gru"]'),
+        ("registry.py", "\n\n", "\nfrom pipeline.decoder.gru import GRUDecoder\n\n"),
+        ("registry.py", '"adaptive": AdaptiveDecoder', '"gru": GRUDecoder, "adaptive": AdaptiveDecoder'),
+        ("references.py", "\n\n", "\nfrom pipeline.decoder.gru_reference import GRUReference\n\n"),
+        ("references.py", '"adaptive": AdaptiveReference', '"gru": GRUReference, "adaptive": AdaptiveReference'),
+    ):
+        text = (decoders / name).read_text()
+        assert old in text
+        (decoders / name).write_text(text.replace(old, new, 1))
+    files = [path for path in (tmp_path / "tests").glob("test_*.py") if "\n@all_kinds" in path.read_text()]
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-k", "gru", "-m", "not gpu", *map(str, files)]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert int(re.findall(r"(\d+) passed", run.stdout)[0]) > 40
+
+
 def test_the_decoder_of_the_contributing_guide_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """The two code blocks, as modules: equal to each other, and usable in training and search."""
-    section = TEXTS[ROOT / "CONTRIBUTING.md"].split("## Add a decoder")[1]
-    blocks = [block for language, block in BLOCK.findall(section) if language == "python"]
-    assert len(section.splitlines()) < 150
-    for name, block in zip(("gru", "gru_reference"), blocks, strict=True):
+    assert len(DECODER_SECTION.splitlines()) < 150
+    for name, block in decoder_modules().items():
         module = ModuleType(f"pipeline.decoder.{name}")
         monkeypatch.setitem(sys.modules, module.__name__, module)
         exec(compile(block, name, "exec"), module.__dict__)

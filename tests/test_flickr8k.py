@@ -45,7 +45,7 @@ def test_official_token_file_groups_captions_by_name(tmp_path: Path) -> None:
         ("a.jpg,A dog .\n", 1, "'image,caption'"),
         ("", 1, "'image,caption'"),
         ('image,caption\na.jpg,A\nb.jpg,"A dog\n', 3, "not valid CSV"),
-        ("image,caption\na.jpg,A\nb.jpg,A cat, sleeping\n", 3, "got 3"),
+        ("image,caption\na.jpg,A\nb.jpg,A cat, sleeping\n", 3, "has 3 columns, the header 2"),
         ("a.jpg#0\tA\nb.jpg A cat\n", 2, "'b.jpg A cat'"),
     ],
 )

@@ -23,6 +23,8 @@ def write(path: Path, content: str) -> Path:
         ("a.txt", "\ufeffimage,caption\n1.jpg,'A dog'\n"),
         ("a.txt", "1.jpg#0\tA dog\n1.jpg#1\tA cat\n"),
         ("a.csv", "image_name| comment_number| comment\n1.jpg| 0| A dog\n"),
+        ("a.csv", 'Caption,Image\n"A dog, running",1.jpg\nA cat,2.jpg\n'),
+        ("a.txt", "id,image,caption\n7,1.jpg,A dog\n"),
         (
             "a.json",
             json.dumps(
@@ -45,6 +47,11 @@ def test_other_files_have_one_caption_a_line(tmp_path: Path) -> None:
     assert read_text_captions(tmp_path / "b.gz") == [TextCaption("A dog")]
 
 
+def test_csv_needs_no_images(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", 'caption\n"A dog, running"\nA cat\n')
+    assert read_text_captions(path) == [TextCaption("A dog, running"), TextCaption("A cat")]
+
+
 def test_a_folder_has_the_captions_of_its_files(tmp_path: Path) -> None:
     assert read_text_captions(tmp_path) == []
     write(tmp_path / "README.md", "# Captions")
@@ -63,16 +70,28 @@ def test_a_folder_has_the_captions_of_its_files(tmp_path: Path) -> None:
     [
         ("a.txt", "", r"a\.txt: has no captions"),
         ("a.txt", "\n \n", r"a\.txt: has no captions"),
-        ("a.txt", "A dog\n7.jpg,A cat", r"a\.txt:2: begins with the name of an image.*header"),
-        ("a.csv", 'file,text\n"x/7.PNG","A cat"', r"a\.csv:2: begins with the name of an image.*header"),
-        ("a.csv", "image,caption\n7.jpg,a,b", r"a\.csv:2: expected 2 columns, got 3"),
-        ("a.csv", "image_name|comment_number|comment\n7.jpg|0\n7.jpg|0|A dog", r"without a readable.*a\.csv:2"),
+        ("a.txt", "A dog\n7.jpg,A cat", r"a\.txt:2: has the name of an image.*header"),
+        ("a.txt", "text,file\nA cat,x/7.PNG", r"a\.txt:2: has the name of an image.*header"),
+        ("a.csv", "A dog\nA cat", r"a\.csv:1: is no header with a column 'caption'.*\.txt"),
+        ("a.csv.gz", gzip.compress(b"image;caption\n7;A cat"), r"a\.csv\.gz:1: is no header"),
+        ("a.csv", "image,caption\n7.jpg,a,b", r"a\.csv:2: has 3 columns, the header 2"),
+        ("a.csv", "id,image,caption\n1\n", r"a\.csv:2: has 1 columns, the header 3"),
+        ("a.csv", "image,caption\n7.jpg,A dog\n8.jpg\n9.jpg,", r"rows without a caption \(2\): .*a\.csv:3; .*a\.csv:4"),
+        ("a.txt", "A dog\nA \x1b[31mcat", r"control characters \(1\): .*a\.txt:2 \('\\x1b'\)"),
+        ("a.txt", "A dog\x0cA cat", r"control characters \(1\): .*a\.txt:1"),
+        (
+            "a.csv",
+            "image_name|comment_number|comment\n7.jpg|0\n7.jpg|0|A dog",
+            r"rows without a caption.*a\.csv:2",
+        ),
         ("a.json", "[]", r"a\.json: "),
     ],
 )
-def test_malformed_files_are_errors(tmp_path: Path, name: str, content: str, message: str) -> None:
+def test_malformed_files_are_errors(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(UserError, match=message):
-        read_text_captions(write(tmp_path / name, content))
+        read_text_captions(path)
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:

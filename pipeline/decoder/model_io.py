@@ -39,7 +39,7 @@ CONFIG_FILE = "config.json"
 HISTORY_FILE = "history.json"
 REFINE_HISTORY_FILE = "refine_history.json"
 
-REMEDY = "Use a complete model folder of this version of gridcap, such as data/model after `dvc repro refine`."
+REMEDY = "Use a complete model folder of this version of gridcap, from `dvc repro refine` or `gridcap export`."
 """What to do about a missing or damaged file of a model folder."""
 
 

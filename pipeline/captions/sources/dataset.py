@@ -3,7 +3,6 @@
 import errno
 import logging
 import os
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from pipeline.captions.records import SPLITS, Policy, Record, Split, escapes_roo
 from pipeline.captions.sources import coco, flickr8k, karpathy
 from pipeline.captions.sources.image_digests import image_md5s
 from pipeline.captions.sources.parsed_file import (
+    CONTROL_CHARACTER,
     ParsedFile,
     ParsedImage,
     SourceCaption,
@@ -44,8 +44,6 @@ _SKIPPABLE_FAULTS = {
     "control_characters": "captions with control characters",
     "uncaptioned_images": "images without captions",
 }
-_CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-"""Control characters, except the tab and the line breaks, which a caption may contain."""
 _MISSING_VALUES = frozenset({"nan", "null", "none", "n/a", "#n/a", "<na>"})
 """What other programs write for a missing caption, in lowercase."""
 
@@ -160,7 +158,7 @@ def prepare(params: DatasetParams) -> tuple[list[Record], PreparedCounts, dict[s
         "control_characters": [
             f"{caption.location} ({match[0]!r})"
             for caption in captions
-            if (match := _CONTROL_CHARACTER.search(caption.text))
+            if (match := CONTROL_CHARACTER.search(caption.text))
         ],
         "uncaptioned_images": [
             *assignment.unknown_images,
@@ -307,7 +305,7 @@ def _make_record(image: ParsedImage, split: Split) -> Record | None:
     captions = tuple(
         text
         for caption in image.captions
-        if (text := caption.text.strip()) and not _CONTROL_CHARACTER.search(caption.text)
+        if (text := caption.text.strip()) and not CONTROL_CHARACTER.search(caption.text)
     )
     if not captions:
         return None

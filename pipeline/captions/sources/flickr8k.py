@@ -1,13 +1,14 @@
 """Parser of Flickr caption files: Kaggle's CSV of Flickr8k (`captions.txt`), Kaggle's table of Flickr30k
 (`results.csv`, with columns separated by bars), and the original token files (`Flickr8k.token.txt`).
 
-The CSV format also works for any other folder of captioned images.
+The CSV format also works for any other folder of captioned images. Its columns may have any order, and others are
+ignored.
 """
 
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from pipeline.captions.sources.parsed_file import (
 )
 from pipeline.errors import UserError, summarize
 
-_HEADER = ["image", "caption"]
+_NAME_COLUMN, _CAPTION_COLUMN = "image", "caption"
 _BAR_HEADER = ["image_name", "comment_number", "comment"]
 _BAR_LINE = re.compile(r"(?P<name>[^|]+)\|\s*\d+\s*\|(?P<caption>.*)")
 _TOKEN_LINE = re.compile(r"(?P<name>[^\t]+)#\d+\t(?P<caption>.*)")
@@ -42,9 +43,9 @@ class Row(NamedTuple):
 def parse(path: Path, folder: str) -> ParsedFile:
     """Parse a Flickr8k or Flickr30k caption file.
 
-    The first line determines the format: CSV starts with the header `image,caption`; Flickr30k's table starts with
-    `image_name| comment_number| comment`; every line of the token file is `NAME#INDEX`, a tab and a caption. A row with
-    only a name is an empty caption.
+    The first line determines the format: CSV starts with a header that has the columns `image` and `caption`, in any
+    case; Flickr30k's table starts with `image_name| comment_number| comment`; every line of the token file is
+    `NAME#INDEX`, a tab and a caption. A row with only a name is an empty caption.
 
     Args:
         path: The caption file.
@@ -53,7 +54,7 @@ def parse(path: Path, folder: str) -> ParsedFile:
     Raises:
         UserError: The file is missing, or a line has neither format.
     """
-    rows = read_rows(path)
+    rows = read_rows(path, (_NAME_COLUMN, _CAPTION_COLUMN))
     if rows is None:
         first_line = read_text(path).partition("\n")[0].strip()
         raise UserError(
@@ -76,11 +77,12 @@ def parse(path: Path, folder: str) -> ParsedFile:
     )
 
 
-def read_rows(path: Path) -> Iterator[Row] | None:
+def read_rows(path: Path, columns: Sequence[str] = (_CAPTION_COLUMN,)) -> Iterator[Row] | None:
     """Read the rows of a file in one of the formats of `parse`.
 
     Args:
         path: The caption file.
+        columns: Columns that a CSV file must have. Rows without the column of names have an empty name.
 
     Returns:
         The rows; None if the first line has none of the formats.
@@ -90,8 +92,9 @@ def read_rows(path: Path) -> Iterator[Row] | None:
     """
     text = read_text(path)
     first_line = text.partition("\n")[0].strip()
-    if [column.strip().strip('"') for column in first_line.split(",")] == _HEADER:
-        return _parse_csv(path, text)
+    header = [column.strip().strip('"').lower() for column in first_line.split(",")]
+    if all(header.count(column) == 1 for column in columns):
+        return _parse_csv(path, text, header)
     if [column.strip() for column in first_line.split("|")] == _BAR_HEADER:
         return _parse_bar_lines(text)
     return _parse_token_lines(path, text) if _TOKEN_LINE.fullmatch(first_line) else None
@@ -109,7 +112,9 @@ def _make_image(path: Path, folder: str, name: str, rows: list[Row]) -> ParsedIm
     )
 
 
-def _parse_csv(path: Path, text: str) -> Iterator[Row]:
+def _parse_csv(path: Path, text: str, header: Sequence[str]) -> Iterator[Row]:
+    name = header.index(_NAME_COLUMN) if _NAME_COLUMN in header else None
+    caption = header.index(_CAPTION_COLUMN)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     faults = []
     line = 1
@@ -118,12 +123,12 @@ def _parse_csv(path: Path, text: str) -> Iterator[Row]:
         # A quoted caption may contain line breaks, so a row starts on the line after the end of the previous row.
         line = reader.line_num + 1
         for columns in reader:
-            if len(columns) == len(_HEADER):
-                yield Row(line, columns[0].strip(), columns[1])
-            elif len(columns) == 1:
+            if len(columns) == len(header):
+                yield Row(line, "" if name is None else columns[name].strip(), columns[caption])
+            elif len(columns) == 1 and name == 0:
                 yield Row(line, columns[0].strip(), "")
             elif columns:
-                faults.append(f"{path}:{line}: expected 2 columns, got {len(columns)}")
+                faults.append(f"{path}:{line}: has {len(columns)} columns, the header {len(header)}")
             line = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"{path}:{line}: not valid CSV ({error}). Fix the quotes.") from error

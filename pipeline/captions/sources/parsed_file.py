@@ -13,8 +13,11 @@ from pipeline.artifacts import read_bytes
 from pipeline.captions.records import AnnotatedObject, Split, escapes_root
 from pipeline.errors import UserError
 
-REMEDY = "Fix the file, or the paths and dataset.format in params.yaml."
+REMEDY = "Fix the file, or correct its path or, for a dataset, dataset.format in params.yaml."
 """What to do about a caption or split file that is missing or malformed."""
+
+CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+"""Control characters, except the tab and the line breaks, which a caption may contain."""
 
 _DIGITS = re.compile(r"\d{1,19}", re.ASCII)
 

@@ -1,30 +1,44 @@
 """Reader of captions without images: one caption a line, or a caption file of COCO or Flickr."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.captions.sources import coco, flickr8k
-from pipeline.captions.sources.parsed_file import read_text
+from pipeline.captions.sources.parsed_file import CONTROL_CHARACTER, read_text
 from pipeline.captions.text import TextCaption
 from pipeline.errors import UserError, summarize
 
 _README = "README.md"
-_IMAGE_ROW = re.compile(r"[\"']?[^\s,;|]+\.(jpe?g|png|gif|bmp|webp|tiff?)\b", re.IGNORECASE)
-"""A line that begins with the file name of an image."""
+_TABLE_SUFFIXES = (".csv", ".tsv")
+_IMAGE_NAME = re.compile(r"[^\s,;|\"']\.(jpe?g|png|gif|bmp|webp|tiff?)\b", re.IGNORECASE)
+
+
+class _Entry(NamedTuple):
+    """A caption of a file, or a row without one."""
+
+    location: str
+    """File and line, or file and entry, for error messages."""
+    text: str | None
+    """None if the row is malformed."""
+    image: str | None = None
+    """As `TextCaption.image`."""
 
 
 def read_text_captions(path: Path) -> list[TextCaption]:
     """Read a file of captions, or all files of a folder but its README.md and hidden files.
 
     A file `*.json` is read as a COCO caption file. A file that begins as a Flickr caption file, such as CSV with the
-    header `image,caption`, is read as one. Every other file has one caption a line.
+    header `image,caption`, is read as one; CSV needs only the column `caption`. Every other file has one caption a
+    line, but for `*.csv` and `*.tsv`, which must have that header.
 
     Args:
         path: The file or folder. An empty folder has no captions.
 
     Raises:
-        UserError: A file is missing, malformed or without captions, or the folder has a folder.
+        UserError: A file is missing or malformed, a row has no caption or one with control characters, a file has no
+            captions, or the folder has a folder.
     """
     if not path.is_dir():
         return _read_file(path)
@@ -36,38 +50,46 @@ def read_text_captions(path: Path) -> list[TextCaption]:
 
 
 def _read_file(path: Path) -> list[TextCaption]:
-    if path.name.removesuffix(".gz").endswith(".json"):
+    name = path.name.removesuffix(".gz").lower()
+    if name.endswith(".json"):
         images = coco.parse(path, ".").images
-        captions = [TextCaption(caption.text, image.file) for image in images for caption in image.captions]
+        entries = [_Entry(caption.location, caption.text, image.file) for image in images for caption in image.captions]
     elif (rows := flickr8k.read_rows(path)) is not None:
-        captions = _from_rows(path, rows)
+        entries = [_Entry(f"{path}:{row.line}", row.caption, row.name or None) for row in rows]
+    elif name.endswith(_TABLE_SUFFIXES):
+        raise UserError(
+            f"{path}:1: is no header with a column 'caption', separated by commas. Add a header, such as"
+            " 'image,caption', or rename the file to .txt if it has one caption a line."
+        )
     else:
-        captions = _from_lines(path)
-    captions = [TextCaption(text, caption.image) for caption in captions if (text := caption.text.strip())]
-    if not captions:
-        raise UserError(f"{path}: has no captions. Add captions, or set train.text to null.")
-    return captions
+        entries = list(_read_lines(path))
+    _check(path, entries)
+    return [TextCaption(entry.text.strip(), entry.image) for entry in entries if entry.text]
 
 
-def _from_rows(path: Path, rows: Iterable[flickr8k.Row]) -> list[TextCaption]:
-    captions, faults = [], []
-    for row in rows:
-        if row.caption is None:
-            faults.append(f"{path}:{row.line} ({row.name})")
-        else:
-            captions.append(TextCaption(row.caption, row.name or None))
-    if faults:
-        raise UserError(f"rows without a readable caption: {summarize(faults)}. Fix these rows.")
-    return captions
-
-
-def _from_lines(path: Path) -> list[TextCaption]:
-    lines = read_text(path).splitlines()
-    for line_number, line in enumerate(lines, start=1):
+def _read_lines(path: Path) -> Iterator[_Entry]:
+    for line_number, line in enumerate(re.split("\r\n|\r|\n", read_text(path)), start=1):
         # Read as captions, the rows of a table would hide the names of val and test images.
-        if _IMAGE_ROW.match(line):
+        if _IMAGE_NAME.search(line):
             raise UserError(
-                f"{path}:{line_number}: begins with the name of an image, but the first line is not the header"
-                " 'image,caption'. Add the header, or remove the names."
+                f"{path}:{line_number}: has the name of an image, but the first line is no header with a column"
+                " 'caption'. Add the header 'image,caption', or remove the names."
             )
-    return [TextCaption(line) for line in lines]
+        if line.strip():
+            yield _Entry(f"{path}:{line_number}", line)
+
+
+def _check(path: Path, entries: list[_Entry]) -> None:
+    if not entries:
+        raise UserError(f"{path}: has no captions. Add captions, or set train.text to null.")
+    faults = {
+        "rows without a caption": [entry.location for entry in entries if not (entry.text and entry.text.strip())],
+        "captions with control characters": [
+            f"{entry.location} ({match[0]!r})"
+            for entry in entries
+            if entry.text and (match := CONTROL_CHARACTER.search(entry.text))
+        ],
+    }
+    for fault, locations in faults.items():
+        if locations:
+            raise UserError(f"{fault} ({len(locations)}): {summarize(locations)}. Fix or remove them.")
