@@ -18,6 +18,7 @@ from benchmarks.crossvalidation.folds import MAX_VAL_IMAGES, Fold, ImageSet, ass
 from benchmarks.crossvalidation.systems import SYSTEMS, Captions, Experiment, System, caption_fold, write_params
 from benchmarks.crossvalidation.table import (
     SCORES,
+    USAGE_HEAD,
     Row,
     SystemScores,
     add_means,
@@ -25,6 +26,7 @@ from benchmarks.crossvalidation.table import (
     difference_lines,
     score,
     score_lines,
+    usage_lines,
 )
 from benchmarks.retrieval import consensus, document_frequencies, nearest, retrieve
 from benchmarks.soft_attention import SEARCH, Settings, SoftAttention, caption_loss
@@ -97,6 +99,25 @@ def test_the_tables_have_a_line_for_each_row_and_each_difference_to_a_baseline()
     ]
     assert lines[0].count("+0.000 (+0.000 to +0.000)") == len(SCORES)
     assert lines[1].split(" | ")[4] == lines[2].split(" | ")[4] != lines[0].split(" | ")[4]
+
+
+def test_the_table_of_words_shows_what_captions_say_too_often() -> None:
+    references = {image_id: [["a", "dog", "runs"], ["the", "dog", "is", "running"]] for image_id in range(20)}
+    references[20] = [["a", "cat"]]
+    right = {image_id: captions[0] for image_id, captions in references.items()}
+    wrong = {image_id: ["a", "dog", "on", "a", "bench"] for image_id in range(8)}
+    scores = score(right | wrong, references)
+    assert scores.overused == ["bench 8 (0)"]
+    expected = {"precision": 33 / 41, "bad_endings": 0, "num_overused_words": 1, "vocab_size": 6}
+    assert {name: scores.usage[name] for name in expected} == pytest.approx(expected)
+    row = Row("soft_attention", "1", "greedy")
+    (line,) = usage_lines({row: scores})
+    assert line.count("|") == USAGE_HEAD[0].count("|") == USAGE_HEAD[1].count("|")
+    assert "| 0.805 |" in line
+    other = score({image_id: ["a", "dog", "on"] for image_id in references}, references)
+    assert other.usage["bad_endings"] == 1
+    mean = add_means({row: scores, row._replace(seeds="2"): other})[row._replace(seeds="mean")]
+    assert mean.usage["bad_endings"] == pytest.approx(0.5)
 
 
 def test_means_and_ensembles_are_compared_with_the_mean_of_the_baseline() -> None:

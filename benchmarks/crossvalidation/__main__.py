@@ -7,7 +7,8 @@ together by BLEU-4, CIDEr-D (which papers call CIDEr) and CIDEr, on lower-cased 
 it is lower on more images: retrieval scores 0.205 on all images and 0.23 on 125 at a time.
 
 The folder `--real` holds `flickr/images`, `flickr/captions.txt` with the header `image,caption`, `flickr/splits.json`
-with file names by split, and the ResNet's `weights/resnet18-imagenet-to-layer3.pth`.
+with file names by split, the ResNet's `weights/resnet18-imagenet-to-layer3.pth` and, for systems with text,
+`text/flickr8k_captions.csv`.
 
 Systems: `textbook` is `benchmarks.soft_attention`, trained on all images of the other folds; without length
 normalization. `retrieval` is `benchmarks.retrieval`, from all images of the other folds; it has no seed. All others are
@@ -15,6 +16,10 @@ gridcap: the preset flickr8k, the printed settings and those of the system in `S
 fold are its validation split; its vocabulary is built from the remaining ones. Decoders search greedily and with beam
 size 5, without `<unk>`. Systems with the same encoder share its features, and a refined system starts from the model of
 the same system without refinement.
+
+The last table counts words that captions use too often or too rarely, as `evaluate` does (docs/evaluation.md), with the
+three words of the largest excess: the captions that have them and, in parentheses, those of them with a reference that
+has them. `references` is one reference of each image against its others.
 
 With several `--seeds`, the table also has the mean of the seeds' scores and the ensemble of their models. A seed is
 compared with the same seed of the other system; a mean and an ensemble with the other system's mean.
@@ -56,16 +61,19 @@ from benchmarks.crossvalidation.table import (
     DIFFERENCE_HEAD,
     RESAMPLING,
     SCORE_HEAD,
+    USAGE_HEAD,
     Row,
     SystemScores,
     add_means,
     difference_lines,
     score,
     score_lines,
+    usage_lines,
 )
 from pipeline.captions.tokenizer import TokenizeParams
 from pipeline.device import setup_device
 from pipeline.errors import UserError
+from pipeline.metrics.word_usage import leave_one_out
 from pipeline.params import load, load_key
 
 SELECTION_NOTE = """\
@@ -125,6 +133,7 @@ def compare(arguments: argparse.Namespace) -> None:
     base = write_params(arguments.real, arguments.work / "params", arguments.set)
     images = read_images(arguments.real, arguments.images, load(base, "tokenize", TokenizeParams))
     scores: dict[Row, SystemScores] = {}
+    image_ids: set[int] = set()
     for name in arguments.systems:
         settings = [*SYSTEMS.get(name, ()), *arguments.set]
         params = write_params(arguments.real, arguments.work / "params", settings)
@@ -133,6 +142,7 @@ def compare(arguments: argparse.Namespace) -> None:
             label = " + ".join(map(str, seeds))
             system = make_system(name, seeds, experiment)
             captions = caption_folds(f"{name} {label}".strip(), system, images, arguments)
+            image_ids.update(*captions.values())
             new = {Row(name, label, search): score(of, images.references) for search, of in captions.items()}
             if not arguments.finished:
                 print("\n".join(score_lines(new)), flush=True)
@@ -141,6 +151,9 @@ def compare(arguments: argparse.Namespace) -> None:
     print(f"\ngridcap: gridcap use {PRESET} {shlex.join([*SETTINGS, *arguments.set])}")
     print(f"folds {arguments.folds}; 95% intervals, {RESAMPLING.bootstrap_samples} bootstrap samples over images\n")
     print("\n".join([*SCORE_HEAD, *score_lines(scores), "", *DIFFERENCE_HEAD, *difference_lines(scores), ""]))
+    scored = {image_id: images.references[image_id] for image_id in sorted(image_ids)}
+    human = {Row("references", "", ""): score(*leave_one_out(scored))} if scored else {}
+    print("\n".join([*USAGE_HEAD, *usage_lines(scores | human), ""]))
     print(SELECTION_NOTE)
 
 

@@ -1,4 +1,4 @@
-"""The table: scores of every row, and its paired difference to the baselines."""
+"""The tables: scores of every row, its paired difference to the baselines, and its use of words."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,15 +9,31 @@ import numpy as np
 from pipeline.metrics.bootstrap import Interval, Resampling, Table, paired_difference, score_interval
 from pipeline.metrics.caption_scores import CORPUS_SCORES, compute_metrics
 from pipeline.metrics.corpus import Corpus, Words
+from pipeline.metrics.diversity import ends_badly
 from pipeline.metrics.tokenizers import SPACY
+from pipeline.metrics.word_usage import word_usage
 
 SCORES = ("BLEU-4", "CIDEr-D", "CIDEr")
 BASELINES = ("soft_attention", "textbook", "retrieval")
 """Systems that all others are compared with."""
 RESAMPLING = Resampling(bootstrap_samples=1000, seed=0)
+_USAGE = {
+    "precision": ".3f",
+    "recall": ".3f",
+    "num_overused_words": ".0f",
+    "num_underused_words": ".0f",
+    "num_overused_phrases": ".0f",
+    "repeated_word_rate": ".3f",
+    "bad_endings": ".3f",
+    "vocab_size": ".0f",
+}
+"""Format of each metric of `SystemScores.usage`."""
 _RULE = "| --- " * 8 + "|"
 SCORE_HEAD = (f"| system | seed | search | {' | '.join(SCORES)} | distinct captions | words |", _RULE)
 DIFFERENCE_HEAD = (f"| system | seed | search | minus | {' | '.join(SCORES)} | CIDEr-D gain |", _RULE)
+USAGE_HEAD = (f"| system | seed | search | {' | '.join(_USAGE)} | most overused |", "| --- " * (len(_USAGE) + 4) + "|")
+_NUM_WORDS = 3
+"""Number of words in the last column of `USAGE_HEAD`."""
 
 
 class Row(NamedTuple):
@@ -38,6 +54,10 @@ class SystemScores:
     """Distinct captions."""
     mean_length: float
     """Words per caption."""
+    usage: Mapping[str, float]
+    """Metrics of `results/metrics/captions.json`, sections `word_usage` and `diversity`, by name."""
+    overused: Sequence[str]
+    """The words of the largest excess, with the captions that have them and those of them that are right."""
 
 
 def score(captions: Mapping[int, Words], references: Mapping[int, Sequence[Words]]) -> SystemScores:
@@ -49,10 +69,17 @@ def score(captions: Mapping[int, Words], references: Mapping[int, Sequence[Words
         references=tuple(references[image_id] for image_id in image_ids),
         tokenization=SPACY,
     )
+    usage = word_usage(captions, {image_id: references[image_id] for image_id in image_ids})
+    metrics = usage.metrics | {
+        "bad_endings": float(np.mean([ends_badly(words) for words in corpus.hypotheses])),
+        "vocab_size": len({word for words in corpus.hypotheses for word in words}),
+    }
     return SystemScores(
         tables=compute_metrics(corpus, with_meteor=False, with_spice=False).tables,
         num_distinct=len({tuple(words) for words in corpus.hypotheses}),
         mean_length=float(np.mean([len(words) for words in corpus.hypotheses])),
+        usage={name: float(metrics[name] or 0) for name in _USAGE},
+        overused=[f"{word.phrase[0]} {word.said} ({word.right})" for word in usage.overused_words],
     )
 
 
@@ -62,6 +89,8 @@ def mean_scores(scores: Sequence[SystemScores]) -> SystemScores:
         tables={metric: np.mean([seed.tables[metric] for seed in scores], axis=0) for metric in SCORES},
         num_distinct=round(np.mean([seed.num_distinct for seed in scores])),
         mean_length=float(np.mean([seed.mean_length for seed in scores])),
+        usage={name: float(np.mean([seed.usage[name] for seed in scores])) for name in _USAGE},
+        overused=[],
     )
 
 
@@ -126,6 +155,18 @@ def difference_lines(scores: Mapping[Row, SystemScores], baselines: Sequence[str
             cells = (_format_interval(interval, "+") for interval in intervals.values())
             lines.append(_line(*row, f"{name} {baseline.seeds}".strip(), *cells, f"{gain:+.1%}"))
     return lines
+
+
+def usage_lines(scores: Mapping[Row, SystemScores]) -> list[str]:
+    """Format a line of a Markdown table for the words of each row."""
+    return [
+        _line(
+            *row,
+            *(format(system.usage[name], spec) for name, spec in _USAGE.items()),
+            ", ".join(system.overused[:_NUM_WORDS]),
+        )
+        for row, system in scores.items()
+    ]
 
 
 def _format_interval(interval: Interval, sign: str) -> str:

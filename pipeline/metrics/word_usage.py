@@ -138,17 +138,25 @@ def word_usage(captions: Mapping[int, Words], references: Mapping[int, Sequence[
 
 
 def human_word_usage(references: Mapping[int, Sequence[Words]]) -> WordUsage:
-    """Compare one reference of each image with its other references; images with a single reference are left out.
-
-    References may be sorted, as in Flickr8k, so the first reference is taken from one image, the second from the next,
-    and so on.
+    """Compare one reference of each image with its other references, as `leave_one_out` chooses them.
 
     Args:
         references: The tokenized references of each image, by image id.
     """
+    return word_usage(*leave_one_out(references))
+
+
+def leave_one_out(
+    references: Mapping[int, Sequence[Words]],
+) -> tuple[dict[int, Words], dict[int, list[Words]]]:
+    """Return one reference of each image, and its other references; images with a single reference are left out.
+
+    References may be sorted, as in Flickr8k, so the first reference is taken from one image, the second from the next,
+    and so on.
+    """
     several = {image_id: captions for image_id, captions in references.items() if len(captions) > 1}
     chosen = {image_id: row % len(captions) for row, (image_id, captions) in enumerate(several.items())}
-    return word_usage(
+    return (
         {image_id: several[image_id][index] for image_id, index in chosen.items()},
         {image_id: [*several[image_id][:index], *several[image_id][index + 1 :]] for image_id, index in chosen.items()},
     )
