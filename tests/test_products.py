@@ -64,6 +64,14 @@ def test_inputs_may_have_any_number_of_dimensions_and_any_layout() -> None:
     assert_equals_float64(result, expected, [inputs, weight], doubles)
 
 
+def test_products_can_be_changed_in_place() -> None:
+    inputs, weight = random_tensors((2, MIN_ROWS, INPUTS), (OUTPUTS, INPUTS))
+    for result in (linear(inputs, weight), multiply(inputs, ConstantWeight(weight.T, num_rows=2 * MIN_ROWS))):
+        result[:, 0, 1] = 0.0
+        (gradient,) = torch.autograd.grad(result.sum(), inputs)
+        torch.testing.assert_close(gradient[0, 0], weight[torch.arange(OUTPUTS) != 1].sum(dim=0))
+
+
 @pytest.mark.parametrize("shape", [(INPUTS, OUTPUTS), (MIN_ROWS, INPUTS, OUTPUTS)])
 def test_a_constant_weight_multiplies_like_the_weight(shape: tuple[int, ...]) -> None:
     inputs, weight = random_tensors((MIN_ROWS, 2, INPUTS), shape)

@@ -16,6 +16,7 @@ from torch.nn.utils import parameters_to_vector
 from pipeline.captions.records import Record
 from pipeline.captions.tokens import TOKENS_FILE, group_references, read_tokens
 from pipeline.captions.vocabulary import END, PAD, START, UNK
+from pipeline.decoder import products
 from pipeline.decoder.decoder import DecoderKind
 from pipeline.decoder.model_io import TrainedModel, read_model
 from pipeline.errors import UserError
@@ -221,6 +222,22 @@ def test_special_tokens_are_never_sampled(data: Path, tmp_path: Path, model: Tra
     (metrics,) = trainer.read_metrics()
     assert math.isfinite(metrics.gradient_norm)
     assert metrics.gradient_norm > 0
+
+
+def test_a_step_with_large_weights_is_that_with_small_ones(
+    data: Path, tmp_path: Path, model: TrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Products with large weights are computed by oneDNN (pipeline/decoder/products.py)."""
+
+    def step_gradient(folder: Path) -> Tensor:
+        folder.mkdir()
+        trainer = make_refiner(data, folder, model, refine_params(num_samples=4, cross_entropy_weight=0.2))
+        return take_step(trainer, first_batch(trainer))[1]
+
+    expected = step_gradient(tmp_path / "small")
+    monkeypatch.setattr(products, "SMALL_WEIGHT_SIZE", 0)
+    monkeypatch.setattr(products, "MIN_ROWS", 1)
+    torch.testing.assert_close(step_gradient(tmp_path / "large"), expected, rtol=1e-3, atol=1e-6)
 
 
 def test_metrics_of_a_step_are_those_of_its_samples(data: Path, tmp_path: Path, model: TrainedModel) -> None:

@@ -43,8 +43,9 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     """
     if not _uses_onednn(inputs, weight.numel(), inputs.numel() // inputs.shape[-1]):
         return F.linear(inputs, weight, bias)
-    outputs: Tensor = _Linear.apply(inputs, weight, bias)  # type: ignore[no-untyped-call]
-    return outputs
+    # Of rows, so that no view is made inside of the function, which could not be changed in place.
+    outputs: Tensor = _Linear.apply(inputs.flatten(0, -2), weight, bias)  # type: ignore[no-untyped-call]
+    return outputs.view(*inputs.shape[:-1], -1)
 
 
 class ConstantWeight:
@@ -66,8 +67,8 @@ class ConstantWeight:
         """Return the product of inputs [B, K, I] and the weight [B, K, O]."""
         if self._packed is None:
             return inputs @ self._weight
-        outputs: Tensor = _PackedProduct.apply(inputs, *self._packed)  # type: ignore[no-untyped-call]
-        return outputs
+        outputs: Tensor = _PackedProduct.apply(inputs.flatten(0, -2), *self._packed)  # type: ignore[no-untyped-call]
+        return outputs.view(*inputs.shape[:-1], -1)
 
 
 def constant_linear(layer: nn.Linear, num_rows: int) -> Callable[[Tensor], Tensor]:
@@ -122,7 +123,7 @@ def _pack(weight: Tensor, num_rows: int) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """`linear` by oneDNN."""
+    """`linear` of inputs [N, I] by oneDNN."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -132,18 +133,17 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight = ctx.saved_tensors
-        (grad_output,) = grad_outputs  # [..., O]
+        (grad_output,) = grad_outputs  # [N, O]
         needs_inputs, needs_weight, needs_bias = ctx.needs_input_grad
-        rows = grad_output.flatten(0, -2)  # [N, O]
         return (
             _multiply(grad_output, weight.T) if needs_inputs else None,
-            _multiply(rows.T, inputs.flatten(0, -2).T) if needs_weight else None,
-            rows.sum(dim=0) if needs_bias else None,
+            _multiply(grad_output.T, inputs.T) if needs_weight else None,
+            grad_output.sum(dim=0) if needs_bias else None,
         )
 
 
 class _PackedProduct(torch.autograd.Function):
-    """Product with a constant weight, packed for the forward and for the backward pass."""
+    """Product of inputs [N, I] with a constant weight, packed for the forward and for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, transposed_weight: Tensor) -> Tensor:
