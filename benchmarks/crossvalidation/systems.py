@@ -57,7 +57,6 @@ SETTINGS = (
 )
 """Changes to the preset, which is made for ten times as many images. `{real}` is the folder of `--real`."""
 _TEXT = ("train.text={real}/text/flickr8k_captions.csv", "train.max_epochs=18")
-_TEXT_BEFORE = (*_TEXT, "train.text_pretraining.joint_weight=0", "train.max_epochs=10")
 _REFINED_GENTLY = ("refine.max_epochs=2", "refine.lr.peak=2e-5", "refine.cross_entropy_weight=0.5")
 SYSTEMS: Mapping[str, Sequence[str]] = {
     "soft_attention": (),
@@ -72,14 +71,10 @@ SYSTEMS: Mapping[str, Sequence[str]] = {
     "refined": ("refine.max_epochs=4", "refine.lr.peak=5e-5"),
     "refined_gently": _REFINED_GENTLY,
     "refined_greedy": ("refine.max_epochs=2", "refine.lr.peak=5e-5", "refine.baseline=greedy"),
-    "top_down_refined": ("train.decoder.kind=top_down", "refine.max_epochs=4", "refine.lr.peak=5e-5"),
-    "adaptive_refined": ("train.decoder.kind=adaptive", "refine.max_epochs=4", "refine.lr.peak=5e-5"),
     "text": _TEXT,
     "text_guided": (*_TEXT, "generate.search.guidance_scale=1.1"),
     "text_refined_gently": (*_TEXT, *_REFINED_GENTLY),
-    "text_before": _TEXT_BEFORE,
-    "text_before_guided": (*_TEXT_BEFORE, "generate.search.guidance_scale=1.2"),
-    "text_before_refined_gently": (*_TEXT_BEFORE, *_REFINED_GENTLY),
+    "text_before": (*_TEXT, "train.text_pretraining.joint_weight=0", "train.max_epochs=10"),
 }
 """Changes of each system of gridcap to `SETTINGS`."""
 SEARCHES = {"greedy": 1, "beam 5": 5}
