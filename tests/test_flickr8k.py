@@ -45,7 +45,7 @@ def test_official_token_file_groups_captions_by_name(tmp_path: Path) -> None:
         ("a.jpg,A dog .\n", 1, "'image,caption'"),
         ("", 1, "'image,caption'"),
         ('image,caption\na.jpg,A\nb.jpg,"A dog\n', 3, "not valid CSV"),
-        ("image,caption\na.jpg,A\nb.jpg,A cat, sleeping\n", 3, "has 3 columns, the header 2"),
+        ("image,caption\na.jpg,A\nb.jpg,A cat, sleeping\n", 3, "expected 2 columns, got 3"),
         ("a.jpg#0\tA\nb.jpg A cat\n", 2, "'b.jpg A cat'"),
     ],
 )
@@ -88,6 +88,15 @@ def test_flickr30k_table_keeps_commas_and_reports_the_row_without_its_second_bar
         "3.jpg": [""],
     }
     assert parse(path, ".").malformed_rows == [f"{path}:4 (2.jpg)"]
+
+
+def test_csv_may_have_other_columns_and_rows_that_lack_some(tmp_path: Path) -> None:
+    path = tmp_path / "captions.csv"
+    path.write_text('Caption,id,Image\n"A dog, running",7,a.jpg\nA cat,8\n,,\n')
+    assert captions_by_file(path) == {"a.jpg": ["A dog, running"]}
+    assert parse(path, ".").unmatched_captions == [f"{path}:3 (no image name)"]
+    path.write_text("image,id,caption\na.jpg,7,A dog\nb.jpg,8\n")
+    assert parse(path, ".").malformed_rows == [f"{path}:3 (b.jpg)"]
 
 
 @pytest.mark.parametrize("content", ["image,caption\na.jpg\n", "a.jpg#0\tA\na.jpg#1\n"])

@@ -78,7 +78,7 @@ def score(captions: Mapping[int, Words], references: Mapping[int, Sequence[Words
         tables=compute_metrics(corpus, with_meteor=False, with_spice=False).tables,
         num_distinct=len({tuple(words) for words in corpus.hypotheses}),
         mean_length=float(np.mean([len(words) for words in corpus.hypotheses])),
-        usage={name: float(metrics[name] or 0) for name in _USAGE},
+        usage={name: float("nan") if (value := metrics[name]) is None else float(value) for name in _USAGE},
         overused=[f"{word.phrase[0]} {word.said} ({word.right})" for word in usage.overused_words],
     )
 

@@ -45,7 +45,7 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         return F.linear(inputs, weight, bias)
     # Of rows, so that no view is made inside of the function, which could not be changed in place.
     outputs: Tensor = _Linear.apply(inputs.flatten(0, -2), weight, bias)  # type: ignore[no-untyped-call]
-    return outputs.view(*inputs.shape[:-1], -1)
+    return outputs.view(*inputs.shape[:-1], len(weight))
 
 
 class ConstantWeight:
@@ -68,7 +68,7 @@ class ConstantWeight:
         if self._packed is None:
             return inputs @ self._weight
         outputs: Tensor = _PackedProduct.apply(inputs.flatten(0, -2), *self._packed)  # type: ignore[no-untyped-call]
-        return outputs.view(*inputs.shape[:-1], -1)
+        return outputs.view(*inputs.shape[:-1], outputs.shape[-1])
 
 
 def constant_linear(layer: nn.Linear, num_rows: int) -> Callable[[Tensor], Tensor]:

@@ -79,7 +79,7 @@ class TrainParams:
     decoder: DecoderParams
     text: Annotated[Path | None, DEPENDENCY]
     """File of captions without images to learn from, or folder of such files: one caption a line, CSV with the header
-    `image,caption`, or COCO JSON; null for none. `tokenize` reads the file."""
+    `image,caption` or `caption`, or COCO JSON; null for none. `tokenize` reads the file."""
     text_pretraining: TextPretrainingParams | None
     """Training on the text; null disables it, and the text only adds words to the vocabulary."""
     batch_size: Annotated[int, Field(ge=1, le=4096)]

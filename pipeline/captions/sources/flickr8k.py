@@ -28,6 +28,7 @@ _BAR_LINE = re.compile(r"(?P<name>[^|]+)\|\s*\d+\s*\|(?P<caption>.*)")
 _TOKEN_LINE = re.compile(r"(?P<name>[^\t]+)#\d+\t(?P<caption>.*)")
 _NAME_ONLY_LINE = re.compile(r"(?P<name>[^\t]+)#\d+\s*")
 _TOKEN_FORMAT = "'NAME#0', a tab and the caption"
+_MAX_HEADER = 10_000  # characters of the first line that are read as a header
 _MAX_SHOWN = 80  # characters of a malformed line in an error message
 
 
@@ -54,7 +55,7 @@ def parse(path: Path, folder: str) -> ParsedFile:
     Raises:
         UserError: The file is missing, or a line has neither format.
     """
-    rows = read_rows(path, (_NAME_COLUMN, _CAPTION_COLUMN))
+    rows = read_rows(path)
     if rows is None:
         first_line = read_text(path).partition("\n")[0].strip()
         raise UserError(
@@ -77,12 +78,13 @@ def parse(path: Path, folder: str) -> ParsedFile:
     )
 
 
-def read_rows(path: Path, columns: Sequence[str] = (_CAPTION_COLUMN,)) -> Iterator[Row] | None:
+def read_rows(path: Path, needs_names: bool = True) -> Iterator[Row] | None:
     """Read the rows of a file in one of the formats of `parse`.
 
     Args:
         path: The caption file.
-        columns: Columns that a CSV file must have. Rows without the column of names have an empty name.
+        needs_names: Whether CSV must name the images. Otherwise it may have the column `caption` alone, and its rows
+            have an empty name.
 
     Returns:
         The rows; None if the first line has none of the formats.
@@ -92,12 +94,17 @@ def read_rows(path: Path, columns: Sequence[str] = (_CAPTION_COLUMN,)) -> Iterat
     """
     text = read_text(path)
     first_line = text.partition("\n")[0].strip()
-    header = [column.strip().strip('"').lower() for column in first_line.split(",")]
-    if all(header.count(column) == 1 for column in columns):
-        return _parse_csv(path, text, header)
+    if _TOKEN_LINE.fullmatch(first_line):
+        return _parse_token_lines(path, text)
     if [column.strip() for column in first_line.split("|")] == _BAR_HEADER:
         return _parse_bar_lines(text)
-    return _parse_token_lines(path, text) if _TOKEN_LINE.fullmatch(first_line) else None
+    header = [
+        column.strip().lower() for column in next(csv.reader([first_line[:_MAX_HEADER]], skipinitialspace=True), [])
+    ]
+    has_names = header.count(_NAME_COLUMN) == header.count(_CAPTION_COLUMN) == 1
+    if has_names or (header == [_CAPTION_COLUMN] and not needs_names):
+        return _parse_csv(path, text, header)
+    return None
 
 
 def _make_image(path: Path, folder: str, name: str, rows: list[Row]) -> ParsedImage:
@@ -112,10 +119,10 @@ def _make_image(path: Path, folder: str, name: str, rows: list[Row]) -> ParsedIm
     )
 
 
-def _parse_csv(path: Path, text: str, header: Sequence[str]) -> Iterator[Row]:
+def _parse_csv(path: Path, content: str, header: Sequence[str]) -> Iterator[Row]:
     name = header.index(_NAME_COLUMN) if _NAME_COLUMN in header else None
     caption = header.index(_CAPTION_COLUMN)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
+    reader = csv.reader(io.StringIO(content, newline=""), strict=True, skipinitialspace=True)
     faults = []
     line = 1
     try:
@@ -123,12 +130,13 @@ def _parse_csv(path: Path, text: str, header: Sequence[str]) -> Iterator[Row]:
         # A quoted caption may contain line breaks, so a row starts on the line after the end of the previous row.
         line = reader.line_num + 1
         for columns in reader:
-            if len(columns) == len(header):
-                yield Row(line, "" if name is None else columns[name].strip(), columns[caption])
-            elif len(columns) == 1 and name == 0:
-                yield Row(line, columns[0].strip(), "")
-            elif columns:
-                faults.append(f"{path}:{line}: has {len(columns)} columns, the header {len(header)}")
+            if len(columns) > len(header):
+                faults.append(f"{path}:{line}: expected {len(header)} columns, got {len(columns)}")
+            elif any(column.strip() for column in columns):
+                row_name = columns[name].strip() if name is not None and name < len(columns) else ""
+                has_only_name = len(columns) == 1 and name == 0
+                text = columns[caption] if len(columns) == len(header) else "" if has_only_name else None
+                yield Row(line, row_name, text)
             line = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"{path}:{line}: not valid CSV ({error}). Fix the quotes.") from error

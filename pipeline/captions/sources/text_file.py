@@ -12,6 +12,7 @@ from pipeline.errors import UserError, summarize
 
 _README = "README.md"
 _TABLE_SUFFIXES = (".csv", ".tsv")
+_LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 _IMAGE_NAME = re.compile(r"[^\s,;|\"']\.(jpe?g|png|gif|bmp|webp|tiff?)\b", re.IGNORECASE)
 
 
@@ -30,8 +31,8 @@ def read_text_captions(path: Path) -> list[TextCaption]:
     """Read a file of captions, or all files of a folder but its README.md and hidden files.
 
     A file `*.json` is read as a COCO caption file. A file that begins as a Flickr caption file, such as CSV with the
-    header `image,caption`, is read as one; CSV needs only the column `caption`. Every other file has one caption a
-    line, but for `*.csv` and `*.tsv`, which must have that header.
+    header `image,caption`, is read as one, and so is CSV with the header `caption`. In any other file, each line is a
+    caption, but other files `*.csv` and `*.tsv` are refused.
 
     Args:
         path: The file or folder. An empty folder has no captions.
@@ -54,12 +55,12 @@ def _read_file(path: Path) -> list[TextCaption]:
     if name.endswith(".json"):
         images = coco.parse(path, ".").images
         entries = [_Entry(caption.location, caption.text, image.file) for image in images for caption in image.captions]
-    elif (rows := flickr8k.read_rows(path)) is not None:
+    elif (rows := flickr8k.read_rows(path, needs_names=False)) is not None:
         entries = [_Entry(f"{path}:{row.line}", row.caption, row.name or None) for row in rows]
-    elif name.endswith(_TABLE_SUFFIXES):
+    elif name.endswith(_TABLE_SUFFIXES) and read_text(path).strip():
         raise UserError(
-            f"{path}:1: is no header with a column 'caption', separated by commas. Add a header, such as"
-            " 'image,caption', or rename the file to .txt if it has one caption a line."
+            f"{path}:1: expected a header with the columns 'image' and 'caption', or 'caption' alone, separated by"
+            " commas. Add or correct the header, or rename the file to .txt if each line is a caption."
         )
     else:
         entries = list(_read_lines(path))
@@ -68,12 +69,12 @@ def _read_file(path: Path) -> list[TextCaption]:
 
 
 def _read_lines(path: Path) -> Iterator[_Entry]:
-    for line_number, line in enumerate(re.split("\r\n|\r|\n", read_text(path)), start=1):
+    for line_number, line in enumerate(_LINE_BREAK.split(read_text(path)), start=1):
         # Read as captions, the rows of a table would hide the names of val and test images.
         if _IMAGE_NAME.search(line):
             raise UserError(
-                f"{path}:{line_number}: has the name of an image, but the first line is no header with a column"
-                " 'caption'. Add the header 'image,caption', or remove the names."
+                f"{path}:{line_number}: has the name of an image, but the first line is not a header with the columns"
+                " 'image' and 'caption'. Add the header, or remove the names."
             )
         if line.strip():
             yield _Entry(f"{path}:{line_number}", line)
