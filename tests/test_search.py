@@ -313,7 +313,7 @@ def test_captions_do_not_depend_on_the_batch(method: str, kind: DecoderKind) -> 
             [decoder], MORE_WORDS, grids[start : start + 2], image_ids[start : start + 2], params
         )
     ]
-    assert len({tuple(captions[0].words) for captions in together}) > 1
+    assert len({len(captions[0].words) for captions in together}) > 1
     for results in (reversed_order, in_pairs):
         for captions, expected in zip(results, together, strict=True):
             assert [caption.words for caption in captions] == [caption.words for caption in expected]

@@ -293,7 +293,7 @@ def test_the_reward_rises(data: Path, tmp_path: Path, kind: DecoderKind) -> None
     rewards = [row["train_reward"] for row in history]
     assert rewards[0] is None
     assert rewards[-1] > rewards[1] + 0.1
-    assert len({row["val_cider"] for row in history}) > 1
+    assert max(row["val_cider"] for row in history) > history[0]["val_cider"]
 
 
 def test_the_trained_model_is_selected_if_no_epoch_is_better(data: Path, tmp_path: Path, model: TrainedModel) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.metrics.bootstrap import Interval, Resampling, Table, paired_difference, score_interval
 from pipeline.metrics.caption_scores import CORPUS_SCORES, compute_metrics
 from pipeline.metrics.corpus import Corpus, Words
-from pipeline.metrics.diversity import ends_badly
+from pipeline.metrics.diversity import diversity
 from pipeline.metrics.tokenizers import SPACY
 from pipeline.metrics.word_usage import word_usage
 
@@ -70,10 +70,7 @@ def score(captions: Mapping[int, Words], references: Mapping[int, Sequence[Words
         tokenization=SPACY,
     )
     usage = word_usage(captions, {image_id: references[image_id] for image_id in image_ids})
-    metrics = usage.metrics | {
-        "bad_endings": float(np.mean([ends_badly(words) for words in corpus.hypotheses])),
-        "vocab_size": len({word for words in corpus.hypotheses for word in words}),
-    }
+    metrics = usage.metrics | diversity(corpus.hypotheses, vocabulary=frozenset(), train_captions=frozenset())
     return SystemScores(
         tables=compute_metrics(corpus, with_meteor=False, with_spice=False).tables,
         num_distinct=len({tuple(words) for words in corpus.hypotheses}),

@@ -43,7 +43,7 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     """
     if not _uses_onednn(inputs, weight.numel(), inputs.numel() // inputs.shape[-1]):
         return F.linear(inputs, weight, bias)
-    # Of rows, so that no view is made inside of the function, which could not be changed in place.
+    # The function gets rows: a view that it made itself could not be changed in place.
     outputs: Tensor = _Linear.apply(inputs.flatten(0, -2), weight, bias)  # type: ignore[no-untyped-call]
     return outputs.view(*inputs.shape[:-1], len(weight))
 

@@ -16,11 +16,12 @@ from pipeline.captions.records import SPLITS, Policy, Record, Split, escapes_roo
 from pipeline.captions.sources import coco, flickr8k, karpathy
 from pipeline.captions.sources.image_digests import image_md5s
 from pipeline.captions.sources.parsed_file import (
-    CONTROL_CHARACTER,
     ParsedFile,
     ParsedImage,
     SourceCaption,
+    has_control_characters,
     id_from_path,
+    locate_control_characters,
     require_relative,
 )
 from pipeline.captions.sources.splits import Splits, assign_splits
@@ -155,11 +156,7 @@ def prepare(params: DatasetParams) -> tuple[list[Record], PreparedCounts, dict[s
         "unmatched_captions": unmatched_captions,
         "malformed_rows": malformed_rows,
         "empty_captions": [caption.location for caption in captions if not caption.text.strip()],
-        "control_characters": [
-            f"{caption.location} ({match[0]!r})"
-            for caption in captions
-            if (match := CONTROL_CHARACTER.search(caption.text))
-        ],
+        "control_characters": locate_control_characters(captions),
         "uncaptioned_images": [
             *assignment.unknown_images,
             *(_describe(image) for image in uncaptioned if not _has_unaccepted(image)),
@@ -305,7 +302,7 @@ def _make_record(image: ParsedImage, split: Split) -> Record | None:
     captions = tuple(
         text
         for caption in image.captions
-        if (text := caption.text.strip()) and not CONTROL_CHARACTER.search(caption.text)
+        if (text := caption.text.strip()) and not has_control_characters(caption.text)
     )
     if not captions:
         return None

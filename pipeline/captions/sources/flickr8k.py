@@ -28,7 +28,7 @@ _BAR_LINE = re.compile(r"(?P<name>[^|]+)\|\s*\d+\s*\|(?P<caption>.*)")
 _TOKEN_LINE = re.compile(r"(?P<name>[^\t]+)#\d+\t(?P<caption>.*)")
 _NAME_ONLY_LINE = re.compile(r"(?P<name>[^\t]+)#\d+\s*")
 _TOKEN_FORMAT = "'NAME#0', a tab and the caption"
-_MAX_HEADER = 10_000  # characters of the first line that are read as a header
+_MAX_HEADER = 10_000  # characters of the first line that are read as a header; the csv module refuses long fields
 _MAX_SHOWN = 80  # characters of a malformed line in an error message
 
 
@@ -55,9 +55,10 @@ def parse(path: Path, folder: str) -> ParsedFile:
     Raises:
         UserError: The file is missing, or a line has neither format.
     """
-    rows = read_rows(path)
+    text = read_text(path)
+    rows = parse_rows(path, text)
     if rows is None:
-        first_line = read_text(path).partition("\n")[0].strip()
+        first_line = text.partition("\n")[0].strip()
         raise UserError(
             f"{path}:1: expected the header 'image,caption' or '{'| '.join(_BAR_HEADER)}', or {_TOKEN_FORMAT}, got "
             f"{first_line[:_MAX_SHOWN]!r}. Add the header, or change dataset.format."
@@ -78,11 +79,12 @@ def parse(path: Path, folder: str) -> ParsedFile:
     )
 
 
-def read_rows(path: Path, needs_names: bool = True) -> Iterator[Row] | None:
-    """Read the rows of a file in one of the formats of `parse`.
+def parse_rows(path: Path, text: str, needs_names: bool = True) -> Iterator[Row] | None:
+    """Parse the rows of a file in one of the formats of `parse`.
 
     Args:
-        path: The caption file.
+        path: The caption file, for error messages.
+        text: Its content.
         needs_names: Whether CSV must name the images. Otherwise it may have the column `caption` alone, and its rows
             have an empty name.
 
@@ -90,9 +92,8 @@ def read_rows(path: Path, needs_names: bool = True) -> Iterator[Row] | None:
         The rows; None if the first line has none of the formats.
 
     Raises:
-        UserError: The file is missing, or another line does not have the format of the first.
+        UserError: A line after the first does not have its format.
     """
-    text = read_text(path)
     first_line = text.partition("\n")[0].strip()
     if _TOKEN_LINE.fullmatch(first_line):
         return _parse_token_lines(path, text)

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, NamedTuple
@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 REMEDY = "Fix the file, or correct its path or, for a dataset, dataset.format in params.yaml."
 """What to do about a caption or split file that is missing or malformed."""
 
-CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 """Control characters, except the tab and the line breaks, which a caption may contain."""
 
 _DIGITS = re.compile(r"\d{1,19}", re.ASCII)
@@ -82,6 +82,20 @@ class ParsedFile:
 def is_accepted(annotation: Mapping[str, Any]) -> bool:
     """Whether VizWiz does not mark an annotation as precanned or rejected."""
     return not (annotation.get("is_precanned") or annotation.get("is_rejected"))
+
+
+def has_control_characters(text: str) -> bool:
+    """Whether a caption has a control character other than the tab and line breaks."""
+    return _CONTROL_CHARACTER.search(text) is not None
+
+
+def locate_control_characters(captions: Iterable[SourceCaption]) -> list[str]:
+    """Return the locations of captions with control characters, each with the first of them."""
+    return [
+        f"{caption.location} ({match[0]!r})"
+        for caption in captions
+        if (match := _CONTROL_CHARACTER.search(caption.text))
+    ]
 
 
 def join_relative(folder: str, *names: str) -> str:

@@ -1,12 +1,11 @@
 """Reader of captions without images: one caption a line, or a caption file of COCO or Flickr."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.captions.sources import coco, flickr8k
-from pipeline.captions.sources.parsed_file import CONTROL_CHARACTER, read_text
+from pipeline.captions.sources.parsed_file import SourceCaption, locate_control_characters, read_text
 from pipeline.captions.text import TextCaption
 from pipeline.errors import UserError, summarize
 
@@ -17,12 +16,10 @@ _IMAGE_NAME = re.compile(r"[^\s,;|\"']\.(jpe?g|png|gif|bmp|webp|tiff?)\b", re.IG
 
 
 class _Entry(NamedTuple):
-    """A caption of a file, or a row without one."""
+    """A row of a file."""
 
-    location: str
-    """File and line, or file and entry, for error messages."""
-    text: str | None
-    """None if the row is malformed."""
+    caption: SourceCaption
+    """Without text if the row has no caption."""
     image: str | None = None
     """As `TextCaption.image`."""
 
@@ -54,42 +51,39 @@ def _read_file(path: Path) -> list[TextCaption]:
     name = path.name.removesuffix(".gz").lower()
     if name.endswith(".json"):
         images = coco.parse(path, ".").images
-        entries = [_Entry(caption.location, caption.text, image.file) for image in images for caption in image.captions]
-    elif (rows := flickr8k.read_rows(path, needs_names=False)) is not None:
-        entries = [_Entry(f"{path}:{row.line}", row.caption, row.name or None) for row in rows]
-    elif name.endswith(_TABLE_SUFFIXES) and read_text(path).strip():
+        entries = [_Entry(caption, image.file) for image in images for caption in image.captions]
+    else:
+        entries = _parse_text(path, name, read_text(path))
+    _check(path, [entry.caption for entry in entries])
+    return [TextCaption(entry.caption.text.strip(), entry.image) for entry in entries]
+
+
+def _parse_text(path: Path, name: str, text: str) -> list[_Entry]:
+    if (rows := flickr8k.parse_rows(path, text, needs_names=False)) is not None:
+        return [_Entry(SourceCaption(row.caption or "", f"{path}:{row.line}"), row.name or None) for row in rows]
+    if name.endswith(_TABLE_SUFFIXES) and text.strip():
         raise UserError(
             f"{path}:1: expected a header with the columns 'image' and 'caption', or 'caption' alone, separated by"
             " commas. Add or correct the header, or rename the file to .txt if each line is a caption."
         )
-    else:
-        entries = list(_read_lines(path))
-    _check(path, entries)
-    return [TextCaption(entry.text.strip(), entry.image) for entry in entries if entry.text]
-
-
-def _read_lines(path: Path) -> Iterator[_Entry]:
-    for line_number, line in enumerate(_LINE_BREAK.split(read_text(path)), start=1):
+    lines = enumerate(_LINE_BREAK.split(text), start=1)
+    captions = [SourceCaption(line, f"{path}:{number}") for number, line in lines if line.strip()]
+    for caption in captions:
         # Read as captions, the rows of a table would hide the names of val and test images.
-        if _IMAGE_NAME.search(line):
+        if _IMAGE_NAME.search(caption.text):
             raise UserError(
-                f"{path}:{line_number}: has the name of an image, but the first line is not a header with the columns"
+                f"{caption.location}: has the name of an image, but the first line is not a header with the columns"
                 " 'image' and 'caption'. Add the header, or remove the names."
             )
-        if line.strip():
-            yield _Entry(f"{path}:{line_number}", line)
+    return [_Entry(caption) for caption in captions]
 
 
-def _check(path: Path, entries: list[_Entry]) -> None:
-    if not entries:
+def _check(path: Path, captions: list[SourceCaption]) -> None:
+    if not captions:
         raise UserError(f"{path}: has no captions. Add captions, or set train.text to null.")
     faults = {
-        "rows without a caption": [entry.location for entry in entries if not (entry.text and entry.text.strip())],
-        "captions with control characters": [
-            f"{entry.location} ({match[0]!r})"
-            for entry in entries
-            if entry.text and (match := CONTROL_CHARACTER.search(entry.text))
-        ],
+        "rows without a caption": [caption.location for caption in captions if not caption.text.strip()],
+        "captions with control characters": locate_control_characters(captions),
     }
     for fault, locations in faults.items():
         if locations:
